@@ -1,0 +1,154 @@
+"""From priors and a design to a PyMC model. The only file that writes the model's graph."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayes_sd.model.design import Design
+from bayes_sd.model.priors import BY_NAME, COEFFICIENTS, DRAFT_COEFFICIENTS, NOISE, POPULATION, Prior
+from bayes_sd.physics.costs import stage_costs
+from bayes_sd.physics.law import outcome, run_scale, spread_variance
+
+if TYPE_CHECKING:
+    import pymc as pm
+
+SPEED = ("speed", "capacity")
+SOFTNESS = 0.01  # rounding of the pole while sampling; see physics.headroom
+LEVELS = ("verifier", "drafter", "system")
+ONES = {f"f_{name}": 1.0 for name in COEFFICIENTS + DRAFT_COEFFICIENTS}
+NO_VERIFIER = {"active": 0.0, "shared": 0.0, "expert": 0.0}
+CENTRED_RUNS = 100  # runs a verifier from which centred effects sample better
+NU = 5.0  # tails of run means: neighbours on shared machines make outliers
+
+
+def _random(name: str) -> Any:
+    import pymc as pm
+
+    prior = BY_NAME[name]
+    dims = prior.dims or None
+    if prior.kind == "lognormal":
+        return pm.LogNormal(name, np.log(prior.a), prior.b, dims=dims)
+    return pm.Normal(name, prior.a, prior.b, dims=dims)
+
+
+def _positive(name: str, priors: tuple[Prior, ...]) -> dict[str, Any]:
+    """Positive scalars as one log-normal vector: a short graph compiles in a fraction of the time."""
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    logs = pm.Normal(
+        f"log_{name}", np.log([p.a for p in priors]), np.array([p.b for p in priors]), dims=name
+    )
+    values = pt.exp(logs)
+    return {p.name: values[i] for i, p in enumerate(priors)}
+
+
+def _effects(design: Design, theta: dict, verifiers: dict, drafters: Any, centred: bool) -> tuple:
+    """Factors (coefficient, level) of verifiers, drafters and systems around the size laws.
+
+    Centred, the sampled value is the log of a level's own cost, which many runs pin down while
+    overhead and slope stay loose; non-centred, it is the standardized effect, which suits few runs.
+    """
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    taus = [_random(name) for name in ("tau_verifier", "tau_drafter", "tau_system")]
+    moe = _random("moe")[:, None] * verifiers["moe"][None, :]
+    dims = [("coefficient", "verifier"), ("draft_coefficient", "drafter"), ("speed", "system")]
+    if not centred:
+        z = [pm.Normal(f"z_{name}", dims=dim) for name, dim in zip(LEVELS, dims, strict=True)]
+        logs = [tau[:, None] * x for tau, x in zip(taus, z, strict=True)]
+        return pt.exp(logs[0] + moe), pt.exp(logs[1]), pt.exp(logs[2])
+    typical = {
+        name: float(np.mean(design.data[name])) for name in ("k", "prompt_tokens", "output_tokens")
+    }
+    sizes = {**verifiers, "drafter": 0.0}
+    law = stage_costs(theta | ONES, sizes, **typical)
+    draft = stage_costs(theta | ONES, {**NO_VERIFIER, "drafter": drafters}, **typical)
+    whole = law.c1_verify + law.c1_experts
+    laws = [
+        pt.log(pt.stack([law.c1_prefill, law.c2_prefill, whole, law.c2_verify])) + moe,
+        pt.log(pt.stack([draft.c1_draft, draft.c2_draft])),
+    ]
+    logs = [
+        pm.Normal(f"log_{name}", mean, tau[:, None], dims=dim)
+        for name, mean, tau, dim in zip(LEVELS[:2], laws, taus[:2], dims[:2], strict=True)
+    ]
+    speed = pm.Normal("log_speed", 0.0, taus[2][0], dims="system")
+    capacity = taus[2][1] * pm.Normal("z_capacity", dims="system")
+    return (
+        pt.exp(logs[0] - laws[0] + moe),
+        pt.exp(logs[1] - laws[1]),
+        pt.exp(pt.stack([speed, capacity])),
+    )
+
+
+def build(design: Design, centred: bool | None = None) -> "pm.Model":
+    """PyMC model of the run means and spreads of e2e latency and TTFT.
+
+    Run data and sizes are ``pm.Data``. `centred` chooses the geometry of the effects, not the
+    model; by default it follows the number of runs a verifier has.
+    """
+    import pymc as pm
+    import pytensor.tensor as pt
+    from pytensor.gradient import disconnected_grad
+
+    if centred is None:
+        centred = len(design.runs) >= CENTRED_RUNS * len(design.levels["verifier"])
+    coords = {
+        "run": np.arange(len(design.runs)),
+        "coefficient": list(COEFFICIENTS),
+        "draft_coefficient": list(DRAFT_COEFFICIENTS),
+        "speed": list(SPEED),
+        "law": [p.name for p in POPULATION],
+        "noise": [p.name for p in NOISE],
+        **design.levels,
+    }
+    with pm.Model(coords=coords) as model:
+        data = {name: pm.Data(name, values) for name, values in design.data.items()}
+        verifiers = {
+            name: pm.Data(f"verifier_{name}", values, dims="verifier")
+            for name, values in design.verifiers.items()
+        }
+        drafters = pm.Data("drafter_size", design.drafters, dims="drafter")
+
+        theta, noise = _positive("law", POPULATION), _positive("noise", NOISE)
+        factors = _effects(design, theta, verifiers, drafters, centred)
+
+        v, d, s = data["verifier_i"], data["drafter_i"], data["system_i"]
+        for names, level, values in zip(
+            (COEFFICIENTS, DRAFT_COEFFICIENTS, SPEED), (v, d, s), factors, strict=True
+        ):
+            theta |= {f"f_{name}": values[j][level] for j, name in enumerate(names)}
+        system = {name: values[v] for name, values in verifiers.items()}
+        system["drafter"] = drafters[d] * data["drafted"]
+        law = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad)
+
+        growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / data["requests"]) ** 0.5
+        sd = run_scale(noise["run_sd"], growing, law.growth)
+        pm.StudentT(
+            "e2e", NU, mu=pt.log(law.e2e_s), sigma=(sd**2 + data["se_e2e"] ** 2) ** 0.5,
+            observed=data["log_e2e"], dims="run",
+        )
+        rows = data["ttft_rows"]
+        sd = run_scale(noise["ttft_sd"], noise["ttft_capacity_sd"], law.growth)
+        pm.StudentT(
+            "ttft", NU, mu=pt.log(law.ttft_s)[rows],
+            sigma=((sd**2 + data["se_ttft"] ** 2) ** 0.5)[rows],
+            observed=data["log_ttft"][rows],
+        )
+        spreads = (
+            ("e2e", "spread", law.others_share * law.c2_s / law.c1_s),
+            ("ttft", "ttft_spread", law.others_share**2),
+        )
+        for metric, name, intensity in spreads:
+            rows = data[f"{name}_rows"]
+            variance = spread_variance(noise[f"{name}_alone"], noise[f"{name}_load"], intensity)
+            # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
+            sampling = 2 / (data["requests"] - 1)
+            pm.Normal(
+                name, mu=pt.log(variance)[rows],
+                sigma=((sampling + (2 * noise["spread_sd"]) ** 2) ** 0.5)[rows],
+                observed=data[f"log_var_{metric}"][rows],
+            )
+    return model

@@ -1,0 +1,185 @@
+"""From a run table to arrays: levels, sizes and workload, for the model and the predictions alike."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sd.errors import EvidenceError, InputError
+
+if TYPE_CHECKING:
+    from bayes_sd.traces import Traces
+
+GIGA = 1e9
+NONE = "none"
+TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
+
+
+def sizes(params: Any, active: Any, experts: Any, per_token: Any) -> dict[str, Any]:
+    """Split parameters (counts) into active, shared and expert parts (1e9) and the idle share.
+
+    All but the experts are used by every token, so ``active = shared + (m / M) expert`` and
+    ``total = shared + expert`` give both parts.
+
+    Returns
+    -------
+    dict
+        ``active``, ``shared``, ``expert`` in 1e9 parameters; ``idle`` = ``1 - m/M`` and its log
+        (0.5 for a dense model, where it does not matter); ``moe`` 0 or 1.
+    """
+    params, active = np.asarray(params, float) / GIGA, np.asarray(active, float) / GIGA
+    experts, per_token = np.asarray(experts, float), np.asarray(per_token, float)
+    moe = (experts > per_token) & (experts > 0)
+    idle = np.where(moe, 1 - per_token / np.where(moe, experts, 1), 0.5)
+    expert = np.where(moe, (params - active) / idle, 0.0)
+    return {
+        "active": active,
+        "shared": params - expert,
+        "expert": expert,
+        "idle": idle,
+        "log_idle": np.log(idle),
+        "moe": moe.astype(float),
+    }
+
+
+def pair_label(verifier: str, drafter: str, acceptance: float) -> str:
+    """Name of a verifier-drafter pair; imposed acceptance makes pairs differ."""
+    return f"{verifier} + {drafter}" + ("" if np.isnan(acceptance) else f" @ {acceptance:g}")
+
+
+@dataclass(frozen=True)
+class Design:
+    """Levels and arrays of one data set.
+
+    `runs` is the table the arrays come from (steady runs, one environment); `levels` the names of
+    the dimensions; `verifiers` and `drafters` the size tables; `data` the arrays over runs.
+    """
+
+    runs: pd.DataFrame
+    levels: dict[str, list[str]]
+    verifiers: dict[str, np.ndarray]
+    drafters: np.ndarray
+    data: dict[str, np.ndarray]
+
+    @property
+    def environment(self) -> str:
+        """The one hardware-and-engine environment of these runs."""
+        return str(self.runs["environment"].iloc[0])
+
+
+def _consistent(runs: pd.DataFrame, key: str, columns: list[str]) -> pd.DataFrame:
+    table = runs.groupby(key, sort=True)[columns].first()
+    bad = runs.groupby(key)[columns].nunique(dropna=False).max(axis=1)
+    if (bad > 1).any():
+        name = bad.index[bad > 1][0]
+        raise InputError(f"{key} {name!r} has runs of different sizes; one name, one size.")
+    return table
+
+
+def build_design(traces: "Traces") -> Design:
+    """Levels and arrays of the steady runs of `traces`.
+
+    Raises
+    ------
+    EvidenceError
+        If no steady run is left, or runs come from several environments.
+    """
+    runs = traces.steady.runs.reset_index(drop=True)
+    runs = runs[runs["e2e_mean_s"].notna() & runs["tokens_per_cycle"].notna()].reset_index(
+        drop=True
+    )
+    if runs.empty:
+        raise EvidenceError("There is no steady run with a mean latency to fit; see check().")
+    environments = sorted(runs["environment"].unique())
+    if len(environments) > 1:
+        raise EvidenceError(
+            f"Runs come from {len(environments)} environments ({', '.join(environments)}); "
+            "fit them one at a time: traces.select(environment=...)."
+        )
+    verifier_table = _consistent(
+        runs,
+        "verifier",
+        ["verifier_params", "verifier_active_params", "experts", "experts_per_token"],
+    )
+    drafted = runs[runs["drafter"] != NONE]
+    drafter_table = _consistent(drafted, "drafter", ["drafter_params"])
+    if drafter_table["drafter_params"].isna().any():
+        name = drafter_table.index[drafter_table["drafter_params"].isna()][0]
+        raise EvidenceError(f"Drafter {name!r} has no drafter_params; the size law needs it.")
+    pair = np.array(
+        [
+            pair_label(v, d, a)
+            for v, d, a in zip(
+                runs["verifier"], runs["drafter"], runs["acceptance_imposed"], strict=True
+            )
+        ],
+        dtype=object,
+    )
+    system = np.where(
+        runs["drafter"] == NONE,
+        runs["verifier"] + " plain",
+        pair + " k=" + runs["draft_tokens"].astype(str),
+    ).astype(object)
+    levels = {
+        "verifier": [str(v) for v in verifier_table.index],
+        "drafter": [str(d) for d in drafter_table.index] or ["(no drafter)"],
+        "system": sorted({str(s) for s in system}),
+    }
+
+    def index(values: Any, level: str) -> np.ndarray:
+        where = {name: i for i, name in enumerate(levels[level])}
+        return np.array([where.get(str(v), 0) for v in values], dtype="int64")
+
+    closed = (runs["loop"] == "closed").to_numpy(float)
+    requests = runs["requests"].to_numpy(float)
+    log_var = {m: runs[f"{m}_log_var"].to_numpy(float) for m in ("e2e", "ttft")}
+    # A run without a variance of its own is left out of the spread; its error bar is borrowed.
+    known = {m: np.isfinite(v) & (v > 0) & (requests > 2) for m, v in log_var.items()}
+    ttft_known = runs["ttft_mean_s"].notna().to_numpy()
+    filled = {
+        m: np.where(known[m], v, np.median(v[known[m]]) if known[m].any() else TYPICAL_LOG_VAR)
+        for m, v in log_var.items()
+    }
+    data = {
+        "verifier_i": index(runs["verifier"], "verifier"),
+        "drafter_i": index(runs["drafter"], "drafter"),
+        "system_i": index(system, "system"),
+        "drafted": (runs["drafter"] != NONE).to_numpy(float),
+        "k": runs["draft_tokens"].to_numpy(float),
+        "prompt_tokens": runs["prompt_tokens"].to_numpy(float),
+        "output_tokens": runs["output_tokens"].to_numpy(float),
+        "tokens_per_cycle": runs["tokens_per_cycle"].to_numpy(float),
+        "closed": closed,
+        "rate_rps": np.where(closed > 0, 0.0, runs["rate_rps"].to_numpy(float)),
+        "others": np.where(closed > 0, runs["concurrency"].to_numpy(float) - 1, 0.0),
+        "requests": requests,
+        "log_e2e": np.log(runs["e2e_mean_s"].to_numpy(float)),
+        "log_ttft": np.where(
+            ttft_known, np.log(runs["ttft_mean_s"].fillna(1.0).to_numpy(float)), 0.0
+        ),
+        "se_e2e": np.sqrt(filled["e2e"] / requests),
+        "se_ttft": np.sqrt(filled["ttft"] / requests),
+        "log_var_e2e": np.log(filled["e2e"]),
+        "log_var_ttft": np.log(filled["ttft"]),
+    }
+    data |= {
+        "ttft_rows": np.flatnonzero(ttft_known),
+        "spread_rows": np.flatnonzero(known["e2e"]),
+        "ttft_spread_rows": np.flatnonzero(ttft_known & known["ttft"]),
+    }
+    runs = runs.assign(system=system, pair=pair)
+    return Design(
+        runs=runs,
+        levels=levels,
+        verifiers=sizes(
+            verifier_table["verifier_params"],
+            verifier_table["verifier_active_params"],
+            verifier_table["experts"],
+            verifier_table["experts_per_token"],
+        ),
+        drafters=drafter_table["drafter_params"].to_numpy(float) / GIGA
+        if len(drafter_table)
+        else np.zeros(1),
+        data=data,
+    )
