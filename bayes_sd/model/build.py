@@ -5,45 +5,53 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayes_sd.model.design import Design
-from bayes_sd.model.priors import BY_NAME, COEFFICIENTS, DRAFT_COEFFICIENTS, NOISE, POPULATION, Prior
+from bayes_sd.model.priors import ALL, COEFFICIENTS, DRAFT_COEFFICIENTS, NOISE, POPULATION, Prior
 from bayes_sd.physics.costs import stage_costs
-from bayes_sd.physics.law import outcome, run_scale, spread_variance
+from bayes_sd.physics.law import NU, SOFTNESS, outcome, run_scale, spread_variance
 
 if TYPE_CHECKING:
     import pymc as pm
 
 SPEED = ("speed", "capacity")
-SOFTNESS = 0.01  # rounding of the pole while sampling; see physics.headroom
+
+Priors = dict[str, Prior]
 LEVELS = ("verifier", "drafter", "system")
+EFFECT_DIMS = (
+    ("coefficient", "verifier"),
+    ("draft_coefficient", "drafter"),
+    ("speed", "system"),
+)
 ONES = {f"f_{name}": 1.0 for name in COEFFICIENTS + DRAFT_COEFFICIENTS}
 NO_VERIFIER = {"active": 0.0, "shared": 0.0, "expert": 0.0}
 CENTRED_RUNS = 100  # runs a verifier from which centred effects sample better
-NU = 5.0  # tails of run means: neighbours on shared machines make outliers
 
 
-def _random(name: str) -> Any:
+def _random(prior: Prior) -> Any:
     import pymc as pm
 
-    prior = BY_NAME[name]
+    name = prior.name
     dims = prior.dims or None
     if prior.kind == "lognormal":
         return pm.LogNormal(name, np.log(prior.a), prior.b, dims=dims)
     return pm.Normal(name, prior.a, prior.b, dims=dims)
 
 
-def _positive(name: str, priors: tuple[Prior, ...]) -> dict[str, Any]:
+def _positive(name: str, which: tuple[Prior, ...], by_name: Priors) -> dict[str, Any]:
     """Positive scalars as one log-normal vector: a short graph compiles in a fraction of the time."""
     import pymc as pm
     import pytensor.tensor as pt
 
+    priors = [by_name[p.name] for p in which]
     logs = pm.Normal(
-        f"log_{name}", np.log([p.a for p in priors]), np.array([p.b for p in priors]), dims=name
+        f"log_{name}", np.log([p.a for p in priors]), np.array([p.b for p in priors]), dims=f"{name}_term"
     )
-    values = pt.exp(logs)
+    values = pm.Deterministic(name, pt.exp(logs), dims=f"{name}_term")
     return {p.name: values[i] for i, p in enumerate(priors)}
 
 
-def _effects(design: Design, theta: dict, verifiers: dict, drafters: Any, centred: bool) -> tuple:
+def _effects(
+    design: Design, theta: dict, verifiers: dict, drafters: Any, by_name: Priors, centred: bool
+) -> tuple:
     """Factors (coefficient, level) of verifiers, drafters and systems around the size laws.
 
     Centred, the sampled value is the log of a level's own cost, which many runs pin down while
@@ -52,11 +60,10 @@ def _effects(design: Design, theta: dict, verifiers: dict, drafters: Any, centre
     import pymc as pm
     import pytensor.tensor as pt
 
-    taus = [_random(name) for name in ("tau_verifier", "tau_drafter", "tau_system")]
-    moe = _random("moe")[:, None] * verifiers["moe"][None, :]
-    dims = [("coefficient", "verifier"), ("draft_coefficient", "drafter"), ("speed", "system")]
+    taus = [_random(by_name[name]) for name in ("tau_verifier", "tau_drafter", "tau_system")]
+    moe = _random(by_name["moe"])[:, None] * verifiers["moe"][None, :]
     if not centred:
-        z = [pm.Normal(f"z_{name}", dims=dim) for name, dim in zip(LEVELS, dims, strict=True)]
+        z = [pm.Normal(f"z_{name}", dims=dim) for name, dim in zip(LEVELS, EFFECT_DIMS, strict=True)]
         logs = [tau[:, None] * x for tau, x in zip(taus, z, strict=True)]
         return pt.exp(logs[0] + moe), pt.exp(logs[1]), pt.exp(logs[2])
     typical = {
@@ -72,7 +79,7 @@ def _effects(design: Design, theta: dict, verifiers: dict, drafters: Any, centre
     ]
     logs = [
         pm.Normal(f"log_{name}", mean, tau[:, None], dims=dim)
-        for name, mean, tau, dim in zip(LEVELS[:2], laws, taus[:2], dims[:2], strict=True)
+        for name, mean, tau, dim in zip(LEVELS[:2], laws, taus[:2], EFFECT_DIMS[:2], strict=True)
     ]
     speed = pm.Normal("log_speed", 0.0, taus[2][0], dims="system")
     capacity = taus[2][1] * pm.Normal("z_capacity", dims="system")
@@ -83,7 +90,9 @@ def _effects(design: Design, theta: dict, verifiers: dict, drafters: Any, centre
     )
 
 
-def build(design: Design, centred: bool | None = None) -> "pm.Model":
+def build(
+    design: Design, priors: tuple[Prior, ...] = ALL, centred: bool | None = None
+) -> "pm.Model":
     """PyMC model of the run means and spreads of e2e latency and TTFT.
 
     Run data and sizes are ``pm.Data``. `centred` chooses the geometry of the effects, not the
@@ -100,8 +109,8 @@ def build(design: Design, centred: bool | None = None) -> "pm.Model":
         "coefficient": list(COEFFICIENTS),
         "draft_coefficient": list(DRAFT_COEFFICIENTS),
         "speed": list(SPEED),
-        "law": [p.name for p in POPULATION],
-        "noise": [p.name for p in NOISE],
+        "law_term": [p.name for p in POPULATION],
+        "noise_term": [p.name for p in NOISE],
         **design.levels,
     }
     with pm.Model(coords=coords) as model:
@@ -112,8 +121,11 @@ def build(design: Design, centred: bool | None = None) -> "pm.Model":
         }
         drafters = pm.Data("drafter_size", design.drafters, dims="drafter")
 
-        theta, noise = _positive("law", POPULATION), _positive("noise", NOISE)
-        factors = _effects(design, theta, verifiers, drafters, centred)
+        by_name = {p.name: p for p in priors}
+        theta, noise = _positive("law", POPULATION, by_name), _positive("noise", NOISE, by_name)
+        factors = _effects(design, theta, verifiers, drafters, by_name, centred)
+        for name, values, dims in zip(LEVELS, factors, EFFECT_DIMS, strict=True):
+            pm.Deterministic(f"factor_{name}", values, dims=dims)
 
         v, d, s = data["verifier_i"], data["drafter_i"], data["system_i"]
         for names, level, values in zip(

@@ -258,4 +258,3 @@ NOISE = (
 )
 
 ALL = POPULATION + EFFECTS + NOISE
-BY_NAME = {p.name: p for p in ALL}

@@ -6,6 +6,10 @@ from bayes_sd.physics.costs import Cycle, Stages, combine, stage_costs
 from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
 from bayes_sd.physics.steady import headroom, latency_closed, utilization
 
+NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
+SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
+
+
 class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 

@@ -1,0 +1,161 @@
+"""LatencyModel: priors and choices, printable, and the way from traces to a Fit."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from bayes_sd.errors import InputError
+from bayes_sd.inference.fit import ConvergenceError, Fit, assemble
+from bayes_sd.inference.gate import diagnose
+from bayes_sd.inference.sample import Sampling, sample
+from bayes_sd.model.design import build_design
+from bayes_sd.model.priors import ALL, Prior
+
+if TYPE_CHECKING:
+    import pymc as pm
+
+    from bayes_sd.traces import Traces
+
+
+@dataclass(frozen=True, repr=False)
+class LatencyModel:
+    r"""Hierarchical latency model of plain and speculative decoding, dense and MoE.
+
+    .. math::
+        L = C_1 + B\,C_2,\quad B = \lambda L,\qquad
+        C_i = c_{i,prefill} + \tfrac{g}{E}(c_{i,verify} + k\,c_{i,draft})
+
+    Each stage cost is (overhead + slope x size x length) x a factor of its verifier or drafter, and
+    each server has a speed and a capacity of its own; all factors are partially pooled. Mean
+    end-to-end latency, mean TTFT and the spread of both are fitted jointly over all runs.
+
+    Parameters
+    ----------
+    priors : tuple of Prior
+        See ``print(model)``; change one with :meth:`with_prior`.
+
+    References
+    ----------
+    arXiv 2605.15051, equations (1)-(4).
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> print(bsd.LatencyModel())                       # doctest: +ELLIPSIS
+    LatencyModel...
+    >>> fit = bsd.LatencyModel().fit(bsd.read_traces("runs/"), seed=1)     # doctest: +SKIP
+    """
+
+    priors: tuple[Prior, ...] = field(default=ALL)
+
+    def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
+        """The same model with one prior changed.
+
+        Parameters
+        ----------
+        name : str
+            A name shown by ``print(model)``.
+        **changes
+            ``a`` (median of a log-normal, mean of a normal), ``b`` (its log-sd or sd), ``reason``.
+
+        Raises
+        ------
+        InputError
+            If no prior has this name.
+
+        Examples
+        --------
+        >>> import bayes_sd as bsd
+        >>> model = bsd.LatencyModel().with_prior("s_pass", a=5e-4, b=0.5, reason="4 TB/s card")
+        """
+        known = [p.name for p in self.priors]
+        if name not in known:
+            raise InputError(f"No prior is called {name!r}; known: {', '.join(known)}.")
+        return LatencyModel(
+            tuple(replace(p, **changes) if p.name == name else p for p in self.priors)
+        )
+
+    def __repr__(self) -> str:
+        lines = [
+            "LatencyModel: L = C1 + B C2, B = rate x L;  C = prefill + g/E (verify + k draft)",
+            "",
+            f"{'prior':<18} {'90% interval':>22}  {'unit':<27} what it is, and why this prior",
+        ]
+        for p in self.priors:
+            low, high = p.interval()
+            lines.append(
+                f"{p.name:<18} {f'{low:.2g} .. {high:.2g}':>22}  {p.unit:<27} "
+                f"{p.meaning}: {p.reason}"
+            )
+        return "\n".join([*lines, "", "next: model.fit(traces, seed=1)"])
+
+    def build(self, traces: "Traces") -> "pm.Model":
+        """PyMC model of the steady runs of `traces`, for those who want to look inside.
+
+        Parameters
+        ----------
+        traces : Traces
+
+        Returns
+        -------
+        pymc.Model
+
+        Raises
+        ------
+        EvidenceError
+            If there is no steady run, or there are several environments.
+        """
+        from bayes_sd.model.build import build
+
+        return build(build_design(traces), self.priors)
+
+    def fit(
+        self,
+        traces: "Traces",
+        *,
+        seed: int = 1,
+        draws: int = 1000,
+        tune: int = 1000,
+        chains: int = 4,
+        target_accept: float = 0.9,
+        sampler: str = "auto",
+        progress: bool | None = None,
+    ) -> Fit:
+        """Sample the posterior and return it, or refuse it.
+
+        Parameters
+        ----------
+        traces : Traces
+            Runs of one environment; saturated ones are left out.
+        seed : int
+            Equal seeds give equal draws.
+        draws, tune, chains : int
+            Kept and discarded draws per chain, and chains.
+        target_accept : float
+            Step size target in (0, 1).
+        sampler : {"auto", "nutpie", "pymc"}
+            "auto" is nutpie, or PyMC's NUTS where nutpie is not installed.
+        progress : bool, optional
+            Progress bar; by default on a terminal.
+
+        Returns
+        -------
+        Fit
+
+        Raises
+        ------
+        ConvergenceError
+            If R-hat > 1.01, an effective sample size < 400, a divergence or a non-finite draw
+            is found; carries ``fit`` and ``table``.
+        EvidenceError
+            If there is no steady run, or there are several environments.
+        """
+        from bayes_sd.model.build import build
+
+        design = build_design(traces)
+        how = Sampling(draws, tune, chains, target_accept, sampler)
+        tree, used = sample(build(design, self.priors), how, seed, progress)
+        convergence = diagnose(tree)
+        fit = assemble(tree, design, traces, self.priors, how, seed, used, convergence)
+        if convergence.complaints:
+            raise ConvergenceError(fit, convergence)
+        return fit

@@ -1,0 +1,118 @@
+"""Speculative against plain decoding: probability, speedup, break-even."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.physics.steady import pole
+from bayes_sd.predict.answers import SAMPLE, BreakEven
+from bayes_sd.predict.latency import arm_outcome, arms, latency
+from bayes_sd.predict.load import grid
+from bayes_sd.predict.system import System, default_system
+
+if TYPE_CHECKING:
+    from bayes_sd.inference.fit import Fit
+
+HALVINGS = 40  # of the bracket of a break-even rate: a relative error of 1e-12
+
+
+def _require_plain(fit: "Fit", system: System) -> None:
+    runs = fit.runs
+    plain = runs[runs["arm"] == "plain"]
+    if isinstance(system.verifier, str):
+        plain = plain[plain["verifier"] == system.verifier]
+    if plain.empty:
+        name = system.verifier if isinstance(system.verifier, str) else "any verifier"
+        raise EvidenceError(
+            f"No plain run of {name} was fitted, so P(SD beats plain) has nothing to stand on: "
+            "measure the same server without a drafter."
+        )
+
+
+def prob_faster(
+    fit: "Fit", load: xr.Dataset, k: Any, system: System | None, of: str, seed: int
+) -> xr.Dataset:
+    """See :meth:`bayes_sd.Fit.prob_faster`."""
+    if of not in ("mean", "run", "request"):
+        raise InputError(f"of = {of!r}: must be 'mean', 'run' or 'request'.")
+    ks = arms(k, lowest=1)
+    system = system or default_system(fit, True)
+    _require_plain(fit, system)
+    draws = latency(fit, load, [0, *ks], system, "e2e", seed).draws
+    value, stuck = draws[f"{of}_s"], draws["saturated"]
+    plain, sd = value.sel(k=0, drop=True), value.sel(k=ks)
+    both = (stuck.sel(k=0, drop=True) & stuck.sel(k=ks)).mean(SAMPLE)
+    faster = (sd < plain).mean(SAMPLE)
+    # The labels sort by how far they reach: the worse of the two arms is the smaller word.
+    label = np.minimum(draws["support"].sel(k=ks), draws["support"].sel(k=0, drop=True))
+    return xr.Dataset(
+        {
+            "prob_faster": faster,
+            "prob_slower": 1 - faster - both,
+            "prob_both_saturated": both,
+            "support": label,
+        }
+    )
+
+
+def speedup(
+    fit: "Fit", load: xr.Dataset, k: Any, system: System | None, seed: int
+) -> xr.DataArray:
+    """See :meth:`bayes_sd.Fit.speedup`."""
+    ks = arms(k, lowest=1)
+    system = system or default_system(fit, True)
+    _require_plain(fit, system)
+    mean = latency(fit, load, [0, *ks], system, "e2e", seed).draws["mean_s"]
+    with np.errstate(invalid="ignore"):
+        return (mean.sel(k=0, drop=True) / mean.sel(k=ks)).rename("speedup")
+
+
+def break_even(
+    fit: "Fit", k: Any, system: System | None, prompt: float, output: float, seed: int
+) -> BreakEven:
+    """See :meth:`bayes_sd.Fit.break_even`."""
+    ks = arms(k, lowest=1)
+    system = system or default_system(fit, True)
+    _require_plain(fit, system)
+    parts = [_crossing(fit, one, system, prompt, output, seed) for one in ks]
+    data = xr.concat(parts, dim=xr.DataArray(ks, dims="k", name="k"))
+    data["rate_rps"].attrs["units"] = "requests/s"
+    return BreakEven(data)
+
+
+def _crossing(
+    fit: "Fit", k: int, system: System, prompt: float, output: float, seed: int
+) -> xr.Dataset:
+    """Bisection over the draws at once: the experts' fixed point has no closed form.
+
+    Without experts it agrees with :func:`bayes_sd.physics.break_even_rate`.
+    """
+    load = grid(rps=0.0, prompt=prompt, output=output)
+
+    def faster(rate: Any) -> Any:
+        at = load.assign(rate_rps=rate)
+        sd = arm_outcome(fit, system, k, at, seed)[1]
+        plain = arm_outcome(fit, system, 0, at, seed)[1]
+        return sd.e2e_s < plain.e2e_s
+
+    idle = {arm: arm_outcome(fit, system, arm, load, seed)[1] for arm in (0, k)}
+    capacity = {arm: pole(law.c2_s) for arm, law in idle.items()}
+    at_rest = idle[k].e2e_s < idle[0].e2e_s
+    under_load = capacity[k] > capacity[0]
+    low = xr.zeros_like(capacity[0])
+    high = np.minimum(capacity[0], capacity[k])
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        as_at_rest = faster(middle) == at_rest
+        low, high = xr.where(as_at_rest, middle, low), xr.where(as_at_rest, high, middle)
+    crosses = at_rest != under_load
+    rate = ((low + high) / 2).where(crosses)
+    outcome = xr.where(
+        crosses, xr.where(at_rest, "below", "above"), xr.where(at_rest, "always", "never")
+    )
+    typical = float(rate.median()) if bool(crosses.any()) else float(high.median()) / 2
+    at = load.assign(rate_rps=xr.DataArray(typical))
+    labels = latency(fit, at, [0, k], system, "e2e", seed).draws["support"]
+    return xr.Dataset({"rate_rps": rate, "outcome": outcome, "support": min(labels.values)})

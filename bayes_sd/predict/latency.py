@@ -1,0 +1,124 @@
+"""Posterior predictive latency of a system over loads."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from bayes_sd.errors import InputError
+from bayes_sd.physics.acceptance import tokens_per_cycle_by_position
+from bayes_sd.physics.law import NU, Outcome, outcome, run_scale, spread_variance
+from bayes_sd.predict.answers import Latency
+from bayes_sd.predict.support import support
+from bayes_sd.predict.system import Resolved, System, acceptance, default_system, resolve
+
+if TYPE_CHECKING:
+    from bayes_sd.inference.fit import Fit
+
+GROWTH_MAX = 1e3  # past the pole the scatter only has to be a number; the latency is infinite
+
+
+def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
+    """Draft lengths asked for, checked.
+
+    Raises
+    ------
+    InputError
+        If one is no whole number of at least `lowest`.
+    """
+    values = np.atleast_1d(np.asarray(k))
+    if values.size == 0 or (values != np.floor(values)).any() or (values < lowest).any():
+        raise InputError(f"k = {k!r}: must be whole numbers of at least {lowest}.")
+    return [int(v) for v in values]
+
+
+def workload(load: xr.Dataset, k: int, tokens_per_cycle: Any) -> dict[str, Any]:
+    """Arguments of the law at a load."""
+    closed = "concurrency" in load
+    return {
+        "k": k,
+        "tokens_per_cycle": tokens_per_cycle,
+        "prompt_tokens": load["prompt_tokens"],
+        "output_tokens": load["output_tokens"],
+        "closed": float(closed),
+        "rate_rps": 0.0 if closed else load["rate_rps"],
+        "others": load["concurrency"] - 1 if closed else 0.0,
+    }
+
+
+def arm_outcome(
+    fit: "Fit", system: System, k: int, load: xr.Dataset, seed: int
+) -> tuple[Resolved, Outcome]:
+    """What the law says of one arm: exact, infinite past the pole."""
+    resolved = resolve(fit, system, k, seed)
+    rates = acceptance(fit, system, resolved.pair, k) if k else []
+    e = tokens_per_cycle_by_position(rates, k)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        law = outcome(resolved.theta, resolved.sizes, workload(load, k, e))
+        # Past the pole the fixed point has no root and infinity times zero is not a number.
+        over = law.utilization >= 1
+        law = law._replace(e2e_s=xr.where(over, np.inf, law.e2e_s))
+    return resolved, law
+
+
+def scatter(fit: "Fit", law: Outcome, metric: str, requests: float = np.inf) -> tuple[Any, Any]:
+    """Scatter of a run's mean (scale of log) and variance of log latency of single requests."""
+    noise = {
+        str(n): fit.posterior["noise"].sel(noise_term=n, drop=True)
+        for n in fit.posterior["noise_term"].values
+    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        growth = xr.where(np.isfinite(law.growth), law.growth, GROWTH_MAX)
+        share = xr.where(np.isfinite(law.others_share), law.others_share, 1.0)
+        share = np.minimum(share, 1.0)
+        if metric == "ttft":
+            scale = run_scale(noise["ttft_sd"], noise["ttft_capacity_sd"], growth)
+            name, intensity = "ttft_spread", share**2
+        else:
+            growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / requests) ** 0.5
+            scale = run_scale(noise["run_sd"], growing, growth)
+            name, intensity = "spread", share * law.c2_s / law.c1_s
+        variance = spread_variance(noise[f"{name}_alone"], noise[f"{name}_load"], intensity)
+    return scale, variance
+
+
+def latency(
+    fit: "Fit", load: xr.Dataset, k: Any, system: System | None, metric: str, seed: int
+) -> Latency:
+    """See :meth:`bayes_sd.Fit.latency`."""
+    if metric not in ("e2e", "ttft"):
+        raise InputError(f"metric = {metric!r}: must be 'e2e' or 'ttft'.")
+    ks = arms(k)
+    system = system or default_system(fit, any(ks))
+    parts = [_arm(fit, load, one, system, metric, seed) for one in ks]
+    data = xr.concat(parts, dim=xr.DataArray(ks, dims="k", name="k"), coords="minimal")
+    for name in ("mean_s", "run_s", "request_s"):
+        data[name].attrs["units"] = "s"
+    return Latency(data)
+
+
+def _arm(
+    fit: "Fit", load: xr.Dataset, k: int, system: System, metric: str, seed: int
+) -> xr.Dataset:
+    resolved, law = arm_outcome(fit, system, k, load, seed)
+    saturated = law.utilization >= 1
+    mean = law.e2e_s if metric == "e2e" else xr.where(saturated, np.inf, law.ttft_s)
+    mean = mean.broadcast_like(load["prompt_tokens"]).broadcast_like(load["output_tokens"])
+    scale, variance = scatter(fit, law, metric)
+    # Arms get their own noise: two servers, two runs.
+    rng = np.random.default_rng([seed, 1 + k])
+    shape = mean.shape
+    run = mean * np.exp(scale * mean.copy(data=rng.standard_t(NU, shape)))
+    request = run * np.exp(
+        np.sqrt(variance) * mean.copy(data=rng.standard_normal(shape)) - variance / 2
+    )
+    return xr.Dataset(
+        {
+            "mean_s": mean,
+            "run_s": run,
+            "request_s": request,
+            "saturated": xr.zeros_like(mean, dtype=bool) | saturated,
+            "support": support(fit, resolved, k, load, law),
+        }
+    ).transpose("chain", "draw", ...)

@@ -1,0 +1,152 @@
+"""The law at the conditions of measured runs: fitted values, and predictions of held-out runs."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.model.design import NONE, build_design
+from bayes_sd.physics.law import NU, SOFTNESS, outcome
+from bayes_sd.predict.latency import scatter
+from bayes_sd.predict.system import Size, System, resolve
+
+if TYPE_CHECKING:
+    from bayes_sd.inference.fit import Fit
+    from bayes_sd.traces import Traces
+
+FITTED_DRAWS = 100  # a chain, for the medians kept with a fit
+
+
+def _thin(fit: "Fit", draws: int) -> "Fit":
+    from bayes_sd.inference.fit import Fit
+
+    step = max(1, fit.tree["posterior"].sizes["draw"] // draws)
+    thin = {
+        name: node.to_dataset().isel(draw=slice(None, None, step))
+        if "draw" in node.sizes
+        else node.to_dataset()
+        for name, node in fit.tree.children.items()
+    }
+    return Fit(xr.DataTree.from_dict(thin))
+
+
+def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
+    """Draws of the law for every run: dims (chain, draw, run).
+
+    A verifier, drafter or server that the fit has not seen is drawn from its population, given its
+    size. Acceptance is the run's own, as it is in the likelihood.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``e2e_s``, ``ttft_s``, ``c1_s``, ``c2_s``, ``share`` (of the latency that others cause),
+        ``scale`` (scatter of the log mean, sampling error of the run's requests included).
+    """
+    known = {
+        level: set(fit.tree["posterior"][level].values.tolist()) for level in ("verifier", "drafter")
+    }
+    parts = []
+    keys = ["verifier", "drafter", "draft_tokens", "acceptance_imposed"]
+    for _, rows in runs.reset_index(drop=True).groupby(keys, dropna=False):
+        first = rows.iloc[0]
+        verifier: str | Size = str(first["verifier"])
+        if verifier not in known["verifier"]:
+            verifier = Size(
+                first["verifier_params"],
+                first["verifier_active_params"],
+                int(first["experts"]),
+                int(first["experts_per_token"]),
+            )
+        drafter: str | Size | None = str(first["drafter"])
+        if drafter == NONE:
+            drafter = None
+        elif drafter not in known["drafter"]:
+            drafter = Size(first["drafter_params"])
+        imposed = first["acceptance_imposed"]
+        acceptance = None if np.isnan(imposed) else float(imposed)
+        k = int(first["draft_tokens"])
+        # A server with a drafter that drafts nothing is not the plain server: its effect is new.
+        resolved = resolve(fit, System(verifier, drafter, acceptance), k, seed)
+        columns = rows.rename_axis("run").to_xarray()
+        closed = xr.where(columns["loop"] == "closed", 1.0, 0.0)
+        law = outcome(
+            resolved.theta,
+            resolved.sizes,
+            {
+                "k": float(k),
+                "tokens_per_cycle": columns["tokens_per_cycle"],
+                "prompt_tokens": columns["prompt_tokens"],
+                "output_tokens": columns["output_tokens"],
+                "closed": closed,
+                "rate_rps": columns["rate_rps"].fillna(0.0) * (1 - closed),
+                "others": (columns["concurrency"].fillna(1.0) - 1) * closed,
+            },
+            softness=SOFTNESS,
+        )
+        scale, variance = scatter(fit, law, "e2e", columns["requests"])
+        parts.append(
+            xr.Dataset(
+                {
+                    "e2e_s": law.e2e_s,
+                    "ttft_s": law.ttft_s,
+                    "c1_s": law.c1_s,
+                    "c2_s": law.c2_s,
+                    "share": law.others_share,
+                    "scale": (scale**2 + variance / columns["requests"]) ** 0.5,
+                }
+            )
+        )
+    return xr.concat(parts, dim="run").sortby("run").transpose("chain", "draw", "run")
+
+
+def predict_runs(fit: "Fit", traces: "Traces", prob: float = 0.9, seed: int = 0) -> pd.DataFrame:
+    """Predict the mean latency of runs the fit has not seen.
+
+    Parameters
+    ----------
+    fit : Fit
+    traces : Traces
+        Steady runs are predicted, saturated ones left out.
+    prob : float
+        Probability of the equal-tailed predictive interval.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        The runs with ``predicted_s`` (median), ``low_s``, ``high_s``, ``inside``, ``log_score``
+        (log density of the log mean) and ``pit``.
+    """
+    from scipy.special import logsumexp
+    from scipy.stats import t
+
+    runs = build_design(traces).runs
+    law = run_outcome(fit, runs, seed).stack(sample=("chain", "draw"))
+    log_mean, scale = np.log(law["e2e_s"].values), law["scale"].values
+    rng = np.random.default_rng(seed)
+    drawn = log_mean + scale * rng.standard_t(NU, log_mean.shape)
+    tail = (1 - prob) / 2
+    low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=1))
+    observed = np.log(runs["e2e_mean_s"].to_numpy())[:, None]
+    density = t.logpdf((observed - log_mean) / scale, NU) - np.log(scale)
+    return runs.assign(
+        predicted_s=middle,
+        low_s=low,
+        high_s=high,
+        inside=(runs["e2e_mean_s"] >= low) & (runs["e2e_mean_s"] <= high),
+        log_score=logsumexp(density, axis=1) - np.log(density.shape[1]),
+        pit=(drawn < observed).mean(axis=1),
+    )
+
+
+def fitted(fit: "Fit", runs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Posterior medians for each fitted run: mean latency and TTFT, C1, C2 (s), utilization."""
+    law = run_outcome(_thin(fit, FITTED_DRAWS), runs).median(("chain", "draw"))
+    return {
+        "fitted_e2e_s": law["e2e_s"].values,
+        "fitted_ttft_s": law["ttft_s"].values,
+        "fitted_c1_s": law["c1_s"].values,
+        "fitted_c2_s": law["c2_s"].values,
+        "utilization": law["share"].values,
+    }

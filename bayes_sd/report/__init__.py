@@ -1,0 +1,1 @@
+"""Tables and figures of answers; nothing here computes a latency."""
