@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class Sampling:
     """How to sample: `sampler` is "auto", "nutpie" or "pymc"."""
 
-    draws: int = 1000
+    draws: int = 1500
     tune: int = 1000
     chains: int = 4
-    target_accept: float = 0.9
+    target_accept: float = 0.8
     sampler: str = "auto"
     cores: int | None = None
 

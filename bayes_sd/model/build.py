@@ -60,6 +60,7 @@ def _effects(
     import pymc as pm
     import pytensor.tensor as pt
 
+    model = pm.modelcontext(None)
     taus = [_random(by_name[name]) for name in ("tau_verifier", "tau_drafter", "tau_system")]
     moe = _random(by_name["moe"])[:, None] * verifiers["moe"][None, :]
     if not centred:
@@ -81,21 +82,25 @@ def _effects(
         pm.Normal(f"log_{name}", mean, tau[:, None], dims=dim)
         for name, mean, tau, dim in zip(LEVELS[:2], laws, taus[:2], EFFECT_DIMS[:2], strict=True)
     ]
-    speed = pm.Normal("log_speed", 0.0, taus[2][0], dims="system")
-    capacity = taus[2][1] * pm.Normal("z_capacity", dims="system")
+    servers = [pm.Normal("log_speed", 0.0, taus[2][0], dims="system")]
+    if len(model.coords["speed"]) > 1:
+        servers.append(taus[2][1] * pm.Normal("z_capacity", dims="system"))
     return (
         pt.exp(logs[0] - laws[0] + moe),
         pt.exp(logs[1] - laws[1]),
-        pt.exp(pt.stack([speed, capacity])),
+        pt.exp(pt.stack(servers)),
     )
 
 
 def build(
-    design: Design, priors: tuple[Prior, ...] = ALL, centred: bool | None = None
+    design: Design,
+    priors: tuple[Prior, ...] = ALL,
+    server_effects: tuple[str, ...] = SPEED,
+    centred: bool | None = None,
 ) -> "pm.Model":
     """PyMC model of the run means and spreads of e2e latency and TTFT.
 
-    Run data and sizes are ``pm.Data``. `centred` chooses the geometry of the effects, not the
+    Run data and sizes are ``pm.Data``; `server_effects` as in `LatencyModel`. `centred` chooses the geometry of the effects, not the
     model; by default it follows the number of runs a verifier has.
     """
     import pymc as pm
@@ -108,7 +113,7 @@ def build(
         "run": np.arange(len(design.runs)),
         "coefficient": list(COEFFICIENTS),
         "draft_coefficient": list(DRAFT_COEFFICIENTS),
-        "speed": list(SPEED),
+        "speed": list(server_effects),
         "law_term": [p.name for p in POPULATION],
         "noise_term": [p.name for p in NOISE],
         **design.levels,
@@ -122,6 +127,7 @@ def build(
         drafters = pm.Data("drafter_size", design.drafters, dims="drafter")
 
         by_name = {p.name: p for p in priors}
+        fixed: Any = {f"f_{name}": 1.0 for name in SPEED}
         theta, noise = _positive("law", POPULATION, by_name), _positive("noise", NOISE, by_name)
         factors = _effects(design, theta, verifiers, drafters, by_name, centred)
         for name, values, dims in zip(LEVELS, factors, EFFECT_DIMS, strict=True):
@@ -129,9 +135,10 @@ def build(
 
         v, d, s = data["verifier_i"], data["drafter_i"], data["system_i"]
         for names, level, values in zip(
-            (COEFFICIENTS, DRAFT_COEFFICIENTS, SPEED), (v, d, s), factors, strict=True
+            (COEFFICIENTS, DRAFT_COEFFICIENTS, server_effects), (v, d, s), factors, strict=True
         ):
             theta |= {f"f_{name}": values[j][level] for j, name in enumerate(names)}
+        theta = fixed | theta
         system = {name: values[v] for name, values in verifiers.items()}
         system["drafter"] = drafters[d] * data["drafted"]
         law = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad)

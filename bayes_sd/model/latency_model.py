@@ -32,6 +32,9 @@ class LatencyModel:
     ----------
     priors : tuple of Prior
         See ``print(model)``; change one with :meth:`with_prior`.
+    server_effects : tuple of str
+        What a server may differ in from its models' costs: ``("speed", "capacity")``, or
+        ``("speed",)`` for sweeps taken back to back on one machine.
 
     References
     ----------
@@ -46,6 +49,14 @@ class LatencyModel:
     """
 
     priors: tuple[Prior, ...] = field(default=ALL)
+    server_effects: tuple[str, ...] = ("speed", "capacity")
+
+    def __post_init__(self) -> None:
+        if self.server_effects not in (("speed",), ("speed", "capacity")):
+            raise InputError(
+                f"server_effects = {self.server_effects!r}: "
+                "must be ('speed', 'capacity') or ('speed',)."
+            )
 
     def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
         """The same model with one prior changed.
@@ -70,9 +81,8 @@ class LatencyModel:
         known = [p.name for p in self.priors]
         if name not in known:
             raise InputError(f"No prior is called {name!r}; known: {', '.join(known)}.")
-        return LatencyModel(
-            tuple(replace(p, **changes) if p.name == name else p for p in self.priors)
-        )
+        priors = tuple(replace(p, **changes) if p.name == name else p for p in self.priors)
+        return replace(self, priors=priors)
 
     def __repr__(self) -> str:
         lines = [
@@ -106,17 +116,17 @@ class LatencyModel:
         """
         from bayes_sd.model.build import build
 
-        return build(build_design(traces), self.priors)
+        return build(build_design(traces), self.priors, self.server_effects)
 
     def fit(
         self,
         traces: "Traces",
         *,
         seed: int = 1,
-        draws: int = 1000,
+        draws: int = 1500,
         tune: int = 1000,
         chains: int = 4,
-        target_accept: float = 0.9,
+        target_accept: float = 0.8,
         sampler: str = "auto",
         progress: bool | None = None,
     ) -> Fit:
@@ -153,7 +163,7 @@ class LatencyModel:
 
         design = build_design(traces)
         how = Sampling(draws, tune, chains, target_accept, sampler)
-        tree, used = sample(build(design, self.priors), how, seed, progress)
+        tree, used = sample(build(design, self.priors, self.server_effects), how, seed, progress)
         convergence = diagnose(tree)
         fit = assemble(tree, design, traces, self.priors, how, seed, used, convergence)
         if convergence.complaints:

@@ -241,6 +241,7 @@ def resolve(fit: "Fit", system: System, k: int, seed: int) -> Resolved:
             f"f_{c}": fd.sel(draft_coefficient=c, drop=True) for c in fd["draft_coefficient"].values
         }
     fs = _factors(fit, "system", name, label, seed, 0.0)
+    theta["f_capacity"] = 1.0  # where the model has no effect of the server on it
     theta |= {f"f_{c}": fs.sel(speed=c, drop=True) for c in fs["speed"].values}
     return Resolved(
         theta,
