@@ -1,7 +1,7 @@
-"""bayes_sd: is speculative decoding worth it at my load, on my models, with how many draft tokens?
+"""Is speculative decoding worth it at my load, on my models, with how many draft tokens?
 
-Stages: ``read_traces -> LatencyModel().fit -> Fit.latency, prob_faster, break_even``. Importing this
-package is light; PyMC is imported when a model is built.
+Stages: ``read_traces -> LatencyModel().fit -> Fit.latency, prob_faster, break_even``. Importing
+this package is light; PyMC is imported when a model is built.
 """
 
 from typing import TYPE_CHECKING, Any

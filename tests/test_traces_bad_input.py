@@ -329,9 +329,7 @@ BAD_FIELDS = [
     [b[1:] for b in BAD_FIELDS],
     ids=[b[0] for b in BAD_FIELDS],
 )
-def test_bad_field(
-    path: Path, change: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_bad_field(path: Path, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.json", changed(raw(path), **change))
     with pytest.raises(InputError, match=message) as error:
         read_traces(bad)
@@ -404,9 +402,7 @@ def test_bad_file(content: bytes, message: str, tmp_path: Path) -> None:
 def test_nothing_readable_gives_the_first_reasons(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.json").write_text("[]")
-    with pytest.raises(
-        InputError, match="none of 5 files can be used: .*0.json: is not .*2.json"
-    ):
+    with pytest.raises(InputError, match="none of 5 files can be used: .*0.json: is not .*2.json"):
         read_traces(tmp_path)
 
 
@@ -430,9 +426,7 @@ def test_no_paths() -> None:
 
 
 def test_unknown_argument() -> None:
-    with pytest.raises(
-        InputError, match="unknown argument 'verifer'; known are verifier, "
-    ):
+    with pytest.raises(InputError, match="unknown argument 'verifer'; known are verifier, "):
         read_traces(PLAIN, verifer="x")
 
 
@@ -450,9 +444,7 @@ def test_unknown_argument() -> None:
         ),
     ],
 )
-def test_arguments_may_not_contradict_the_file(
-    argument: dict[str, Any], message: str
-) -> None:
+def test_arguments_may_not_contradict_the_file(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_traces(PLAIN, **argument)
 
@@ -578,9 +570,9 @@ def test_bad_cell_sets_the_row_aside(column: str, value: Any, message: str) -> N
     traces = read_table(table, COLUMN_MAP, CONSTANTS)
     assert traces.runs["row"].tolist() == [0]
     assert traces.set_aside["row"].tolist() == [1]
-    assert pd.Series(traces.set_aside.reason).str.contains(message).all(), (
-        traces.set_aside.reason[0]
-    )
+    assert pd.Series(traces.set_aside.reason).str.contains(message).all(), traces.set_aside.reason[
+        0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -632,9 +624,7 @@ def test_bad_cell_sets_the_row_aside(column: str, value: Any, message: str) -> N
         ),
     ],
 )
-def test_bad_table_call(
-    columns: dict[str, Any], constants: dict[str, Any], message: str
-) -> None:
+def test_bad_table_call(columns: dict[str, Any], constants: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_table(TABLE, COLUMN_MAP | columns, CONSTANTS | constants)
 
@@ -651,16 +641,12 @@ def test_nullable_cells_are_missing() -> None:
     table = TABLE.convert_dtypes()
     table.loc[1, "rps"] = pd.NA
     traces = read_table(table, COLUMN_MAP, CONSTANTS)
-    assert traces.set_aside.reason.str.startswith("rate_rps is missing").tolist() == [
-        True
-    ]
+    assert traces.set_aside.reason.str.startswith("rate_rps is missing").tolist() == [True]
 
 
 def test_columns_of_one_name() -> None:
     table = pd.concat([TABLE, TABLE[["n"]]], axis=1)
-    with pytest.raises(
-        InputError, match="table: two columns are called n; names must differ"
-    ):
+    with pytest.raises(InputError, match="table: two columns are called n; names must differ"):
         read_table(table, COLUMN_MAP, CONSTANTS)
 
 

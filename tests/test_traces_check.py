@@ -29,9 +29,7 @@ def found(traces: Traces, text: str) -> list[tuple[str, str, str]]:
     """(level, where, consequence) of the findings that contain the text."""
     findings = traces.check().findings
     hit = findings[findings.finding.str.contains(text, regex=False)]
-    return list(
-        hit[["level", "where", "consequence"]].itertuples(index=False, name=None)
-    )
+    return list(hit[["level", "where", "consequence"]].itertuples(index=False, name=None))
 
 
 def test_the_corpus_passes(corpus: Traces) -> None:
@@ -39,8 +37,7 @@ def test_the_corpus_passes(corpus: Traces) -> None:
     assert result.passed
     saturated = corpus.runs[corpus.runs.saturated]
     assert (
-        len(result.findings)
-        == saturated.groupby(["verifier", "drafter", "draft_tokens"]).ngroups
+        len(result.findings) == saturated.groupby(["verifier", "drafter", "draft_tokens"]).ngroups
     )
     assert result.findings.finding.str.contains("are past saturation").all()
 
@@ -50,9 +47,7 @@ def test_summary_counts(corpus: Traces) -> None:
     assert summary.runs.sum() == len(corpus) == 144
     assert summary.steady.sum() == len(corpus.steady)
     assert summary.requests.sum() == corpus.runs.requests.sum()
-    row = summary[
-        (summary.verifier == "dense-115m") & (summary.drafter == "draft-12m")
-    ].iloc[0]
+    row = summary[(summary.verifier == "dense-115m") & (summary.drafter == "draft-12m")].iloc[0]
     files = [raw(f) for f in sorted(CORPUS.glob("dense-115m_draft-12m*.json"))]
     rates = [f["request_rate"] for f in files]
     assert (row.runs, row.load_levels) == (5, 5)
@@ -75,9 +70,9 @@ def test_saturated_runs_are_named(corpus: Traces) -> None:
 def test_set_aside_files_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a.json", raw(PLAIN))
     bad = write(tmp_path / "b.json", changed(raw(SD), duration=0))
-    assert found(
-        read_traces(tmp_path), "duration must be a positive finite number, got 0"
-    ) == [("warning", str(bad), "set aside: it is not in the table")]
+    assert found(read_traces(tmp_path), "duration must be a positive finite number, got 0") == [
+        ("warning", str(bad), "set aside: it is not in the table")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +86,7 @@ def test_set_aside_files_are_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_flagged_runs(
-    change: dict[str, Any], text: str, consequence: str, tmp_path: Path
-) -> None:
+def test_flagged_runs(change: dict[str, Any], text: str, consequence: str, tmp_path: Path) -> None:
     traces = read_traces(write(tmp_path / "a.json", changed(raw(PLAIN), **change)))
     ((level, where, why),) = found(traces, text)
     assert (level, where) == ("warning", "dense-115m plain") and consequence in why
@@ -119,9 +112,7 @@ def test_acceptance_of_zero_or_one_everywhere(alpha: float, level: int | None) -
     traces = read_table(TABLE.assign(alpha_pct=alpha), COLUMN_MAP, CONSTANTS)
     hits = found(traces, "in every run")
     assert [w for _, w, _ in hits] == ([] if level is None else ["m with eagle"])
-    assert bool(found(traces, f"acceptance is {level} in every run")) == (
-        level is not None
-    )
+    assert bool(found(traces, f"acceptance is {level} in every run")) == (level is not None)
 
 
 def test_measured_acceptance_overrules_the_imposed_one(tmp_path: Path) -> None:
@@ -137,14 +128,9 @@ def test_no_counts() -> None:
 
 
 def test_only_one_size(corpus: Traces) -> None:
-    ((level, _, why),) = found(
-        corpus.select(verifier="dense-60m"), "only one verifier size"
-    )
+    ((level, _, why),) = found(corpus.select(verifier="dense-60m"), "only one verifier size")
     assert level == "note" and "rests on the prior" in why
-    assert (
-        found(corpus.select(verifier=["dense-60m", "dense-25m"]), "one verifier size")
-        == []
-    )
+    assert found(corpus.select(verifier=["dense-60m", "dense-25m"]), "one verifier size") == []
 
 
 def test_several_environments(corpus: Traces) -> None:
@@ -173,14 +159,9 @@ def test_nothing_steady_does_not_pass(corpus: Traces, empty: bool) -> None:
 def test_text_has_every_system_and_finding(corpus: Traces) -> None:
     some = corpus.select(verifier="dense-200m")
     text, result = str(some.check()), some.check()
-    assert text.startswith(
-        "There are steady runs to fit.\n\nEnvironment: 2-core AMD EPYC"
-    )
+    assert text.startswith("There are steady runs to fit.\n\nEnvironment: 2-core AMD EPYC")
     for finding in result.findings.itertuples():
-        assert (
-            f"{finding.where}: {finding.finding}" in text
-            and str(finding.consequence) in text
-        )
+        assert f"{finding.where}: {finding.finding}" in text and str(finding.consequence) in text
     assert text.count("dense-200m ") >= len(result.summary)
     assert "nan" not in text.lower()
 

@@ -93,9 +93,7 @@ def test_draft_counts() -> None:
     assert run.drafts == drafts and run.drafted_tokens == 7 * drafts
     assert counts == pytest.approx([r * drafts for r in rates], abs=1e-3)
     assert sum(counts) == run.accepted_tokens == data["spec_decode_accepted_tokens"]
-    assert run.tokens_per_cycle == pytest.approx(
-        data["spec_decode_acceptance_length"], rel=1e-5
-    )
+    assert run.tokens_per_cycle == pytest.approx(data["spec_decode_acceptance_length"], rel=1e-5)
     assert run.acceptance_imposed == 0.7 and run.arm == "sd"
 
 
@@ -143,15 +141,11 @@ def test_without_detail_moments_are_lognormal(path: Path, tmp_path: Path) -> Non
 
 def test_upstream_detail_without_latencies(tmp_path: Path) -> None:
     data = raw(SD)
-    gaps = [
-        [(e - t) / 3] * 3 for e, t in zip(data["latencies"], data["ttfts"], strict=True)
-    ]
+    gaps = [[(e - t) / 3] * 3 for e, t in zip(data["latencies"], data["ttfts"], strict=True)]
     # vLLM's own start times are a monotonic clock's, not relative.
     starts = [1234.5 + s for s in data["start_times"]]
     n = len(starts)
-    upstream = changed(
-        data, latencies=REMOVE, itls=gaps, start_times=starts, errors=[""] * n
-    )
+    upstream = changed(data, latencies=REMOVE, itls=gaps, start_times=starts, errors=[""] * n)
     run, plain = one(write(tmp_path / "a.json", upstream)), one(SD)
     numbers = [c for c in plain.index if c.startswith(("e2e", "ttft", "tpot", "span"))]
     assert run[numbers].tolist() == pytest.approx(plain[numbers].tolist())
@@ -183,9 +177,7 @@ def test_failed_requests_are_dropped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("failed", "flags"), [(1, ""), (2, "failed>5%")], ids=["under 5%", "over 5%"]
 )
-def test_failures_counted_outside_the_lists(
-    failed: int, flags: str, tmp_path: Path
-) -> None:
+def test_failures_counted_outside_the_lists(failed: int, flags: str, tmp_path: Path) -> None:
     data = changed(raw(PLAIN), failed=failed, num_prompts=29 + failed)
     run = one(write(tmp_path / "a.json", data))
     assert (run.requests, run.failed, run["flags"]) == (29, failed, flags)
@@ -216,9 +208,7 @@ def test_one_request_has_no_variance(tmp_path: Path) -> None:
     data = raw(PLAIN)
     single = {k: v[:1] for k, v in data.items() if k in LISTS}
     aggregates = {k: REMOVE for k in data if k.endswith("_ms")}
-    run = one(
-        write(tmp_path / "a.json", changed(data, completed=1, **single, **aggregates))
-    )
+    run = one(write(tmp_path / "a.json", changed(data, completed=1, **single, **aggregates)))
     assert run.e2e_log_mean == pytest.approx(np.log(data["latencies"][0]))
     assert np.isnan(run.e2e_log_var)
     assert run.span_s == pytest.approx(1 / data["request_rate"])
@@ -235,9 +225,7 @@ def test_one_request_has_no_variance(tmp_path: Path) -> None:
         ("1.45", None, "open", ""),
     ],
 )
-def test_loops(
-    rate: Any, limit: int | None, loop: str, flags: str, tmp_path: Path
-) -> None:
+def test_loops(rate: Any, limit: int | None, loop: str, flags: str, tmp_path: Path) -> None:
     data = changed(raw(PLAIN), request_rate=rate, max_concurrency=limit)
     run = one(write(tmp_path / "a.json", data))
     assert (run.loop, run["flags"]) == (loop, flags)
@@ -358,13 +346,9 @@ def test_ways_to_name_files(how: str, tmp_path: Path) -> None:
 def test_select(corpus: Traces) -> None:
     some = corpus.select(verifier="moe-e8k2", draft_tokens=[0, 5])
     assert len(some) == 14 and set(some.runs.draft_tokens) == {0, 5}
-    with pytest.raises(
-        InputError, match="no run has verifier 'x'; the runs have dense-115m, "
-    ):
+    with pytest.raises(InputError, match="no run has verifier 'x'; the runs have dense-115m, "):
         corpus.select(verifier="x")
-    with pytest.raises(
-        InputError, match="no run has draft_tokens 4; .* 0, 1, 2, 3, 5, 7"
-    ):
+    with pytest.raises(InputError, match="no run has draft_tokens 4; .* 0, 1, 2, 3, 5, 7"):
         corpus.select(draft_tokens=[1, 4])
     with pytest.raises(InputError, match="no column 'model'; the columns are run_id"):
         corpus.select(model="x")
@@ -375,9 +359,7 @@ def test_parts_add_up_to_the_whole(corpus: Traces) -> None:
     whole = plain + sd
     assert len(whole) == len(corpus)
     expected = corpus.runs.sort_values("run_id").reset_index(drop=True)
-    pd.testing.assert_frame_equal(
-        whole.runs.sort_values("run_id").reset_index(drop=True), expected
-    )
+    pd.testing.assert_frame_equal(whole.runs.sort_values("run_id").reset_index(drop=True), expected)
     again = whole + sd
     assert len(again) == len(corpus) and len(again.set_aside) == len(sd)
 
@@ -434,18 +416,14 @@ def test_table_of_a_csv_file(tmp_path: Path) -> None:
 def test_table_with_our_names_needs_no_mapping(corpus: Traces) -> None:
     again = read_table(corpus.runs)
     same = [
-        c
-        for c in COLUMNS
-        if c in corpus.runs and c not in ("run_id", "source", "row", "detail")
+        c for c in COLUMNS if c in corpus.runs and c not in ("run_id", "source", "row", "detail")
     ]
     same += ["accepted_1", "accepted_7"]
     pd.testing.assert_frame_equal(again.runs[same], corpus.runs[same])
 
 
 def test_table_takes_the_achieved_rate_for_the_offered_one() -> None:
-    mapping = {k: v for k, v in COLUMN_MAP.items() if k != "rate_rps"} | {
-        "achieved_rps": "rps"
-    }
+    mapping = {k: v for k, v in COLUMN_MAP.items() if k != "rate_rps"} | {"achieved_rps": "rps"}
     runs = read_table(TABLE, mapping, CONSTANTS).runs
     assert runs.rate_rps.tolist() == [1.0, 2.0]
     assert runs["flags"].str.contains("rate-from-achieved").all()
@@ -495,9 +473,7 @@ def test_public_a100_sweeps() -> None:
             ("p99", "p99"),
         ):
             columns[f"{ours}_{a}_s"] = (f"{theirs}_{b}", unit)
-    traces = read_table(
-        table, columns, {"duration_s": 90, "drafter": "head"}, environment="A100"
-    )
+    traces = read_table(table, columns, {"duration_s": 90, "drafter": "head"}, environment="A100")
     runs = traces.runs
     assert len(runs) == len(table) and len(traces.set_aside) == 0
     assert runs.requests.sum() == table.n_successful.sum()

@@ -5,11 +5,11 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -73,6 +73,10 @@ class Fit:
     @property
     def runs(self) -> pd.DataFrame:
         """The fitted runs, with ``system``, ``pair``, fitted latency (s) and utilization."""
+        return self._runs.copy()
+
+    @cached_property
+    def _runs(self) -> pd.DataFrame:
         return self.tree["runs"].to_dataset().to_dataframe().reset_index(drop=True)
 
     @property
@@ -364,9 +368,3 @@ def _version(name: str) -> str:
         return version(name)
     except ModuleNotFoundError:
         return "not installed"
-
-
-def sample_count(fit: Fit) -> int:
-    """Posterior draws over all chains."""
-    sizes = fit.tree["posterior"].sizes
-    return int(np.prod([sizes["chain"], sizes["draw"]]))

@@ -51,7 +51,7 @@ class Convergence:
         ):
             if bad.any():
                 worst = self.table.loc[bad, name]
-                where = worst.idxmax() if name == "rhat" else worst.idxmin()
+                where = str(worst.idxmax() if name == "rhat" else worst.idxmin())
                 said.append(
                     f"{name} is {value} for {int(bad.sum())} of {len(bad)} parameters "
                     f"(worst: {where}, {worst[where]:.3g})."

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `sampler` is "auto", "nutpie" or "pymc"."""
+    """How to sample: `sampler` is "auto", "nutpie" or "pymc"; `adaptation` is nutpie's."""
 
     draws: int = 1500
     tune: int = 1000
     chains: int = 4
     target_accept: float = 0.8
     sampler: str = "auto"
+    adaptation: str = "diag"
     cores: int | None = None
 
 
@@ -71,6 +72,7 @@ def _nutpie(
         cores=how.cores,
         seed=seed,
         target_accept=how.target_accept,
+        adaptation=how.adaptation,
         progress_bar=progress,
     )
     return tree, compiled_at - start, time.perf_counter() - compiled_at

@@ -1,0 +1,1 @@
+"""Priors, the design of a data set, and the PyMC model built from both."""

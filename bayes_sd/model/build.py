@@ -37,13 +37,16 @@ def _random(prior: Prior) -> Any:
 
 
 def _positive(name: str, which: tuple[Prior, ...], by_name: Priors) -> dict[str, Any]:
-    """Positive scalars as one log-normal vector: a short graph compiles in a fraction of the time."""
+    """Positive scalars as one log-normal vector: a short graph compiles sooner."""
     import pymc as pm
     import pytensor.tensor as pt
 
     priors = [by_name[p.name] for p in which]
     logs = pm.Normal(
-        f"log_{name}", np.log([p.a for p in priors]), np.array([p.b for p in priors]), dims=f"{name}_term"
+        f"log_{name}",
+        np.log([p.a for p in priors]),
+        np.array([p.b for p in priors]),
+        dims=f"{name}_term",
     )
     values = pm.Deterministic(name, pt.exp(logs), dims=f"{name}_term")
     return {p.name: values[i] for i, p in enumerate(priors)}
@@ -64,7 +67,9 @@ def _effects(
     taus = [_random(by_name[name]) for name in ("tau_verifier", "tau_drafter", "tau_system")]
     moe = _random(by_name["moe"])[:, None] * verifiers["moe"][None, :]
     if not centred:
-        z = [pm.Normal(f"z_{name}", dims=dim) for name, dim in zip(LEVELS, EFFECT_DIMS, strict=True)]
+        z = [
+            pm.Normal(f"z_{name}", dims=dim) for name, dim in zip(LEVELS, EFFECT_DIMS, strict=True)
+        ]
         logs = [tau[:, None] * x for tau, x in zip(taus, z, strict=True)]
         return pt.exp(logs[0] + moe), pt.exp(logs[1]), pt.exp(logs[2])
     typical = {
@@ -74,22 +79,33 @@ def _effects(
     law = stage_costs(theta | ONES, sizes, **typical)
     draft = stage_costs(theta | ONES, {**NO_VERIFIER, "drafter": drafters}, **typical)
     whole = law.c1_verify + law.c1_experts
-    laws = [
-        pt.log(pt.stack([law.c1_prefill, law.c2_prefill, whole, law.c2_verify])) + moe,
+    laws = (
+        pt.log(pt.stack([law.c1_prefill, law.c2_prefill, whole, law.c2_verify])),
         pt.log(pt.stack([draft.c1_draft, draft.c2_draft])),
-    ]
-    logs = [
-        pm.Normal(f"log_{name}", mean, tau[:, None], dims=dim)
-        for name, mean, tau, dim in zip(LEVELS[:2], laws, taus[:2], EFFECT_DIMS[:2], strict=True)
-    ]
-    servers = [pm.Normal("log_speed", 0.0, taus[2][0], dims="system")]
+    )
+    speed = pm.Normal("log_speed", 0.0, taus[2][0], dims="system")
+    # A level's own cost and the mean speed of its servers are known only as a product: sample that.
+    means = [pt.dot(_server_means(design, name), speed)[None, :] for name in LEVELS[:2]]
+    verifier = pm.Normal(
+        "log_verifier", laws[0] + moe + means[0], taus[0][:, None], dims=EFFECT_DIMS[0]
+    )
+    drafter = pm.Normal("log_drafter", laws[1] + means[1], taus[1][:, None], dims=EFFECT_DIMS[1])
+    servers = [speed]
     if len(model.coords["speed"]) > 1:
         servers.append(taus[2][1] * pm.Normal("z_capacity", dims="system"))
     return (
-        pt.exp(logs[0] - laws[0] + moe),
-        pt.exp(logs[1] - laws[1]),
+        pt.exp(verifier - laws[0] - means[0]),
+        pt.exp(drafter - laws[1] - means[1]),
         pt.exp(pt.stack(servers)),
     )
+
+
+def _server_means(design: Design, level: str) -> np.ndarray:
+    """Matrix (level, system) that averages over the servers a verifier or drafter ran on."""
+    member = np.zeros((len(design.levels[level]), len(design.levels["system"])))
+    used = design.data["drafted"] > 0 if level == "drafter" else np.full(len(design.runs), True)
+    member[design.data[f"{level}_i"][used], design.data["system_i"][used]] = 1.0
+    return member / np.maximum(member.sum(axis=1, keepdims=True), 1.0)
 
 
 def build(
@@ -100,8 +116,9 @@ def build(
 ) -> "pm.Model":
     """PyMC model of the run means and spreads of e2e latency and TTFT.
 
-    Run data and sizes are ``pm.Data``; `server_effects` as in `LatencyModel`. `centred` chooses the geometry of the effects, not the
-    model; by default it follows the number of runs a verifier has.
+    Run data and sizes are ``pm.Data``; `server_effects` as in `LatencyModel`. `centred` chooses
+    the geometry of the effects, not the model; by default it follows the number of runs a
+    verifier has.
     """
     import pymc as pm
     import pytensor.tensor as pt
@@ -146,13 +163,19 @@ def build(
         growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / data["requests"]) ** 0.5
         sd = run_scale(noise["run_sd"], growing, law.growth)
         pm.StudentT(
-            "e2e", NU, mu=pt.log(law.e2e_s), sigma=(sd**2 + data["se_e2e"] ** 2) ** 0.5,
-            observed=data["log_e2e"], dims="run",
+            "e2e",
+            NU,
+            mu=pt.log(law.e2e_s),
+            sigma=(sd**2 + data["se_e2e"] ** 2) ** 0.5,
+            observed=data["log_e2e"],
+            dims="run",
         )
         rows = data["ttft_rows"]
         sd = run_scale(noise["ttft_sd"], noise["ttft_capacity_sd"], law.growth)
         pm.StudentT(
-            "ttft", NU, mu=pt.log(law.ttft_s)[rows],
+            "ttft",
+            NU,
+            mu=pt.log(law.ttft_s)[rows],
             sigma=((sd**2 + data["se_ttft"] ** 2) ** 0.5)[rows],
             observed=data["log_ttft"][rows],
         )
@@ -166,7 +189,8 @@ def build(
             # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
             sampling = 2 / (data["requests"] - 1)
             pm.Normal(
-                name, mu=pt.log(variance)[rows],
+                name,
+                mu=pt.log(variance)[rows],
                 sigma=((sampling + (2 * noise["spread_sd"]) ** 2) ** 0.5)[rows],
                 observed=data[f"log_var_{metric}"][rows],
             )

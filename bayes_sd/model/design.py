@@ -1,4 +1,4 @@
-"""From a run table to arrays: levels, sizes and workload, for the model and the predictions alike."""
+"""From a run table to arrays: levels, sizes and workload, for model and predictions alike."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

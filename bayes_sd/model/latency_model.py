@@ -128,6 +128,7 @@ class LatencyModel:
         chains: int = 4,
         target_accept: float = 0.8,
         sampler: str = "auto",
+        adaptation: str = "diag",
         progress: bool | None = None,
     ) -> Fit:
         """Sample the posterior and return it, or refuse it.
@@ -144,6 +145,8 @@ class LatencyModel:
             Step size target in (0, 1).
         sampler : {"auto", "nutpie", "pymc"}
             "auto" is nutpie, or PyMC's NUTS where nutpie is not installed.
+        adaptation : {"diag", "low_rank"}
+            nutpie's mass matrix; "low_rank" where many runs leave coefficients correlated.
         progress : bool, optional
             Progress bar; by default on a terminal.
 
@@ -162,7 +165,7 @@ class LatencyModel:
         from bayes_sd.model.build import build
 
         design = build_design(traces)
-        how = Sampling(draws, tune, chains, target_accept, sampler)
+        how = Sampling(draws, tune, chains, target_accept, sampler, adaptation)
         tree, used = sample(build(design, self.priors, self.server_effects), how, seed, progress)
         convergence = diagnose(tree)
         fit = assemble(tree, design, traces, self.priors, how, seed, used, convergence)

@@ -7,6 +7,7 @@ from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in
 from bayes_sd.physics.steady import headroom, latency_closed, utilization
 
 NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
+NEWTON_STEPS = 6
 SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
 
 
@@ -29,13 +30,15 @@ class Outcome(NamedTuple):
 
 
 def system_stages(theta: Any, system: Any, load: Any) -> Stages:
-    """Stage costs with the server's own speed (``f_speed``) and capacity (``f_capacity``) factors."""
+    """Stage costs with the server's own factors ``f_speed`` and ``f_capacity``."""
     alone, others = theta["f_speed"], theta["f_speed"] * theta["f_capacity"]
     stages = stage_costs(theta, system, load["k"], load["prompt_tokens"], load["output_tokens"])
-    return Stages(*(
-        cost * (alone if name.startswith("c1") else others)
-        for name, cost in stages._asdict().items()
-    ))
+    return Stages(
+        *(
+            cost * (alone if name.startswith("c1") else others)
+            for name, cost in stages._asdict().items()
+        )
+    )
 
 
 def cycle(theta: Any, system: Any, load: Any) -> Cycle:
@@ -44,11 +47,31 @@ def cycle(theta: Any, system: Any, load: Any) -> Cycle:
     return combine(stages, load["k"], load["output_tokens"], load["tokens_per_cycle"])
 
 
-def outcome(theta: Any, system: Any, load: Any, softness: float = 0.0, detach: Any = None) -> Outcome:
+def _others_at_rate(
+    total: Cycle, system: Any, rate: Any, room: Any, k: Any, detach: Any = None
+) -> Any:
+    # A dense model needs no iteration; whether a symbolic one is dense cannot be asked.
+    dense = isinstance(system["expert"], float) and system["expert"] == 0.0
+    steps = 0 if dense else NEWTON_STEPS
+    idle, log_idle = system["idle"], system["log_idle"]
+    return in_flight_with_experts(total, rate, room, idle, log_idle, k, steps, detach)
+
+
+def latency_at_rate(total: Cycle, system: Any, rate: Any, k: Any) -> Any:
+    """Mean latency (s) at a rate below the pole, from the coefficients of a :func:`cycle`."""
+    room = headroom(utilization(total.c2, rate))
+    others = _others_at_rate(total, system, rate, room, k)
+    phi = coverage(system["idle"], tokens_in_pass(others, k))
+    return latency_closed(total.c1 + phi * total.c1_experts, total.c2, others)
+
+
+def outcome(
+    theta: Any, system: Any, load: Any, softness: float = 0.0, detach: Any = None
+) -> Outcome:
     r"""Mean latency and TTFT at a load.
 
     .. math::
-        L &= C_1(\phi(B)) + B\, C_2, \qquad B = \lambda L \text{ (a rate) or given (a concurrency)} \\
+        L &= C_1(\phi(B)) + B\, C_2, \qquad B = \lambda L \text{ or given} \\
         TTFT &= c_{1,prefill} + w\,[c_{1,verify} + k c_{1,draft} + B (c_{2,verify} + k c_{2,draft})]
                + \frac{\rho\, c_{2,prefill}}{2 (1 - \rho)}, \quad \rho = \lambda\, c_{2,prefill}
 
@@ -79,9 +102,7 @@ def outcome(theta: Any, system: Any, load: Any, softness: float = 0.0, detach: A
     total = combine(stages, k, load["output_tokens"], load["tokens_per_cycle"])
     x = utilization(total.c2, rate)
     room = headroom(x, softness)
-    open_others = in_flight_with_experts(
-        total, rate, room, system["idle"], system["log_idle"], k, detach=detach
-    )
+    open_others = _others_at_rate(total, system, rate, room, k, detach)
     others = (1 - closed) * open_others + closed * load["others"]
     phi = coverage(system["idle"], tokens_in_pass(others, k))
     c1 = total.c1 + phi * total.c1_experts

@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 SAMPLE = ("chain", "draw")
+OUTCOMES = ("below", "never", "always", "above", "between")
 
 
 def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
@@ -75,7 +76,8 @@ class BreakEven:
     draws : xarray.Dataset
         Dims (chain, draw, k): ``rate_rps``, the rate at which both are equal, NaN in the draws in
         which they never are; ``outcome``: "below" (SD is faster up to the rate), "above" (from the
-        rate on), "always" or "never" (at every rate that either sustains).
+        rate on), "between" (from the rate on, but not near capacity), "always" or "never" (at
+        every rate that either sustains).
     """
 
     draws: xr.Dataset
@@ -88,8 +90,8 @@ class BreakEven:
         """Quantiles of the rate up to which SD is faster, requests/s, over all draws.
 
         "never" counts as 0 and "always" as infinite, so a quantile reads like an answer: with
-        probability 1 - q SD is faster at any rate below it. Draws with "above" have no such rate
-        and count as 0; their probability is stated beside.
+        probability 1 - q SD is faster at any rate below it. Draws with "above" or "between" have
+        no such rate and count as 0; their probability is stated beside.
         """
         outcome = self.draws["outcome"]
         value = xr.where(outcome == "below", self.draws["rate_rps"], 0.0)
@@ -98,8 +100,10 @@ class BreakEven:
     def table(self) -> pd.DataFrame:
         """One row a k: p05, p50, p95 in requests/s and the probabilities of each outcome."""
         q = self.quantile([0.05, 0.5, 0.95])
-        parts = {name: q.isel(quantile=i, drop=True) for i, name in enumerate(("p05", "p50", "p95"))}
-        parts |= {f"prob_{o}": self.prob(o) for o in ("below", "never", "always", "above")}
+        parts = {
+            name: q.isel(quantile=i, drop=True) for i, name in enumerate(("p05", "p50", "p95"))
+        }
+        parts |= {f"prob_{o}": self.prob(o) for o in OUTCOMES}
         return tabulate(xr.Dataset(parts).assign(support=self.draws["support"]))
 
 

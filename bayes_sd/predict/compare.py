@@ -8,14 +8,15 @@ import xarray as xr
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.physics.steady import pole
 from bayes_sd.predict.answers import SAMPLE, BreakEven
-from bayes_sd.predict.latency import arm_outcome, arms, latency
+from bayes_sd.predict.latency import arm_cycle, arms, latency, rate_latency
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.system import System, default_system
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
 
-HALVINGS = 40  # of the bracket of a break-even rate: a relative error of 1e-12
+CELLS = 16  # of the range of rates, to bracket a change of order
+HALVINGS = 25  # of a bracket: a relative error of 2e-9
 
 
 def _require_plain(fit: "Fit", system: System) -> None:
@@ -57,9 +58,7 @@ def prob_faster(
     )
 
 
-def speedup(
-    fit: "Fit", load: xr.Dataset, k: Any, system: System | None, seed: int
-) -> xr.DataArray:
+def speedup(fit: "Fit", load: xr.Dataset, k: Any, system: System | None, seed: int) -> xr.DataArray:
     """See :meth:`bayes_sd.Fit.speedup`."""
     ks = arms(k, lowest=1)
     system = system or default_system(fit, True)
@@ -85,34 +84,38 @@ def break_even(
 def _crossing(
     fit: "Fit", k: int, system: System, prompt: float, output: float, seed: int
 ) -> xr.Dataset:
-    """Bisection over the draws at once: the experts' fixed point has no closed form.
+    """First rate at which the order of the two arms changes, in every draw.
 
-    Without experts it agrees with :func:`bayes_sd.physics.break_even_rate`.
+    Without experts there is at most one, and it agrees with
+    :func:`bayes_sd.physics.break_even_rate`. With experts the fixed point has no closed form and
+    SD can win between two rates only, so a grid brackets the first change before it is bisected.
     """
     load = grid(rps=0.0, prompt=prompt, output=output)
+    arm = {one: arm_cycle(fit, system, one, load, seed) for one in (0, k)}
 
     def faster(rate: Any) -> Any:
-        at = load.assign(rate_rps=rate)
-        sd = arm_outcome(fit, system, k, at, seed)[1]
-        plain = arm_outcome(fit, system, 0, at, seed)[1]
-        return sd.e2e_s < plain.e2e_s
+        return rate_latency(*arm[k], rate, k) < rate_latency(*arm[0], rate, 0)
 
-    idle = {arm: arm_outcome(fit, system, arm, load, seed)[1] for arm in (0, k)}
-    capacity = {arm: pole(law.c2_s) for arm, law in idle.items()}
-    at_rest = idle[k].e2e_s < idle[0].e2e_s
-    under_load = capacity[k] > capacity[0]
-    low = xr.zeros_like(capacity[0])
-    high = np.minimum(capacity[0], capacity[k])
+    capacity = {one: pole(cycle.c2) for one, (_, cycle) in arm.items()}
+    shared = np.minimum(capacity[0], capacity[k])
+    at_rest, at_top = faster(0.0), capacity[k] > capacity[0]
+    shares = xr.DataArray(np.linspace(0, 1, CELLS + 1), dims="cell")
+    inner = faster(shared * shares[1:-1]) != at_rest
+    changed = xr.concat([inner, at_top != at_rest], "cell")
+    crosses = changed.any("cell")
+    first = changed.argmax("cell")
+    low, high = shared * shares[first], shared * shares[first + 1]
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         as_at_rest = faster(middle) == at_rest
         low, high = xr.where(as_at_rest, middle, low), xr.where(as_at_rest, high, middle)
-    crosses = at_rest != under_load
     rate = ((low + high) / 2).where(crosses)
     outcome = xr.where(
-        crosses, xr.where(at_rest, "below", "above"), xr.where(at_rest, "always", "never")
+        crosses,
+        xr.where(at_rest, "below", xr.where(at_top, "above", "between")),
+        xr.where(at_rest, "always", "never"),
     )
-    typical = float(rate.median()) if bool(crosses.any()) else float(high.median()) / 2
+    typical = float(rate.median()) if bool(crosses.any()) else float(shared.median()) / 2
     at = load.assign(rate_rps=xr.DataArray(typical))
     labels = latency(fit, at, [0, k], system, "e2e", seed).draws["support"]
     return xr.Dataset({"rate_rps": rate, "outcome": outcome, "support": min(labels.values)})

@@ -8,15 +8,23 @@ import xarray as xr
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import tokens_per_cycle_by_position
-from bayes_sd.physics.law import NU, Outcome, outcome, run_scale, spread_variance
+from bayes_sd.physics.costs import Cycle
+from bayes_sd.physics.law import (
+    NU,
+    SOFTNESS,
+    Outcome,
+    cycle,
+    latency_at_rate,
+    outcome,
+    run_scale,
+    spread_variance,
+)
 from bayes_sd.predict.answers import Latency
 from bayes_sd.predict.support import support
 from bayes_sd.predict.system import Resolved, System, acceptance, default_system, resolve
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
-
-GROWTH_MAX = 1e3  # past the pole the scatter only has to be a number; the latency is infinite
 
 
 def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
@@ -47,6 +55,21 @@ def workload(load: xr.Dataset, k: int, tokens_per_cycle: Any) -> dict[str, Any]:
     }
 
 
+def arm_cycle(
+    fit: "Fit", system: System, k: int, load: xr.Dataset, seed: int
+) -> tuple[Resolved, Cycle]:
+    """Latency coefficients of one arm, which no rate changes."""
+    resolved = resolve(fit, system, k, seed)
+    rates = acceptance(fit, system, resolved.pair, k) if k else []
+    e = tokens_per_cycle_by_position(rates, k)
+    return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, e))
+
+
+def rate_latency(resolved: Resolved, cycle: Cycle, rate: Any, k: int) -> Any:
+    """Mean latency at a rate below the pole, s."""
+    return latency_at_rate(cycle, resolved.sizes, rate, k)
+
+
 def arm_outcome(
     fit: "Fit", system: System, k: int, load: xr.Dataset, seed: int
 ) -> tuple[Resolved, Outcome]:
@@ -62,14 +85,14 @@ def arm_outcome(
     return resolved, law
 
 
-def scatter(fit: "Fit", law: Outcome, metric: str, requests: float = np.inf) -> tuple[Any, Any]:
+def scatter(fit: "Fit", law: Outcome, metric: str, requests: Any = np.inf) -> tuple[Any, Any]:
     """Scatter of a run's mean (scale of log) and variance of log latency of single requests."""
     noise = {
         str(n): fit.posterior["noise"].sel(noise_term=n, drop=True)
         for n in fit.posterior["noise_term"].values
     }
     with np.errstate(invalid="ignore", divide="ignore"):
-        growth = xr.where(np.isfinite(law.growth), law.growth, GROWTH_MAX)
+        growth = np.minimum(law.growth.fillna(np.inf), 1 / SOFTNESS)
         share = xr.where(np.isfinite(law.others_share), law.others_share, 1.0)
         share = np.minimum(share, 1.0)
         if metric == "ttft":
@@ -110,9 +133,8 @@ def _arm(
     rng = np.random.default_rng([seed, 1 + k])
     shape = mean.shape
     run = mean * np.exp(scale * mean.copy(data=rng.standard_t(NU, shape)))
-    request = run * np.exp(
-        np.sqrt(variance) * mean.copy(data=rng.standard_normal(shape)) - variance / 2
-    )
+    single = np.sqrt(variance) * mean.copy(data=rng.standard_normal(shape)) - variance / 2
+    request = run * np.exp(single)
     return xr.Dataset(
         {
             "mean_s": mean,

@@ -43,9 +43,8 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
         ``e2e_s``, ``ttft_s``, ``c1_s``, ``c2_s``, ``share`` (of the latency that others cause),
         ``scale`` (scatter of the log mean, sampling error of the run's requests included).
     """
-    known = {
-        level: set(fit.tree["posterior"][level].values.tolist()) for level in ("verifier", "drafter")
-    }
+    posterior = fit.posterior
+    known = {level: set(posterior[level].values.tolist()) for level in ("verifier", "drafter")}
     parts = []
     keys = ["verifier", "drafter", "draft_tokens", "acceptance_imposed"]
     for _, rows in runs.reset_index(drop=True).groupby(keys, dropna=False):

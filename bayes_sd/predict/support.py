@@ -34,7 +34,9 @@ def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Ou
         return (values >= column_values.min() * 0.999) & (values <= column_values.max() * 1.001)
 
     closed = "concurrency" in load
-    name, values = ("concurrency", load["concurrency"]) if closed else ("rate_rps", load["rate_rps"])
+    name, values = (
+        ("concurrency", load["concurrency"]) if closed else ("rate_rps", load["rate_rps"])
+    )
     lengths = [("prompt_tokens", load["prompt_tokens"]), ("output_tokens", load["output_tokens"])]
     own = runs[runs["system"] == resolved.system] if resolved.system else runs.iloc[:0]
     measured = inside(own, name, values)

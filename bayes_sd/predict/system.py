@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import EvidenceError, InputError
@@ -104,6 +105,14 @@ class System:
                 raise InputError(f"acceptance = {self.acceptance}: must lie in [0, 1].")
 
 
+def system_of(run: pd.Series) -> System:
+    """The system a run was measured on."""
+    imposed = run["acceptance_imposed"]
+    return System(
+        str(run["verifier"]), str(run["drafter"]), None if np.isnan(imposed) else float(imposed)
+    )
+
+
 def default_system(fit: "Fit", needs_drafter: bool) -> System:
     """The system of a fit that has only one.
 
@@ -128,7 +137,7 @@ def _generator(seed: int, label: str) -> np.random.Generator:
 
 
 def _known(fit: "Fit", level: str, name: str) -> None:
-    names = [str(v) for v in fit.tree["posterior"][level].values]
+    names = [str(v) for v in fit.posterior[level].values]
     if name not in names or name == "(no drafter)":
         others = ", ".join(n for n in names if n != "(no drafter)") or "none"
         raise InputError(
@@ -205,7 +214,7 @@ def resolve(fit: "Fit", system: System, k: int, seed: int) -> Resolved:
     if isinstance(v, str):
         _known(fit, "verifier", v)
         table = fit.tree["verifiers"].to_dataset().sel(verifier=v)
-        size = {n: float(table[n]) for n in table.data_vars}
+        size = {str(n): float(table[n]) for n in table.data_vars}
     else:
         arrays = sizes(v.params, v.active, v.experts, v.experts_per_token)
         size = {n: float(x) for n, x in arrays.items()}

@@ -63,5 +63,3 @@ def collapse(runs: pd.DataFrame) -> dict[str, float]:
         result[f"r2_{family}"] = float(1 - residual / total) if own.sum() > 1 else float("nan")
     result["mape"] = float(np.abs(runs["fitted_e2e_s"] / runs["e2e_mean_s"] - 1).mean())
     return result
-
-

@@ -60,20 +60,14 @@ class Check:
     findings: pd.DataFrame
 
     def __str__(self) -> str:
-        head = (
-            "There are steady runs to fit."
-            if self.passed
-            else "There is no steady run to fit."
-        )
+        head = "There are steady runs to fit." if self.passed else "There is no steady run to fit."
         parts = [head]
         if len(self.summary):
             shown = self.summary
             if shown.environment.nunique() == 1:
                 parts.append(f"Environment: {shown.environment.iloc[0]}")
                 shown = shown.drop(columns="environment")
-            parts.append(
-                shown.to_string(index=False, na_rep="-", float_format="{:.3g}".format)
-            )
+            parts.append(shown.to_string(index=False, na_rep="-", float_format="{:.3g}".format))
         if len(self.findings):
             lines = (
                 f"{f.level:<8} {f.where}: {f.finding}\n{'':8} -> {f.consequence}"
@@ -162,9 +156,7 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _acceptance_of(runs: pd.DataFrame) -> pd.Series:
     """Accepted per drafted token where counted; NaN where it was not."""
-    return runs.accepted_tokens / (runs.drafts * runs.draft_tokens).where(
-        runs.drafts > 0
-    )
+    return runs.accepted_tokens / (runs.drafts * runs.draft_tokens).where(runs.drafts > 0)
 
 
 def _load_levels(runs: pd.DataFrame) -> int:
@@ -173,23 +165,15 @@ def _load_levels(runs: pd.DataFrame) -> int:
 
 def _label(system: tuple[Any, ...]) -> str:
     _, verifier, drafter, k = system
-    return (
-        f"{verifier} plain"
-        if drafter == "none"
-        else f"{verifier} with {drafter}, k={k}"
-    )
+    return f"{verifier} plain" if drafter == "none" else f"{verifier} with {drafter}, k={k}"
 
 
 def _named(group: pd.DataFrame, most: int = 3) -> str:
     names = [
         s if row < 0 else f"{s} row {row}"
-        for s, row in zip(
-            group.source.str.rsplit("/", n=1).str[-1], group.row, strict=True
-        )
+        for s, row in zip(group.source.str.rsplit("/", n=1).str[-1], group.row, strict=True)
     ]
-    return ", ".join(names[:most]) + (
-        f" and {len(names) - most} more" if names[most:] else ""
-    )
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def _set_aside(rows: pd.DataFrame) -> Iterator[tuple[str, ...]]:

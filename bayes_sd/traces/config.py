@@ -92,9 +92,7 @@ def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     InputError
         If a key and its alias disagree.
     """
-    named = (
-        (ALIASES.get(key, key), key) for key in KNOWN if not absent(values.get(key))
-    )
+    named = ((ALIASES.get(key, key), key) for key in KNOWN if not absent(values.get(key)))
     return merge((repr(key), {name: values[key]}) for name, key in named)
 
 

@@ -48,23 +48,17 @@ def _duplicates(runs: pd.DataFrame) -> Iterator[tuple[Any, str]]:
             first[run_id] = source if row < 0 else f"{source} row {row}"
 
 
-def _minorities(
-    runs: pd.DataFrame, what: str, fields: tuple[str, ...]
-) -> dict[Any, str]:
+def _minorities(runs: pd.DataFrame, what: str, fields: tuple[str, ...]) -> dict[Any, str]:
     reasons: dict[Any, str] = {}
     for (_, name), group in runs.groupby(["environment", what], sort=False):
-        shapes = [
-            tuple(values) for values in group[list(fields)].itertuples(index=False)
-        ]
+        shapes = [tuple(values) for values in group[list(fields)].itertuples(index=False)]
         # max returns the first of equals, so a tie goes to the run that was read first.
         majority = max(dict.fromkeys(shapes), key=shapes.count)
         for i, shape in zip(group.index, shapes, strict=True):
             if shape == majority:
                 continue
             field, here, there = next(
-                (f, a, b)
-                for f, a, b in zip(fields, shape, majority, strict=True)
-                if a != b
+                (f, a, b) for f, a, b in zip(fields, shape, majority, strict=True) if a != b
             )
             reasons[i] = (
                 f"{field} of {name!r} is {_text(here)} here but {_text(there)} in "

@@ -105,6 +105,4 @@ def sentence(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field} {message}".strip()
-    return (
-        f"{field}: {message[:1].lower()}{message[1:]}, got {str(first['input'])[:40]!r}"
-    )
+    return f"{field}: {message[:1].lower()}{message[1:]}, got {str(first['input'])[:40]!r}"

@@ -91,9 +91,7 @@ def _row(
     data = load(file)
     layers: list[tuple[str, Mapping[str, Any]]] = [("the file", canonical(data))]
     if sidecar is not None:
-        layers += [
-            (f"the sidecar's {pattern!r}", keys) for pattern, keys in sidecar.of(file)
-        ]
+        layers += [(f"the sidecar's {pattern!r}", keys) for pattern, keys in sidecar.of(file)]
     values = merge([*layers, ("the arguments", given)])
     if environment is not None:
         values["environment"] = environment

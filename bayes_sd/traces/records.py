@@ -35,22 +35,16 @@ class Workload(BaseModel):
     @model_validator(mode="after")
     def _load_is_given(self) -> Self:
         if self.loop == "open" and math.isnan(self.rate_rps):
-            raise ValueError(
-                "rate_rps is missing; an open loop needs a positive finite rate"
-            )
+            raise ValueError("rate_rps is missing; an open loop needs a positive finite rate")
         if self.loop == "closed" and math.isnan(self.concurrency):
-            raise ValueError(
-                "concurrency is missing; a closed loop needs a positive one"
-            )
+            raise ValueError("concurrency is missing; a closed loop needs a positive one")
         if self.loop != "open" and not math.isnan(self.rate_rps):
             raise ValueError(
                 f"rate_rps is {self.rate_rps:g} in a {self.loop} loop, which offers no rate; "
                 "give it as achieved_rps"
             )
         if self.loop == "burst" and not math.isnan(self.concurrency):
-            raise ValueError(
-                "concurrency is given in a burst loop; call the loop closed"
-            )
+            raise ValueError("concurrency is given in a burst loop; call the loop closed")
         return self
 
 

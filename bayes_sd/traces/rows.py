@@ -41,11 +41,7 @@ def latency_of_requests(seconds: np.ndarray) -> Latency:
         return Latency()
     logs = np.log(x)
     p50, p90, p99 = (float(q) for q in np.percentile(x, (50, 90, 99)))
-    several = (
-        {"std": float(x.std()), "log_var": float(logs.var(ddof=1))}
-        if x.size > 1
-        else {}
-    )
+    several = {"std": float(x.std()), "log_var": float(logs.var(ddof=1))} if x.size > 1 else {}
     return Latency(
         mean=float(x.mean()),
         log_mean=float(logs.mean()),
@@ -125,8 +121,7 @@ def _flags(row: Mapping[str, Any]) -> frozenset[str]:
         "no-tpot": math.isnan(row["tpot_mean_s"]),
         "concurrency-cap": row["loop"] == "open" and not math.isnan(row["concurrency"]),
         "few-requests": row["requests"] < FEW_REQUESTS,
-        "no-counts": speculates
-        and not (row["drafts"] > 0 and row["accepted_tokens"] >= 0),
+        "no-counts": speculates and not (row["drafts"] > 0 and row["accepted_tokens"] >= 0),
     }
     return frozenset(name for name, up in raised.items() if up)
 
@@ -144,11 +139,7 @@ def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
         )
     parts = ttft + (w.output_tokens - 1) * tpot
     # Means of ratios over requests of unequal length differ, but not by such a factor.
-    if (
-        w.output_tokens > 1
-        and not math.isnan(parts)
-        and not e2e / 10 < parts < e2e * 10
-    ):
+    if w.output_tokens > 1 and not math.isnan(parts) and not e2e / 10 < parts < e2e * 10:
         raise InputError(
             f"mean ttft and tpot add up to {parts:g} s but mean e2e latency is {e2e:g} s; "
             "check the units"
@@ -164,9 +155,7 @@ def _drafting(config: Configuration, d: Drafting) -> dict[str, float]:
             "give the drafter and its draft_tokens"
         )
     if k == 0:
-        unknown = dict.fromkeys(
-            ("drafts", "drafted_tokens", "accepted_tokens"), math.nan
-        )
+        unknown = dict.fromkeys(("drafts", "drafted_tokens", "accepted_tokens"), math.nan)
         return unknown | {"tokens_per_cycle": 1.0}
     _check_counts(k, d)
     accepted = d.accepted_tokens
@@ -175,9 +164,7 @@ def _drafting(config: Configuration, d: Drafting) -> dict[str, float]:
     if d.drafts and accepted is not None:
         per_cycle = 1 + accepted / d.drafts
     else:
-        per_cycle = (
-            sum(alpha**j for j in range(k + 1)) if not math.isnan(alpha) else math.nan
-        )
+        per_cycle = sum(alpha**j for j in range(k + 1)) if not math.isnan(alpha) else math.nan
     counts = {
         "drafts": d.drafts,
         "drafted_tokens": d.drafted_tokens,
@@ -195,9 +182,7 @@ def _check_counts(k: int, d: Drafting) -> None:
         )
     if d.drafts is None:
         if d.accepted_tokens is not None or d.positions:
-            raise InputError(
-                "accepted tokens are counted but drafts is missing; give both"
-            )
+            raise InputError("accepted tokens are counted but drafts is missing; give both")
         return
     drafted = k * d.drafts if d.drafted_tokens is None else d.drafted_tokens
     if drafted > k * d.drafts:
@@ -205,20 +190,14 @@ def _check_counts(k: int, d: Drafting) -> None:
             f"drafted_tokens {drafted} is more than draft_tokens {k} times drafts {d.drafts}"
         )
     if d.accepted_tokens is not None and d.accepted_tokens > drafted:
-        raise InputError(
-            f"accepted_tokens {d.accepted_tokens} is more than the {drafted} drafted"
-        )
+        raise InputError(f"accepted_tokens {d.accepted_tokens} is more than the {drafted} drafted")
     if any(b > a for a, b in zip((d.drafts, *d.positions), d.positions, strict=False)):
         raise InputError(
             f"accepted counts {list(d.positions)} of {d.drafts} drafts increase with position; "
             "a token is accepted only after the one before it"
         )
     total = sum(d.positions)
-    if (
-        d.positions
-        and d.accepted_tokens is not None
-        and abs(total - d.accepted_tokens) > k
-    ):
+    if d.positions and d.accepted_tokens is not None and abs(total - d.accepted_tokens) > k:
         raise InputError(
             f"accepted_tokens is {d.accepted_tokens} but the positions add up to {total}"
         )
@@ -227,6 +206,4 @@ def _check_counts(k: int, d: Drafting) -> None:
 def fingerprint(row: Mapping[str, Any], *, ignore: frozenset[str]) -> str:
     """Short hash of a row's content, so that a run given twice is recognised."""
     content = sorted((k, repr(v)) for k, v in row.items() if k not in ignore)
-    return hashlib.sha1(
-        json.dumps(content).encode(), usedforsecurity=False
-    ).hexdigest()[:12]
+    return hashlib.sha1(json.dumps(content).encode(), usedforsecurity=False).hexdigest()[:12]

@@ -24,15 +24,11 @@ class Column:
 def _metric(name: str, label: str, unit: str) -> dict[str, Column]:
     return {
         f"{name}_mean_s": Column("float", unit, f"mean {label}"),
-        f"{name}_log_mean": Column(
-            "float", f"log({unit})", f"mean of the log of {label}"
-        ),
+        f"{name}_log_mean": Column("float", f"log({unit})", f"mean of the log of {label}"),
         f"{name}_log_var": Column("float", "1", f"variance of the log of {label}"),
         f"{name}_p50_s": Column("float", unit, f"median {label}"),
         f"{name}_p90_s": Column("float", unit, f"90th percentile of {label}"),
-        f"{name}_p99_s": Column(
-            "float", unit, f"99th percentile (maximum if n < 100) of {label}"
-        ),
+        f"{name}_p99_s": Column("float", unit, f"99th percentile (maximum if n < 100) of {label}"),
     }
 
 
@@ -51,14 +47,10 @@ COLUMNS: dict[str, Column] = {
     "drafter_params": Column("float", "count", "parameters of the drafter"),
     "draft_tokens": Column("int", "tokens", "draft tokens a cycle, k"),
     "arm": Column("text", "", "plain, or sd: a drafter is loaded, even if k is 0"),
-    "acceptance_imposed": Column(
-        "float", "1", "per-token acceptance known by construction"
-    ),
+    "acceptance_imposed": Column("float", "1", "per-token acceptance known by construction"),
     "prompt_tokens": Column("float", "tokens", "mean prompt length"),
     "output_tokens": Column("float", "tokens", "mean output length"),
-    "loop": Column(
-        "text", "", "open (a rate), closed (a concurrency) or burst (neither)"
-    ),
+    "loop": Column("text", "", "open (a rate), closed (a concurrency) or burst (neither)"),
     "rate_rps": Column("float", "1/s", "offered rate, open loop only"),
     "concurrency": Column("float", "requests", "limit on requests in flight"),
     "achieved_rps": Column("float", "1/s", "requests over duration, drain included"),
@@ -74,12 +66,8 @@ COLUMNS: dict[str, Column] = {
     "drafts": Column("float", "count", "draft-verify cycles"),
     "drafted_tokens": Column("float", "tokens", "draft tokens proposed"),
     "accepted_tokens": Column("float", "tokens", "draft tokens accepted"),
-    "accepted_j": Column(
-        "float", "tokens", "accepted_1 .. accepted_K: accepted at position j"
-    ),
-    "tokens_per_cycle": Column(
-        "float", "tokens", "committed per cycle, bonus token included"
-    ),
+    "accepted_j": Column("float", "tokens", "accepted_1 .. accepted_K: accepted at position j"),
+    "tokens_per_cycle": Column("float", "tokens", "committed per cycle, bonus token included"),
     "detail": Column("bool", "", "computed from single requests"),
     "saturated": Column("bool", "", "no steady state was reached"),
     "flags": Column("text", "", "sorted names joined by commas"),
@@ -167,18 +155,14 @@ class Traces:
         keep = np.ones(len(self.runs), dtype=bool)
         for name, wanted in levels.items():
             if name not in self.runs.columns:
-                raise InputError(
-                    f"no column {name!r}; the columns are {_names(self.runs.columns)}"
-                )
+                raise InputError(f"no column {name!r}; the columns are {_names(self.runs.columns)}")
             scalar = isinstance(wanted, str) or not isinstance(wanted, Iterable)
             values = [wanted] if scalar else list(wanted)
             column = self.runs[name]
             for value in values:
                 if not (column == value).any():
                     known = _names(column.dropna().drop_duplicates().sort_values())
-                    raise InputError(
-                        f"no run has {name} {value!r}; the runs have {known}"
-                    )
+                    raise InputError(f"no run has {name} {value!r}; the runs have {known}")
             keep &= column.isin(values).to_numpy()
         return Traces(self.runs[keep].reset_index(drop=True), self.set_aside)
 
@@ -191,9 +175,7 @@ class Traces:
         >>> len(traces.steady) <= len(traces)
         True
         """
-        return Traces(
-            self.runs[~self.runs.saturated].reset_index(drop=True), self.set_aside
-        )
+        return Traces(self.runs[~self.runs.saturated].reset_index(drop=True), self.set_aside)
 
     def check(self) -> Check:
         """What is there, what was set aside and why, what is missing for which question.
@@ -219,9 +201,7 @@ def _names(values: Iterable[Any], most: int = 40) -> str:
     return ", ".join(names[:most]) + more if names else "none"
 
 
-def tidy(
-    rows: Sequence[Mapping[str, Any]], aside: Sequence[Mapping[str, Any]] = ()
-) -> Traces:
+def tidy(rows: Sequence[Mapping[str, Any]], aside: Sequence[Mapping[str, Any]] = ()) -> Traces:
     """Traces of rows, duplicates and contradictions between rows set aside.
 
     Parameters
@@ -242,9 +222,7 @@ def tidy(
         for column in COLUMNS
         for name in (positions if column == "accepted_j" else [column])
     }
-    table = pd.DataFrame.from_records([dict(r) for r in rows]).reindex(
-        columns=list(columns)
-    )
+    table = pd.DataFrame.from_records([dict(r) for r in rows]).reindex(columns=list(columns))
     table = table.astype({name: _DTYPES[kind] for name, kind in columns.items()})
     kept, dropped = consistent(table)
     reasons = pd.DataFrame([*aside, *dropped], columns=list(SET_ASIDE)).astype(

@@ -21,18 +21,12 @@ class Sidecar:
 
     def of(self, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Entries whose pattern matches the file's name or path."""
-        return (
-            (pattern, keys) for pattern, keys in self.entries if _matches(pattern, file)
-        )
+        return ((pattern, keys) for pattern, keys in self.entries if _matches(pattern, file))
 
 
 def _matches(pattern: str, file: Path) -> bool:
     path = file.as_posix()
-    return (
-        fnmatch(file.name, pattern)
-        or fnmatch(path, pattern)
-        or fnmatch(path, f"*/{pattern}")
-    )
+    return fnmatch(file.name, pattern) or fnmatch(path, pattern) or fnmatch(path, f"*/{pattern}")
 
 
 def read_sidecar(path: str | Path, files: Iterable[Path]) -> Sidecar:
@@ -52,13 +46,9 @@ def read_sidecar(path: str | Path, files: Iterable[Path]) -> Sidecar:
     for pattern, keys in entries:
         for key in keys:
             if key not in KNOWN:
-                raise InputError(
-                    f"{path}: unknown key {key!r}; known are {', '.join(KNOWN)}"
-                )
+                raise InputError(f"{path}: unknown key {key!r}; known are {', '.join(KNOWN)}")
         if not any(_matches(pattern, file) for file in files):
-            raise InputError(
-                f"{path}: {pattern!r} matches none of the {len(files)} files"
-            )
+            raise InputError(f"{path}: {pattern!r} matches none of the {len(files)} files")
         checked.append((pattern, canonical(keys)))
     return Sidecar(tuple(checked))
 
@@ -69,12 +59,8 @@ def _yaml(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path}: is not YAML ({line})") from None
-    if not isinstance(data, dict) or not all(
-        isinstance(keys, dict) for keys in data.values()
-    ):
-        raise InputError(
-            f"{path}: must map file names or patterns to configuration keys"
-        )
+    if not isinstance(data, dict) or not all(isinstance(keys, dict) for keys in data.values()):
+        raise InputError(f"{path}: must map file names or patterns to configuration keys")
     for pattern, keys in data.items():
         yield str(pattern), {str(key): value for key, value in keys.items()}
 
@@ -87,8 +73,6 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise InputError(f"{path}: is not a CSV table ({line})") from None
     if "file" not in table.columns:
         have = ", ".join(table.columns)
-        raise InputError(
-            f"{path}: a column 'file' is needed, but the columns are {have}"
-        )
+        raise InputError(f"{path}: a column 'file' is needed, but the columns are {have}")
     for row in table.to_dict("records"):
         yield str(row["file"]), {str(k): v for k, v in row.items() if k != "file"}

@@ -26,9 +26,7 @@ STATISTICS = {
     "p90_s": "p90",
     "p99_s": "p99",
 }
-LATENCIES = {
-    f"{m}_{theirs}": (m, ours) for m in METRICS for theirs, ours in STATISTICS.items()
-}
+LATENCIES = {f"{m}_{theirs}": (m, ours) for m in METRICS for theirs, ours in STATISTICS.items()}
 WORKLOAD = tuple(Workload.model_fields)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
 REQUIRED = (
@@ -122,14 +120,10 @@ def read_table(
         except InputError as error:
             aside.append({"source": name, "row": i, "reason": str(error)})
         else:
-            rows.append(
-                row | {"run_id": fingerprint(row, ignore=_DERIVED)} | _place(name, i)
-            )
+            rows.append(row | {"run_id": fingerprint(row, ignore=_DERIVED)} | _place(name, i))
     if not rows:
         reasons = "; ".join(f"row {bad['row']}: {bad['reason']}" for bad in aside[:3])
-        raise InputError(
-            f"{name}: none of {len(aside)} rows can be used: {reasons or 'no rows'}"
-        )
+        raise InputError(f"{name}: none of {len(aside)} rows can be used: {reasons or 'no rows'}")
     return tidy(rows, aside)
 
 
@@ -160,26 +154,16 @@ def _mapping(
         for ours in names:
             if ours not in INPUTS and ours not in POSITIONS:
                 known = f"{', '.join(INPUTS)}, accepted_1 .. accepted_k"
-                raise InputError(
-                    f"{what} has the unknown name {ours!r}; known are {known}"
-                )
-    own = [
-        c
-        for c in table.columns
-        if (c in INPUTS or c in POSITIONS) and c not in constants
-    ]
+                raise InputError(f"{what} has the unknown name {ours!r}; known are {known}")
+    own = [c for c in table.columns if (c in INPUTS or c in POSITIONS) and c not in constants]
     mapping: dict[str, tuple[Hashable, float | None]] = {c: (c, None) for c in own}
     for ours, given in columns.items():
         if ours in constants:
-            raise InputError(
-                f"{ours} is given in columns and in constants; give it once"
-            )
+            raise InputError(f"{ours} is given in columns and in constants; give it once")
         theirs, unit = (given, None) if isinstance(given, str) else given
         if theirs not in table.columns:
             have = ", ".join(map(str, table.columns))
-            raise InputError(
-                f"columns: {ours} names {theirs!r}, but the table has {have}"
-            )
+            raise InputError(f"columns: {ours} names {theirs!r}, but the table has {have}")
         mapping[ours] = (theirs, None if unit is None else _factor(ours, unit))
     return mapping
 
@@ -190,9 +174,7 @@ def _factor(ours: str, unit: str) -> float:
     else:
         allowed = ("%", "1") if ours == "acceptance_imposed" else ("1",)
     if unit not in allowed:
-        raise InputError(
-            f"columns: {ours} has unit {unit!r}; allowed are {', '.join(allowed)}"
-        )
+        raise InputError(f"columns: {ours} has unit {unit!r}; allowed are {', '.join(allowed)}")
     return UNITS[unit]
 
 
@@ -234,9 +216,7 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
     if math.isnan(e2e.mean):
         raise InputError("e2e_mean_s is missing; a positive finite number is needed")
     if workload.requests > 1 and math.isnan(e2e.std) and math.isnan(e2e.log_mean):
-        raise InputError(
-            "e2e_std_s is missing; more than one request needs it, or e2e_log_mean"
-        )
+        raise InputError("e2e_std_s is missing; more than one request needs it, or e2e_log_mean")
     return run_row(
         config,
         workload,
@@ -256,9 +236,7 @@ def _latency(values: Mapping[str, Any], metric: str) -> Latency:
     except ValidationError as error:
         text = sentence(error)
         field = text.split(" ", 1)[0]
-        raise InputError(
-            text.replace(field, given.get(field, f"{metric} {field}"), 1)
-        ) from None
+        raise InputError(text.replace(field, given.get(field, f"{metric} {field}"), 1)) from None
 
 
 def _truth(value: Any) -> bool:

@@ -129,14 +129,10 @@ def _requests(r: BenchResult) -> _Requests | None:
         "start_times",
         "errors",
     )
-    lengths = {
-        name: len(x) for name in names if (x := getattr(r, name)) is not None and x
-    }
+    lengths = {name: len(x) for name in names if (x := getattr(r, name)) is not None and x}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {n}" for name, n in lengths.items())
-        raise InputError(
-            f"lists have unequal lengths ({listed}); one entry a request is needed"
-        )
+        raise InputError(f"lists have unequal lengths ({listed}); one entry a request is needed")
     output = np.asarray(r.output_lens)
     ok = output > 0
     if r.errors:
@@ -146,18 +142,12 @@ def _requests(r: BenchResult) -> _Requests | None:
     # Some files list only the successful requests and count the failed ones apart.
     unlisted = max(r.completed + _reported_failures(r) - ok.size, 0)
     ttft = np.asarray(r.ttfts)
-    e2e = (
-        np.asarray(r.latencies)
-        if r.latencies
-        else ttft + [sum(x) for x in r.itls or ()]
-    )
+    e2e = np.asarray(r.latencies) if r.latencies else ttft + [sum(x) for x in r.itls or ()]
     field = "latencies" if r.latencies else "ttfts plus itls"
     for name, x in (("ttfts", ttft), (field, e2e)):
         bad = np.flatnonzero(ok & ~(np.isfinite(x) & (x > 0)))
         if bad.size:
-            raise InputError(
-                f"{name}[{bad[0]}] must be a positive finite number, got {x[bad[0]]}"
-            )
+            raise InputError(f"{name}[{bad[0]}] must be a positive finite number, got {x[bad[0]]}")
     late = np.flatnonzero(ok & (ttft > e2e * (1 + 1e-4)))
     if late.size:
         i = late[0]
@@ -199,9 +189,7 @@ def _load(r: BenchResult) -> dict[str, Any]:
         if not math.isfinite(span):
             raise InputError("start_times must be finite numbers")
         if span > r.duration * UNIT_SLACK:
-            raise InputError(
-                f"start_times spread over {span:g} s in a run of {r.duration:g} s"
-            )
+            raise InputError(f"start_times spread over {span:g} s in a run of {r.duration:g} s")
         if span > 0:
             load["span_s"] = span
     return load
@@ -226,9 +214,7 @@ def _aggregate(data: Mapping[str, Any], metric: str) -> Latency:
         raise InputError(f"{metric}: {sentence(error)}") from None
 
 
-def _compare(
-    latencies: Mapping[str, Latency], aggregates: Mapping[str, Latency]
-) -> None:
+def _compare(latencies: Mapping[str, Latency], aggregates: Mapping[str, Latency]) -> None:
     for ours, theirs in (("e2e", "e2el"), ("ttft", "ttft"), ("tpot", "tpot")):
         ratio = aggregates[theirs].mean / latencies[ours].mean
         if ratio > UNIT_SLACK or ratio < 1 / UNIT_SLACK:
@@ -247,7 +233,5 @@ def _counts(r: BenchResult) -> Drafting:
         drafts=drafts,
         drafted_tokens=r.spec_decode_draft_tokens,
         accepted_tokens=r.spec_decode_accepted_tokens,
-        positions=tuple(round(rate * drafts) for rate in rates)
-        if rates and drafts
-        else (),
+        positions=tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
     )

@@ -67,9 +67,7 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise InputError(
-            "is not text; a JSON result of vllm bench serve is needed"
-        ) from None
+        raise InputError("is not text; a JSON result of vllm bench serve is needed") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"is not complete JSON ({error.msg} at line {error.lineno}); "
@@ -78,18 +76,12 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError("is not a JSON object; a result of vllm bench serve is needed")
     if "benchmarks" in data:
-        raise InputError(
-            "is a GuideLLM report; only results of vllm bench serve are read"
-        )
+        raise InputError("is a GuideLLM report; only results of vllm bench serve are read")
     missing = [key for key in REQUIRED if key not in data]
     if len(missing) > 2:
-        raise InputError(
-            f"is not a result of vllm bench serve: it lacks {', '.join(missing)}"
-        )
+        raise InputError(f"is not a result of vllm bench serve: it lacks {', '.join(missing)}")
     if missing:
         raise InputError(f"{missing[0]} is missing; vllm bench serve always writes it")
     if not absent(data.get("ramp_up_strategy")):
-        raise InputError(
-            "ramp_up_strategy is set; only runs at a constant rate are read"
-        )
+        raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
     return data

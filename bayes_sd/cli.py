@@ -1,0 +1,381 @@
+"""The command line: thin verbs. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 answered, 1 bad input or failure, 2 wrong usage, 3 not converged or evidence missing.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from bayes_sd.errors import EvidenceError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayes_sd.inference.fit import Fit
+    from bayes_sd.predict.system import Size, System
+
+app = typer.Typer(
+    help="Is speculative decoding worth it at my load, on my models, with how many draft tokens?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML or CSV that maps result files to configurations.")
+]
+Environment = Annotated[str | None, typer.Option(help="Hardware and engine of all files.")]
+Paths = Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
+FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal draws.")]
+Rates = Annotated[str | None, typer.Option(help="Requests/s: START:STOP:COUNT, or a comma list.")]
+Concurrency = Annotated[str | None, typer.Option(help="Requests in flight, instead of --rps.")]
+Prompt = Annotated[float, typer.Option(help="Prompt tokens of a request.")]
+Output = Annotated[float, typer.Option(help="Output tokens of a request.")]
+Verifier = Annotated[str | None, typer.Option(help="Measured verifier, by name.")]
+Drafter = Annotated[str | None, typer.Option(help="Measured drafter, by name.")]
+VerifierParams = Annotated[
+    float | None, typer.Option(help="Size of a verifier nobody measured, e.g. 8e9.")
+]
+Active = Annotated[float | None, typer.Option(help="Its active parameters, if it has experts.")]
+Experts = Annotated[int, typer.Option(help="Its experts per layer, 0 if dense.")]
+ExpertsPerToken = Annotated[int, typer.Option(help="Experts a token uses.")]
+DrafterParams = Annotated[float | None, typer.Option(help="Size of a drafter nobody measured.")]
+Acceptance = Annotated[
+    float | None, typer.Option(help="Per-token acceptance; by default the measured one.")
+]
+
+
+def _answers(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can mend into one sentence and an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except InputError as error:
+            _say(f"error: {error}")
+            raise typer.Exit(1) from None
+        except EvidenceError as error:
+            _say(f"insufficient: {error}")
+            raise typer.Exit(3) from None
+
+    return wrapped
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _emit(data: Any) -> None:
+    print(json.dumps(data, allow_nan=False))
+
+
+def _table(title: str, frame: "pd.DataFrame") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in frame.columns:
+        number = frame[name].dtype.kind in "fiu"
+        table.add_column(str(name), justify="right" if number else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    # A pipe has no width: let nothing be cut there.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+    console.print()
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    """``1:16:16`` or ``1,2,4`` as numbers."""
+    try:
+        if ":" in text:
+            start, stop, count = text.split(":")
+            return [float(v) for v in np.linspace(float(start), float(stop), int(count))]
+        return [float(v) for v in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option} {text!r}: write START:STOP:COUNT or numbers with commas."
+        ) from None
+
+
+def _arms(text: str) -> list[int]:
+    try:
+        return [int(v) for v in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"-k {text!r}: write whole numbers with commas.") from None
+
+
+def _load(rps: str | None, concurrency: str | None, prompt: float, output: float) -> Any:
+    from bayes_sd.predict.load import grid
+
+    if (rps is None) == (concurrency is None):
+        raise typer.BadParameter("give exactly one of --rps and --concurrency.")
+    if rps is not None:
+        return grid(rps=_numbers(rps, "--rps"), prompt=prompt, output=output)
+    assert concurrency is not None
+    return grid(concurrency=_numbers(concurrency, "--concurrency"), prompt=prompt, output=output)
+
+
+def _system(
+    fit: "Fit",
+    verifier: str | None,
+    drafter: str | None,
+    acceptance: float | None,
+    new_verifier: "Size | None",
+    new_drafter: "Size | None",
+    needs_drafter: bool,
+) -> "System":
+    from bayes_sd.predict.system import System, default_system
+
+    if (verifier and new_verifier) or (drafter and new_drafter):
+        raise typer.BadParameter("name a measured model or give a new one's size, not both.")
+    first = verifier or new_verifier
+    if first is None:
+        return default_system(fit, needs_drafter)
+    return System(first, drafter or new_drafter, acceptance)
+
+
+def _size(
+    params: float | None, active: float | None = None, experts: int = 0, per_token: int = 0
+) -> "Size | None":
+    from bayes_sd.predict.system import Size
+
+    return None if params is None else Size(params, active, experts, per_token)
+
+
+@app.command()
+@_answers
+def check(
+    paths: Paths,
+    config: Config = None,
+    environment: Environment = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what result files hold, what was set aside and why, and what is missing."""
+    from bayes_sd.traces import read_traces
+
+    result = read_traces(paths, config=config, environment=environment).check()
+    if as_json:
+        _emit(result.to_dict())
+    else:
+        print(result)
+    if not result.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+@_answers
+def fit(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+    config: Config = None,
+    environment: Environment = None,
+    seed: Seed = 1,
+    draws: Annotated[int, typer.Option(help="Kept draws of each of 4 chains.")] = 1500,
+    tune: Annotated[int, typer.Option(help="Discarded draws of each chain.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the latency model to result files and save it; an unconverged fit is not saved."""
+    from bayes_sd.model.latency_model import LatencyModel
+    from bayes_sd.traces import read_traces
+
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: the folder {output.parent} does not exist.")
+    traces = read_traces(paths, config=config, environment=environment)
+    _say(repr(traces))
+    result = LatencyModel().fit(traces, seed=seed, draws=draws, tune=tune)
+    result.save(output)
+    if as_json:
+        _emit({"file": str(output), "fit": result.sampling, "collapse": _finite(result.collapse())})
+    else:
+        print(result)
+        print(f"saved to {output}")
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {k: round(v, 4) if np.isfinite(v) else None for k, v in values.items()}
+
+
+@app.command()
+@_answers
+def predict(
+    file: FitFile,
+    prompt: Prompt,
+    output: Output,
+    rps: Rates = None,
+    concurrency: Concurrency = None,
+    k: Annotated[str, typer.Option("-k", help="Draft tokens, 0 is plain: 0,3,5.")] = "0",
+    verifier: Verifier = None,
+    drafter: Drafter = None,
+    acceptance: Acceptance = None,
+    verifier_params: VerifierParams = None,
+    active_params: Active = None,
+    experts: Experts = 0,
+    experts_per_token: ExpertsPerToken = 0,
+    drafter_params: DrafterParams = None,
+    metric: Annotated[str, typer.Option(help="e2e or ttft.")] = "e2e",
+    as_json: AsJson = False,
+) -> None:
+    """Predict latency over loads: the mean, request percentiles, P(saturated)."""
+    from bayes_sd.inference.fit import Fit
+
+    load, ks = _load(rps, concurrency, prompt, output), _arms(k)
+    loaded = Fit.load(file)
+    system = _system(
+        loaded,
+        verifier,
+        drafter,
+        acceptance,
+        _size(verifier_params, active_params, experts, experts_per_token),
+        _size(drafter_params),
+        any(ks),
+    )
+    table = loaded.latency(load, ks, system, metric=metric).table()
+    if as_json:
+        rows = [
+            {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in r.items()}
+            for r in table.to_dict("records")
+        ]
+        _emit({"metric": metric, "rows": rows})
+    else:
+        _table(f"{metric} latency, seconds", table)
+
+
+@app.command()
+@_answers
+def decide(
+    file: FitFile,
+    prompt: Prompt,
+    output: Output,
+    rps: Rates = None,
+    k: Annotated[str, typer.Option("-k", help="Draft tokens to compare with plain: 1,3,5.")] = "3",
+    verifier: Verifier = None,
+    drafter: Drafter = None,
+    acceptance: Acceptance = None,
+    verifier_params: VerifierParams = None,
+    active_params: Active = None,
+    experts: Experts = 0,
+    experts_per_token: ExpertsPerToken = 0,
+    drafter_params: DrafterParams = None,
+    of: Annotated[str, typer.Option(help="Compare mean, run or request latencies.")] = "mean",
+    as_json: AsJson = False,
+) -> None:
+    """Say with what probability SD beats plain decoding, and up to which rate."""
+    from bayes_sd.inference.fit import Fit
+    from bayes_sd.report import decisions
+
+    rates, ks = (None if rps is None else _numbers(rps, "--rps")), _arms(k)
+    loaded = Fit.load(file)
+    system = _system(
+        loaded,
+        verifier,
+        drafter,
+        acceptance,
+        _size(verifier_params, active_params, experts, experts_per_token),
+        _size(drafter_params),
+        True,
+    )
+    found = [decisions.decide(loaded, system, one, prompt, output, rates, of) for one in ks]
+    if as_json:
+        _emit({"decisions": found})
+    else:
+        _print_decisions(found)
+
+
+def _print_decisions(found: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    from bayes_sd.report.decisions import sentence
+
+    for d in found:
+        columns = {f"{r:.3g}/s": [p] for r, p in zip(d["rates_rps"], d["prob_faster"], strict=True)}
+        print(sentence(d))
+        _table(f"P(SD beats plain), {d['compared']} latency, by rate", pd.DataFrame(columns))
+
+
+@app.command()
+@_answers
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for figures and the fit.")] = Path(
+        "bayes-sd-demo"
+    ),
+    seed: Seed = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the shipped vLLM measurements and decide for every system in them."""
+    import pandas as pd
+
+    from bayes_sd.corpus import corpus
+    from bayes_sd.model.latency_model import LatencyModel
+    from bayes_sd.report import decisions
+    from bayes_sd.report.figures import save_figures
+    from bayes_sd.traces import read_traces
+
+    prompt, output = 128.0, 64.0
+    traces = read_traces(corpus())
+    _say(repr(traces))
+    _say("compiling and sampling, about a minute ...")
+    result = LatencyModel().fit(traces, seed=seed)
+    found = [
+        decisions.decide(result, system, k, prompt, output)
+        for system, k in decisions.measured_arms(result)
+    ]
+    files = save_figures(result, found, out)
+    files.append(result.save(out / "fit.nc"))
+    steady = result.runs
+    collapse = _finite(result.collapse())
+    if as_json:
+        _emit(
+            {
+                "runs": len(steady),
+                "requests": int(steady["requests"].sum()),
+                "fit": result.sampling,
+                "collapse": collapse,
+                "decisions": found,
+                "files": [str(f) for f in files],
+            }
+        )
+        return
+    print(result)
+    print(
+        f"compiled in {result.sampling['seconds_compile']:.0f} s, "
+        f"sampled in {result.sampling['seconds_sample']:.0f} s; R^2 of log mean latency "
+        f"{collapse['r2_dense']} dense, {collapse['r2_moe']} MoE; mean error {collapse['mape']}\n"
+    )
+    _table("Fitted coefficients: median and 90% interval", result.coefficients())
+    columns = ["verifier", "drafter", "k", "acceptance"]
+    rows = [
+        {c: d[c] for c in columns}
+        | {
+            f"P at {share:.0%}": d["prob_faster"][i]
+            for share, i in ((0.08, 0), (0.48, 5), (0.95, 11))
+        }
+        | {
+            n: "no limit" if v is None else f"{v:.3g}"
+            for n, v in list(d["break_even_rps"].items())[:3]
+        }
+        | {f"P({o})": d["break_even_rps"][f"prob_{o}"] for o in ("never", "always")}
+        | {"support": d["support"]}
+        for d in found
+    ]
+    _table(
+        f"P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate "
+        f"(requests/s), {prompt:.0f} + {output:.0f} tokens",
+        pd.DataFrame(rows),
+    )
+    print("wrote " + ", ".join(str(f) for f in files))
+
+
+def main() -> None:
+    """Entry point of ``bayes-sd``."""
+    app()

@@ -1,0 +1,213 @@
+"""The paper's point fit (arXiv 2605.15051) by SciPy least squares: the baseline of the benchmarks.
+
+Every coefficient is positive, relative errors of the mean latency are minimised, and the law is the
+package's own: ``C_i = c_i,prefill + g/E (c_i,verify + k c_i,draft)``, ``L = C1 / (1 - rate C2)`` (or
+``C1 + (n - 1) C2`` at a concurrency n), with the expert coverage of equation (4).
+
+`rows` is a run table, as in ``bsd.Traces.runs``; only steady runs should be given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares
+
+from bayes_sd.model.design import sizes
+from bayes_sd.physics import (
+    Cycle,
+    Stages,
+    combine,
+    coverage,
+    headroom,
+    in_flight_with_experts,
+    latency_closed,
+    tokens_in_pass,
+    utilization,
+)
+from bayes_sd.physics.law import SOFTNESS
+
+STARTS = 12
+BOUNDS = (-14.0, 6.0)  # of the log coefficient, around a start that explains the whole latency
+SPARE_ROWS = 5  # rows beyond the coefficients that a fit of its own needs
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Law:
+    """Names of the coefficients, and stage costs from them and the features of runs."""
+
+    names: tuple[str, ...]
+    stages: Callable[[Values, Values], Stages]
+
+
+def _six(t: Values, f: Values) -> Stages:
+    return Stages(t["1p"], t["2p"], t["1v"], 0.0, t["2v"], t["1d"], t["2d"])
+
+
+def _with_lengths(t: Values, f: Values) -> Stages:
+    p, context = f["prompt_tokens"], f["prompt_tokens"] + f["output_tokens"] / 2
+    return Stages(
+        t["1p"] + t["1p_token"] * p,
+        t["2p"] + t["2p_token"] * p,
+        t["1v"],
+        t["1v_experts"] * f["moe"],
+        t["2v"] + t["2v_context"] * context,
+        t["1d"],
+        t["2d"],
+    )
+
+
+def _with_sizes(t: Values, f: Values) -> Stages:
+    p, context = f["prompt_tokens"], f["prompt_tokens"] + f["output_tokens"] / 2
+    a, d = f["active"], f["drafter"]
+    return Stages(
+        t["1p"] + t["1p_size"] * a * p,
+        t["2p"] + t["2p_size"] * a * p,
+        t["1v"] + t["1v_size"] * f["shared"],
+        t["1v_experts"] * f["expert"],
+        t["2v"] + t["2v_size"] * a + t["2v_context"] * context,
+        t["1d"] + t["1d_size"] * d,
+        t["2d"] + t["2d_size"] * d,
+    )
+
+
+SIX = ("1p", "2p", "1v", "2v", "1d", "2d")
+LAWS = {
+    "six": Law(SIX, _six),
+    "lengths": Law((*SIX, "1p_token", "2p_token", "1v_experts", "2v_context"), _with_lengths),
+    "sizes": Law((*SIX, *(f"{n}_size" for n in SIX), "1v_experts", "2v_context"), _with_sizes),
+}
+
+
+def features(rows: pd.DataFrame) -> Values:
+    """Arrays over runs that the laws need."""
+    closed = (rows["loop"] == "closed").to_numpy(float)
+    lengths = ("prompt_tokens", "output_tokens", "tokens_per_cycle")
+    return {
+        **{name: rows[name].to_numpy(float) for name in lengths},
+        **sizes(
+            rows["verifier_params"],
+            rows["verifier_active_params"],
+            rows["experts"],
+            rows["experts_per_token"],
+        ),
+        "k": rows["draft_tokens"].to_numpy(float),
+        "drafter": rows["drafter_params"].fillna(0.0).to_numpy(float) / 1e9,
+        "closed": closed,
+        "rate": np.where(closed > 0, 0.0, rows["rate_rps"].to_numpy(float)),
+        "others": np.where(closed > 0, rows["concurrency"].to_numpy(float) - 1, 0.0),
+    }
+
+
+def columns(law: Law, f: Values) -> np.ndarray:
+    """C1, its part in the experts, and C2 per unit of each coefficient: (3, runs, coefficients).
+
+    The costs are linear in the coefficients, so their units are all there is to know.
+    """
+    parts = []
+    for name in law.names:
+        unit = {other: float(other == name) for other in law.names}
+        cost = combine(law.stages(unit, f), f["k"], f["output_tokens"], f["tokens_per_cycle"])
+        parts.append([np.broadcast_to(c, f["k"].shape) for c in cost])
+    return np.array(parts).transpose(1, 2, 0)
+
+
+def latency(theta: np.ndarray, units: np.ndarray, f: Values) -> np.ndarray:
+    """Mean latency, s; past the pole large, not infinite (headroom is rounded as in the model)."""
+    cycle = Cycle(*(units @ theta))
+    room = headroom(utilization(cycle.c2, f["rate"]), SOFTNESS)
+    steps = 6 if f["moe"].any() else 1
+    open_loop = in_flight_with_experts(
+        cycle, f["rate"], room, f["idle"], f["log_idle"], f["k"], iterations=steps
+    )
+    others = np.where(f["closed"] > 0, f["others"], open_loop)
+    phi = coverage(f["idle"], tokens_in_pass(others, f["k"]))
+    return latency_closed(cycle.c1 + phi * cycle.c1_experts, cycle.c2, others)
+
+
+@dataclass(frozen=True)
+class PointFit:
+    """Fitted coefficients in seconds (per the features of the law), and the residual spread.
+
+    `log_sd` is that of the log residuals with the coefficients' degrees of freedom taken off;
+    `cost` is half the sum of squared relative errors.
+    """
+
+    law: str
+    theta: dict[str, float]
+    log_sd: float
+    cost: float
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        """Mean latency of each run, s."""
+        f = features(rows)
+        return latency(np.array(list(self.theta.values())), columns(LAWS[self.law], f), f)
+
+
+def fit(law: str, rows: pd.DataFrame, starts: int = STARTS, seed: int = 0) -> PointFit:
+    """Best of several starts; a coefficient that no run depends on is 0."""
+    f, observed = features(rows), rows["e2e_mean_s"].to_numpy(float)
+    units = columns(LAWS[law], f)
+    used = (units > 0).any(axis=(0, 1))
+    units = units[:, :, used]
+    # A coefficient's start: what would explain half the typical latency with none beside it.
+    in_flight = np.where(f["closed"] > 0, f["others"], f["rate"] * observed)
+    effect = (units[0] + units[1] + in_flight[:, None] * units[2]) / observed[:, None]
+    whole = np.array([1 / np.median(e[e > 0]) if (e > 0).any() else 1.0 for e in effect.T])
+
+    def errors(log_theta: np.ndarray) -> np.ndarray:
+        return latency(np.exp(log_theta), units, f) / observed - 1
+
+    rng = np.random.default_rng(seed)
+    best = None
+    for start in range(starts):
+        share = np.full(whole.size, 0.5 / whole.size) * np.exp(
+            (start > 0) * rng.normal(0, 1.5, whole.size)
+        )
+        x0 = np.clip(np.log(share), BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
+        found = least_squares(
+            lambda x: errors(x + np.log(whole)), x0, bounds=BOUNDS, x_scale=1.0, max_nfev=300
+        )
+        best = found if best is None or found.cost < best.cost else best
+    assert best is not None
+    theta = np.zeros(used.size)
+    theta[used] = np.exp(best.x) * whole
+    residual = np.log1p(errors(best.x + np.log(whole)))
+    freedom = max(len(observed) - int(used.sum()), 1)
+    return PointFit(
+        law,
+        {n: float(v) for n, v in zip(LAWS[law].names, theta, strict=True)},
+        float(np.sqrt((residual**2).sum() / freedom)),
+        float(best.cost),
+    )
+
+
+def six_coefficients(rows: pd.DataFrame) -> PointFit:
+    """The paper's six coefficients for one verifier (and drafter) at one pair of lengths."""
+    return fit("six", rows)
+
+
+def size_law(rows: pd.DataFrame) -> PointFit:
+    """Every coefficient ``o + s N``, shared by all verifiers: N the active parameters.
+
+    A mixture of experts reads ``shared + coverage x expert`` parameters a pass, the second part at
+    a slope of its own.
+    """
+    return fit("sizes", rows)
+
+
+def per_verifier(rows: pd.DataFrame) -> dict[str, PointFit]:
+    """Six coefficients a verifier and what the lengths add: prefills linear in P, verify in P + g/2.
+
+    A verifier with fewer than `SPARE_ROWS` rows beyond its coefficients gets no fit.
+    """
+    fits = {}
+    for name, own in rows.groupby("verifier"):
+        used = (columns(LAWS["lengths"], features(own)) > 0).any(axis=(0, 1)).sum()
+        if len(own) >= used + SPARE_ROWS:
+            fits[str(name)] = fit("lengths", own)
+    return fits

@@ -1,0 +1,386 @@
+"""The design, the priors, the compiled gradient, and the gate a fit must pass."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import bayes_sd as bsd
+from bayes_sd.inference.gate import diagnose
+from bayes_sd.inference.sample import Sampling, sample
+from bayes_sd.model.design import Design, build_design, pair_label, sizes
+from bayes_sd.model.priors import ALL, Prior
+from bayes_sd.traces import Traces
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:numba")
+
+# --- sizes and design -----------------------------------------------------------------------
+
+
+@given(
+    shared=st.floats(1e6, 1e12),
+    expert=st.floats(1e6, 1e12),
+    per_token=st.integers(1, 64),
+    spare=st.integers(1, 192),
+)
+@settings(max_examples=50, deadline=None)
+def test_sizes_are_split_into_shared_and_experts(
+    shared: float, expert: float, per_token: int, spare: int
+) -> None:
+    experts = per_token + spare
+    found = sizes(shared + expert, shared + expert * per_token / experts, experts, per_token)
+    assert found["shared"] == pytest.approx(shared / 1e9, rel=1e-6, abs=(shared + expert) * 1e-19)
+    assert found["expert"] == pytest.approx(expert / 1e9, rel=1e-6, abs=(shared + expert) * 1e-19)
+    assert found["idle"] == pytest.approx(1 - per_token / experts)
+    assert np.exp(found["log_idle"]) == pytest.approx(found["idle"])
+    assert found["moe"] == 1
+
+
+def test_a_dense_model_is_all_shared() -> None:
+    found = sizes([8e9, 1e9], [8e9, 1e9], [0, 4], [0, 4])
+    np.testing.assert_array_equal(found["shared"], [8, 1])
+    np.testing.assert_array_equal(found["active"], [8, 1])
+    np.testing.assert_array_equal(found["expert"], 0)
+    np.testing.assert_array_equal(found["moe"], 0)
+    assert (found["idle"] > 0).all() and (found["idle"] < 1).all()
+
+
+@pytest.fixture(scope="module")
+def design(traces: Traces) -> Design:
+    return build_design(traces)
+
+
+def test_levels_of_the_corpus(traces: Traces, design: Design) -> None:
+    runs = traces.steady.runs
+    assert len(design.runs) == len(runs) < len(traces)
+    assert design.levels["verifier"] == sorted(runs.verifier.unique())
+    assert design.levels["drafter"] == ["draft-12m", "draft-3m"]
+    keys = ["verifier", "drafter", "draft_tokens", "acceptance_imposed"]
+    assert len(design.levels["system"]) == len(runs[keys].drop_duplicates())
+    assert "dense-60m plain" in design.levels["system"]
+    assert "moe-e8k2 + draft-3m @ 0.9 k=3" in design.levels["system"]
+    assert design.environment == runs.environment.iloc[0]
+
+
+@pytest.mark.parametrize("level", ["verifier", "system"])
+def test_indices_point_at_the_names_of_the_runs(design: Design, level: str) -> None:
+    """PyMC on numba does not check bounds, so this must."""
+    index, names = design.data[f"{level}_i"], np.array(design.levels[level])
+    assert index.min() >= 0 and index.max() < len(names)
+    assert names[index].tolist() == design.runs[level].tolist()
+
+
+def test_arrays_of_the_corpus(design: Design) -> None:
+    runs, data = design.runs, design.data
+    drafted = runs.drafter != "none"
+    names = np.array(design.levels["drafter"])
+    assert names[data["drafter_i"]][drafted].tolist() == runs.drafter[drafted].tolist()
+    assert (data["drafter_i"] < len(names)).all() and (data["drafter_i"] >= 0).all()
+    np.testing.assert_array_equal(data["drafted"], drafted)
+    np.testing.assert_allclose(np.exp(data["log_e2e"]), runs.e2e_mean_s)
+    np.testing.assert_allclose(data["se_e2e"] ** 2 * runs.requests, runs.e2e_log_var)
+    np.testing.assert_array_equal(data["rate_rps"], runs.rate_rps)
+    np.testing.assert_array_equal(data["others"], 0)
+    for name, array in data.items():
+        assert np.isfinite(array).all(), name
+        if not name.endswith("rows"):
+            assert array.shape == (len(runs),), name
+    by_drafter = dict(zip(names, design.drafters, strict=True))
+    sizes_of_runs = runs[drafted].groupby("drafter").drafter_params.first() / 1e9
+    assert by_drafter == pytest.approx(sizes_of_runs.to_dict())
+
+
+def table(**columns: Any) -> Traces:
+    """Traces of three runs of one server."""
+    rows = {
+        "verifier": "m",
+        "verifier_params": 8e9,
+        "draft_tokens": 0,
+        "prompt_tokens": 512,
+        "output_tokens": 128,
+        "requests": 100,
+        "duration_s": 300.0,
+        "e2e_mean_s": [1.0, 1.2, 1.5],
+        "e2e_std_s": 0.2,
+        "environment": "gpu",
+    }
+    return bsd.read_table(pd.DataFrame(rows | columns))
+
+
+def test_a_concurrency_is_the_number_of_others_and_one() -> None:
+    design = build_design(table(loop="closed", concurrency=[1, 8, 32]))
+    np.testing.assert_array_equal(design.data["others"], [0, 7, 31])
+    np.testing.assert_array_equal(design.data["closed"], 1)
+    np.testing.assert_array_equal(design.data["rate_rps"], 0)
+    assert design.levels["drafter"] == ["(no drafter)"]
+
+
+def test_runs_without_ttft_are_left_out_of_its_likelihood() -> None:
+    design = build_design(
+        table(rate_rps=[1.0, 2.0, 3.0], ttft_mean_s=[0.1, np.nan, 0.2], ttft_std_s=0.02)
+    )
+    assert design.data["ttft_rows"].tolist() == [0, 2]
+    np.testing.assert_allclose(np.exp(design.data["log_ttft"][[0, 2]]), [0.1, 0.2])
+
+
+def test_imposed_acceptance_tells_pairs_apart() -> None:
+    assert pair_label("v", "d", np.nan) == "v + d"
+    assert pair_label("v", "d", 0.5) != pair_label("v", "d", 0.7)
+
+
+def test_several_environments_are_refused(traces: Traces) -> None:
+    runs = traces.runs.copy()
+    runs.loc[runs.index[:70], "environment"] = "another machine"
+    with pytest.raises(bsd.EvidenceError, match=r"2 environments.*another machine"):
+        build_design(replace(traces, runs=runs))
+
+
+def test_nothing_to_fit_is_refused(traces: Traces) -> None:
+    none = replace(traces, runs=traces.runs.iloc[:0])
+    stuck = replace(traces, runs=traces.runs.assign(saturated=True))
+    for bad in (none, stuck):
+        with pytest.raises(bsd.EvidenceError, match="no steady run"):
+            bsd.LatencyModel().fit(bad)
+
+
+def test_one_name_of_two_sizes_is_refused(traces: Traces) -> None:
+    runs = traces.runs.copy()
+    runs.loc[runs.index[0], "verifier_params"] *= 2
+    with pytest.raises(bsd.InputError, match="dense-115m"):
+        build_design(replace(traces, runs=runs))
+
+
+def test_a_drafter_without_a_size_is_refused(traces: Traces) -> None:
+    runs = traces.runs.copy()
+    runs.loc[runs.drafter == "draft-3m", "drafter_params"] = np.nan
+    with pytest.raises(bsd.EvidenceError, match="draft-3m"):
+        build_design(replace(traces, runs=runs))
+
+
+# --- priors ---------------------------------------------------------------------------------
+
+
+def test_print_shows_every_prior_its_interval_its_unit_and_its_reason() -> None:
+    lines = str(bsd.LatencyModel()).splitlines()
+    for prior in ALL:
+        (line,) = [one for one in lines if one.split(" ", 1)[0] == prior.name]
+        assert len(prior.reason) > 10
+        for part in (prior.unit, prior.meaning, prior.reason):
+            assert part in line
+        for end in prior.interval():
+            assert f"{end:.2g}" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "a", "b", "expected"),
+    [
+        ("lognormal", 0.02, 1.5, stats.lognorm(1.5, scale=0.02).interval(0.9)),
+        ("normal", 0.1, 0.3, stats.norm(0.1, 0.3).interval(0.9)),
+        ("halfnormal", 0.0, 0.3, stats.halfnorm(scale=0.3).interval(0.9)),
+    ],
+)
+def test_intervals_hold_ninety_percent(
+    kind: str, a: float, b: float, expected: tuple[float, float]
+) -> None:
+    prior = Prior("x", kind, a, b, "s", (), "meaning", "reason")
+    assert prior.interval() == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_unknown_prior_is_refused_and_the_known_are_listed() -> None:
+    with pytest.raises(bsd.InputError, match=r"'s_pas'.*s_pass.*tau_system"):
+        bsd.LatencyModel().with_prior("s_pas", a=1.0)
+
+
+def test_unknown_server_effects_are_refused() -> None:
+    with pytest.raises(bsd.InputError, match="server_effects"):
+        bsd.LatencyModel(server_effects=("capacity",))
+
+
+def test_a_changed_prior_is_shown_and_used_and_the_model_it_came_from_is_not(
+    traces: Traces,
+) -> None:
+    pm = pytest.importorskip("pymc")
+    base = bsd.LatencyModel()
+    changed = base.with_prior("wait", a=40.0, b=1e-9, reason="a queue of forty")
+    assert "a queue of forty" in str(changed) and "a queue of forty" not in str(base)
+    some = traces.select(verifier=["dense-25m"])
+    model = changed.build(some)
+    law = pm.draw(model["law"], random_seed=1, mode="FAST_COMPILE")
+    where = list(model.coords["law_term"])
+    assert law[where.index("wait")] == pytest.approx(40.0, rel=1e-6)
+    assert law[where.index("s_pass")] != pytest.approx(40.0)
+
+
+# --- the compiled model ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few(traces: Traces) -> Traces:
+    """One dense and one MoE verifier, to keep compilation short."""
+    return traces.select(verifier=["moe-e8k2", "dense-25m"])
+
+
+@pytest.fixture(scope="module")
+def model(few: Traces) -> Any:
+    return bsd.LatencyModel().build(few)
+
+
+@pytest.fixture(scope="module")
+def compiled(model: Any) -> Any:
+    return pytest.importorskip("nutpie").compile_pymc_model(model, freeze_model=True)
+
+
+@pytest.fixture
+def compile_once(monkeypatch: pytest.MonkeyPatch, compiled: Any) -> None:
+    """Sampling in this file takes the model that is compiled already: same runs, same model."""
+    monkeypatch.setattr("nutpie.compile_pymc_model", lambda *_, **__: compiled)
+
+
+def gradients(model: Any, compiled: Any) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Gradient and log density, of the compiled model and of PyTensor without rewrites."""
+    rng = np.random.default_rng(3)
+    point = {n: v + 0.1 * rng.standard_normal(v.shape) for n, v in model.initial_point(1).items()}
+    names, slices, _ = compiled.shape_info
+    x = np.empty(compiled.n_dim)
+    for name, where in zip(names, slices, strict=True):
+        x[where] = point[name].ravel()
+    logp, fast = compiled.logp_func(x)
+    plain = model.compile_dlogp(mode="FAST_COMPILE")(point)
+    reference, start = np.empty_like(x), 0
+    for variable in model.continuous_value_vars:
+        stop = start + point[variable.name].size
+        reference[slices[names.index(variable.name)]] = plain[start:stop]
+        start = stop
+    assert start == x.size
+    expected = float(model.compile_logp(mode="FAST_COMPILE")(point))
+    return fast, reference, float(logp), expected
+
+
+def check_gradients(model: Any, compiled: Any) -> None:
+    fast, reference, logp, expected = gradients(model, compiled)
+    assert logp == pytest.approx(expected, rel=1e-9)
+    assert np.abs(reference).max() > 1
+    # Sums over runs cancel, so an entry is compared on the scale of the largest as well.
+    np.testing.assert_allclose(fast, reference, rtol=1e-6, atol=1e-9 * np.abs(reference).max())
+
+
+def test_the_compiled_gradient_is_right(model: Any, compiled: Any) -> None:
+    """Leaving out PyTensor's in-place rewrites, to compile sooner, once gave wrong gradients."""
+    check_gradients(model, compiled)
+
+
+def test_the_compiled_gradient_is_right_with_centred_effects(few: Traces) -> None:
+    from bayes_sd.model.build import build
+
+    nutpie = pytest.importorskip("nutpie")
+    centred = build(build_design(few), centred=True)
+    assert "log_verifier" in centred.named_vars and "z_verifier" not in centred.named_vars
+    check_gradients(centred, nutpie.compile_pymc_model(centred, freeze_model=True))
+
+
+def test_equal_seeds_give_equal_draws(model: Any, compile_once: None) -> None:
+    how = Sampling(draws=15, tune=30, chains=2, sampler="nutpie")
+    trees = [sample(model, how, seed, progress=False)[0] for seed in (7, 7, 8)]
+    a, b, c = (tree["posterior"]["law"].values for tree in trees)
+    assert a.shape[:2] == (2, 15)
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+    assert not np.array_equal(a[0], a[1])
+
+
+def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
+    few: Traces, compile_once: None
+) -> None:
+    with pytest.raises(bsd.ConvergenceError, match="ess_bulk is below 400") as caught:
+        bsd.LatencyModel().fit(few, draws=20, tune=20, chains=2, progress=False)
+    error = caught.value
+    assert isinstance(error, bsd.EvidenceError)
+    assert isinstance(error.fit, bsd.Fit)
+    assert error.fit.posterior.sizes["draw"] == 20
+    assert error.fit.spec["seed"] == 1 and error.fit.spec["tune"] == 20
+    assert len(error.fit.runs) == len(few.steady)
+    assert (error.table["ess_bulk"] < 400).any()
+    assert {"rhat", "ess_bulk", "ess_tail"} <= set(error.table.columns)
+    assert any("s_pass" in name for name in error.table.index)
+
+
+def test_a_fit_of_one_chain_is_refused_as_such(few: Traces, compile_once: None) -> None:
+    with pytest.raises(bsd.ConvergenceError):
+        bsd.LatencyModel().fit(few, draws=20, tune=20, chains=1, progress=False)
+
+
+def test_an_interrupted_fit_is_refused(
+    few: Traces, compile_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nutpie pads with NaN and counts no divergence."""
+
+    def interrupted(*arguments: Any) -> Any:
+        tree, used = sample(*arguments)
+        tree["posterior"]["noise"][1, 10:] = np.nan
+        return tree, used
+
+    monkeypatch.setattr("bayes_sd.model.latency_model.sample", interrupted)
+    with pytest.raises(bsd.ConvergenceError, match="not finite"):
+        bsd.LatencyModel().fit(few, draws=20, tune=20, chains=2, progress=False)
+
+
+# --- the gate -------------------------------------------------------------------------------
+
+
+def tree(draws: np.ndarray, divergences: int = 0) -> xr.DataTree:
+    diverging = np.zeros(draws.shape[:2], dtype=bool)
+    diverging.flat[:divergences] = True
+    dims = ("chain", "draw")
+    return xr.DataTree.from_dict(
+        {
+            "posterior": xr.Dataset({"a": (dims, draws)}),
+            "sample_stats": xr.Dataset({"diverging": (dims, diverging)}),
+        }
+    )
+
+
+@pytest.fixture
+def good() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((4, 500))
+
+
+def test_independent_draws_pass(good: np.ndarray) -> None:
+    found = diagnose(tree(good))
+    assert found.complaints == []
+    assert found.summary["chains"] == 4 and found.summary["draws"] == 500
+    assert found.summary["ess_bulk_min"] > 1000
+
+
+def test_one_divergence_is_refused(good: np.ndarray) -> None:
+    (said,) = diagnose(tree(good, divergences=1)).complaints
+    assert said.startswith("1 divergent")
+
+
+def test_a_chain_elsewhere_is_refused(good: np.ndarray) -> None:
+    good[2] += 1
+    said = " ".join(diagnose(tree(good)).complaints)
+    assert "rhat is above 1.01 for 1 of 1 parameters (worst: a" in said
+
+
+def test_sticky_chains_are_refused(good: np.ndarray) -> None:
+    said = " ".join(diagnose(tree(np.repeat(good[:, :60], 20, axis=1))).complaints)
+    assert "ess_bulk is below 400" in said
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_draws_that_are_not_finite_are_refused(good: np.ndarray, bad: float) -> None:
+    good[1, 400:] = bad
+    found = diagnose(tree(good))
+    assert found.nonfinite == 100
+    assert found.complaints == ["100 draws are not finite (was sampling interrupted?)."]
+
+
+def test_one_chain_cannot_pass(good: np.ndarray) -> None:
+    complaints = diagnose(tree(good[:1])).complaints
+    assert complaints and all(isinstance(said, str) for said in complaints)
