@@ -1,10 +1,9 @@
 """The paper's point fit (arXiv 2605.15051) by SciPy least squares: the baseline of the benchmarks.
 
-Every coefficient is positive, relative errors of the mean latency are minimised, and the law is the
-package's own: ``C_i = c_i,prefill + g/E (c_i,verify + k c_i,draft)``, ``L = C1 / (1 - rate C2)`` (or
-``C1 + (n - 1) C2`` at a concurrency n), with the expert coverage of equation (4).
-
-`rows` is a run table, as in ``bsd.Traces.runs``; only steady runs should be given.
+Every coefficient is positive and relative errors of the mean latency are minimised. The law itself
+is the package's: ``C_i = c_i,prefill + g/E (c_i,verify + k c_i,draft)``, ``L = C1 / (1 - rate C2)``
+or ``C1 + (n - 1) C2`` at a concurrency n, with the expert coverage of equation (4).
+`rows` is a table of steady runs, as in ``bsd.Traces.runs``.
 """
 
 from collections.abc import Callable
@@ -15,23 +14,16 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
+from bayes_sd import physics
 from bayes_sd.model.design import sizes
-from bayes_sd.physics import (
-    Cycle,
-    Stages,
-    combine,
-    coverage,
-    headroom,
-    in_flight_with_experts,
-    latency_closed,
-    tokens_in_pass,
-    utilization,
-)
+from bayes_sd.physics import Cycle, Stages
 from bayes_sd.physics.law import SOFTNESS
 
 STARTS = 12
 BOUNDS = (-14.0, 6.0)  # of the log coefficient, around a start that explains the whole latency
 SPARE_ROWS = 5  # rows beyond the coefficients that a fit of its own needs
+
+SIZES = ("verifier_params", "verifier_active_params", "experts", "experts_per_token")
 
 Values = dict[str, Any]
 
@@ -56,8 +48,8 @@ def _with_lengths(t: Values, f: Values) -> Stages:
         t["1v"],
         t["1v_experts"] * f["moe"],
         t["2v"] + t["2v_context"] * context,
-        t["1d"],
-        t["2d"],
+        t["1d"] + t["1d_size"] * f["drafter"],
+        t["2d"] + t["2d_size"] * f["drafter"],
     )
 
 
@@ -76,10 +68,11 @@ def _with_sizes(t: Values, f: Values) -> Stages:
 
 
 SIX = ("1p", "2p", "1v", "2v", "1d", "2d")
+MORE = ("1v_experts", "2v_context")
 LAWS = {
     "six": Law(SIX, _six),
-    "lengths": Law((*SIX, "1p_token", "2p_token", "1v_experts", "2v_context"), _with_lengths),
-    "sizes": Law((*SIX, *(f"{n}_size" for n in SIX), "1v_experts", "2v_context"), _with_sizes),
+    "lengths": Law((*SIX, "1p_token", "2p_token", "1d_size", "2d_size", *MORE), _with_lengths),
+    "sizes": Law((*SIX, *(f"{n}_size" for n in SIX), *MORE), _with_sizes),
 }
 
 
@@ -89,12 +82,7 @@ def features(rows: pd.DataFrame) -> Values:
     lengths = ("prompt_tokens", "output_tokens", "tokens_per_cycle")
     return {
         **{name: rows[name].to_numpy(float) for name in lengths},
-        **sizes(
-            rows["verifier_params"],
-            rows["verifier_active_params"],
-            rows["experts"],
-            rows["experts_per_token"],
-        ),
+        **sizes(*(rows[name] for name in SIZES)),
         "k": rows["draft_tokens"].to_numpy(float),
         "drafter": rows["drafter_params"].fillna(0.0).to_numpy(float) / 1e9,
         "closed": closed,
@@ -108,25 +96,26 @@ def columns(law: Law, f: Values) -> np.ndarray:
 
     The costs are linear in the coefficients, so their units are all there is to know.
     """
-    parts = []
+    k, parts = f["k"], []
     for name in law.names:
         unit = {other: float(other == name) for other in law.names}
-        cost = combine(law.stages(unit, f), f["k"], f["output_tokens"], f["tokens_per_cycle"])
-        parts.append([np.broadcast_to(c, f["k"].shape) for c in cost])
+        stages = law.stages(unit, f)
+        cost = physics.combine(stages, k, f["output_tokens"], f["tokens_per_cycle"])
+        parts.append([np.broadcast_to(c, k.shape) for c in cost])
     return np.array(parts).transpose(1, 2, 0)
 
 
 def latency(theta: np.ndarray, units: np.ndarray, f: Values) -> np.ndarray:
     """Mean latency, s; past the pole large, not infinite (headroom is rounded as in the model)."""
     cycle = Cycle(*(units @ theta))
-    room = headroom(utilization(cycle.c2, f["rate"]), SOFTNESS)
+    room = physics.headroom(physics.utilization(cycle.c2, f["rate"]), SOFTNESS)
     steps = 6 if f["moe"].any() else 1
-    open_loop = in_flight_with_experts(
+    open_loop = physics.in_flight_with_experts(
         cycle, f["rate"], room, f["idle"], f["log_idle"], f["k"], iterations=steps
     )
     others = np.where(f["closed"] > 0, f["others"], open_loop)
-    phi = coverage(f["idle"], tokens_in_pass(others, f["k"]))
-    return latency_closed(cycle.c1 + phi * cycle.c1_experts, cycle.c2, others)
+    phi = physics.coverage(f["idle"], physics.tokens_in_pass(others, f["k"]))
+    return physics.latency_closed(cycle.c1 + phi * cycle.c1_experts, cycle.c2, others)
 
 
 @dataclass(frozen=True)
@@ -201,9 +190,10 @@ def size_law(rows: pd.DataFrame) -> PointFit:
 
 
 def per_verifier(rows: pd.DataFrame) -> dict[str, PointFit]:
-    """Six coefficients a verifier and what the lengths add: prefills linear in P, verify in P + g/2.
+    """Six coefficients a verifier, linear in lengths and drafter size where these vary.
 
-    A verifier with fewer than `SPARE_ROWS` rows beyond its coefficients gets no fit.
+    Prefills are linear in P, c2,verify in P + g/2. A verifier needs `SPARE_ROWS` rows more than it
+    has coefficients.
     """
     fits = {}
     for name, own in rows.groupby("verifier"):

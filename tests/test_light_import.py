@@ -14,7 +14,8 @@ HEAVY = ("pymc", "pytensor", "nutpie", "arviz", "matplotlib")
 
 def loaded_after(code: str) -> dict[str, bool]:
     """Which heavy packages a fresh interpreter has after `code`, and whether it did it at all."""
-    end = f"import json, sys; print(json.dumps({{m: m in sys.modules for m in {HEAVY + ('xarray',)}}}))"
+    asked = (*HEAVY, "xarray")
+    end = f"import json, sys; print(json.dumps({{m: m in sys.modules for m in {asked}}}))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{end}"], capture_output=True, text=True, check=False
     )

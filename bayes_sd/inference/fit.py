@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -125,13 +124,12 @@ class Fit:
         path = Path(path)
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist.")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            self.tree.to_netcdf(name, engine="h5netcdf")
-            os.replace(name, path)
+            self.tree.to_netcdf(draft, engine="h5netcdf")
+            os.replace(draft, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
             raise
         return path
 

@@ -41,6 +41,8 @@ class Convergence:
         """What the gate refuses, one sentence each; empty when the fit passes."""
         if self.nonfinite:
             return [f"{self.nonfinite} draws are not finite (was sampling interrupted?)."]
+        if self.table.isna().any(axis=None):
+            return [f"{self.chains} chain(s) of {self.draws} draws are too few to diagnose."]
         said = []
         if self.divergences:
             said.append(f"{self.divergences} divergent transitions, none allowed.")

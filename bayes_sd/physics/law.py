@@ -114,9 +114,10 @@ def outcome(
     )
     queue = prefill_load * stages.c2_prefill / (2 * headroom(prefill_load, 0.02))
     ttft = stages.c1_prefill + theta["wait"] * (pass_s + others * shared_s) + queue
-    return Outcome(
-        e2e, ttft, c1, total.c2, others, others * total.c2 / e2e, others * total.c2 / c1, x
-    )
+    added = others * total.c2
+    # At a rate an error of C2 feeds back through the requests in flight; a concurrency is fixed.
+    growth = (1 - closed) * added / c1 + closed * added / e2e
+    return Outcome(e2e, ttft, c1, total.c2, others, added / e2e, growth, x)
 
 
 def run_scale(alone: Any, growing: Any, growth: Any) -> Any:

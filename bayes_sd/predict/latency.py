@@ -26,6 +26,8 @@ from bayes_sd.predict.system import Resolved, System, acceptance, default_system
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
 
+LOG_MAX = 300.0  # bound of a log scatter; just below the pole a draw can exceed any latency
+
 
 def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
     """Draft lengths asked for, checked.
@@ -36,9 +38,15 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
         If one is no whole number of at least `lowest`.
     """
     values = np.atleast_1d(np.asarray(k))
-    if values.size == 0 or (values != np.floor(values)).any() or (values < lowest).any():
+    if (
+        values.size == 0
+        or values.dtype.kind not in "iuf"
+        or not np.isfinite(values).all()
+        or (values != np.floor(values)).any()
+        or (values < lowest).any()
+    ):
         raise InputError(f"k = {k!r}: must be whole numbers of at least {lowest}.")
-    return [int(v) for v in values]
+    return list(dict.fromkeys(int(v) for v in values.ravel()))
 
 
 def workload(load: xr.Dataset, k: int, tokens_per_cycle: Any) -> dict[str, Any]:
@@ -116,6 +124,7 @@ def latency(
     system = system or default_system(fit, any(ks))
     parts = [_arm(fit, load, one, system, metric, seed) for one in ks]
     data = xr.concat(parts, dim=xr.DataArray(ks, dims="k", name="k"), coords="minimal")
+    data = data.transpose("chain", "draw", "k", ...)
     for name in ("mean_s", "run_s", "request_s"):
         data[name].attrs["units"] = "s"
     return Latency(data)
@@ -132,15 +141,17 @@ def _arm(
     # Arms get their own noise: two servers, two runs.
     rng = np.random.default_rng([seed, 1 + k])
     shape = mean.shape
-    run = mean * np.exp(scale * mean.copy(data=rng.standard_t(NU, shape)))
+    # A t has no bound, a float has one.
+    shift = (scale * mean.copy(data=rng.standard_t(NU, shape))).clip(-LOG_MAX, LOG_MAX)
     single = np.sqrt(variance) * mean.copy(data=rng.standard_normal(shape)) - variance / 2
-    request = run * np.exp(single)
-    return xr.Dataset(
+    run = mean * np.exp(shift)
+    data = xr.Dataset(
         {
             "mean_s": mean,
-            "run_s": run,
-            "request_s": request,
+            "run_s": xr.where(saturated, np.inf, run),
+            "request_s": xr.where(saturated, np.inf, run * np.exp(single)),
             "saturated": xr.zeros_like(mean, dtype=bool) | saturated,
             "support": support(fit, resolved, k, load, law),
         }
-    ).transpose("chain", "draw", ...)
+    )
+    return data.transpose("chain", "draw", *load.dims, missing_dims="ignore")

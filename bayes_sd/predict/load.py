@@ -10,8 +10,10 @@ from bayes_sd.errors import InputError
 
 
 def _axis(name: str, values: Any, lowest: float) -> xr.DataArray:
-    array = np.asarray(values, dtype=float)
-    if array.size == 0 or not np.isfinite(array).all() or (array < lowest).any():
+    array = np.asarray(values)
+    number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
+    array = array.astype(float) if number else array
+    if not number or not np.isfinite(array).all() or (array < lowest).any():
         raise InputError(f"{name} = {values!r}: must be finite numbers of at least {lowest:g}.")
     return xr.DataArray(array) if array.ndim == 0 else xr.DataArray(array, {name: array}, [name])
 

@@ -58,8 +58,15 @@ class Size:
             self.experts > 0 and self.experts_per_token == 0
         ):
             raise InputError(f"{self}: needs 1 <= experts_per_token <= experts, or 0 of both.")
-        if self.experts > self.experts_per_token and self.active_params is None:
-            raise InputError(f"{self}: a mixture of experts needs active_params.")
+        if self.experts > self.experts_per_token:
+            if self.active_params is None:
+                raise InputError(f"{self}: a mixture of experts needs active_params.")
+            least = self.params * self.experts_per_token / self.experts
+            if active < least:
+                raise InputError(
+                    f"{self}: {self.experts_per_token} of {self.experts} experts are at least "
+                    f"{least:.3g} active parameters."
+                )
 
     @property
     def active(self) -> float:
@@ -100,9 +107,15 @@ class System:
 
     def __post_init__(self) -> None:
         if self.acceptance is not None:
-            rates = np.atleast_1d(np.asarray(self.acceptance, float))
-            if not ((rates >= 0) & (rates <= 1)).all():
-                raise InputError(f"acceptance = {self.acceptance}: must lie in [0, 1].")
+            rates = np.asarray(self.acceptance)
+            number = rates.dtype.kind in "iuf" and rates.ndim <= 1 and rates.size > 0
+            if not number or not ((rates >= 0) & (rates <= 1)).all():
+                raise InputError(
+                    f"acceptance = {self.acceptance!r}: must be a number in [0, 1], or one for "
+                    "each position."
+                )
+            plain = float(rates) if rates.ndim == 0 else tuple(float(r) for r in rates)
+            object.__setattr__(self, "acceptance", plain)
 
 
 def system_of(run: pd.Series) -> System:

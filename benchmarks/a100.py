@@ -1,0 +1,124 @@
+"""The public A100 sweeps: five verifiers fitted jointly, against least squares, and left out.
+
+    uv run benchmarks/a100.py [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
+
+Throughput rows and the two highest rates of each sweep are left out. Skipped where the table is
+absent (see a100_data.path). A fit takes minutes; `--cache` keeps them, so a run can be resumed.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import a100_data
+import least_squares
+import numpy as np
+import pandas as pd
+
+import bayes_sd as bsd
+
+SAMPLING = {"draws": 2500, "tune": 1200, "target_accept": 0.9, "adaptation": "low_rank"}
+MODEL = bsd.LatencyModel(server_effects=("speed",))
+
+
+def fitted(traces: bsd.Traces, cache: Path, name: str) -> bsd.Fit:
+    """Fit, or read the fit kept under `name`; an unconverged one is used and said to be so."""
+    path = cache / f"{name}.nc"
+    if path.is_file():
+        return bsd.Fit.load(path)
+    try:
+        fit = MODEL.fit(traces, seed=1, progress=False, **SAMPLING)
+    except bsd.ConvergenceError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        fit = error.fit
+    fit.save(path)
+    return fit
+
+
+def converged(fit: bsd.Fit) -> bool:
+    """Whether the fit passed the gate."""
+    s = fit.sampling
+    low = min(s["ess_bulk_min"], s["ess_tail_min"])
+    return s["rhat_max"] <= 1.01 and low >= 400 and s["divergences"] == 0
+
+
+def relative(predicted: np.ndarray, runs: pd.DataFrame) -> pd.Series:
+    """Absolute relative error of the mean latency."""
+    return (predicted / runs["e2e_mean_s"] - 1).abs()
+
+
+def joint(traces: bsd.Traces, cache: Path) -> tuple[list[dict], dict]:
+    """In-sample error per verifier of the joint fit and of least squares on that verifier alone."""
+    fit = fitted(traces, cache, "joint")
+    runs = fit.runs
+    rows = []
+    for verifier, own in runs.groupby("verifier"):
+        point = least_squares.six_coefficients(own)
+        rows.append(
+            {
+                "verifier": verifier,
+                "runs": len(own),
+                "joint_mean": relative(own["fitted_e2e_s"].to_numpy(), own).mean(),
+                "least_squares_mean": relative(point.predict(own), own).mean(),
+            }
+        )
+    return rows, fit.sampling | {"converged": converged(fit)}
+
+
+def left_out(traces: bsd.Traces, cache: Path, sizes: list[str]) -> list[dict]:
+    """Each verifier predicted from its size by a fit of the other four."""
+    rows = []
+    for size in sizes:
+        name = f"Qwen3-{size}"
+        held = traces.runs["verifier"] == name
+        train = bsd.Traces(traces.runs[~held].reset_index(drop=True), traces.set_aside)
+        test = bsd.Traces(traces.runs[held].reset_index(drop=True), traces.set_aside)
+        fit = fitted(train, cache, f"without-{size}")
+        found = bsd.predict_runs(fit, test)
+        point = least_squares.size_law(train.steady.runs)
+        rows.append(
+            {
+                "verifier": name,
+                "runs": len(found),
+                "median_error": relative(found["predicted_s"].to_numpy(), found).median(),
+                "least_squares_median_error": relative(point.predict(found), found).median(),
+                "inside_90": float(found["inside"].mean()),
+                "width": float((found["high_s"] / found["low_s"]).median()),
+                "log_score": float(found["log_score"].mean()),
+                "converged": converged(fit),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--folds", default="0.6B,1.7B,4B,8B,32B")
+    parser.add_argument("--cache", type=Path, default=Path("bayes-sd-demo/a100"))
+    arguments = parser.parse_args()
+    if not a100_data.path().is_file():
+        print(f"skipped: {a100_data.path()} is absent (set BAYES_SD_A100)")
+        return
+    warnings.simplefilter("ignore")
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    traces = a100_data.traces(a100_data.table())
+    inside, sampling = joint(traces, arguments.cache)
+    outside = left_out(traces, arguments.cache, [s for s in arguments.folds.split(",") if s])
+    if arguments.json:
+        print(json.dumps({"joint": inside, "sampling": sampling, "left_out": outside}))
+        return
+    print(sampling)
+    print(pd.DataFrame(inside).round(4).to_string(index=False))
+    table = pd.DataFrame(outside)
+    print(table.round(4).to_string(index=False))
+    if len(table):
+        share = np.average(table["inside_90"], weights=table["runs"])
+        print(f"over all left-out rows: {share:.1%} inside 90%")
+
+
+if __name__ == "__main__":
+    main()
