@@ -15,7 +15,8 @@ class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 
     `others_share` is ``B C2 / L``, the share of the latency that other requests cause; at an
-    offered rate it is the utilization ``x``. `growth` is ``B C2 / C1``, which is ``x / (1 - x)``.
+    offered rate it is the utilization ``x``. `growth` is the relative change of the latency for
+    one of C2: ``B C2 / C1 = x / (1 - x)`` at a rate, ``B C2 / L`` at a concurrency.
     `utilization` is ``rate * C2``, 0 at a fixed concurrency.
     """
 

@@ -55,7 +55,7 @@ def prob_faster(
             "prob_both_saturated": both,
             "support": label,
         }
-    )
+    ).transpose("k", ...)
 
 
 def speedup(fit: "Fit", load: xr.Dataset, k: Any, system: System | None, seed: int) -> xr.DataArray:

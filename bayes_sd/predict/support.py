@@ -16,7 +16,7 @@ LABELS = np.array(["extrapolated", "interpolated", "measured"], dtype=object)
 def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Outcome") -> Any:
     """Label each cell of a load.
 
-    Measured: this very arm ran, between loads and lengths that bracket the cell. Interpolated:
+    Measured: this very arm ran, at rates, lengths and utilizations that bracket the cell. Interpolated:
     k, both sizes, the lengths and the median utilization lie inside what the fit has seen.
     Extrapolated: anything else, loads past every measured utilization included.
 
@@ -38,12 +38,12 @@ def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Ou
         ("concurrency", load["concurrency"]) if closed else ("rate_rps", load["rate_rps"])
     )
     lengths = [("prompt_tokens", load["prompt_tokens"]), ("output_tokens", load["output_tokens"])]
+    share: Any = law.others_share.fillna(1.0).clip(max=1.0).median(("chain", "draw"))
     own = runs[runs["system"] == resolved.system] if resolved.system else runs.iloc[:0]
-    measured = inside(own, name, values)
+    measured = inside(own, name, values) & (share <= own["utilization"].max() * 1.05)
     for column, lens in lengths:
         measured = measured & inside(own, column, lens)
 
-    share = law.others_share.fillna(1.0).clip(max=1.0).median(("chain", "draw"))
     near = (share <= runs["utilization"].max()) & (k <= runs["draft_tokens"].max())
     for column, lens in lengths:
         near = near & inside(runs, column, lens)
