@@ -512,8 +512,8 @@ def test_the_minority_of_two_sizes_is_set_aside(tmp_path: Path) -> None:
     assert traces.runs.verifier_params.tolist() == [116981760] * 2
     assert traces.set_aside.reason.tolist() == [
         (
-            "verifier_params of 'dense-115m' is 200000000 here but 116981760 in 2 other runs of this "
-            "environment; correct it or give the models different names"
+            "verifier_params of 'dense-115m' is 200000000 here but 116981760 in 2 other runs of "
+            "this environment; correct it or give the models different names"
         )
     ]
 

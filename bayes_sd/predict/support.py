@@ -16,9 +16,9 @@ LABELS = np.array(["extrapolated", "interpolated", "measured"], dtype=object)
 def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Outcome") -> Any:
     """Label each cell of a load.
 
-    Measured: this very arm ran, at rates, lengths and utilizations that bracket the cell. Interpolated:
-    k, both sizes, the lengths and the median utilization lie inside what the fit has seen.
-    Extrapolated: anything else, loads past every measured utilization included.
+    Measured: this very arm ran, at rates, lengths and utilizations that bracket the cell.
+    Interpolated: k, both sizes, the lengths and the median utilization lie inside what the fit has
+    seen. Extrapolated: anything else, loads past every measured utilization included.
 
     Returns
     -------
