@@ -251,6 +251,25 @@ def test_the_fixed_point_solves_its_equation(
     assert b <= rate * c1 * (1 + ratio) / room * (1 + 1e-9)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    curve=st.floats(0.1, 10),
+    alone=st.floats(1e-4, 1),
+    m=st.integers(1, 32),
+    spare=st.integers(1, 224),
+    k=drafts,
+)
+def test_the_fixed_point_is_solved_where_its_curve_is_sharpest(
+    curve: float, alone: float, m: int, spare: int, k: int
+) -> None:
+    """Few requests in flight, most experts idle: here two Newton steps are not enough."""
+    idle = 1 - m / (m + spare)
+    shared = curve / (-np.log(idle) * (k + 1))
+    b = in_flight_with_experts(Cycle(alone * shared, shared, 0.0), 1.0, 1.0, idle, np.log(idle), k)
+    touched = 1 - idle ** ((k + 1) * (1 + b))
+    assert b == pytest.approx(shared * (alone + touched), rel=1e-6)
+
+
 # --- the whole law --------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 import bayes_sd as bsd
 from bayes_sd.physics import break_even_rate, latency_open, pole
 from bayes_sd.predict.latency import arm_outcome
+from bayes_sd.predict.system import resolve
 
 DENSE = bsd.System("dense-60m", "draft-12m")  # measured with k = 5, acceptance 0.8
 MOE = bsd.System("moe-e8k2", "draft-3m", 0.9)  # measured with k = 3, and with k = 5 at 0.5
@@ -372,6 +373,27 @@ def test_a_new_system_is_answered_wider_and_never_called_measured(
     assert ((ratio > 0.5) & (ratio < 2)).all()
     found = fit.prob_faster(load, 5, bsd.System(new, bsd.Size(10616832.0), 0.8))
     assert ((found["prob_faster"] > 0) & (found["prob_faster"] <= 1)).all()
+
+
+def test_effects_of_a_new_system_are_draws_from_its_population(fit: bsd.Fit) -> None:
+    new = bsd.System(bsd.Size(212398080.0, 75e6, 8, 2), bsd.Size(1e7), 0.8)
+    theta, posterior = resolve(fit, new, 3, seed=0).theta, fit.posterior
+    families = {"verifier": "coefficient", "drafter": "draft_coefficient", "system": "speed"}
+    for level, dim in families.items():
+        tau = posterior[f"tau_{level}"]
+        for name in tau[dim].values:
+            log = np.log(theta[f"f_{name}"])
+            if level == "verifier":
+                log = log - posterior["moe"].sel(coefficient=name)
+            z = log / tau.sel({dim: name})
+            assert abs(float(z.mean())) < 0.1, name
+            assert float(z.std()) == pytest.approx(1, abs=0.1), name
+
+
+def test_two_servers_do_not_share_their_luck(fit: bsd.Fit) -> None:
+    draws = fit.latency(loads(1.0), [0, 5], DENSE).draws.squeeze("rate_rps")
+    luck = np.log(draws["run_s"] / draws["mean_s"])
+    assert abs(float(xr.corr(luck.sel(k=0), luck.sel(k=5)))) < 0.1
 
 
 def test_acceptance_by_position_is_used(fit: bsd.Fit) -> None:
