@@ -152,17 +152,14 @@ def fit(law: str, rows: pd.DataFrame, starts: int = STARTS, seed: int = 0) -> Po
         return latency(np.exp(log_theta), units, f) / observed - 1
 
     rng = np.random.default_rng(seed)
-    best = None
+    found = []
     for start in range(starts):
-        share = np.full(whole.size, 0.5 / whole.size) * np.exp(
-            (start > 0) * rng.normal(0, 1.5, whole.size)
+        away = (start > 0) * rng.normal(0, 1.5, whole.size)
+        x0 = np.clip(np.log(0.5 / whole.size) + away, BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
+        found.append(
+            least_squares(lambda x: errors(x + np.log(whole)), x0, bounds=BOUNDS, max_nfev=300)
         )
-        x0 = np.clip(np.log(share), BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
-        found = least_squares(
-            lambda x: errors(x + np.log(whole)), x0, bounds=BOUNDS, x_scale=1.0, max_nfev=300
-        )
-        best = found if best is None or found.cost < best.cost else best
-    assert best is not None
+    best = min(found, key=lambda one: one.cost)
     theta = np.zeros(used.size)
     theta[used] = np.exp(best.x) * whole
     residual = np.log1p(errors(best.x + np.log(whole)))
