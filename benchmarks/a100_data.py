@@ -11,6 +11,7 @@ import bayes_sd as bsd
 # Non-embedding parameters, layers: the drafter is one layer of the verifier's width.
 SHAPES = {"0.6B": (0.44e9, 28), "1.7B": (1.4e9, 28), "4B": (3.6e9, 36), "8B": (6.95e9, 36),
           "32B": (31.2e9, 64)}  # fmt: skip
+KV_WIDTH = 8 * 128  # key-value heads times head size, the same in all of them
 DEFAULT = Path(__file__).parents[2] / "shared" / "traces" / "qwen3-sd-a100" / "runs.csv"
 HIGHEST_DROPPED = 2  # rates of each sweep at which many requests were cut off
 
@@ -31,6 +32,8 @@ def table(steady: bool = True) -> pd.DataFrame:
     size = rows["verifier"].str.replace("Qwen3-", "")
     return rows.assign(
         params=[SHAPES[s][0] for s in size],
+        layers=[float(SHAPES[s][1]) for s in size],
+        kv_bytes=[4.0 * KV_WIDTH * SHAPES[s][1] for s in size],
         drafter="one layer of " + size,
         drafter_params=[SHAPES[s][0] / SHAPES[s][1] for s in size],
         loop=np.where(rows["kind"] == "synchronous", "closed", "open"),
@@ -51,6 +54,7 @@ def traces(rows: pd.DataFrame) -> bsd.Traces:
         rows,
         columns={
             "verifier": "verifier", "verifier_params": "params", "drafter": "drafter",
+            "verifier_layers": "layers", "verifier_kv_bytes": "kv_bytes",
             "drafter_params": "drafter_params", "draft_tokens": "k", "acceptance_imposed": "alpha",
             "prompt_tokens": "prompt_token_count_mean", "output_tokens": "output_token_count_mean",
             "loop": "loop", "concurrency": "concurrency", "requests": "n_successful",

@@ -15,15 +15,13 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from bayes_sd import physics
-from bayes_sd.model.design import sizes
+from bayes_sd.model.design import SIZES, sizes
 from bayes_sd.physics import Cycle, Stages
 from bayes_sd.physics.law import SOFTNESS
 
 STARTS = 12
 BOUNDS = (-14.0, 6.0)  # of the log coefficient, around a start that explains the whole latency
 SPARE_ROWS = 5  # rows beyond the coefficients that a fit of its own needs
-
-SIZES = ("verifier_params", "verifier_active_params", "experts", "experts_per_token")
 
 Values = dict[str, Any]
 

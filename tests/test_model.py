@@ -14,6 +14,7 @@ from scipy import stats
 import bayes_sd as bsd
 from bayes_sd.inference.gate import diagnose
 from bayes_sd.inference.sample import Sampling, sample
+from bayes_sd.model.build import build
 from bayes_sd.model.design import Design, build_design, pair_label, sizes
 from bayes_sd.model.priors import ALL, Prior
 from bayes_sd.traces import Traces
@@ -132,11 +133,19 @@ def test_imposed_acceptance_tells_pairs_apart() -> None:
     assert pair_label("v", "d", 0.5) != pair_label("v", "d", 0.7)
 
 
-def test_several_environments_are_refused(traces: Traces) -> None:
+def test_servers_of_two_environments_are_two_servers(traces: Traces) -> None:
+    one = build_design(traces)
     runs = traces.runs.copy()
-    runs.loc[runs.index[:70], "environment"] = "another machine"
-    with pytest.raises(bsd.EvidenceError, match=r"2 environments.*another machine"):
-        build_design(replace(traces, runs=runs))
+    runs.loc[runs.index % 2 == 0, "environment"] = "another machine"
+    two = build_design(replace(traces, runs=runs))
+    assert two.levels["environment"] == sorted(set(runs.environment))
+    assert len(one.levels["environment"]) == 1
+    assert len(two.levels["system"]) > 1.8 * len(one.levels["system"])
+    assert two.levels["verifier"] == one.levels["verifier"]
+    here = np.array(two.levels["environment"])[two.data["environment_i"]]
+    assert (here == two.runs.environment.to_numpy()).all()
+    names = {v.name for v in build(two).free_RVs} - {v.name for v in build(one).free_RVs}
+    assert names == {"tau_environment", "z_environment"}
 
 
 def test_nothing_to_fit_is_refused(traces: Traces) -> None:
@@ -384,3 +393,47 @@ def test_draws_that_are_not_finite_are_refused(good: np.ndarray, bad: float) -> 
 def test_one_chain_cannot_pass(good: np.ndarray) -> None:
     complaints = diagnose(tree(good[:1])).complaints
     assert complaints and all(isinstance(said, str) for said in complaints)
+
+
+# --- where sampling starts ------------------------------------------------------------------
+
+
+def test_the_start_resembles_the_runs_however_far_the_priors_are(design: Design) -> None:
+    """Priors a thousand times too slow put every run past the pole; the start must not be there."""
+    from bayes_sd.inference.start import FACTORS, start
+    from bayes_sd.model.priors import POPULATION
+    from bayes_sd.physics.law import outcome
+
+    slow = tuple(
+        replace(p, a=p.a * 1e3) if p.name in ("s_tok", "s_2p", "s_kv") else p for p in ALL
+    )
+    data, v = design.data, design.data["verifier_i"]
+    system = {name: values[v] for name, values in design.verifiers.items()}
+    system["drafter"] = design.drafters[data["drafter_i"]] * data["drafted"]
+    for priors in (ALL, slow):
+        found = np.exp(start(design, priors))
+        theta = dict.fromkeys(FACTORS, 1.0) | dict(
+            zip((p.name for p in POPULATION), found, strict=True)
+        )
+        law = outcome(theta, system, data, 0.01)
+        off = np.abs(np.log(law.e2e_s) - data["log_e2e"])
+        assert np.median(off) < 0.2
+        assert (law.e2e_s < 20 * np.exp(data["log_e2e"])).all()
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, 2**32])
+def test_a_seed_that_is_none_is_refused(traces: Traces, seed: Any) -> None:
+    with pytest.raises(bsd.InputError, match="seed"):
+        bsd.LatencyModel().fit(traces, seed=seed)
+
+
+@pytest.mark.parametrize("change", [{"a": 0.0}, {"a": -1.0}, {"b": 0.0}, {"b": np.inf}, {"a": "x"}])
+def test_an_impossible_prior_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(bsd.InputError, match="Prior s_pass"):
+        bsd.LatencyModel().with_prior("s_pass", **change)
+
+
+@pytest.mark.parametrize("change", [{"kind": "normal"}, {"median": 1.0}])
+def test_only_the_numbers_of_a_prior_can_be_changed(change: dict[str, Any]) -> None:
+    with pytest.raises(bsd.InputError, match="cannot change"):
+        bsd.LatencyModel().with_prior("s_pass", **change)

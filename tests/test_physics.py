@@ -24,6 +24,8 @@ from bayes_sd.physics import (
     tokens_in_pass,
     tokens_per_cycle,
     tokens_per_cycle_by_position,
+    typical_kv_gb,
+    typical_layers,
     utilization,
 )
 from bayes_sd.physics.law import Outcome, outcome, run_scale, spread_variance
@@ -38,11 +40,11 @@ SECONDS = {  # every coefficient of the law that is a time
     "s_tok": 3e-4,
     "s_1p": 2e-4,
     "s_2p": 1.5e-4,
-    "o_1p": 0.01,
-    "o_2p": 4e-3,
-    "o_1v": 3e-3,
-    "o_2v": 2e-4,
-    "s_kv": 4e-7,
+    "o_1p": 3e-4,
+    "o_2p": 1.3e-4,
+    "o_1v": 1e-4,
+    "o_2v": 6e-6,
+    "s_kv": 3e-3,
     "o_1d": 1e-3,
     "o_2d": 5e-5,
 }
@@ -60,7 +62,8 @@ FACTORS = {
 THETA = SECONDS | FREE | FACTORS
 DENSE = {"active": 8.0, "shared": 8.0, "expert": 0.0, "idle": 0.5, "log_idle": np.log(0.5)}
 MOE = {"active": 3.0, "shared": 1.0, "expert": 29.0, "idle": 0.9375, "log_idle": np.log(0.9375)}
-SIZES = {"dense": DENSE | {"drafter": 0.5}, "moe": MOE | {"drafter": 0.5}}
+REST = {"drafter": 0.5, "layers": 32.0, "kv_gb": 1.3e-4}
+SIZES = {"dense": DENSE | REST, "moe": MOE | REST}
 LOAD = {
     "k": 3,
     "prompt_tokens": 512.0,
@@ -279,18 +282,19 @@ def by_hand(theta: dict[str, float], size: dict[str, float], load: dict[str, flo
     p, g = load["prompt_tokens"], load["output_tokens"]
     work = p + p**2 / t["attention_tokens"]
     cycles = g / load["tokens_per_cycle"]
-    one = (t["o_1p"] + t["s_1p"] * a * work) * t["f_1p"] + t["s_1p"] * d * work
+    one = (size["layers"] * t["o_1p"] + t["s_1p"] * a * work) * t["f_1p"] + t["s_1p"] * d * work
     draft = (t["o_1d"] + t["s_pass"] * d) * t["f_1d"]
-    more = (t["o_2p"] + t["s_2p"] * a * work) * t["f_2p"] + t["s_2p"] * d * work
-    context = t["s_kv"] * (p + g / 2)
-    verify = (t["o_2v"] + context + (k + 1) * t["s_tok"] * a) * t["f_2v"]
+    more = (size["layers"] * t["o_2p"] + t["s_2p"] * a * work) * t["f_2p"] + t["s_2p"] * d * work
+    context = t["s_kv"] * size["kv_gb"] * (p + g / 2)
+    verify = (size["layers"] * t["o_2v"] + context + (k + 1) * t["s_tok"] * a) * t["f_2v"]
     more += cycles * (verify + k * (t["o_2d"] + t["s_tok"] * d) * t["f_2d"])
     more *= t["f_speed"] * t["f_capacity"]
 
     def gap(latency: float) -> float:
         b = load["rate_rps"] * latency
         weights = size["shared"] + size["expert"] * (1 - size["idle"] ** ((k + 1) * (1 + b)))
-        passes = (t["o_1v"] + t["s_pass"] * weights) * t["f_1v"] + k * t["s_tok"] * a * t["f_2v"]
+        reading = size["layers"] * t["o_1v"] + t["s_pass"] * weights
+        passes = reading * t["f_1v"] + k * t["s_tok"] * a * t["f_2v"]
         return t["f_speed"] * (one + cycles * (passes + k * draft)) + b * more - latency
 
     return float(brentq(gap, 0.0, 1e7, xtol=1e-12, rtol=1e-13))
@@ -457,3 +461,23 @@ def test_symbolic_k_needs_its_maximum_and_gives_the_same_tokens() -> None:
     k = pt.dvector("k")
     found = tokens_per_cycle(0.7, k, k_max=5).eval({k: DRAFTS}, mode="FAST_COMPILE")
     np.testing.assert_allclose(found, tokens_per_cycle(0.7, DRAFTS))
+
+
+def test_the_rounded_pole_stays_finite_and_positive_far_past_it() -> None:
+    x = np.array([0.0, 0.5, 0.99, 1.0, 1.01, 1e3, 1e8, 1e12])
+    room = headroom(x, 0.01)
+    assert (room > 0).all() and (np.diff(room) < 0).all()
+    np.testing.assert_allclose(room[:2], headroom(x[:2]), rtol=1e-3)
+
+
+@given(size=st.floats(0.01, 100.0), share=st.floats(0.05, 1.0))
+def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
+    depth = typical_layers(size, size)
+    assert typical_layers(2 * size, 2 * size) > depth > typical_layers(share * size / 2, size)
+    assert typical_kv_gb(size, 2 * depth) > typical_kv_gb(size, depth) > 0
+    assert typical_kv_gb(size, depth) <= 4e-9 * depth * 1024 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("size", "layers"), [(0.0257, 8), (0.205, 16), (6.95, 36), (70.0, 80)])
+def test_typical_depth_is_near_that_of_real_models(size: float, layers: int) -> None:
+    assert typical_layers(size, size) == pytest.approx(layers, rel=0.25)

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from bayes_sd.predict.system import System
     from bayes_sd.traces import Traces
 
-FORMAT = 1  # of the file; raised when a reader must know
+FORMAT = 2  # of the file; raised when a reader must know
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters")
-DRAWN = ("law", "noise", "moe", "tau_verifier", "tau_drafter", "tau_system")
-FACTORS = ("factor_verifier", "factor_drafter", "factor_system")
+DRAWN = ("law", "noise", "moe", "tau_verifier", "tau_drafter", "tau_system", "tau_environment")
+FACTORS = ("factor_verifier", "factor_drafter", "factor_system", "factor_environment")
 
 
 class ConvergenceError(EvidenceError):
@@ -163,6 +163,8 @@ class Fit:
             raise InputError(
                 f"{path}: format {tree.attrs['format']}, this version reads up to {FORMAT}."
             )
+        if int(tree.attrs["format"]) < 2:  # overheads a pass, not a layer; KV a token, not a GB
+            tree["verifiers"] = tree["verifiers"].to_dataset().assign(layers=1.0, kv_gb=1.0)
         return Fit(tree)
 
     def latency(
@@ -308,7 +310,8 @@ def assemble(
     """Put draws, data, specification and provenance into one Fit."""
     from bayes_sd.predict.runs import fitted
 
-    posterior = tree["posterior"].to_dataset()[[*DRAWN, *FACTORS]]
+    posterior = tree["posterior"].to_dataset()
+    posterior = posterior[[name for name in (*DRAWN, *FACTORS) if name in posterior]]
     posterior.attrs = {}
     runs = design.runs.copy()
     for name in runs.columns[runs.dtypes == "str"]:

@@ -41,8 +41,11 @@ class Convergence:
         """What the gate refuses, one sentence each; empty when the fit passes."""
         if self.nonfinite:
             return [f"{self.nonfinite} draws are not finite (was sampling interrupted?)."]
-        if self.table.isna().any(axis=None):
+        blank = self.table.index[self.table.isna().any(axis=1)]
+        if self.chains < 2 or self.draws < 4:
             return [f"{self.chains} chain(s) of {self.draws} draws are too few to diagnose."]
+        if len(blank):
+            return [f"{len(blank)} of {len(self.table)} parameters never moved (as {blank[0]})."]
         said = []
         if self.divergences:
             said.append(f"{self.divergences} divergent transitions, none allowed.")

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayes_sd.model.design import Design
-from bayes_sd.model.priors import ALL, COEFFICIENTS, DRAFT_COEFFICIENTS, NOISE, POPULATION, Prior
+from bayes_sd.model.priors import (
+    ALL,
+    COEFFICIENTS,
+    DRAFT_COEFFICIENTS,
+    HARDWARE,
+    NOISE,
+    POPULATION,
+    Prior,
+    environment_factors,
+)
 from bayes_sd.physics.costs import stage_costs
 from bayes_sd.physics.law import NU, SOFTNESS, outcome, run_scale, spread_variance
 
@@ -16,13 +25,14 @@ SPEED = ("speed", "capacity")
 
 Priors = dict[str, Prior]
 LEVELS = ("verifier", "drafter", "system")
+HARDWARE_DIMS = ("hardware", "environment")
 EFFECT_DIMS = (
     ("coefficient", "verifier"),
     ("draft_coefficient", "drafter"),
     ("speed", "system"),
 )
 ONES = {f"f_{name}": 1.0 for name in COEFFICIENTS + DRAFT_COEFFICIENTS}
-NO_VERIFIER = {"active": 0.0, "shared": 0.0, "expert": 0.0}
+NO_VERIFIER = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb"), 0.0)
 CENTRED_RUNS = 100  # runs a verifier from which centred effects sample better
 
 
@@ -131,6 +141,7 @@ def build(
         "coefficient": list(COEFFICIENTS),
         "draft_coefficient": list(DRAFT_COEFFICIENTS),
         "speed": list(server_effects),
+        "hardware": list(HARDWARE),
         "law_term": [p.name for p in POPULATION],
         "noise_term": [p.name for p in NOISE],
         **design.levels,
@@ -155,8 +166,20 @@ def build(
             (COEFFICIENTS, DRAFT_COEFFICIENTS, server_effects), (v, d, s), factors, strict=True
         ):
             theta |= {f"f_{name}": values[j][level] for j, name in enumerate(names)}
+        if len(design.levels["environment"]) > 1:
+            tau = _random(by_name["tau_environment"])
+            # Around the mean of the environments, which is what the size laws then describe.
+            z = pm.ZeroSumNormal("z_environment", n_zerosum_axes=1, dims=HARDWARE_DIMS)
+            values = pm.Deterministic(
+                "factor_environment", pt.exp(tau[:, None] * z), dims=HARDWARE_DIMS
+            )
+            rows = [values[i][data["environment_i"]] for i in range(len(HARDWARE))]
+            here = environment_factors(theta, rows)
+            theta = {n: x * here[n] if n in here else x for n, x in theta.items()}
         theta = fixed | theta
         system = {name: values[v] for name, values in verifiers.items()}
+        if not design.verifiers["moe"].any():
+            system["expert"] = 0.0  # a float says so: no fixed point to iterate
         system["drafter"] = drafters[d] * data["drafted"]
         law = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad)
 

@@ -7,33 +7,54 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
 
 if TYPE_CHECKING:
     from bayes_sd.traces import Traces
 
 GIGA = 1e9
 NONE = "none"
+SIZES = (
+    "verifier_params",
+    "verifier_active_params",
+    "experts",
+    "experts_per_token",
+    "verifier_layers",
+    "verifier_kv_bytes",
+)
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
 
-def sizes(params: Any, active: Any, experts: Any, per_token: Any) -> dict[str, Any]:
+def sizes(
+    params: Any,
+    active: Any,
+    experts: Any,
+    per_token: Any,
+    layers: Any = np.nan,
+    kv_bytes: Any = np.nan,
+) -> dict[str, Any]:
     """Split parameters (counts) into active, shared and expert parts (1e9) and the idle share.
 
     All but the experts are used by every token, so ``active = shared + (m / M) expert`` and
-    ``total = shared + expert`` give both parts.
+    ``total = shared + expert`` give both parts. Where `layers` or `kv_bytes` (of one token) are
+    NaN, what is usual at this size is assumed.
 
     Returns
     -------
     dict
         ``active``, ``shared``, ``expert`` in 1e9 parameters; ``idle`` = ``1 - m/M`` and its log
-        (0.5 for a dense model, where it does not matter); ``moe`` 0 or 1.
+        (0.5 for a dense model, where it does not matter); ``moe`` 0 or 1; ``layers``; ``kv_gb``.
     """
     params, active = np.asarray(params, float) / GIGA, np.asarray(active, float) / GIGA
     experts, per_token = np.asarray(experts, float), np.asarray(per_token, float)
     moe = (experts > per_token) & (experts > 0)
     idle = np.where(moe, 1 - per_token / np.where(moe, experts, 1), 0.5)
     expert = np.where(moe, (params - active) / idle, 0.0)
+    layers, kv_gb = np.asarray(layers, float), np.asarray(kv_bytes, float) / GIGA
+    layers = np.where(np.isnan(layers), typical_layers(active, params), layers)
     return {
+        "layers": layers,
+        "kv_gb": np.where(np.isnan(kv_gb), typical_kv_gb(active, layers), kv_gb),
         "active": active,
         "shared": params - expert,
         "expert": expert,
@@ -48,11 +69,17 @@ def pair_label(verifier: str, drafter: str, acceptance: float) -> str:
     return f"{verifier} + {drafter}" + ("" if np.isnan(acceptance) else f" @ {acceptance:g}")
 
 
+def server_label(verifier: str, pair: str | None, k: int, environment: str = "") -> str:
+    """Name of a server: its verifier, or pair and draft length, and where it ran if that varies."""
+    where = f" [{environment}]" if environment else ""
+    return (f"{verifier} plain" if pair is None else f"{pair} k={k}") + where
+
+
 @dataclass(frozen=True)
 class Design:
     """Levels and arrays of one data set.
 
-    `runs` is the table the arrays come from (steady runs, one environment); `levels` the names of
+    `runs` is the table the arrays come from (steady runs); `levels` the names of
     the dimensions; `verifiers` and `drafters` the size tables; `data` the arrays over runs.
     """
 
@@ -64,13 +91,13 @@ class Design:
 
     @property
     def environment(self) -> str:
-        """The one hardware-and-engine environment of these runs."""
-        return str(self.runs["environment"].iloc[0])
+        """The hardware-and-engine environments of these runs."""
+        return "; ".join(self.levels["environment"])
 
 
 def _consistent(runs: pd.DataFrame, key: str, columns: list[str]) -> pd.DataFrame:
     table = runs.groupby(key, sort=True)[columns].first()
-    bad = runs.groupby(key)[columns].nunique(dropna=False).max(axis=1)
+    bad = runs.groupby(key)[columns].nunique().max(axis=1)
     if (bad > 1).any():
         name = bad.index[bad > 1][0]
         raise InputError(f"{key} {name!r} has runs of different sizes; one name, one size.")
@@ -83,7 +110,7 @@ def build_design(traces: "Traces") -> Design:
     Raises
     ------
     EvidenceError
-        If no steady run is left, or runs come from several environments.
+        If no steady run is left.
     """
     runs = traces.steady.runs.reset_index(drop=True)
     runs = runs[runs["e2e_mean_s"].notna() & runs["tokens_per_cycle"].notna()].reset_index(
@@ -91,17 +118,8 @@ def build_design(traces: "Traces") -> Design:
     )
     if runs.empty:
         raise EvidenceError("There is no steady run with a mean latency to fit; see check().")
-    environments = sorted(runs["environment"].unique())
-    if len(environments) > 1:
-        raise EvidenceError(
-            f"Runs come from {len(environments)} environments ({', '.join(environments)}); "
-            "fit them one at a time: traces.select(environment=...)."
-        )
-    verifier_table = _consistent(
-        runs,
-        "verifier",
-        ["verifier_params", "verifier_active_params", "experts", "experts_per_token"],
-    )
+    environments = sorted(str(e) for e in runs["environment"].unique())
+    verifier_table = _consistent(runs, "verifier", list(SIZES))
     drafted = runs[runs["drafter"] != NONE]
     drafter_table = _consistent(drafted, "drafter", ["drafter_params"])
     if drafter_table["drafter_params"].isna().any():
@@ -116,15 +134,20 @@ def build_design(traces: "Traces") -> Design:
         ],
         dtype=object,
     )
-    system = np.where(
-        runs["drafter"] == NONE,
-        runs["verifier"] + " plain",
-        pair + " k=" + runs["draft_tokens"].astype(str),
-    ).astype(object)
+    where = runs["environment"] if len(environments) > 1 else [""] * len(runs)
+    columns = (runs["verifier"], runs["drafter"], pair, runs["draft_tokens"], where)
+    system = np.array(
+        [
+            server_label(str(v), None if d == NONE else p, int(k), str(e))
+            for v, d, p, k, e in zip(*columns, strict=True)
+        ],
+        dtype=object,
+    )
     levels = {
         "verifier": [str(v) for v in verifier_table.index],
         "drafter": [str(d) for d in drafter_table.index] or ["(no drafter)"],
         "system": sorted({str(s) for s in system}),
+        "environment": environments,
     }
 
     def index(values: Any, level: str) -> np.ndarray:
@@ -145,6 +168,7 @@ def build_design(traces: "Traces") -> Design:
         "verifier_i": index(runs["verifier"], "verifier"),
         "drafter_i": index(runs["drafter"], "drafter"),
         "system_i": index(system, "system"),
+        "environment_i": index(runs["environment"], "environment"),
         "drafted": (runs["drafter"] != NONE).to_numpy(float),
         "k": runs["draft_tokens"].to_numpy(float),
         "prompt_tokens": runs["prompt_tokens"].to_numpy(float),
@@ -172,12 +196,7 @@ def build_design(traces: "Traces") -> Design:
     return Design(
         runs=runs,
         levels=levels,
-        verifiers=sizes(
-            verifier_table["verifier_params"],
-            verifier_table["verifier_active_params"],
-            verifier_table["experts"],
-            verifier_table["experts_per_token"],
-        ),
+        verifiers=sizes(*(verifier_table[name] for name in SIZES)),
         drafters=drafter_table["drafter_params"].to_numpy(float) / GIGA
         if len(drafter_table)
         else np.zeros(1),

@@ -7,6 +7,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.inference.fit import ConvergenceError, Fit, assemble
 from bayes_sd.inference.gate import diagnose
 from bayes_sd.inference.sample import Sampling, sample
+from bayes_sd.inference.start import start
 from bayes_sd.model.design import build_design
 from bayes_sd.model.priors import ALL, Prior
 
@@ -71,7 +72,7 @@ class LatencyModel:
         Raises
         ------
         InputError
-            If no prior has this name.
+            If no prior has this name, or a change is not allowed.
 
         Examples
         --------
@@ -81,6 +82,10 @@ class LatencyModel:
         known = [p.name for p in self.priors]
         if name not in known:
             raise InputError(f"No prior is called {name!r}; known: {', '.join(known)}.")
+        allowed = ("a", "b", "reason")
+        wrong = [change for change in changes if change not in allowed]
+        if wrong:
+            raise InputError(f"{name}: cannot change {wrong[0]!r}, only {', '.join(allowed)}.")
         priors = tuple(replace(p, **changes) if p.name == name else p for p in self.priors)
         return replace(self, priors=priors)
 
@@ -112,7 +117,7 @@ class LatencyModel:
         Raises
         ------
         EvidenceError
-            If there is no steady run, or there are several environments.
+            If there is no steady run.
         """
         from bayes_sd.model.build import build
 
@@ -136,7 +141,7 @@ class LatencyModel:
         Parameters
         ----------
         traces : Traces
-            Runs of one environment; saturated ones are left out.
+            Runs; saturated ones are left out.
         seed : int
             Equal seeds give equal draws.
         draws, tune, chains : int
@@ -160,13 +165,19 @@ class LatencyModel:
             If R-hat > 1.01, an effective sample size < 400, a divergence or a non-finite draw
             is found; carries ``fit`` and ``table``.
         EvidenceError
-            If there is no steady run, or there are several environments.
+            If there is no steady run.
+        InputError
+            If a sampler setting is not allowed.
         """
         from bayes_sd.model.build import build
 
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
         design = build_design(traces)
         how = Sampling(draws, tune, chains, target_accept, sampler, adaptation)
-        tree, used = sample(build(design, self.priors, self.server_effects), how, seed, progress)
+        graph = build(design, self.priors, self.server_effects)
+        first = {"log_law": start(design, self.priors)}
+        tree, used = sample(graph, how, seed, progress, first)
         convergence = diagnose(tree)
         fit = assemble(tree, design, traces, self.priors, how, seed, used, convergence)
         if convergence.complaints:

@@ -1,8 +1,12 @@
 """Every prior of the latency model, in natural units, with its reason."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from bayes_sd.errors import InputError
 
 Z95 = 1.6448536269514722  # 95% quantile of the standard normal
 
@@ -19,6 +23,15 @@ class Prior:
     dims: tuple[str, ...]
     meaning: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for field, low in (("a", 0.0 if self.kind == "lognormal" else -np.inf), ("b", 0.0)):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"Prior {self.name}: {field} = {value!r} is not a number.")
+            if not (np.isfinite(value) and value > low):
+                above = f" above {low:g}" if np.isfinite(low) else ""
+                raise InputError(f"Prior {self.name}: {field} = {value} must be finite{above}.")
 
     def interval(self) -> tuple[float, float]:
         """Central 90% interval in natural units."""
@@ -76,43 +89,43 @@ POPULATION = (
     ),
     _positive(
         "o_1p",
-        0.01,
+        5e-4,
         1.2,
-        "s",
+        "s per layer",
         "overhead of a prefill, own",
-        "tokenize, schedule, launch, reply: 1 to 100 ms",
+        "tokenize, schedule, launch, reply: 1 to 100 ms at 28 layers",
     ),
     _positive(
         "o_2p",
-        0.005,
+        2.5e-4,
         1.2,
-        "s",
+        "s per layer",
         "overhead of each other prefill",
         "a prefill joins a pass that runs anyway: less than its own",
     ),
     _positive(
         "o_1v",
-        0.003,
+        1.5e-4,
         1.0,
-        "s",
+        "s per layer",
         "overhead of a verify pass",
-        "launches and scheduling: 0.6 to 15 ms a pass in vLLM",
+        "launches and scheduling: 0.8 to 20 ms a pass at 28 layers",
     ),
     _positive(
         "o_2v",
-        1e-4,
+        5e-6,
         1.2,
-        "s",
+        "s per layer",
         "overhead per sequence of a verify pass",
-        "sampling and bookkeeping: 10 us to 1 ms a sequence",
+        "sampling and bookkeeping: 20 us to 1 ms a sequence at 28 layers",
     ),
     _positive(
         "s_kv",
-        3e-7,
-        2.0,
-        "s per context token",
-        "reading one token's keys and values",
-        "20 to 500 kB a token at 10 GB/s to 4 TB/s",
+        0.005,
+        1.8,
+        "s per GB",
+        "reading keys and values, per pass",
+        "as the weights: 10 GB/s to 4 TB/s",
     ),
     _positive(
         "o_1d",
@@ -150,6 +163,22 @@ POPULATION = (
 
 COEFFICIENTS = ("1p", "2p", "1v", "2v")  # with an effect of each verifier
 DRAFT_COEFFICIENTS = ("1d", "2d")  # with an effect of each drafter
+HARDWARE = {  # with an effect of each environment
+    "overhead": ("o_1p", "o_2p", "o_1v", "o_2v", "o_1d", "o_2d"),
+    "memory": ("s_pass", "s_kv"),
+    "compute": ("s_tok", "s_1p", "s_2p"),
+}
+
+
+def environment_factors(names: Any, factor: Sequence[Any]) -> dict[str, Any]:
+    """Factor of every population coefficient: ``factor[i]`` for the i-th hardware group."""
+    return {
+        name: factor[i]
+        for i, members in enumerate(HARDWARE.values())
+        for name in members
+        if name in names
+    }
+
 
 EFFECTS = (
     Prior(
@@ -165,12 +194,12 @@ EFFECTS = (
     Prior(
         "tau_verifier",
         "lognormal",
-        0.15,
+        0.1,
         0.5,
         "log",
         ("coefficient",),
         "scatter of verifiers around the size laws",
-        "shapes of equal size differ by 7 to 34%",
+        "shapes of equal size and depth differ by 4 to 23%",
     ),
     Prior(
         "tau_drafter",
@@ -191,6 +220,16 @@ EFFECTS = (
         ("speed",),
         "scatter of servers: time of a request alone, capacity",
         "a restart, another graph, a busy neighbour: 3 to 14%",
+    ),
+    Prior(
+        "tau_environment",
+        "lognormal",
+        0.3,
+        1.0,
+        "log",
+        ("hardware",),
+        "scatter of environments (only where there are several)",
+        "from another day on one machine (6%) to another machine (a factor of 5)",
     ),
 )
 

@@ -10,6 +10,7 @@ Units: seconds, tokens, requests per second (rps), parameters.
 from bayes_sd.physics.acceptance import tokens_per_cycle, tokens_per_cycle_by_position
 from bayes_sd.physics.costs import Cycle, Stages, combine, prompt_work, stage_costs
 from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
+from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
 from bayes_sd.physics.steady import (
     break_even_rate,
     headroom,
@@ -39,5 +40,7 @@ __all__ = [
     "tokens_in_pass",
     "tokens_per_cycle",
     "tokens_per_cycle_by_position",
+    "typical_kv_gb",
+    "typical_layers",
     "utilization",
 ]

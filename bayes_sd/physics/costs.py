@@ -48,19 +48,21 @@ def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_toke
     r"""Stage costs of one system from the size laws.
 
     With `a`, `d` the active parameters of verifier and drafter, `b` the verifier's parameters
-    outside the experts, `x` those inside (all in 1e9), ``w = P (1 + P / P0)``, and ``s_tok`` the
-    time to compute one token through 1e9 parameters:
+    outside the experts, `x` those inside (all in 1e9), `n` its layers, `v` its keys and values of
+    one token (GB), ``w = P (1 + P / P0)``, and ``s_tok`` the time to compute one token through 1e9
+    parameters:
 
     .. math::
-        c_{1,prefill} &= (o_{1p} + s_{1p}\, a w)\, f_{1p} + s_{1p}\, d w \\
-        c_{2,prefill} &= (o_{2p} + s_{2p}\, a w)\, f_{2p} + s_{2p}\, d w \\
-        c_{1,verify}  &= (o_{1v} + s_{pass} (b + \phi x))\, f_{1v} + k\, s_{tok}\, a\, f_{2v} \\
-        c_{2,verify}  &= (o_{2v} + s_{kv} (P + g/2) + (k + 1)\, s_{tok}\, a)\, f_{2v} \\
+        c_{1,prefill} &= (n\, o_{1p} + s_{1p}\, a w)\, f_{1p} + s_{1p}\, d w \\
+        c_{2,prefill} &= (n\, o_{2p} + s_{2p}\, a w)\, f_{2p} + s_{2p}\, d w \\
+        c_{1,verify}  &= (n\, o_{1v} + s_{pass} (b + \phi x))\, f_{1v} + k\, s_{tok}\, a\, f_{2v} \\
+        c_{2,verify}  &= (n\, o_{2v} + s_{kv}\, v (P + g/2) + (k + 1)\, s_{tok}\, a)\, f_{2v} \\
         c_{1,draft}   &= (o_{1d} + s_{pass}\, d)\, f_{1d}, \qquad
         c_{2,draft}    = (o_{2d} + s_{tok}\, d)\, f_{2d}
 
-    A pass costs an overhead plus its weights read once; every token in it, drafted or not, its
-    arithmetic. The drafter reads the prompt too, and its passes obey the verifier's size laws.
+    A pass costs an overhead a layer plus its weights read once; every token in it, drafted or not,
+    its arithmetic; every sequence the reading of its keys and values. The drafter reads the prompt
+    too, and its passes obey the verifier's size laws.
 
     Parameters
     ----------
@@ -68,7 +70,8 @@ def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_toke
         Coefficients by the names used in :mod:`bayes_sd.model.priors`, in seconds, and the factors
         ``f_*`` by which this verifier and drafter differ from the size laws.
     system : mapping
-        ``active``, ``shared``, ``expert``, ``drafter``: parameters in 1e9 (``drafter`` 0 if none).
+        ``active``, ``shared``, ``expert``, ``drafter``: parameters in 1e9 (``drafter`` 0 if none);
+        ``layers``; ``kv_gb``, keys and values of one token.
     k : array_like
         Draft tokens per cycle, 0 for plain decoding.
     prompt_tokens, output_tokens : array_like
@@ -84,16 +87,21 @@ def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_toke
     arXiv 2605.15051: coefficients linear in size, c2,prefill in P, c2,verify in P + g/2.
     """
     a, d = system["active"], system["drafter"]
+    layers = system["layers"]
     work = prompt_work(prompt_tokens, theta["attention_tokens"])
     token = theta["s_tok"] * a * theta["f_2v"]
     return Stages(
-        c1_prefill=(theta["o_1p"] + theta["s_1p"] * a * work) * theta["f_1p"]
+        c1_prefill=(layers * theta["o_1p"] + theta["s_1p"] * a * work) * theta["f_1p"]
         + theta["s_1p"] * d * work,
-        c2_prefill=(theta["o_2p"] + theta["s_2p"] * a * work) * theta["f_2p"]
+        c2_prefill=(layers * theta["o_2p"] + theta["s_2p"] * a * work) * theta["f_2p"]
         + theta["s_2p"] * d * work,
-        c1_verify=(theta["o_1v"] + theta["s_pass"] * system["shared"]) * theta["f_1v"] + k * token,
+        c1_verify=(layers * theta["o_1v"] + theta["s_pass"] * system["shared"]) * theta["f_1v"]
+        + k * token,
         c1_experts=theta["s_pass"] * system["expert"] * theta["f_1v"],
-        c2_verify=(theta["o_2v"] + theta["s_kv"] * (prompt_tokens + output_tokens / 2))
+        c2_verify=(
+            layers * theta["o_2v"]
+            + theta["s_kv"] * system["kv_gb"] * (prompt_tokens + output_tokens / 2)
+        )
         * theta["f_2v"]
         + (k + 1) * token,
         c1_draft=(theta["o_1d"] + theta["s_pass"] * d) * theta["f_1d"],

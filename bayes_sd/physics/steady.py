@@ -44,7 +44,10 @@ def headroom(x: Any, softness: float = 0.0) -> Any:
     0.25
     """
     z = 1 - x
-    return (z + (z**2 + 4 * softness**2) ** 0.5) / 2
+    if softness == 0:
+        return (z + abs(z)) / 2
+    # The other root of the same quadratic: the sum of z and the square root is 0 far past the pole.
+    return 2 * softness**2 / ((z**2 + 4 * softness**2) ** 0.5 - z)
 
 
 def latency_open(c1: Any, c2: Any, rate_rps: Any) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayes_sd.errors import EvidenceError
 from bayes_sd.model.design import NONE, build_design
 from bayes_sd.physics.law import NU, SOFTNESS, outcome
 from bayes_sd.predict.latency import scatter
@@ -46,7 +47,8 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
     posterior = fit.posterior
     known = {level: set(posterior[level].values.tolist()) for level in ("verifier", "drafter")}
     parts = []
-    keys = ["verifier", "drafter", "draft_tokens", "acceptance_imposed"]
+    keys = ["environment", "verifier", "drafter", "draft_tokens", "acceptance_imposed"]
+    environments = set(fit.runs["environment"])
     for _, rows in runs.reset_index(drop=True).groupby(keys, dropna=False):
         first = rows.iloc[0]
         verifier: str | Size = str(first["verifier"])
@@ -56,6 +58,10 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
                 first["verifier_active_params"],
                 int(first["experts"]),
                 int(first["experts_per_token"]),
+                *(
+                    None if np.isnan(first[name]) else float(first[name])
+                    for name in ("verifier_layers", "verifier_kv_bytes")
+                ),
             )
         drafter: str | Size | None = str(first["drafter"])
         if drafter == NONE:
@@ -65,8 +71,15 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
         imposed = first["acceptance_imposed"]
         acceptance = None if np.isnan(imposed) else float(imposed)
         k = int(first["draft_tokens"])
-        # A server with a drafter that drafts nothing is not the plain server: its effect is new.
-        resolved = resolve(fit, System(verifier, drafter, acceptance), k, seed)
+        environment = str(first["environment"])
+        if environment not in environments and len(environments) > 1:
+            raise EvidenceError(
+                f"Runs of environment {environment!r} cannot be predicted: "
+                f"the fit knows {'; '.join(sorted(environments))}."
+            )
+        where = environment if environment in environments else None
+        system = System(verifier, drafter, acceptance, where)
+        resolved = resolve(fit, system, k, seed, drafter_loaded=drafter is not None)
         columns = rows.rename_axis("run").to_xarray()
         closed = xr.where(columns["loop"] == "closed", 1.0, 0.0)
         law = outcome(

@@ -10,7 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.design import pair_label, sizes
+from bayes_sd.model.design import pair_label, server_label, sizes
+from bayes_sd.model.priors import environment_factors
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
@@ -30,6 +31,10 @@ class Size:
         Parameters used for one token; equal to `params` for a dense model.
     experts, experts_per_token : int
         Experts of a layer and how many a token uses; 0 for a dense model.
+    layers : int, optional
+        Layers; by default what is usual at this size.
+    kv_bytes : float, optional
+        Bytes of one token's keys and values; by default what is usual at this size and depth.
 
     Raises
     ------
@@ -47,6 +52,8 @@ class Size:
     active_params: float | None = None
     experts: int = 0
     experts_per_token: int = 0
+    layers: float | None = None
+    kv_bytes: float | None = None
 
     def __post_init__(self) -> None:
         active = self.params if self.active_params is None else self.active_params
@@ -54,6 +61,10 @@ class Size:
             raise InputError(
                 f"{self}: needs params > 0 and 0 < active_params <= params (counts, as in 8e9)."
             )
+        for name in ("layers", "kv_bytes"):
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise InputError(f"{self}: {name} must be above 0, or left out.")
         if not 0 <= self.experts_per_token <= self.experts or (
             self.experts > 0 and self.experts_per_token == 0
         ):
@@ -77,7 +88,14 @@ class Size:
     def label(self) -> str:
         """Stable name, so that all answers about one new model share its drawn effects."""
         moe = f", {self.experts_per_token}/{self.experts} experts" if self.experts else ""
-        return f"new {self.params:g} ({self.active:g} active{moe})"
+        depth = "" if self.layers is None else f", {self.layers:g} layers"
+        return f"new {self.params:g} ({self.active:g} active{moe}{depth})"
+
+    def arrays(self) -> dict[str, float]:
+        """Features of the size laws, see :func:`bayes_sd.model.design.sizes`."""
+        shape = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
+        found = sizes(self.params, self.active, self.experts, self.experts_per_token, *shape)
+        return {name: float(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -93,17 +111,21 @@ class System:
     acceptance : float or sequence of float, optional
         Per-token acceptance, or one for each position, in [0, 1]. By default what was measured on
         this pair, with its uncertainty; a pair nobody measured needs it.
+    environment : str, optional
+        Where it runs, of the measured environments; may be left out when the verifier has run in
+        one only.
 
     Examples
     --------
     >>> import bayes_sd as bsd
-    >>> bsd.System("llama-8b", bsd.Size(0.5e9), acceptance=0.7).drafter
-    Size(params=500000000.0, active_params=None, experts=0, experts_per_token=0)
+    >>> bsd.System("llama-8b", bsd.Size(0.5e9), acceptance=0.7).drafter.params
+    500000000.0
     """
 
     verifier: str | Size
     drafter: str | Size | None = None
     acceptance: float | Sequence[float] | None = None
+    environment: str | None = None
 
     def __post_init__(self) -> None:
         if self.acceptance is not None:
@@ -122,7 +144,10 @@ def system_of(run: pd.Series) -> System:
     """The system a run was measured on."""
     imposed = run["acceptance_imposed"]
     return System(
-        str(run["verifier"]), str(run["drafter"]), None if np.isnan(imposed) else float(imposed)
+        str(run["verifier"]),
+        str(run["drafter"]),
+        None if np.isnan(imposed) else float(imposed),
+        str(run["environment"]),
     )
 
 
@@ -172,6 +197,31 @@ def _factors(fit: "Fit", level: str, name: str | None, new: str, seed: int, moe:
     return np.exp(log)
 
 
+def _environment(fit: "Fit", system: System) -> str:
+    """Where a system runs.
+
+    Raises
+    ------
+    InputError
+        If it could be several environments, or one that the fit does not know.
+    """
+    runs = fit.runs
+    known = sorted(str(e) for e in runs["environment"].unique())
+    if system.environment is not None:
+        if system.environment not in known:
+            raise InputError(
+                f"The fit has no environment {system.environment!r}; it knows {'; '.join(known)}."
+            )
+        return system.environment
+    own = sorted(runs["environment"][runs["verifier"] == system.verifier].unique()) or known
+    if len(own) > 1:
+        raise InputError(
+            f"{system.verifier} could run in {len(own)} environments; "
+            f"choose one: System(..., environment=...) of {'; '.join(own)}."
+        )
+    return str(own[0])
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A system ready to compute with: coefficients and sizes, and its names (None where new)."""
@@ -214,8 +264,12 @@ def find_pair(fit: "Fit", system: System) -> str | None:
     return str(pairs[0]) if given is None and pairs else None
 
 
-def resolve(fit: "Fit", system: System, k: int, seed: int) -> Resolved:
-    """Coefficients and sizes of one arm (`k` = 0 is the plain server) of a system.
+def resolve(
+    fit: "Fit", system: System, k: int, seed: int, drafter_loaded: bool | None = None
+) -> Resolved:
+    """Coefficients and sizes of one arm of a system.
+
+    `k` = 0 is the plain server, or with `drafter_loaded` one that could draft and does not.
 
     Raises
     ------
@@ -224,32 +278,39 @@ def resolve(fit: "Fit", system: System, k: int, seed: int) -> Resolved:
     """
     posterior = fit.posterior
     v, d = system.verifier, system.drafter
+    drafting = k > 0 if drafter_loaded is None else drafter_loaded
     if isinstance(v, str):
         _known(fit, "verifier", v)
         table = fit.tree["verifiers"].to_dataset().sel(verifier=v)
         size = {str(n): float(table[n]) for n in table.data_vars}
     else:
-        arrays = sizes(v.params, v.active, v.experts, v.experts_per_token)
-        size = {n: float(x) for n, x in arrays.items()}
-    if k > 0 and d is None:
+        size = v.arrays()
+    if drafting and d is None:
         raise InputError(f"k = {k} needs a drafter: System({v!r}, drafter=...).")
     verifier_label = v if isinstance(v, str) else v.label
-    drafter_label = "none" if k == 0 or d is None else d if isinstance(d, str) else d.label
-    pair = None if k == 0 else find_pair(fit, system)
-    runs = fit.runs
-    name: str | None = f"{verifier_label} plain" if k == 0 else f"{pair} k={k}"
-    if name not in set(runs["system"]):
-        name = None
-    label = f"{verifier_label} plain" if k == 0 else f"{verifier_label} + {drafter_label} k={k}"
+    drafter_label = "none" if not drafting or d is None else d if isinstance(d, str) else d.label
+    pair = find_pair(fit, system) if drafting else None
+    environment, runs = _environment(fit, system), fit.runs
+    several = runs["environment"].nunique() > 1
+    name: str | None = None
+    if pair is not None or not drafting:
+        name = server_label(verifier_label, pair, k, environment if several else "")
+        name = name if name in set(runs["system"]) else None
+    new_pair = f"{verifier_label} + {drafter_label}" if drafting else None
+    label = server_label(verifier_label, new_pair, k, environment if several else "")
 
     theta: dict[str, Any] = {
         str(n): posterior["law"].sel(law_term=n, drop=True) for n in posterior["law_term"].values
     }
+    if several:
+        here = posterior["factor_environment"].sel(environment=environment, drop=True)
+        parts = [here.sel(hardware=h, drop=True) for h in here["hardware"].values]
+        theta |= {n: theta[n] * f for n, f in environment_factors(theta, parts).items()}
     fv = _factors(
         fit, "verifier", v if isinstance(v, str) else None, verifier_label, seed, size["moe"]
     )
     theta |= {f"f_{c}": fv.sel(coefficient=c, drop=True) for c in fv["coefficient"].values}
-    if k == 0:
+    if not drafting:
         size["drafter"] = 0.0
         theta |= {"f_1d": 1.0, "f_2d": 1.0}
     else:

@@ -248,11 +248,21 @@ def _verifiers(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[tuple[str, 
                 "only one verifier size",
                 "there is no size law: extrapolation to other sizes rests on the prior",
             )
+    for environment, group in steady.groupby("environment"):
+        depths = group.groupby("verifier").verifier_layers.first()
+        if depths.isna().any():
+            names = ", ".join(str(v) for v in depths.index[depths.isna()])
+            yield (
+                "note",
+                str(environment),
+                f"verifier_layers not given for {names}",
+                "the depth usual at its size is assumed; its own effect takes up the rest",
+            )
     if runs.environment.nunique() > 1:
         names = "; ".join(map(str, runs.environment.drop_duplicates()))
         yield (
-            "warning",
+            "note",
             "all runs",
             f"{runs.environment.nunique()} environments: {names}",
-            "the model fits one environment at a time: select(environment=...)",
+            "each has factors of its own on overhead, memory and compute",
         )

@@ -32,6 +32,8 @@ class Configuration(BaseModel):
     verifier: str = Field(min_length=1)
     verifier_params: Positive
     verifier_active_params: Positive
+    verifier_layers: Positive = math.nan
+    verifier_kv_bytes: Positive = math.nan
     family: Literal["dense", "moe"]
     experts: Count = 0
     experts_per_token: Count = 0
@@ -82,6 +84,13 @@ def _contradictions(c: Configuration) -> Iterable[str]:
             f"verifier_active_params {c.verifier_active_params:g} is more than "
             f"verifier_params {c.verifier_params:g}"
         )
+    elif 0 < c.experts_per_token < c.experts:
+        least = c.verifier_params * c.experts_per_token / c.experts
+        if c.verifier_active_params < least:
+            yield (
+                f"verifier_active_params {c.verifier_active_params:g} is less than the "
+                f"{least:g} of {c.experts_per_token} in {c.experts} experts"
+            )
 
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:

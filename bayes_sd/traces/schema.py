@@ -41,6 +41,8 @@ COLUMNS: dict[str, Column] = {
     "family": Column("text", "", "dense or moe"),
     "verifier_params": Column("float", "count", "parameters of the verifier"),
     "verifier_active_params": Column("float", "count", "parameters used for one token"),
+    "verifier_layers": Column("float", "count", "layers, missing: assumed from the size"),
+    "verifier_kv_bytes": Column("float", "bytes", "keys and values of one token, or missing"),
     "experts": Column("int", "count", "experts in a layer, 0 if dense"),
     "experts_per_token": Column("int", "count", "experts routed to, 0 if dense"),
     "drafter": Column("text", "", "model that drafts, 'none' if plain"),

@@ -1,0 +1,59 @@
+"""Where to start sampling: coefficients whose latencies resemble the observed ones."""
+
+from typing import Any
+
+import numpy as np
+
+from bayes_sd.model.design import Design
+from bayes_sd.model.priors import COEFFICIENTS, DRAFT_COEFFICIENTS, POPULATION, Prior
+from bayes_sd.physics.law import SOFTNESS, outcome
+
+# Priors reach from a laptop to an H200, so their median may lie far past the pole of every run,
+# where the likelihood has no useful slope; a chain that starts there may never come back.
+SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5)  # prior standard deviations, all coefficients alike
+RELATIVE = 0.1  # of an observed latency; more near the pole
+TIGHT = 0.25  # weight of the prior, so that what the runs leave open stays near its median
+FACTORS = (
+    *(f"f_{name}" for name in COEFFICIENTS + DRAFT_COEFFICIENTS),
+    "f_speed",
+    "f_capacity",
+)
+
+
+def start(design: Design, priors: tuple[Prior, ...]) -> np.ndarray:
+    """Logs of the population coefficients by regularised least squares on the run means.
+
+    Parameters
+    ----------
+    design : Design
+    priors : tuple of Prior
+
+    Returns
+    -------
+    numpy.ndarray
+        One value for each of ``POPULATION``, in its order.
+    """
+    from scipy.optimize import least_squares
+
+    by_name = {p.name: p for p in priors}
+    own = [by_name[p.name] for p in POPULATION]
+    middle, sd = np.log([p.a for p in own]), np.array([p.b for p in own])
+    d, v = design.data, design.data["verifier_i"]
+    system: dict[str, Any] = {name: values[v] for name, values in design.verifiers.items()}
+    system["drafter"] = design.drafters[d["drafter_i"]] * d["drafted"]
+    alone = design.runs.groupby(["system", "prompt_tokens", "output_tokens"])["e2e_mean_s"]
+    crowding = (design.runs["e2e_mean_s"] / alone.transform("min")).to_numpy()
+    rows = d["ttft_rows"]
+
+    def errors(z: np.ndarray) -> np.ndarray:
+        theta: dict[str, Any] = dict.fromkeys(FACTORS, 1.0)
+        theta |= dict(zip((p.name for p in own), np.exp(middle + sd * z), strict=True))
+        law = outcome(theta, system, d, SOFTNESS)
+        e2e = (np.log(law.e2e_s) - d["log_e2e"]) / (RELATIVE * crowding)
+        ttft = ((np.log(law.ttft_s) - d["log_ttft"]) / (2 * RELATIVE * crowding))[rows]
+        return np.concatenate([e2e, ttft, TIGHT * z])
+
+    costs = [float(np.sum(np.log1p(errors(np.full(len(own), s)) ** 2))) for s in SHIFTS]
+    best = SHIFTS[int(np.argmin(costs))]
+    found = least_squares(errors, np.full(len(own), best), loss="soft_l1", max_nfev=100)
+    return np.asarray(middle + sd * found.x)
