@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOME = {
     "read_traces": "bayes_sd.traces",
     "read_table": "bayes_sd.traces",
+    "read_metrics": "bayes_sd.traces.prometheus",
     "Traces": "bayes_sd.traces",
     "LatencyModel": "bayes_sd.model.latency_model",
     "Fit": "bayes_sd.inference.fit",
@@ -22,10 +23,12 @@ _HOME = {
     "Size": "bayes_sd.predict.system",
     "grid": "bayes_sd.predict.load",
     "predict_runs": "bayes_sd.predict.runs",
+    "collect": "bayes_sd.collector.run",
 }
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from bayes_sd.collector.run import collect as collect
     from bayes_sd.errors import EvidenceError as EvidenceError
     from bayes_sd.errors import InputError as InputError
     from bayes_sd.inference.fit import ConvergenceError as ConvergenceError
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from bayes_sd.traces import Traces as Traces
     from bayes_sd.traces import read_table as read_table
     from bayes_sd.traces import read_traces as read_traces
+    from bayes_sd.traces.prometheus import read_metrics as read_metrics
 
 
 def __getattr__(name: str) -> Any:

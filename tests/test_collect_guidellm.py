@@ -1,0 +1,60 @@
+"""GuideLLM as the collector's load generator: what it is asked, what its report becomes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bayes_sd as bsd
+from bayes_sd.collector import guidellm_load
+from bayes_sd.collector.bench import Job
+from bayes_sd.collector.plan import BenchPlan
+from bayes_sd.collector.server import Failure
+
+REPORT = Path(__file__).parent / "data" / "guidellm" / "v0.8-sd-poisson.json"
+WHO: dict[str, Any] = {
+    "verifier": "m",
+    "verifier_params": 6e7,
+    "drafter": "d",
+    "drafter_params": 1e6,
+}
+WHO |= {"num_speculative_tokens": 3, "target_acceptance": 0.8}
+JOB = Job("http://127.0.0.1:1", "m", "models/m", 64, 64, 20, rate_rps=1.2, seed=7)
+
+
+def test_a_report_becomes_the_same_run_as_through_its_own_reader(tmp_path: Path) -> None:
+    report = json.loads(REPORT.read_text())
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(guidellm_load.result(report, JOB) | WHO))
+    ours = bsd.read_traces(path).runs.iloc[0]
+    theirs = bsd.read_traces(
+        REPORT, draft_tokens=3, **{k: v for k, v in WHO.items() if k[0] != "n"}
+    ).runs.iloc[0]
+    for name in ("requests", "prompt_tokens", "output_tokens", "rate_rps", "e2e_mean_s",
+                 "e2e_log_var", "ttft_mean_s", "tpot_mean_s", "duration_s", "span_s"):  # fmt: skip
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    assert ours["detail"] and ours["loop"] == "open"
+
+
+def test_the_words_name_what_is_asked() -> None:
+    words = guidellm_load.arguments(JOB, "out.json")
+    told = dict(zip(words[::2], words[1::2], strict=False))
+    assert told["--profile"] == "kind=poisson,rate=1.2"
+    assert told["--constraint"] == "kind=max_requests,count=20"
+    assert "target=http://127.0.0.1:1,model=m," in told["--backend"]
+    closed = Job("http://127.0.0.1:1", "m", "t", 64, 64, 20, concurrency=4)
+    assert "kind=concurrent,streams=4" in guidellm_load.arguments(closed, "out.json")
+    burst = Job("http://127.0.0.1:1", "m", "t", 64, 64, 20)
+    assert "kind=throughput" in guidellm_load.arguments(burst, "out.json")
+
+
+@pytest.mark.parametrize("report", [{}, {"benchmarks": []}, {"benchmarks": [{"requests": {}}]}])
+def test_a_report_without_requests_is_a_failed_run(report: dict[str, Any]) -> None:
+    with pytest.raises(Failure, match="report cannot be used"):
+        guidellm_load.result(report, JOB)
+
+
+def test_preload_is_for_vllm_only() -> None:
+    with pytest.raises(ValueError, match="preload is for vllm"):
+        BenchPlan(tool="guidellm", preload="python")
