@@ -381,7 +381,7 @@ def test_bad_aggregate(change: dict[str, Any], message: str, tmp_path: Path) -> 
         (b"", "is not complete JSON"),
         (b"time,latency\n1,2\n", "is not complete JSON"),
         (b"\xff\xfe\x00\x01", "is not text"),
-        (b"[1, 2]", "is not a JSON object; a result of vllm bench serve is needed"),
+        (b"[1, 2]", "is not a JSON object; a JSON result of vllm bench serve, GuideLLM"),
         (b'{"benchmarks": [], "args": {}}', "is a GuideLLM report"),
         (
             b'{"records": []}',

@@ -1,21 +1,23 @@
 """Benchmark results from files, folders and patterns."""
 
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bayes_sd.errors import InputError
+from bayes_sd.traces import aiperf, guidellm, vllm_bench
 from bayes_sd.traces.config import KNOWN, canonical, merge
+from bayes_sd.traces.json_file import read_object
 from bayes_sd.traces.rows import fingerprint
 from bayes_sd.traces.schema import COLUMNS, Traces, tidy
 from bayes_sd.traces.sidecar import Sidecar, read_sidecar
-from bayes_sd.traces.vllm_bench import run_of
-from bayes_sd.traces.vllm_record import load
+from bayes_sd.traces.vllm_record import check_result
 
 PathLike = str | Path
+NEEDED = "a JSON result of vllm bench serve, GuideLLM or AIPerf"
 # What the file says about who served it may be wrong; what was measured makes it the same run.
-_NOT_MEASURED = frozenset(COLUMNS) - {
+NOT_MEASURED = frozenset(COLUMNS) - {
     name
     for name, column in COLUMNS.items()
     if name.startswith(("e2e_", "ttft_", "tpot_"))
@@ -30,12 +32,12 @@ def read_traces(
     environment: str | None = None,
     **arguments: Any,
 ) -> Traces:
-    """Read results of ``vllm bench serve``.
+    """Read results of ``vllm bench serve``, GuideLLM and AIPerf, told apart by their content.
 
     Parameters
     ----------
     paths : path, folder, glob pattern, or several of them
-        A folder means every ``*.json`` below it.
+        A folder means every ``*.json`` below it. A GuideLLM report is a run a benchmark.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files whose metadata lacks it.
@@ -69,38 +71,52 @@ def read_traces(
     aside: list[dict[str, Any]] = []
     for file in files:
         try:
-            row = _row(file, sidecar, given, environment)
+            for index, run in _runs(file, sidecar, given, environment):
+                where = {"source": str(file), "row": index}
+                if isinstance(run, InputError):
+                    aside.append({**where, "reason": str(run)})
+                else:
+                    run_id = fingerprint(run, ignore=NOT_MEASURED)
+                    rows.append({**run, "run_id": run_id, **where})
         except InputError as error:
             aside.append({"source": str(file), "row": -1, "reason": str(error)})
-        else:
-            rows.append(row)
     if not rows:
-        reasons = "; ".join(f"{bad['source']}: {bad['reason']}" for bad in aside[:3])
+        reasons = "; ".join(f"{_where(bad)}: {bad['reason']}" for bad in aside[:3])
         if len(aside) == 1:
             raise InputError(reasons)
-        raise InputError(f"none of {len(aside)} files can be used: {reasons}")
+        what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
+        raise InputError(f"none of {len(aside)} {what} can be used: {reasons}")
     return tidy(rows, aside)
 
 
-def _row(
+def _where(bad: Mapping[str, Any]) -> str:
+    return bad["source"] if bad["row"] < 0 else f"{bad['source']} row {bad['row']}"
+
+
+def _runs(
     file: Path,
     sidecar: Sidecar | None,
     given: Mapping[str, Any],
     environment: str | None,
-) -> dict[str, Any]:
-    data = load(file)
-    layers: list[tuple[str, Mapping[str, Any]]] = [("the file", canonical(data))]
+) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """Runs of a file: row inside it (-1 if it holds one run) and the run, or why it has none."""
+    data = read_object(file, NEEDED)
+    labels = guidellm.stated(data) if guidellm.is_report(data) else data
+    layers: list[tuple[str, Mapping[str, Any]]] = [("the file", canonical(labels))]
     if sidecar is not None:
         layers += [(f"the sidecar's {pattern!r}", keys) for pattern, keys in sidecar.of(file)]
     values = merge([*layers, ("the arguments", given)])
     if environment is not None:
         values["environment"] = environment
-    row = run_of(data, values)
-    return row | {
-        "run_id": fingerprint(row, ignore=_NOT_MEASURED),
-        "source": str(file),
-        "row": -1,
-    }
+    if guidellm.is_report(data):
+        yield from guidellm.runs_of(data, values)
+    elif aiperf.is_export(data):
+        yield from aiperf.runs_of(data, values, file)
+    elif "resultType" in str(data.get("data"))[:100]:
+        raise InputError("is an export of Prometheus; read it with read_metrics")
+    else:
+        check_result(data)
+        yield -1, vllm_bench.run_of(data, values)
 
 
 def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
@@ -121,6 +137,7 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
             matches = [path]
         elif path.is_dir():
             matches = sorted(p for p in path.rglob("*.json") if p.is_file())
+            matches = [p for p in matches if not aiperf.companion(p)]
             if not matches:
                 raise InputError(f"{path}: the folder has no .json file")
         elif glob.has_magic(str(item)):

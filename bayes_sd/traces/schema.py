@@ -64,6 +64,10 @@ COLUMNS: dict[str, Column] = {
     **_metric("e2e", "end-to-end latency", "s"),
     **_metric("ttft", "time to first token", "s"),
     **_metric("tpot", "time per output token after the first", "s"),
+    "e2e_log_var_requests": Column(
+        "float", "requests", "single requests that e2e_log_var is worth, missing: all of them"
+    ),
+    "ttft_log_var_requests": Column("float", "requests", "likewise for ttft_log_var"),
     "in_flight": Column("float", "requests", "mean number of requests in flight"),
     "drafts": Column("float", "count", "draft-verify cycles"),
     "drafted_tokens": Column("float", "tokens", "draft tokens proposed"),

@@ -1,7 +1,6 @@
 """The JSON that ``vllm bench serve`` writes, as a record."""
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -54,29 +53,14 @@ class BenchResult(BaseModel):
     spec_decode_per_position_acceptance_rates: list[Fraction] | None = None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """JSON object of a result file.
+def check_result(data: Mapping[str, Any]) -> None:
+    """Refuse a JSON object that is not a result of ``vllm bench serve`` at a constant rate.
 
     Raises
     ------
     InputError
-        If the file is not JSON or not a result of ``vllm bench serve``.
+        If fields that vLLM always writes are missing, or the rate was ramped up.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError("is not text; a JSON result of vllm bench serve is needed") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"is not complete JSON ({error.msg} at line {error.lineno}); "
-            "a JSON result of vllm bench serve is needed"
-        ) from None
-    if not isinstance(data, dict):
-        raise InputError("is not a JSON object; a result of vllm bench serve is needed")
-    if "benchmarks" in data:
-        raise InputError("is a GuideLLM report; only results of vllm bench serve are read")
     missing = [key for key in REQUIRED if key not in data]
     if len(missing) > 2:
         raise InputError(f"is not a result of vllm bench serve: it lacks {', '.join(missing)}")
@@ -84,4 +68,3 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{missing[0]} is missing; vllm bench serve always writes it")
     if not absent(data.get("ramp_up_strategy")):
         raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
-    return data
