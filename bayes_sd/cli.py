@@ -13,13 +13,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from bayes_sd.cli_options import (
+    Acceptance,
+    AsJson,
+    Concurrency,
+    Config,
+    Drafter,
+    Environment,
+    FitFile,
+    Metrics,
+    NewDrafter,
+    NewVerifier,
+    Output,
+    Paths,
+    Prompt,
+    Rates,
+    Seed,
+    Verifier,
+    Where,
+    Window,
+    arms,
+    load_of,
+    numbers,
+    system_of,
+)
+from bayes_sd.collector.cli import register as register_collect
 from bayes_sd.errors import EvidenceError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bayes_sd.inference.fit import Fit
-    from bayes_sd.predict.system import Size, System
+    from bayes_sd.traces import Traces
 
 app = typer.Typer(
     help="Is speculative decoding worth it at my load, on my models, with how many draft tokens?",
@@ -27,31 +51,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Config = Annotated[
-    Path | None, typer.Option(help="YAML or CSV that maps result files to configurations.")
-]
-Environment = Annotated[str | None, typer.Option(help="Hardware and engine of all files.")]
-Paths = Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
-FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
-Seed = Annotated[int, typer.Option(help="Equal seeds give equal draws.")]
-Rates = Annotated[str | None, typer.Option(help="Requests/s: START:STOP:COUNT, or a comma list.")]
-Concurrency = Annotated[str | None, typer.Option(help="Requests in flight, instead of --rps.")]
-Prompt = Annotated[float, typer.Option(help="Prompt tokens of a request.")]
-Output = Annotated[float, typer.Option(help="Output tokens of a request.")]
-Verifier = Annotated[str | None, typer.Option(help="Measured verifier, by name.")]
-Drafter = Annotated[str | None, typer.Option(help="Measured drafter, by name.")]
-VerifierParams = Annotated[
-    float | None, typer.Option(help="Size of a verifier nobody measured, e.g. 8e9.")
-]
-Active = Annotated[float | None, typer.Option(help="Its active parameters, if it has experts.")]
-Experts = Annotated[int, typer.Option(help="Its experts per layer, 0 if dense.")]
-ExpertsPerToken = Annotated[int, typer.Option(help="Experts a token uses.")]
-DrafterParams = Annotated[float | None, typer.Option(help="Size of a drafter nobody measured.")]
-Acceptance = Annotated[
-    float | None, typer.Option(help="Per-token acceptance; by default the measured one.")
-]
 
 
 def _answers(command: Callable[..., None]) -> Callable[..., None]:
@@ -95,62 +94,20 @@ def _table(title: str, frame: "pd.DataFrame") -> None:
     console.print()
 
 
-def _numbers(text: str, option: str) -> list[float]:
-    """``1:16:16`` or ``1,2,4`` as numbers."""
-    try:
-        if ":" in text:
-            start, stop, count = text.split(":")
-            return [float(v) for v in np.linspace(float(start), float(stop), int(count))]
-        return [float(v) for v in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{option} {text!r}: write START:STOP:COUNT or numbers with commas."
-        ) from None
+def _read(
+    paths: list[str],
+    config: Path | None,
+    environment: str | None,
+    metrics: bool,
+    window_s: float,
+) -> "Traces":
+    if metrics:
+        from bayes_sd.traces.prometheus import read_metrics
 
+        return read_metrics(paths, window_s=window_s, config=config, environment=environment)
+    from bayes_sd.traces import read_traces
 
-def _arms(text: str) -> list[int]:
-    try:
-        return [int(v) for v in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"-k {text!r}: write whole numbers with commas.") from None
-
-
-def _load(rps: str | None, concurrency: str | None, prompt: float, output: float) -> Any:
-    from bayes_sd.predict.load import grid
-
-    if (rps is None) == (concurrency is None):
-        raise typer.BadParameter("give exactly one of --rps and --concurrency.")
-    if rps is not None:
-        return grid(rps=_numbers(rps, "--rps"), prompt=prompt, output=output)
-    assert concurrency is not None
-    return grid(concurrency=_numbers(concurrency, "--concurrency"), prompt=prompt, output=output)
-
-
-def _system(
-    fit: "Fit",
-    verifier: str | None,
-    drafter: str | None,
-    acceptance: float | None,
-    new_verifier: "Size | None",
-    new_drafter: "Size | None",
-    needs_drafter: bool,
-) -> "System":
-    from bayes_sd.predict.system import System, default_system
-
-    if (verifier and new_verifier) or (drafter and new_drafter):
-        raise typer.BadParameter("name a measured model or give a new one's size, not both.")
-    first = verifier or new_verifier
-    if first is None:
-        return default_system(fit, needs_drafter)
-    return System(first, drafter or new_drafter, acceptance)
-
-
-def _size(
-    params: float | None, active: float | None = None, experts: int = 0, per_token: int = 0
-) -> "Size | None":
-    from bayes_sd.predict.system import Size
-
-    return None if params is None else Size(params, active, experts, per_token)
+    return read_traces(paths, config=config, environment=environment)
 
 
 @app.command()
@@ -159,12 +116,12 @@ def check(
     paths: Paths,
     config: Config = None,
     environment: Environment = None,
+    metrics: Metrics = False,
+    window: Window = 300.0,
     as_json: AsJson = False,
 ) -> None:
     """Say what result files hold, what was set aside and why, and what is missing."""
-    from bayes_sd.traces import read_traces
-
-    result = read_traces(paths, config=config, environment=environment).check()
+    result = _read(paths, config, environment, metrics, window).check()
     if as_json:
         _emit(result.to_dict())
     else:
@@ -180,6 +137,8 @@ def fit(
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
     config: Config = None,
     environment: Environment = None,
+    metrics: Metrics = False,
+    window: Window = 300.0,
     seed: Seed = 1,
     draws: Annotated[int, typer.Option(help="Kept draws of each of 4 chains.")] = 1500,
     tune: Annotated[int, typer.Option(help="Discarded draws of each chain.")] = 1000,
@@ -187,11 +146,10 @@ def fit(
 ) -> None:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
     from bayes_sd.model.latency_model import LatencyModel
-    from bayes_sd.traces import read_traces
 
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
-    traces = read_traces(paths, config=config, environment=environment)
+    traces = _read(paths, config, environment, metrics, window)
     _say(repr(traces))
     result = LatencyModel().fit(traces, seed=seed, draws=draws, tune=tune)
     result.save(output)
@@ -218,26 +176,25 @@ def predict(
     verifier: Verifier = None,
     drafter: Drafter = None,
     acceptance: Acceptance = None,
-    verifier_params: VerifierParams = None,
-    active_params: Active = None,
-    experts: Experts = 0,
-    experts_per_token: ExpertsPerToken = 0,
-    drafter_params: DrafterParams = None,
+    new_verifier: NewVerifier = None,
+    new_drafter: NewDrafter = None,
+    environment: Where = None,
     metric: Annotated[str, typer.Option(help="e2e or ttft.")] = "e2e",
     as_json: AsJson = False,
 ) -> None:
     """Predict latency over loads: the mean, request percentiles, P(saturated)."""
     from bayes_sd.inference.fit import Fit
 
-    load, ks = _load(rps, concurrency, prompt, output), _arms(k)
+    load, ks = load_of(rps, concurrency, prompt, output), arms(k)
     loaded = Fit.load(file)
-    system = _system(
+    system = system_of(
         loaded,
         verifier,
         drafter,
         acceptance,
-        _size(verifier_params, active_params, experts, experts_per_token),
-        _size(drafter_params),
+        new_verifier,
+        new_drafter,
+        environment,
         any(ks),
     )
     table = loaded.latency(load, ks, system, metric=metric).table()
@@ -262,11 +219,9 @@ def decide(
     verifier: Verifier = None,
     drafter: Drafter = None,
     acceptance: Acceptance = None,
-    verifier_params: VerifierParams = None,
-    active_params: Active = None,
-    experts: Experts = 0,
-    experts_per_token: ExpertsPerToken = 0,
-    drafter_params: DrafterParams = None,
+    new_verifier: NewVerifier = None,
+    new_drafter: NewDrafter = None,
+    environment: Where = None,
     of: Annotated[str, typer.Option(help="Compare mean, run or request latencies.")] = "mean",
     as_json: AsJson = False,
 ) -> None:
@@ -274,15 +229,16 @@ def decide(
     from bayes_sd.inference.fit import Fit
     from bayes_sd.report import decisions
 
-    rates, ks = (None if rps is None else _numbers(rps, "--rps")), _arms(k)
+    rates, ks = (None if rps is None else numbers(rps, "--rps")), arms(k)
     loaded = Fit.load(file)
-    system = _system(
+    system = system_of(
         loaded,
         verifier,
         drafter,
         acceptance,
-        _size(verifier_params, active_params, experts, experts_per_token),
-        _size(drafter_params),
+        new_verifier,
+        new_drafter,
+        environment,
         True,
     )
     found = [decisions.decide(loaded, system, one, prompt, output, rates, of) for one in ks]
@@ -290,6 +246,58 @@ def decide(
         _emit({"decisions": found})
     else:
         _print_decisions(found)
+
+
+@app.command()
+@_answers
+def schedule(
+    file: FitFile,
+    prompt: Prompt,
+    output: Output,
+    k: Annotated[str, typer.Option("-k", help="Draft tokens to choose from: 0,1,3,5.")],
+    verifier: Verifier = None,
+    drafter: Drafter = None,
+    acceptance: Acceptance = None,
+    new_verifier: NewVerifier = None,
+    new_drafter: NewDrafter = None,
+    environment: Where = None,
+    max_batch: Annotated[int, typer.Option(help="Largest number in flight.")] = 64,
+    loss: Annotated[str, typer.Option(help="mean, or a percentile of requests: p95.")] = "mean",
+    slo: Annotated[float | None, typer.Option(help="Instead: minimise P(slower), s.")] = None,
+    confidence: Annotated[float, typer.Option(help="Evidence that drafting more needs.")] = 0.6,
+    extrapolate: Annotated[bool, typer.Option(help="Allow k that were not measured.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the draft length for every batch size, as the table that vLLM takes."""
+    from bayes_sd.inference.fit import Fit
+
+    ks, loaded = arms(k), Fit.load(file)
+    system = system_of(
+        loaded, verifier, drafter, acceptance, new_verifier, new_drafter, environment, True
+    )
+    found = loaded.schedule(
+        ks,
+        system,
+        prompt=prompt,
+        output=output,
+        max_batch=max_batch,
+        loss=loss,
+        slo_s=slo,
+        confidence=confidence,
+        extrapolate=extrapolate,
+    )
+    drafts = bool(found.rows["k"].max() > 0)
+    if as_json:
+        _emit(
+            {
+                "num_speculative_tokens_per_batch_size": found.to_vllm(),
+                "speculative_config": found.speculative_config() if drafts else None,
+                "rows": found.rows.to_dict("records"),
+            }
+        )
+        return
+    _table(f"Draft tokens by requests in flight, {found.drafter}", found.rows)
+    print(found.command_line() if drafts else "Serve plain: no batch size is worth drafting for.")
 
 
 def _print_decisions(found: list[dict[str, Any]]) -> None:
@@ -374,6 +382,9 @@ def demo(
         pd.DataFrame(rows),
     )
     print("wrote " + ", ".join(str(f) for f in files))
+
+
+register_collect(app, _answers)
 
 
 def main() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from bayes_sd.errors import InputError
 
 PLACES = (Path(__file__).parent / "_traces", Path(__file__).parents[1] / "traces")
+FIRST = "vllm-cpu"  # a campaign that is always there
 
 
-def corpus(name: str = "vllm-cpu") -> Path:
-    """Folder of a shipped campaign.
+def corpus(campaign: str = "") -> Path:
+    """Folder of all shipped campaigns, or of one.
 
     Raises
     ------
@@ -16,6 +17,6 @@ def corpus(name: str = "vllm-cpu") -> Path:
         If it is not there.
     """
     for place in PLACES:
-        if (place / name).is_dir():
-            return place / name
-    raise InputError(f"The shipped traces {name!r} were not found beside the package.")
+        if (place / FIRST).is_dir() and (place / campaign).is_dir():
+            return place / campaign
+    raise InputError(f"The shipped traces {campaign!r} were not found beside the package.")

@@ -98,7 +98,8 @@ def columns(law: Law, f: Values) -> np.ndarray:
     for name in law.names:
         unit = {other: float(other == name) for other in law.names}
         stages = law.stages(unit, f)
-        cost = physics.combine(stages, k, f["output_tokens"], f["tokens_per_cycle"])
+        # g / E cycles, as the paper has it.
+        cost = physics.combine(stages, k, f["output_tokens"] / f["tokens_per_cycle"])
         parts.append([np.broadcast_to(c, k.shape) for c in cost])
     return np.array(parts).transpose(1, 2, 0)
 

@@ -82,15 +82,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    files = reading(corpus())
+    files = reading(corpus("vllm-cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        for file in corpus().glob("*.json"):
+        for file in corpus("vllm-cpu").glob("*.json"):
             text = json.dumps(longer(json.loads(file.read_text())), indent=1)
             (Path(folder) / file.name).write_text(text)
         longer_files = reading(Path(folder))
 
     # The same steady runs in both: only what the count of requests does is compared.
-    once = bsd.read_traces(corpus()).steady
+    once = bsd.read_traces(corpus("vllm-cpu")).steady
     many = bsd.Traces(
         runs=once.runs.assign(requests=once.runs["requests"] * TIMES), set_aside=once.set_aside
     )

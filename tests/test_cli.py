@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and with which exit code."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -43,10 +44,10 @@ def test_help_is_light() -> None:
 
 
 def test_check_says_what_is_there() -> None:
-    result = run("check", str(corpus()), "--json")
+    result = run("check", str(corpus("vllm-cpu")), "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["passed"] is True
-    assert "dense-25m" in run("check", str(corpus())).stdout
+    assert "dense-25m" in run("check", str(corpus("vllm-cpu"))).stdout
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_bad_file_is_one_sentence_and_exit_1(tmp_path: Path, content: str, say
 
 
 def test_only_saturated_runs_exit_3(tmp_path: Path) -> None:
-    shutil.copy(corpus() / "dense-200m_2.json", tmp_path)
+    shutil.copy(corpus("vllm-cpu") / "dense-200m_2.json", tmp_path)
     assert run("check", str(tmp_path)).exit_code == 3
     result = run("fit", str(tmp_path), "-o", str(tmp_path / "fit.nc"))
     assert result.exit_code == 3
@@ -83,21 +84,21 @@ def test_an_unconverged_fit_exits_3_and_writes_nothing(
         raise bsd.ConvergenceError(fit, Convergence(table, 3, 4, 100, 0))
 
     monkeypatch.setattr(latency_model.LatencyModel, "fit", refuse)
-    result = run("fit", str(corpus()), "-o", str(tmp_path / "fit.nc"))
+    result = run("fit", str(corpus("vllm-cpu")), "-o", str(tmp_path / "fit.nc"))
     assert result.exit_code == 3
     assert "did not converge" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fit_into_a_missing_folder_is_refused_before_sampling(tmp_path: Path) -> None:
-    result = run("fit", str(corpus()), "-o", str(tmp_path / "no" / "fit.nc"))
+    result = run("fit", str(corpus("vllm-cpu")), "-o", str(tmp_path / "no" / "fit.nc"))
     assert result.exit_code == 1
     assert "does not exist" in result.stderr
 
 
 @pytest.mark.usefixtures("instant")
 def test_fit_saves_and_says_so(tmp_path: Path) -> None:
-    result = run("fit", str(corpus()), "-o", str(tmp_path / "fit.nc"), "--json")
+    result = run("fit", str(corpus("vllm-cpu")), "-o", str(tmp_path / "fit.nc"), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["fit"]["divergences"] == 0
     assert (tmp_path / "fit.nc").is_file()
@@ -126,7 +127,8 @@ def test_decide(fit_path: Path) -> None:
 
 
 def test_decide_on_a_new_model(fit_path: Path) -> None:
-    new = ["--verifier-params", "8e9", "--drafter-params", "5e8", "--acceptance", "0.7"]
+    new = ["--new-verifier", "params=8e9,layers=36", "--new-drafter", "params=5e8"]
+    new += ["--acceptance", "0.7"]
     result = run("decide", str(fit_path), "--rps", "0.1", *new, *WORK, "--json")
     assert json.loads(result.stdout)["decisions"][0]["support"] == "extrapolated"
 
@@ -140,7 +142,7 @@ def test_decide_on_a_new_model(fit_path: Path) -> None:
         (["--rps", "-1", *PAIR], 1, "finite numbers"),
         (["--concurrency", "4", "--rps", "1", *PAIR], 2, "exactly one"),
         (["--rps", "1", "-k", "2.5", *PAIR], 2, "whole numbers"),
-        (["--rps", "1", *PAIR, "--verifier-params", "1e9"], 2, "not both"),
+        (["--rps", "1", *PAIR, "--new-verifier", "params=1e9"], 2, "not both"),
     ],
 )
 def test_wrong_questions(fit_path: Path, arguments: list[str], code: int, says: str) -> None:
@@ -183,3 +185,17 @@ def test_demo_prints_tables(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in ("Fitted coefficients", "reading the weights once", "P(SD beats plain)", "wrote "):
         assert text in result.stdout
+
+
+def test_metrics_of_a_server_are_checked_without_a_benchmark(tmp_path: Path) -> None:
+    packed = Path(__file__).parent / "data" / "prometheus" / "sd-server.txt.gz"
+    (tmp_path / "scrapes.prom").write_bytes(gzip.decompress(packed.read_bytes()))
+    sidecar = tmp_path / "who.yaml"
+    sidecar.write_text(
+        '"*.prom": {verifier_params: 60e6, drafter: draft-3m, drafter_params: 3e6, engine: cpu}\n'
+    )
+    words = ["check", str(tmp_path / "scrapes.prom"), "--metrics", "--config", str(sidecar)]
+    result = run(*words, "--window", "60", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["summary"][0]["drafter"] == "draft-3m"
+    assert run(*words, "--window", "-1").exit_code == 1

@@ -404,9 +404,7 @@ def test_the_start_resembles_the_runs_however_far_the_priors_are(design: Design)
     from bayes_sd.model.priors import POPULATION
     from bayes_sd.physics.law import outcome
 
-    slow = tuple(
-        replace(p, a=p.a * 1e3) if p.name in ("s_tok", "s_2p", "s_kv") else p for p in ALL
-    )
+    slow = tuple(replace(p, a=p.a * 1e3) if p.name in ("s_pass", "s_2p") else p for p in ALL)
     data, v = design.data, design.data["verifier_i"]
     system = {name: values[v] for name, values in design.verifiers.items()}
     system["drafter"] = design.drafters[data["drafter_i"]] * data["drafted"]

@@ -13,7 +13,9 @@ from scipy.optimize import brentq
 from bayes_sd.physics import (
     Cycle,
     break_even_rate,
+    constant_acceptance,
     coverage,
+    cycles,
     headroom,
     in_flight,
     in_flight_with_experts,
@@ -37,18 +39,16 @@ seconds = st.floats(1e-4, 10)
 
 SECONDS = {  # every coefficient of the law that is a time
     "s_pass": 0.02,
-    "s_tok": 3e-4,
     "s_1p": 2e-4,
     "s_2p": 1.5e-4,
     "o_1p": 3e-4,
     "o_2p": 1.3e-4,
     "o_1v": 1e-4,
     "o_2v": 6e-6,
-    "s_kv": 3e-3,
     "o_1d": 1e-3,
     "o_2d": 5e-5,
 }
-FREE = {"attention_tokens": 3000.0, "wait": 1.2}
+FREE = {"attention_tokens": 3000.0, "wait": 1.2, "r_tok": 2.0, "context_tokens": 700.0}
 FACTORS = {
     "f_1p": 1.1,
     "f_2p": 0.9,
@@ -68,7 +68,7 @@ LOAD = {
     "k": 3,
     "prompt_tokens": 512.0,
     "output_tokens": 128.0,
-    "tokens_per_cycle": 2.5,
+    "cycles": 51.0,
     "closed": 0.0,
     "rate_rps": 0.0,
     "others": 0.0,
@@ -130,6 +130,38 @@ def test_tokens_for_an_array_of_k() -> None:
 def test_too_few_positions_are_an_error() -> None:
     with pytest.raises(IndexError, match="k = 3 needs 3"):
         tokens_per_cycle_by_position([0.9, 0.8], 3)
+
+
+def first_passage(chances: list[float], tokens: int) -> float:
+    """Exact expected cycles to commit `tokens`, by recursion over how many are left."""
+    wanted = [0.0] * (tokens + 1)
+    for left in range(1, tokens + 1):
+        wanted[left] = 1 + sum(p * wanted[max(left - x, 0)] for x, p in enumerate(chances, start=1))
+    return wanted[tokens]
+
+
+@modest
+@given(alpha=rates, k=st.integers(0, 7), output=st.integers(1, 300))
+def test_cycles_are_those_of_an_exact_recursion(alpha: float, k: int, output: int) -> None:
+    at_least = [alpha**j for j in range(k + 1)] + [0.0]
+    exact = first_passage([a - b for a, b in pairwise(at_least)], output - 1)
+    found = cycles(output, [alpha] * k, k)
+    assert found == pytest.approx(exact, abs=0.6)
+    if alpha <= 0.9 and output > 30 * (k + 1):
+        assert found == pytest.approx(exact, abs=0.1)
+
+
+@given(output=st.integers(1, 1000))
+def test_plain_decoding_has_a_cycle_a_token_after_the_first(output: int) -> None:
+    assert cycles(output, [], 0) == output - 1
+    assert cycles(output, [0.5] * 4, 0) == output - 1
+
+
+@given(alpha=rates, k=st.integers(1, 10))
+def test_constant_acceptance_is_found_again(alpha: float, k: int) -> None:
+    found = constant_acceptance(np.array([tokens_per_cycle(alpha, k)]), np.array([k]))
+    assert float(found[0]) == pytest.approx(alpha, abs=1e-9)
+    assert float(constant_acceptance(np.array([1.0]), np.array([0]))[0]) == 0
 
 
 # --- steady state ---------------------------------------------------------------------------
@@ -280,21 +312,23 @@ def by_hand(theta: dict[str, float], size: dict[str, float], load: dict[str, flo
     """Mean latency from equations (2) and (4) written out, its fixed point by bisection."""
     t, a, d, k = theta, size["active"], size["drafter"], load["k"]
     p, g = load["prompt_tokens"], load["output_tokens"]
-    work = p + p**2 / t["attention_tokens"]
-    cycles = g / load["tokens_per_cycle"]
+    work = (p + p**2 / t["attention_tokens"]) / (1 + 512 / t["attention_tokens"])
+    cycles = load["cycles"]
     one = (size["layers"] * t["o_1p"] + t["s_1p"] * a * work) * t["f_1p"] + t["s_1p"] * d * work
     draft = (t["o_1d"] + t["s_pass"] * d) * t["f_1d"]
     more = (size["layers"] * t["o_2p"] + t["s_2p"] * a * work) * t["f_2p"] + t["s_2p"] * d * work
-    context = t["s_kv"] * size["kv_gb"] * (p + g / 2)
-    verify = (size["layers"] * t["o_2v"] + context + (k + 1) * t["s_tok"] * a) * t["f_2v"]
-    more += cycles * (verify + k * (t["o_2d"] + t["s_tok"] * d) * t["f_2d"])
+    token = t["r_tok"] * t["s_2p"]
+    reading = size["kv_gb"] / 4.096e-6 * (p + g / 2) / t["context_tokens"]
+    beside = t["o_2v"] * (size["layers"] + reading) / (1 + 1000 / t["context_tokens"])
+    verify = (beside + (k + 1) * token * a) * t["f_2v"]
+    more += cycles * (verify + k * (t["o_2d"] + token * d) * t["f_2d"])
     more *= t["f_speed"] * t["f_capacity"]
 
     def gap(latency: float) -> float:
         b = load["rate_rps"] * latency
         weights = size["shared"] + size["expert"] * (1 - size["idle"] ** ((k + 1) * (1 + b)))
         reading = size["layers"] * t["o_1v"] + t["s_pass"] * weights
-        passes = reading * t["f_1v"] + k * t["s_tok"] * a * t["f_2v"]
+        passes = reading * t["f_1v"] + k * token * a * t["f_2v"]
         return t["f_speed"] * (one + cycles * (passes + k * draft)) + b * more - latency
 
     return float(brentq(gap, 0.0, 1e7, xtol=1e-12, rtol=1e-13))
@@ -312,7 +346,7 @@ def by_hand(theta: dict[str, float], size: dict[str, float], load: dict[str, flo
 def test_the_law_is_that_of_the_equations(
     family: str, share: float, k: int, alpha: float, prompt: float, output: float
 ) -> None:
-    work = {"k": k, "tokens_per_cycle": tokens_per_cycle(alpha, k)}
+    work = {"k": k, "cycles": output / tokens_per_cycle(alpha, k)}
     lengths = {"prompt_tokens": prompt, "output_tokens": output}
     law = at(family, share, **work, **lengths)
     load = LOAD | work | lengths | {"rate_rps": share / float(law.c2_s)}
@@ -371,7 +405,7 @@ def test_another_unit_of_time_changes_nothing_but_the_unit(
 
 @pytest.mark.parametrize("family", ["dense", "moe"])
 def test_plain_is_speculation_of_no_tokens_without_a_drafter(family: str) -> None:
-    sizes, load = SIZES[family] | {"drafter": 0.0}, LOAD | {"k": 0, "tokens_per_cycle": 1.0}
+    sizes, load = SIZES[family] | {"drafter": 0.0}, LOAD | {"k": 0, "cycles": 127.0}
     load["rate_rps"] = 0.5
     other = {"o_1d": 9.0, "o_2d": 9.0, "f_1d": 9.0, "f_2d": 9.0}
     assert outcome(THETA | other, sizes, load) == outcome(THETA, sizes, load)
@@ -397,11 +431,11 @@ def test_scatter_adds_in_squares() -> None:
 
 SHARES = np.array([0.0, 0.3, 0.9])
 DRAFTS = np.array([0.0, 1.0, 5.0])
-TOKENS = np.array([1.0, 1.7, 3.1])
+CYCLES = np.array([127.0, 75.0, 41.0])
 
 
 def numpy_load(family: str) -> dict[str, Any]:
-    load: dict[str, Any] = LOAD | {"k": DRAFTS, "tokens_per_cycle": TOKENS}
+    load: dict[str, Any] = LOAD | {"k": DRAFTS, "cycles": CYCLES}
     load |= {"closed": np.array([0.0, 0.0, 0.0]), "others": np.zeros(3)}
     rest = outcome(THETA, SIZES[family], load)
     return load | {"rate_rps": SHARES / rest.c2_s}

@@ -2,10 +2,8 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +11,17 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.inference.acceptance import acceptance_draws
 from bayes_sd.inference.gate import Convergence
-from bayes_sd.inference.sample import Sampling
-from bayes_sd.model.design import Design
-from bayes_sd.model.priors import Prior
 from bayes_sd.predict.answers import BreakEven, Latency
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bayes_sd.decide.schedule import Schedule
     from bayes_sd.predict.system import System
-    from bayes_sd.traces import Traces
 
 FORMAT = 2  # of the file; raised when a reader must know
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters")
-DRAWN = ("law", "noise", "moe", "tau_verifier", "tau_drafter", "tau_system", "tau_environment")
-FACTORS = ("factor_verifier", "factor_drafter", "factor_system", "factor_environment")
 
 
 class ConvergenceError(EvidenceError):
@@ -104,6 +98,20 @@ class Fit:
             f"{s['chains']} x {s['draws']} draws"
         )
 
+    def thin(self, draws: int) -> "Fit":
+        """The same fit with every n-th draw, at least `draws` of them if there are so many."""
+        sizes = self.tree["posterior"].sizes
+        step = max(1, sizes["chain"] * sizes["draw"] // draws)
+        parts = {
+            name: node.to_dataset().isel(draw=slice(None, None, step))
+            if "draw" in node.sizes
+            else node.to_dataset()
+            for name, node in self.tree.children.items()
+        }
+        result = xr.DataTree.from_dict(parts)
+        result.attrs = self.tree.attrs
+        return Fit(result)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fit to one netCDF file, whole or not at all.
 
@@ -159,12 +167,11 @@ class Fit:
             raise InputError(f"{path}: not a netCDF file of a fit ({error}).") from None
         if tree.attrs.get("kind") != "bayes_sd fit" or any(g not in tree for g in GROUPS):
             raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
-        if int(tree.attrs["format"]) > FORMAT:
+        if int(tree.attrs["format"]) != FORMAT:
             raise InputError(
-                f"{path}: format {tree.attrs['format']}, this version reads up to {FORMAT}."
+                f"{path}: format {tree.attrs['format']}, this version reads {FORMAT}; "
+                "fit the traces again."
             )
-        if int(tree.attrs["format"]) < 2:  # overheads a pass, not a layer; KV a token, not a GB
-            tree["verifiers"] = tree["verifiers"].to_dataset().assign(layers=1.0, kv_gb=1.0)
         return Fit(tree)
 
     def latency(
@@ -284,6 +291,62 @@ class Fit:
 
         return break_even(self, k, system, prompt, output, seed)
 
+    def schedule(
+        self,
+        k: "Sequence[int]",
+        system: "System | None" = None,
+        *,
+        prompt: float,
+        output: float,
+        max_batch: int = 64,
+        loss: str = "mean",
+        slo_s: float | None = None,
+        confidence: float = 0.6,
+        extrapolate: bool = False,
+        seed: int = 0,
+    ) -> "Schedule":
+        """The best draft length for every number of requests in flight, for vLLM to apply.
+
+        At each batch size the latency beside ``batch - 1`` others decides. The smallest `k` that
+        the best one does not beat with probability `confidence` is chosen, so ties and weak
+        evidence draft less.
+
+        Parameters
+        ----------
+        k : sequence of int
+            Candidates, at least two; 0 is the server with its drafter idle.
+        system : System, optional
+            With a drafter.
+        prompt, output : float
+            Tokens per request.
+        max_batch : int
+            Largest batch size (vLLM's ``--max-num-seqs``).
+        loss : str
+            What is minimised: "mean" latency, or a percentile of single requests as "p95".
+        slo_s : float, optional
+            Instead of `loss`: the chance that a request takes longer, seconds.
+        confidence : float
+            In [0.5, 1).
+        extrapolate : bool
+            Allow a `k` that was never measured with this verifier and drafter.
+        seed : int
+
+        Returns
+        -------
+        Schedule
+            ``rows``, ``to_vllm()``, ``speculative_config()``, ``command_line()``.
+
+        Raises
+        ------
+        InputError
+            If an argument is out of range, or a `k` was not measured.
+        """
+        from bayes_sd.decide.schedule import schedule
+
+        return schedule(
+            self, k, system, prompt, output, max_batch, loss, slo_s, confidence, extrapolate, seed
+        )
+
     def coefficients(self) -> pd.DataFrame:
         """Fitted coefficients in natural units with their 90% equal-tailed intervals."""
         from bayes_sd.report.tables import coefficients
@@ -295,77 +358,3 @@ class Fit:
         from bayes_sd.report.tables import collapse
 
         return collapse(self.runs)
-
-
-def assemble(
-    tree: xr.DataTree,
-    design: Design,
-    traces: "Traces",
-    priors: tuple[Prior, ...],
-    how: Sampling,
-    seed: int,
-    used: dict[str, Any],
-    convergence: Convergence,
-) -> Fit:
-    """Put draws, data, specification and provenance into one Fit."""
-    from bayes_sd.predict.runs import fitted
-
-    posterior = tree["posterior"].to_dataset()
-    posterior = posterior[[name for name in (*DRAWN, *FACTORS) if name in posterior]]
-    posterior.attrs = {}
-    runs = design.runs.copy()
-    for name in runs.columns[runs.dtypes == "str"]:
-        runs[name] = runs[name].astype(object)
-    verifiers = xr.Dataset(
-        {n: ("verifier", v) for n, v in design.verifiers.items()},
-        coords={"verifier": design.levels["verifier"]},
-    )
-    drafters = xr.Dataset(
-        {"drafter_size": ("drafter", design.drafters)},
-        coords={"drafter": design.levels["drafter"]},
-    )
-    acceptance = acceptance_draws(
-        design.runs, posterior.sizes["chain"], posterior.sizes["draw"], seed
-    )
-
-    def groups(runs: pd.DataFrame) -> xr.DataTree:
-        return xr.DataTree.from_dict(
-            {
-                "posterior": posterior,
-                "acceptance": acceptance,
-                "runs": xr.Dataset.from_dataframe(runs.rename_axis("run")),
-                "verifiers": verifiers,
-                "drafters": drafters,
-            }
-        )
-
-    if not convergence.nonfinite:
-        runs = runs.assign(**fitted(Fit(groups(runs)), runs))
-    result = groups(runs)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    packages = ("bayes_sd", "pymc", "nutpie", "arviz", "numpy", "xarray")
-    result.attrs = {
-        "kind": "bayes_sd fit",
-        "format": FORMAT,
-        "spec": json.dumps({"priors": [asdict(p) for p in priors], **asdict(how), "seed": seed}),
-        "sampling": json.dumps(convergence.summary | used),
-        "provenance": json.dumps(
-            {
-                "created": now,
-                "environment": design.environment,
-                "runs": len(runs),
-                "requests": int(runs["requests"].sum()),
-                "runs_read": len(traces),
-                "runs_not_steady": int(traces.runs["saturated"].sum()),
-                "versions": {name: _version(name) for name in packages},
-            }
-        ),
-    }
-    return Fit(result)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except ModuleNotFoundError:
-        return "not installed"

@@ -210,7 +210,7 @@ def build(
             rows = data[f"{name}_rows"]
             variance = spread_variance(noise[f"{name}_alone"], noise[f"{name}_load"], intensity)
             # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
-            sampling = 2 / (data["requests"] - 1)
+            sampling = 2 / (data[f"worth_{metric}"] - 1)
             pm.Normal(
                 name,
                 mu=pt.log(variance)[rows],

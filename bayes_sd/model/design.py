@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.physics.acceptance import constant_acceptance
+from bayes_sd.physics.acceptance import cycles as cycles_of
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
 
 if TYPE_CHECKING:
@@ -62,6 +64,23 @@ def sizes(
         "log_idle": np.log(idle),
         "moe": moe.astype(float),
     }
+
+
+def run_cycles(runs: pd.DataFrame) -> np.ndarray:
+    """Cycles of a request of each run, from its acceptance by position.
+
+    Where positions were not counted, acceptance is taken to be alike at all.
+    """
+    k = runs["draft_tokens"].to_numpy()
+    alike = constant_acceptance(runs["tokens_per_cycle"].to_numpy(float), k)
+    before, acceptance = runs["drafts"].to_numpy(float), []
+    for j in range(1, int(k.max()) + 1):
+        accepted = runs[f"accepted_{j}"].to_numpy(float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(before > 0, accepted / before, 0.0)
+        acceptance.append(np.where(np.isfinite(before) & np.isfinite(accepted), rate, alike))
+        before = accepted
+    return np.asarray(cycles_of(runs["output_tokens"].to_numpy(float), acceptance, k))
 
 
 def pair_label(verifier: str, drafter: str, acceptance: float) -> str:
@@ -154,11 +173,16 @@ def build_design(traces: "Traces") -> Design:
         where = {name: i for i, name in enumerate(levels[level])}
         return np.array([where.get(str(v), 0) for v in values], dtype="int64")
 
+    cycles = run_cycles(runs)
     closed = (runs["loop"] == "closed").to_numpy(float)
     requests = runs["requests"].to_numpy(float)
     log_var = {m: runs[f"{m}_log_var"].to_numpy(float) for m in ("e2e", "ttft")}
+    # A variance read off a histogram knows less than its requests would, each measured.
+    worth = {
+        m: runs[f"{m}_log_var_requests"].fillna(runs["requests"]).to_numpy(float) for m in log_var
+    }
     # A run without a variance of its own is left out of the spread; its error bar is borrowed.
-    known = {m: np.isfinite(v) & (v > 0) & (requests > 2) for m, v in log_var.items()}
+    known = {m: np.isfinite(v) & (v > 0) & (worth[m] > 2) for m, v in log_var.items()}
     ttft_known = runs["ttft_mean_s"].notna().to_numpy()
     filled = {
         m: np.where(known[m], v, np.median(v[known[m]]) if known[m].any() else TYPICAL_LOG_VAR)
@@ -173,7 +197,7 @@ def build_design(traces: "Traces") -> Design:
         "k": runs["draft_tokens"].to_numpy(float),
         "prompt_tokens": runs["prompt_tokens"].to_numpy(float),
         "output_tokens": runs["output_tokens"].to_numpy(float),
-        "tokens_per_cycle": runs["tokens_per_cycle"].to_numpy(float),
+        "cycles": cycles,
         "closed": closed,
         "rate_rps": np.where(closed > 0, 0.0, runs["rate_rps"].to_numpy(float)),
         "others": np.where(closed > 0, runs["concurrency"].to_numpy(float) - 1, 0.0),
@@ -186,13 +210,15 @@ def build_design(traces: "Traces") -> Design:
         "se_ttft": np.sqrt(filled["ttft"] / requests),
         "log_var_e2e": np.log(filled["e2e"]),
         "log_var_ttft": np.log(filled["ttft"]),
+        "worth_e2e": np.maximum(worth["e2e"], 3.0),
+        "worth_ttft": np.maximum(worth["ttft"], 3.0),
     }
     data |= {
         "ttft_rows": np.flatnonzero(ttft_known),
         "spread_rows": np.flatnonzero(known["e2e"]),
         "ttft_spread_rows": np.flatnonzero(ttft_known & known["ttft"]),
     }
-    runs = runs.assign(system=system, pair=pair)
+    runs = runs.assign(system=system, pair=pair, cycles=cycles)
     return Design(
         runs=runs,
         levels=levels,

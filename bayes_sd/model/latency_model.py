@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bayes_sd.errors import InputError
-from bayes_sd.inference.fit import ConvergenceError, Fit, assemble
+from bayes_sd.inference.assemble import assemble
+from bayes_sd.inference.fit import ConvergenceError, Fit
 from bayes_sd.inference.gate import diagnose
 from bayes_sd.inference.sample import Sampling, sample
 from bayes_sd.inference.start import start

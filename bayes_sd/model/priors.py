@@ -64,20 +64,12 @@ POPULATION = (
         "16-bit weights at 10 GB/s (a laptop core) to 4 TB/s (an H200)",
     ),
     _positive(
-        "s_tok",
-        2e-4,
-        2.0,
-        T,
-        "arithmetic of one decoded or verified token",
-        "2 FLOP a parameter at 0.4 TFLOP/s (two cores) to 300 TFLOP/s",
-    ),
-    _positive(
         "s_1p",
         2e-4,
         2.0,
         T,
         "arithmetic of one prompt token, own prefill",
-        "the same arithmetic as s_tok, in bigger batches",
+        "2 FLOP a parameter at 0.4 TFLOP/s (two cores) to 300 TFLOP/s",
     ),
     _positive(
         "s_2p",
@@ -85,7 +77,15 @@ POPULATION = (
         2.0,
         T,
         "arithmetic of one prompt token, others' prefills",
-        "the same arithmetic as s_tok, in bigger batches",
+        "2 FLOP a parameter at 0.4 TFLOP/s (two cores) to 300 TFLOP/s",
+    ),
+    _positive(
+        "r_tok",
+        0.7,
+        0.7,
+        "ratio to s_2p",
+        "arithmetic of one decoded or verified token",
+        "that of a prompt token; less where reading weights hides it, more in small batches",
     ),
     _positive(
         "o_1p",
@@ -113,19 +113,19 @@ POPULATION = (
     ),
     _positive(
         "o_2v",
-        5e-6,
+        1e-5,
         1.2,
         "s per layer",
-        "overhead per sequence of a verify pass",
-        "sampling and bookkeeping: 20 us to 1 ms a sequence at 28 layers",
+        "what a sequence of 1000 tokens adds to a verify pass",
+        "bookkeeping, sampling, keys and values: 1.4 to 70 us a layer",
     ),
     _positive(
-        "s_kv",
-        0.005,
-        1.8,
-        "s per GB",
-        "reading keys and values, per pass",
-        "as the weights: 10 GB/s to 4 TB/s",
+        "context_tokens",
+        1000.0,
+        1.2,
+        "tokens",
+        "context at which reading keys and values costs as much as o_2v's fixed share",
+        "2 to 400 ns a token and layer, against 2 to 20 us",
     ),
     _positive(
         "o_1d",
@@ -165,8 +165,8 @@ COEFFICIENTS = ("1p", "2p", "1v", "2v")  # with an effect of each verifier
 DRAFT_COEFFICIENTS = ("1d", "2d")  # with an effect of each drafter
 HARDWARE = {  # with an effect of each environment
     "overhead": ("o_1p", "o_2p", "o_1v", "o_2v", "o_1d", "o_2d"),
-    "memory": ("s_pass", "s_kv"),
-    "compute": ("s_tok", "s_1p", "s_2p"),
+    "memory": ("s_pass",),
+    "compute": ("s_1p", "s_2p"),
 }
 
 

@@ -7,7 +7,12 @@ predictions, the decisions and the tests all call these functions; the law is wr
 Units: seconds, tokens, requests per second (rps), parameters.
 """
 
-from bayes_sd.physics.acceptance import tokens_per_cycle, tokens_per_cycle_by_position
+from bayes_sd.physics.acceptance import (
+    constant_acceptance,
+    cycles,
+    tokens_per_cycle,
+    tokens_per_cycle_by_position,
+)
 from bayes_sd.physics.costs import Cycle, Stages, combine, prompt_work, stage_costs
 from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
@@ -27,7 +32,9 @@ __all__ = [
     "Stages",
     "break_even_rate",
     "combine",
+    "constant_acceptance",
     "coverage",
+    "cycles",
     "headroom",
     "in_flight",
     "in_flight_with_experts",

@@ -2,6 +2,12 @@
 
 from typing import Any, NamedTuple
 
+# Slopes are quoted at these lengths, where most runs are: what the data say of them is then the
+# same whatever they say of the curvature.
+PROMPT_TOKENS = 512.0
+CONTEXT_TOKENS = 1000.0
+KV_GB = 4.096e-6  # keys and values of one token and layer: 8 heads of 128 in 16 bits
+
 
 class Stages(NamedTuple):
     """Stage costs in seconds. `c1_*`: a request alone; `c2_*`: added by each other one in flight.
@@ -27,7 +33,9 @@ class Cycle(NamedTuple):
 
 
 def prompt_work(prompt_tokens: Any, attention_tokens: Any) -> Any:
-    """Prompt length with attention's quadratic share, in tokens: ``P (1 + P / P0)``.
+    """Prompt length with attention's quadratic share: ``P (1 + P / P0) / (1 + 512 / P0)`` tokens.
+
+    A prompt of 512 tokens counts as 512 whatever the share of attention.
 
     Parameters
     ----------
@@ -38,10 +46,37 @@ def prompt_work(prompt_tokens: Any, attention_tokens: Any) -> Any:
 
     Examples
     --------
-    >>> prompt_work(500.0, 2000.0)
-    625.0
+    >>> prompt_work(512.0, 2000.0)
+    512.0
     """
-    return prompt_tokens * (1 + prompt_tokens / attention_tokens)
+    share = (1 + prompt_tokens / attention_tokens) / (1 + PROMPT_TOKENS / attention_tokens)
+    return prompt_tokens * share
+
+
+def context_work(layers: Any, kv_gb: Any, context_tokens: Any, balance_tokens: Any) -> Any:
+    """What a sequence adds to a pass beside its tokens, in layers at 1000 tokens of context.
+
+    Each layer costs a share that is fixed and one that reads keys and values; a sequence of 1000
+    tokens in a layer of 4 kB a token counts as 1.
+
+    Parameters
+    ----------
+    layers : array_like
+        Layers.
+    kv_gb : array_like
+        Keys and values of one token, all layers, GB.
+    context_tokens : array_like
+        Tokens whose keys and values are read.
+    balance_tokens : array_like
+        Context length at which reading costs as much as the fixed share.
+
+    Examples
+    --------
+    >>> round(context_work(32, 32 * 4.096e-6, 1000.0, 500.0), 6)
+    32.0
+    """
+    reading = context_tokens * kv_gb / (KV_GB * balance_tokens)
+    return (layers + reading) / (1 + CONTEXT_TOKENS / balance_tokens)
 
 
 def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_tokens: Any) -> Stages:
@@ -49,14 +84,14 @@ def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_toke
 
     With `a`, `d` the active parameters of verifier and drafter, `b` the verifier's parameters
     outside the experts, `x` those inside (all in 1e9), `n` its layers, `v` its keys and values of
-    one token (GB), ``w = P (1 + P / P0)``, and ``s_tok`` the time to compute one token through 1e9
-    parameters:
+    one token (GB), `w` the :func:`prompt_work`, `u` the :func:`context_work` of ``P + g/2``
+    tokens, and a decoded token's arithmetic :math:`s_{tok} = r_{tok} s_{2p}`:
 
     .. math::
         c_{1,prefill} &= (n\, o_{1p} + s_{1p}\, a w)\, f_{1p} + s_{1p}\, d w \\
         c_{2,prefill} &= (n\, o_{2p} + s_{2p}\, a w)\, f_{2p} + s_{2p}\, d w \\
         c_{1,verify}  &= (n\, o_{1v} + s_{pass} (b + \phi x))\, f_{1v} + k\, s_{tok}\, a\, f_{2v} \\
-        c_{2,verify}  &= (n\, o_{2v} + s_{kv}\, v (P + g/2) + (k + 1)\, s_{tok}\, a)\, f_{2v} \\
+        c_{2,verify}  &= (o_{2v}\, u(n, v) + (k + 1)\, s_{tok}\, a)\, f_{2v} \\
         c_{1,draft}   &= (o_{1d} + s_{pass}\, d)\, f_{1d}, \qquad
         c_{2,draft}    = (o_{2d} + s_{tok}\, d)\, f_{2d}
 
@@ -89,7 +124,11 @@ def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_toke
     a, d = system["active"], system["drafter"]
     layers = system["layers"]
     work = prompt_work(prompt_tokens, theta["attention_tokens"])
-    token = theta["s_tok"] * a * theta["f_2v"]
+    context = context_work(
+        layers, system["kv_gb"], prompt_tokens + output_tokens / 2, theta["context_tokens"]
+    )
+    s_tok = theta["r_tok"] * theta["s_2p"]
+    token = s_tok * a * theta["f_2v"]
     return Stages(
         c1_prefill=(layers * theta["o_1p"] + theta["s_1p"] * a * work) * theta["f_1p"]
         + theta["s_1p"] * d * work,
@@ -98,21 +137,16 @@ def stage_costs(theta: Any, system: Any, k: Any, prompt_tokens: Any, output_toke
         c1_verify=(layers * theta["o_1v"] + theta["s_pass"] * system["shared"]) * theta["f_1v"]
         + k * token,
         c1_experts=theta["s_pass"] * system["expert"] * theta["f_1v"],
-        c2_verify=(
-            layers * theta["o_2v"]
-            + theta["s_kv"] * system["kv_gb"] * (prompt_tokens + output_tokens / 2)
-        )
-        * theta["f_2v"]
-        + (k + 1) * token,
+        c2_verify=theta["o_2v"] * context * theta["f_2v"] + (k + 1) * token,
         c1_draft=(theta["o_1d"] + theta["s_pass"] * d) * theta["f_1d"],
-        c2_draft=(theta["o_2d"] + theta["s_tok"] * d) * theta["f_2d"],
+        c2_draft=(theta["o_2d"] + s_tok * d) * theta["f_2d"],
     )
 
 
-def combine(stages: Stages, k: Any, output_tokens: Any, tokens_per_cycle: Any) -> Cycle:
+def combine(stages: Stages, k: Any, cycles: Any) -> Cycle:
     r"""Sum stage costs over a request, equation (2).
 
-    .. math:: C_i = c_{i,prefill} + \frac{g}{E} (c_{i,verify} + k\, c_{i,draft})
+    .. math:: C_i = c_{i,prefill} + n (c_{i,verify} + k\, c_{i,draft})
 
     Parameters
     ----------
@@ -120,10 +154,8 @@ def combine(stages: Stages, k: Any, output_tokens: Any, tokens_per_cycle: Any) -
         Stage costs in seconds.
     k : array_like
         Draft tokens per cycle; at 0 the draft costs drop out.
-    output_tokens : array_like
-        Output tokens `g`.
-    tokens_per_cycle : array_like
-        Tokens committed per cycle `E`, 1 for plain decoding.
+    cycles : array_like
+        Draft-verify cycles `n` of a request, see :func:`bayes_sd.physics.cycles`; about ``g / E``.
 
     Returns
     -------
@@ -132,11 +164,9 @@ def combine(stages: Stages, k: Any, output_tokens: Any, tokens_per_cycle: Any) -
 
     Examples
     --------
-    >>> combine(Stages(0.1, 0.01, 0.02, 0.0, 0.001, 0.002, 0.0001), k=0, output_tokens=10,
-    ...         tokens_per_cycle=1.0).c1
+    >>> combine(Stages(0.1, 0.01, 0.02, 0.0, 0.001, 0.002, 0.0001), k=0, cycles=10).c1
     0.30000000000000004
     """
-    cycles = output_tokens / tokens_per_cycle
     return Cycle(
         c1=stages.c1_prefill + cycles * (stages.c1_verify + k * stages.c1_draft),
         c1_experts=cycles * stages.c1_experts,

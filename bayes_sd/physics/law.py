@@ -45,7 +45,7 @@ def system_stages(theta: Any, system: Any, load: Any) -> Stages:
 def cycle(theta: Any, system: Any, load: Any) -> Cycle:
     """Latency coefficients C1 (its part outside and inside the experts) and C2, in seconds."""
     stages = system_stages(theta, system, load)
-    return combine(stages, load["k"], load["output_tokens"], load["tokens_per_cycle"])
+    return combine(stages, load["k"], load["cycles"])
 
 
 def _others_at_rate(
@@ -87,7 +87,7 @@ def outcome(
     system : mapping
         Sizes in 1e9 parameters; ``idle`` and ``log_idle`` of the experts.
     load : mapping
-        ``k``, ``prompt_tokens``, ``output_tokens``, ``tokens_per_cycle``; ``closed`` (1 for a fixed
+        ``k``, ``prompt_tokens``, ``output_tokens``, ``cycles``; ``closed`` (1 for a fixed
         concurrency, 0 for a rate), ``rate_rps`` and ``others`` (requests beside one's own).
     softness : float
         Rounding of the pole, see :func:`bayes_sd.physics.headroom`; 0 is exact (infinite past it).
@@ -100,7 +100,7 @@ def outcome(
     """
     stages = system_stages(theta, system, load)
     k, rate, closed = load["k"], load["rate_rps"], load["closed"]
-    total = combine(stages, k, load["output_tokens"], load["tokens_per_cycle"])
+    total = combine(stages, k, load["cycles"])
     x = utilization(total.c2, rate)
     room = headroom(x, softness)
     open_others = _others_at_rate(total, system, rate, room, k, detach)

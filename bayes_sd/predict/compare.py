@@ -24,6 +24,8 @@ def _require_plain(fit: "Fit", system: System) -> None:
     plain = runs[runs["arm"] == "plain"]
     if isinstance(system.verifier, str):
         plain = plain[plain["verifier"] == system.verifier]
+    if system.environment is not None:
+        plain = plain[plain["environment"] == system.environment]
     if plain.empty:
         name = system.verifier if isinstance(system.verifier, str) else "any verifier"
         raise EvidenceError(

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.acceptance import tokens_per_cycle_by_position
+from bayes_sd.physics.acceptance import cycles
 from bayes_sd.physics.costs import Cycle
 from bayes_sd.physics.law import (
     NU,
@@ -49,12 +49,12 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
     return list(dict.fromkeys(int(v) for v in values.ravel()))
 
 
-def workload(load: xr.Dataset, k: int, tokens_per_cycle: Any) -> dict[str, Any]:
+def workload(load: xr.Dataset, k: int, acceptance: Sequence[Any]) -> dict[str, Any]:
     """Arguments of the law at a load."""
     closed = "concurrency" in load
     return {
         "k": k,
-        "tokens_per_cycle": tokens_per_cycle,
+        "cycles": cycles(load["output_tokens"], acceptance, k),
         "prompt_tokens": load["prompt_tokens"],
         "output_tokens": load["output_tokens"],
         "closed": float(closed),
@@ -69,8 +69,7 @@ def arm_cycle(
     """Latency coefficients of one arm, which no rate changes."""
     resolved = resolve(fit, system, k, seed)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
-    e = tokens_per_cycle_by_position(rates, k)
-    return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, e))
+    return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, rates))
 
 
 def rate_latency(resolved: Resolved, cycle: Cycle, rate: Any, k: int) -> Any:
@@ -79,14 +78,18 @@ def rate_latency(resolved: Resolved, cycle: Cycle, rate: Any, k: int) -> Any:
 
 
 def arm_outcome(
-    fit: "Fit", system: System, k: int, load: xr.Dataset, seed: int
+    fit: "Fit",
+    system: System,
+    k: int,
+    load: xr.Dataset,
+    seed: int,
+    drafter_loaded: bool | None = None,
 ) -> tuple[Resolved, Outcome]:
     """What the law says of one arm: exact, infinite past the pole."""
-    resolved = resolve(fit, system, k, seed)
+    resolved = resolve(fit, system, k, seed, drafter_loaded)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
-    e = tokens_per_cycle_by_position(rates, k)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        law = outcome(resolved.theta, resolved.sizes, workload(load, k, e))
+        law = outcome(resolved.theta, resolved.sizes, workload(load, k, rates))
         # Past the pole the fixed point has no root and infinity times zero is not a number.
         over = law.utilization >= 1
         law = law._replace(e2e_s=xr.where(over, np.inf, law.e2e_s))

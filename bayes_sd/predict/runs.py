@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 FITTED_DRAWS = 100  # a chain, for the medians kept with a fit
 
 
-def _thin(fit: "Fit", draws: int) -> "Fit":
-    from bayes_sd.inference.fit import Fit
-
-    step = max(1, fit.tree["posterior"].sizes["draw"] // draws)
-    thin = {
-        name: node.to_dataset().isel(draw=slice(None, None, step))
-        if "draw" in node.sizes
-        else node.to_dataset()
-        for name, node in fit.tree.children.items()
-    }
-    return Fit(xr.DataTree.from_dict(thin))
-
-
 def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
     """Draws of the law for every run: dims (chain, draw, run).
 
@@ -87,7 +74,7 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
             resolved.sizes,
             {
                 "k": float(k),
-                "tokens_per_cycle": columns["tokens_per_cycle"],
+                "cycles": columns["cycles"],
                 "prompt_tokens": columns["prompt_tokens"],
                 "output_tokens": columns["output_tokens"],
                 "closed": closed,
@@ -154,7 +141,9 @@ def predict_runs(fit: "Fit", traces: "Traces", prob: float = 0.9, seed: int = 0)
 
 def fitted(fit: "Fit", runs: pd.DataFrame) -> dict[str, np.ndarray]:
     """Posterior medians for each fitted run: mean latency and TTFT, C1, C2 (s), utilization."""
-    law = run_outcome(_thin(fit, FITTED_DRAWS), runs).median(("chain", "draw"))
+    law = run_outcome(fit.thin(FITTED_DRAWS * fit.tree["posterior"].sizes["chain"]), runs).median(
+        ("chain", "draw")
+    )
     return {
         "fitted_e2e_s": law["e2e_s"].values,
         "fitted_ttft_s": law["ttft_s"].values,

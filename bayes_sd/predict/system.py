@@ -197,7 +197,7 @@ def _factors(fit: "Fit", level: str, name: str | None, new: str, seed: int, moe:
     return np.exp(log)
 
 
-def _environment(fit: "Fit", system: System) -> str:
+def environment_of(fit: "Fit", system: System) -> str:
     """Where a system runs.
 
     Raises
@@ -290,7 +290,7 @@ def resolve(
     verifier_label = v if isinstance(v, str) else v.label
     drafter_label = "none" if not drafting or d is None else d if isinstance(d, str) else d.label
     pair = find_pair(fit, system) if drafting else None
-    environment, runs = _environment(fit, system), fit.runs
+    environment, runs = environment_of(fit, system), fit.runs
     several = runs["environment"].nunique() > 1
     name: str | None = None
     if pair is not None or not drafting:

@@ -7,7 +7,14 @@ import numpy as np
 from bayes_sd.predict.answers import OUTCOMES, SAMPLE
 from bayes_sd.predict.latency import arm_outcome
 from bayes_sd.predict.load import grid
-from bayes_sd.predict.system import NONE, System, acceptance, find_pair, system_of
+from bayes_sd.predict.system import (
+    NONE,
+    System,
+    acceptance,
+    environment_of,
+    find_pair,
+    system_of,
+)
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
@@ -19,9 +26,10 @@ TOP = 0.95  # of the plain server's median capacity: the last rate at which plai
 def measured_arms(fit: "Fit") -> list[tuple[System, int]]:
     """SD arms (k > 0) of verifiers that have plain runs too."""
     runs = fit.runs
-    plain = set(runs.loc[runs["arm"] == "plain", "verifier"])
-    arms = runs[(runs["drafter"] != NONE) & (runs["draft_tokens"] > 0)]
-    arms = arms[arms["verifier"].isin(plain)].drop_duplicates("system").sort_values("system")
+    where = ["environment", "verifier"]
+    plain = runs.loc[runs["arm"] == "plain", where].drop_duplicates()
+    arms = runs[(runs["drafter"] != NONE) & (runs["draft_tokens"] > 0)].merge(plain, on=where)
+    arms = arms.drop_duplicates("system").sort_values(["environment", "system"])
     return [(system_of(row), int(row["draft_tokens"])) for _, row in arms.iterrows()]
 
 
@@ -55,6 +63,7 @@ def decide(
     p05, p50, p95 = (finite(v) for v in even.quantile([0.05, 0.5, 0.95]).isel(k=0).values)
     accepted = acceptance(fit, system, find_pair(fit, system), k)
     return {
+        "environment": environment_of(fit, system),
         "verifier": _name(system.verifier),
         "drafter": _name(system.drafter),
         "k": k,

@@ -68,7 +68,7 @@ def _panels(fit: "Fit") -> list[tuple[str, float, float, System, int]]:
     """Per verifier: the workload measured most often, and the SD arm measured there most often."""
     runs = fit.runs
     panels = []
-    for verifier, own in runs.groupby("verifier"):
+    for (_, verifier), own in runs.groupby(["environment", "verifier"]):
         drafted = own[(own["drafter"] != NONE) & (own["draft_tokens"] > 0)]
         if drafted.empty or (own["arm"] == "plain").sum() == 0:
             continue
@@ -92,6 +92,7 @@ def latency_figure(fit: "Fit") -> "Figure | None":
     for ax, (verifier, prompt, output, system, k) in zip(axes, panels, strict=False):
         own = runs[
             (runs["verifier"] == verifier)
+            & (runs["environment"] == system.environment)
             & (runs["prompt_tokens"] == prompt)
             & (runs["output_tokens"] == output)
         ]
@@ -108,10 +109,9 @@ def latency_figure(fit: "Fit") -> "Figure | None":
             shown = middle < ceiling  # above it only "saturated" is to be said
             ax.fill_between(rates, low, high, where=shown, color=color, alpha=0.18, lw=0)
             ax.plot(rates, middle.where(shown), color=color, lw=1.4, label=label)
-            name = f"{verifier} plain" if arm == 0 else None
             points = (
-                own[own["system"] == name]
-                if name
+                own[own["arm"] == "plain"]
+                if arm == 0
                 else own[
                     (own["drafter"] == system.drafter)
                     & (own["draft_tokens"] == k)
@@ -136,20 +136,25 @@ def prob_figure(decisions: list[dict[str, Any]]) -> "Figure | None":
     """P(SD beats plain) in the mean against load, a line a system."""
     if not decisions:
         return None
-    verifiers = sorted({d["verifier"] for d in decisions})
-    columns = min(3, len(verifiers))
-    figure, axes = _figure(-(-len(verifiers) // columns), columns, height=2.6)
+    several = len({d["environment"] for d in decisions}) > 1
+    titles = {
+        (d["environment"], d["verifier"]): d["verifier"]
+        + (f"\n{d['environment']}" if several else "")
+        for d in decisions
+    }
+    columns = min(3, len(titles))
+    figure, axes = _figure(-(-len(titles) // columns), columns, height=2.6)
     shades = (SD, PLAIN, MOE, "#edae49", "#7b5ea7", "#00798c")
-    for ax, verifier in zip(axes, verifiers, strict=False):
-        own = [d for d in decisions if d["verifier"] == verifier]
+    for ax, (place, title) in zip(axes, titles.items(), strict=False):
+        own = [d for d in decisions if (d["environment"], d["verifier"]) == place]
         for d, color in zip(own, shades * len(own), strict=False):
             label = f"{d['drafter']}, k = {d['k']}, {d['acceptance']:.2f}"
             ax.plot(d["rates_rps"], d["prob_faster"], color=color, lw=1.5, label=label)
         ax.axhline(0.5, color=INK, lw=0.6, ls=":")
         ax.set(ylim=(-0.03, 1.03), xlim=(0, None))
-        ax.set_title(verifier, fontsize=9)
+        ax.set_title(title, fontsize=8 if several else 9)
         ax.legend(frameon=False, fontsize=6.5, title="drafter, k, acceptance", title_fontsize=6.5)
-    for ax in axes[len(verifiers) :]:
+    for ax in axes[len(titles) :]:
         ax.set_visible(False)
     d = decisions[0]
     figure.supxlabel(

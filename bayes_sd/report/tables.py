@@ -19,6 +19,9 @@ EFFECT_NAMES = {
     "2d": "draft, per sequence",
     "speed": "time of a request alone",
     "capacity": "time added by others",
+    "overhead": "overheads",
+    "memory": "reading weights",
+    "compute": "arithmetic",
 }
 
 
@@ -39,8 +42,11 @@ def coefficients(fit: "Fit", prob: float = 0.9) -> pd.DataFrame:
         ("tau_verifier", "coefficient"),
         ("tau_drafter", "draft_coefficient"),
         ("tau_system", "speed"),
+        ("tau_environment", "hardware"),
         ("noise", "noise_term"),
     ):
+        if group not in posterior:
+            continue
         for term in posterior[dim].values:
             draws = posterior[group].sel({dim: term}).values
             own = group in ("law", "noise")

@@ -1,0 +1,121 @@
+"""What the commands take: their options, and words turned into loads, arms and systems."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+if TYPE_CHECKING:
+    from bayes_sd.inference.fit import Fit
+    from bayes_sd.predict.system import Size, System
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Config = Annotated[
+    Path | None, typer.Option(help="YAML or CSV that maps result files to configurations.")
+]
+Environment = Annotated[str | None, typer.Option(help="Hardware and engine of all files.")]
+Paths = Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
+Metrics = Annotated[
+    bool, typer.Option("--metrics", help="The files are a server's Prometheus metrics.")
+]
+Window = Annotated[float, typer.Option(help="Seconds of metrics that make a run.")]
+FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal draws.")]
+Rates = Annotated[str | None, typer.Option(help="Requests/s: START:STOP:COUNT, or a comma list.")]
+Concurrency = Annotated[str | None, typer.Option(help="Requests in flight, instead of --rps.")]
+Prompt = Annotated[float, typer.Option(help="Prompt tokens of a request.")]
+Output = Annotated[float, typer.Option(help="Output tokens of a request.")]
+Verifier = Annotated[str | None, typer.Option(help="Measured verifier, by name.")]
+Drafter = Annotated[str | None, typer.Option(help="Measured drafter, by name.")]
+NewVerifier = Annotated[
+    str | None,
+    typer.Option(
+        help="One nobody measured: params=30e9,active_params=3e9,experts=128,experts_per_token=8,"
+        "layers=48; only params is needed for a dense model."
+    ),
+]
+NewDrafter = Annotated[str | None, typer.Option(help="One nobody measured: params=0.5e9.")]
+Where = Annotated[
+    str | None, typer.Option(help="Where it runs, if the fit knows several environments.")
+]
+Acceptance = Annotated[
+    float | None, typer.Option(help="Per-token acceptance; by default the measured one.")
+]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """``1:16:16`` or ``1,2,4`` as numbers."""
+    try:
+        if ":" in text:
+            start, stop, count = text.split(":")
+            return [float(v) for v in np.linspace(float(start), float(stop), int(count))]
+        return [float(v) for v in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option} {text!r}: write START:STOP:COUNT or numbers with commas."
+        ) from None
+
+
+def arms(text: str) -> list[int]:
+    """``0,3,5`` as draft lengths."""
+    try:
+        return [int(v) for v in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"-k {text!r}: write whole numbers with commas.") from None
+
+
+def load_of(rps: str | None, concurrency: str | None, prompt: float, output: float) -> Any:
+    """The load grid of a command."""
+    from bayes_sd.predict.load import grid
+
+    if (rps is None) == (concurrency is None):
+        raise typer.BadParameter("give exactly one of --rps and --concurrency.")
+    if rps is not None:
+        return grid(rps=numbers(rps, "--rps"), prompt=prompt, output=output)
+    assert concurrency is not None
+    return grid(concurrency=numbers(concurrency, "--concurrency"), prompt=prompt, output=output)
+
+
+def system_of(
+    fit: "Fit",
+    verifier: str | None,
+    drafter: str | None,
+    acceptance: float | None,
+    new_verifier: str | None,
+    new_drafter: str | None,
+    environment: str | None,
+    needs_drafter: bool,
+) -> "System":
+    """The system a command asks about; the only one of the fit if none is named."""
+    from bayes_sd.predict.system import System, default_system
+
+    if (verifier and new_verifier) or (drafter and new_drafter):
+        raise typer.BadParameter("name a measured model or give a new one's size, not both.")
+    first = verifier or size_of(new_verifier, "--new-verifier")
+    if first is None:
+        return default_system(fit, needs_drafter)
+    return System(first, drafter or size_of(new_drafter, "--new-drafter"), acceptance, environment)
+
+
+def size_of(text: str | None, option: str) -> "Size | None":
+    """A model nobody measured from ``name=number`` pairs; None from None."""
+    from dataclasses import fields
+
+    from bayes_sd.predict.system import Size
+
+    if text is None:
+        return None
+    known = {f.name: int if f.name.startswith("experts") else float for f in fields(Size)}
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            values[name.strip()] = known[name.strip()](value)
+        except (KeyError, ValueError):
+            raise typer.BadParameter(
+                f"{option} {part!r}: write NAME=NUMBER with names {', '.join(known)}."
+            ) from None
+    if "params" not in values:
+        raise typer.BadParameter(f"{option} {text!r}: params=... is needed.")
+    return Size(**values)

@@ -1,0 +1,194 @@
+"""The best draft length for every batch size, as the table vLLM takes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr, ndtri
+
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.predict.answers import SAMPLE
+from bayes_sd.predict.latency import arm_outcome, arms, scatter
+from bayes_sd.predict.load import grid
+from bayes_sd.predict.support import LABELS, support
+from bayes_sd.predict.system import NONE, System, default_system
+
+if TYPE_CHECKING:
+    from bayes_sd.inference.fit import Fit
+
+DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
+BATCH_MAX = 1024
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """Draft tokens by batch size.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no other
+        candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost to
+        the best candidate had it been known; for an SLO the probability lost, in
+        ``expected_regret``), ``support``.
+    drafter : str
+        Name of the drafter.
+    candidates : tuple of int
+        Draft lengths that were compared.
+    """
+
+    rows: pd.DataFrame
+    drafter: str
+    candidates: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Schedule for {self.drafter}\n{self.rows.to_string(index=False)}"
+
+    def to_vllm(self) -> list[list[int]]:
+        """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
+        return [[int(r.lo), int(r.hi), int(r.k)] for r in self.rows.itertuples()]
+
+    def speculative_config(self, **keys: Any) -> dict[str, Any]:
+        """The object of ``--speculative-config``; `keys` (method, model, ...) replace defaults.
+
+        Raises
+        ------
+        EvidenceError
+            If no batch size drafts: then a plain server is the answer.
+        """
+        top = int(self.rows["k"].max())
+        if top == 0:
+            raise EvidenceError(
+                "No batch size is worth drafting for: serve without a speculative config."
+            )
+        return {
+            "method": "draft_model",
+            "model": self.drafter,
+            "num_speculative_tokens": top,
+            "num_speculative_tokens_per_batch_size": self.to_vllm(),
+        } | keys
+
+    def command_line(self, **keys: Any) -> str:
+        """The option to paste behind ``vllm serve``."""
+        return f"--speculative-config '{json.dumps(self.speculative_config(**keys))}'"
+
+
+def schedule(
+    fit: "Fit",
+    k: Sequence[int],
+    system: System | None,
+    prompt: float,
+    output: float,
+    max_batch: int,
+    loss: str,
+    slo_s: float | None,
+    confidence: float,
+    extrapolate: bool,
+    seed: int,
+) -> Schedule:
+    """See :meth:`bayes_sd.Fit.schedule`."""
+    ks = sorted(arms(k))
+    _check(ks, max_batch, loss, slo_s, confidence)
+    system = system or default_system(fit, True)
+    if system.drafter is None:
+        raise InputError("A schedule is for a server with a drafter: System(..., drafter=...).")
+    if not extrapolate:
+        _measured(fit, system, ks)
+    load = grid(concurrency=np.arange(1, max_batch + 1), prompt=prompt, output=output)
+    thin = fit.thin(DRAWS)
+    parts, labels = [], []
+    for one in ks:
+        # At k = 0 the drafter stays loaded: that is the arm a schedule falls back to.
+        resolved, law = arm_outcome(thin, system, one, load, seed, drafter_loaded=True)
+        variance = scatter(thin, law, "e2e")[1]
+        parts.append(_loss(law.e2e_s, variance, loss, slo_s).squeeze(drop=True))
+        labels.append(support(thin, resolved, one, load, law).squeeze(drop=True).values)
+    losses = np.stack([p.transpose(*SAMPLE, "concurrency").values for p in parts])
+    losses = losses.reshape(len(ks), -1, max_batch)
+    chosen = _choose(losses, confidence)
+    pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
+    best = losses.min(axis=0)
+    unit = 1.0 if slo_s is not None else 1e3
+    cells = pd.DataFrame(
+        {
+            "k": np.array(ks)[chosen],
+            "prob_best": (pick <= best).mean(axis=0),
+            "regret": unit * (pick - best).mean(axis=0),
+            "support": np.stack(labels)[chosen, np.arange(max_batch)],
+        },
+        index=np.arange(1, max_batch + 1),
+    )
+    name = "expected_regret" if slo_s is not None else "expected_regret_ms"
+    label = system.drafter if isinstance(system.drafter, str) else system.drafter.label
+    return Schedule(_rows(cells, name), label, tuple(ks))
+
+
+def _check(
+    ks: list[int], max_batch: int, loss: str, slo_s: float | None, confidence: float
+) -> None:
+    if len(ks) < 2:
+        raise InputError(f"k = {ks}: give at least two draft lengths to choose from.")
+    if not (isinstance(max_batch, int) and 1 <= max_batch <= BATCH_MAX):
+        raise InputError(f"max_batch = {max_batch!r}: must be a whole number, 1 to {BATCH_MAX}.")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence = {confidence!r}: must lie in [0.5, 1).")
+    if loss != "mean" and not (loss[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100):
+        raise InputError(f"loss = {loss!r}: must be 'mean', or a percentile as 'p95'.")
+    if slo_s is not None and not (np.isfinite(slo_s) and slo_s > 0):
+        raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
+
+
+def _measured(fit: "Fit", system: System, ks: list[int]) -> None:
+    runs = fit.runs
+    own = runs[(runs["drafter"] != NONE)]
+    for column, model in (("verifier", system.verifier), ("drafter", system.drafter)):
+        if isinstance(model, str):
+            own = own[own[column] == model]
+    known = sorted(int(n) for n in own["draft_tokens"].unique())
+    for one in ks:
+        if one > 0 and one not in known:
+            raise InputError(
+                f"k = {one} was never measured here (measured: {', '.join(map(str, known))}); "
+                "leave it out or ask for it by name: extrapolate=True."
+            )
+
+
+def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> Any:
+    """Loss of every draw: mean latency, a percentile of single requests, or P(over the SLO)."""
+    if slo_s is not None:
+        middle = np.log(mean_s) - variance / 2
+        return 1 - (middle * 0 + ndtr((np.log(slo_s) - middle) / variance**0.5))
+    if loss == "mean":
+        return mean_s
+    z = float(ndtri(int(loss[1:]) / 100))
+    return mean_s * np.exp(z * variance**0.5 - variance / 2)
+
+
+def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
+    """Index of the smallest k that the best one does not beat with `confidence`, by batch size."""
+    best = losses.mean(axis=1).argmin(axis=0)
+    of_best = np.take_along_axis(losses, best[None, None, :], axis=0)
+    beaten = (of_best < losses).mean(axis=1) >= confidence
+    return np.asarray((~beaten).argmax(axis=0))
+
+
+def _rows(cells: pd.DataFrame, regret: str) -> pd.DataFrame:
+    """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
+    group = (cells["k"] != cells["k"].shift()).cumsum()
+    reach = {str(label): i for i, label in enumerate(LABELS)}
+    rows = []
+    for _, own in cells.groupby(group):
+        rows.append(
+            {
+                "lo": int(own.index[0]),
+                "hi": int(own.index[-1]),
+                "k": int(own["k"].iloc[0]),
+                "prob_best": float(own["prob_best"].mean()),
+                regret: float(own["regret"].mean()),
+                "support": min(own["support"], key=lambda label: reach[str(label)]),
+            }
+        )
+    return pd.DataFrame(rows)
