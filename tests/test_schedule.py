@@ -13,7 +13,7 @@ import bayes_sd as bsd
 from bayes_sd.cli import app
 from bayes_sd.decide.schedule import _choose
 
-SYSTEM = bsd.System("dense-60m", "draft-3m", 0.8)
+SYSTEM = bsd.System("dense-60m", "draft-3m", 0.7)
 LENGTHS = {"prompt": 128, "output": 64}
 
 
@@ -28,7 +28,7 @@ def vllm_accepts(table: list[list[int]]) -> None:
 
 
 def test_rows_cover_every_batch_size_once(fit: bsd.Fit) -> None:
-    found = fit.schedule([0, 1, 2], SYSTEM, **LENGTHS, max_batch=48, extrapolate=True)
+    found = fit.schedule([0, 2, 5], SYSTEM, **LENGTHS, max_batch=48)
     table = found.to_vllm()
     vllm_accepts(table)
     covered = [b for low, high, _ in table for b in range(low, high + 1)]
@@ -42,11 +42,11 @@ def test_rows_cover_every_batch_size_once(fit: bsd.Fit) -> None:
 
 def test_the_choice_is_that_of_the_latency_at_each_concurrency(fit: bsd.Fit) -> None:
     """At k > 0 the schedule's latencies are those of `Fit.latency` at that concurrency."""
-    found = fit.schedule([1, 2], SYSTEM, **LENGTHS, max_batch=32, confidence=0.5, extrapolate=True)
+    found = fit.schedule([2, 5], SYSTEM, **LENGTHS, max_batch=32, confidence=0.5)
     load = bsd.grid(concurrency=np.arange(1, 33), **LENGTHS)
-    mean = fit.thin(2000).latency(load, [1, 2], SYSTEM).draws["mean_s"].mean(("chain", "draw"))
+    mean = fit.thin(2000).latency(load, [2, 5], SYSTEM).draws["mean_s"].mean(("chain", "draw"))
     best = mean["k"].values[mean.squeeze(drop=True).argmin("k")]
-    margin = np.abs(mean.sel(k=1) / mean.sel(k=2) - 1).squeeze(drop=True).values
+    margin = np.abs(mean.sel(k=2) / mean.sel(k=5) - 1).squeeze(drop=True).values
     chosen = np.concatenate([[k] * (high - low + 1) for low, high, k in found.to_vllm()])
     clear = margin > 0.02  # elsewhere a majority of draws and their mean may differ
     assert clear.any()
@@ -66,7 +66,7 @@ def test_ties_and_weak_evidence_draft_less() -> None:
 
 @pytest.mark.parametrize("loss", [{"loss": "p95"}, {"slo_s": 1.0}])
 def test_other_losses(fit: bsd.Fit, loss: dict) -> None:
-    found = fit.schedule([0, 1, 2], SYSTEM, **LENGTHS, max_batch=16, extrapolate=True, **loss)
+    found = fit.schedule([0, 2, 5], SYSTEM, **LENGTHS, max_batch=16, **loss)
     vllm_accepts(found.to_vllm())
     regret = "expected_regret" if "slo_s" in loss else "expected_regret_ms"
     assert (found.rows[regret] >= 0).all()
@@ -75,7 +75,7 @@ def test_other_losses(fit: bsd.Fit, loss: dict) -> None:
 
 
 def test_the_line_to_paste(fit: bsd.Fit) -> None:
-    found = fit.schedule([1, 2], SYSTEM, **LENGTHS, max_batch=8, extrapolate=True)
+    found = fit.schedule([2, 5], SYSTEM, **LENGTHS, max_batch=8)
     line = found.command_line(model="models/draft-3m")
     start, quoted = line.split(" ", 1)
     config = json.loads(quoted.strip("'"))
@@ -90,14 +90,14 @@ def test_the_line_to_paste(fit: bsd.Fit) -> None:
     [
         ({"k": [1]}, "at least two"),
         ({"k": []}, "whole numbers"),
-        ({"k": [1, 2], "max_batch": 0}, "max_batch"),
-        ({"k": [1, 2], "confidence": 1.0}, "confidence"),
-        ({"k": [1, 2], "confidence": 0.3}, "confidence"),
-        ({"k": [1, 2], "loss": "median"}, "loss"),
-        ({"k": [1, 2], "loss": "p100"}, "loss"),
-        ({"k": [1, 2], "slo_s": -1.0}, "slo_s"),
-        ({"k": [1, 4]}, "k = 4 was never measured"),
-        ({"k": [1, 2], "system": bsd.System("dense-60m")}, "with a drafter"),
+        ({"k": [2, 5], "max_batch": 0}, "max_batch"),
+        ({"k": [2, 5], "confidence": 1.0}, "confidence"),
+        ({"k": [2, 5], "confidence": 0.3}, "confidence"),
+        ({"k": [2, 5], "loss": "median"}, "loss"),
+        ({"k": [2, 5], "loss": "p100"}, "loss"),
+        ({"k": [2, 5], "slo_s": -1.0}, "slo_s"),
+        ({"k": [2, 4]}, "k = 4 was never measured"),
+        ({"k": [2, 5], "system": bsd.System("dense-60m")}, "with a drafter"),
     ],
 )
 def test_bad_input_is_one_sentence(fit: bsd.Fit, arguments: dict, says: str) -> None:
@@ -105,17 +105,22 @@ def test_bad_input_is_one_sentence(fit: bsd.Fit, arguments: dict, says: str) -> 
         fit.schedule(**({"system": SYSTEM} | arguments | LENGTHS))
 
 
+def test_one_batch_size_and_a_k_asked_for_by_name(fit: bsd.Fit) -> None:
+    found = fit.schedule([2, 4], SYSTEM, **LENGTHS, max_batch=1, extrapolate=True)
+    assert len(found.to_vllm()) == 1 and found.candidates == (2, 4)
+
+
 def test_never_drafting_has_no_speculative_config(fit: bsd.Fit) -> None:
-    found = fit.schedule([0, 1], SYSTEM, **LENGTHS, max_batch=4, extrapolate=True)
+    found = fit.schedule([0, 2], SYSTEM, **LENGTHS, max_batch=4)
     found.rows["k"] = 0
     with pytest.raises(bsd.EvidenceError, match="without a speculative config"):
         found.speculative_config()
 
 
 def test_the_command_line(fit_path: object) -> None:
-    words = ["schedule", str(fit_path), "-k", "0,1,2", "--prompt", "128", "--output", "64"]
-    words += ["--verifier", "dense-60m", "--drafter", "draft-3m", "--acceptance", "0.8"]
-    words += ["--max-batch", "16", "--extrapolate"]
+    words = ["schedule", str(fit_path), "-k", "0,2,5", "--prompt", "128", "--output", "64"]
+    words += ["--verifier", "dense-60m", "--drafter", "draft-3m", "--acceptance", "0.7"]
+    words += ["--max-batch", "16"]
     answered = CliRunner().invoke(app, [*words, "--json"])
     assert answered.exit_code == 0, answered.stderr
     found = json.loads(answered.stdout)
@@ -133,8 +138,8 @@ def test_a_schedule_needs_no_pymc(fit_path: object) -> None:
     code = (
         "import sys, bayes_sd as bsd\n"
         f"fit = bsd.Fit.load({str(fit_path)!r})\n"
-        "system = bsd.System('dense-60m', 'draft-3m', 0.8)\n"
-        "fit.schedule([1, 2], system, prompt=128, output=64, extrapolate=True).to_vllm()\n"
+        "system = bsd.System('dense-60m', 'draft-3m', 0.7)\n"
+        "fit.schedule([2, 5], system, prompt=128, output=64).to_vllm()\n"
         "assert 'pymc' not in sys.modules and 'pytensor' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -104,8 +104,8 @@ def schedule(
         # At k = 0 the drafter stays loaded: that is the arm a schedule falls back to.
         resolved, law = arm_outcome(thin, system, one, load, seed, drafter_loaded=True)
         variance = scatter(thin, law, "e2e")[1]
-        parts.append(_loss(law.e2e_s, variance, loss, slo_s).squeeze(drop=True))
-        labels.append(support(thin, resolved, one, load, law).squeeze(drop=True).values)
+        parts.append(_by_batch(_loss(law.e2e_s, variance, loss, slo_s)))
+        labels.append(_by_batch(support(thin, resolved, one, load, law)).values)
     losses = np.stack([p.transpose(*SAMPLE, "concurrency").values for p in parts])
     losses = losses.reshape(len(ks), -1, max_batch)
     chosen = _choose(losses, confidence)
@@ -124,6 +124,12 @@ def schedule(
     name = "expected_regret" if slo_s is not None else "expected_regret_ms"
     label = system.drafter if isinstance(system.drafter, str) else system.drafter.label
     return Schedule(_rows(cells, name), label, tuple(ks))
+
+
+def _by_batch(values: Any) -> Any:
+    """Without the dims of the one prompt and output length."""
+    single = [d for d in values.dims if d not in (*SAMPLE, "concurrency")]
+    return values.squeeze(single, drop=True)
 
 
 def _check(
