@@ -4,8 +4,6 @@ Exit codes: 0 answered, 1 bad input or failure, 2 wrong usage, 3 not converged o
 """
 
 import functools
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,12 +35,12 @@ from bayes_sd.cli_options import (
     numbers,
     system_of,
 )
+from bayes_sd.cli_output import emit, say, show
 from bayes_sd.collector.cli import register as register_collect
+from bayes_sd.decide.cli import register as register_decide
 from bayes_sd.errors import EvidenceError, InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bayes_sd.traces import Traces
 
 app = typer.Typer(
@@ -61,37 +59,13 @@ def _answers(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except InputError as error:
-            _say(f"error: {error}")
+            say(f"error: {error}")
             raise typer.Exit(1) from None
         except EvidenceError as error:
-            _say(f"insufficient: {error}")
+            say(f"insufficient: {error}")
             raise typer.Exit(3) from None
 
     return wrapped
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _emit(data: Any) -> None:
-    print(json.dumps(data, allow_nan=False))
-
-
-def _table(title: str, frame: "pd.DataFrame") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in frame.columns:
-        number = frame[name].dtype.kind in "fiu"
-        table.add_column(str(name), justify="right" if number else "left", overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    # A pipe has no width: let nothing be cut there.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
-    console.print()
 
 
 def _read(
@@ -123,7 +97,7 @@ def check(
     """Say what result files hold, what was set aside and why, and what is missing."""
     result = _read(paths, config, environment, metrics, window).check()
     if as_json:
-        _emit(result.to_dict())
+        emit(result.to_dict())
     else:
         print(result)
     if not result.passed:
@@ -140,7 +114,7 @@ def fit(
     metrics: Metrics = False,
     window: Window = 300.0,
     seed: Seed = 1,
-    draws: Annotated[int, typer.Option(help="Kept draws of each of 4 chains.")] = 1500,
+    draws: Annotated[int, typer.Option(help="Kept draws of each of 4 chains.")] = 1200,
     tune: Annotated[int, typer.Option(help="Discarded draws of each chain.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
@@ -150,11 +124,11 @@ def fit(
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
     traces = _read(paths, config, environment, metrics, window)
-    _say(repr(traces))
+    say(repr(traces))
     result = LatencyModel().fit(traces, seed=seed, draws=draws, tune=tune)
     result.save(output)
     if as_json:
-        _emit({"file": str(output), "fit": result.sampling, "collapse": _finite(result.collapse())})
+        emit({"file": str(output), "fit": result.sampling, "collapse": _finite(result.collapse())})
     else:
         print(result)
         print(f"saved to {output}")
@@ -203,9 +177,9 @@ def predict(
             {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in r.items()}
             for r in table.to_dict("records")
         ]
-        _emit({"metric": metric, "rows": rows})
+        emit({"metric": metric, "rows": rows})
     else:
-        _table(f"{metric} latency, seconds", table)
+        show(f"{metric} latency, seconds", table)
 
 
 @app.command()
@@ -243,61 +217,9 @@ def decide(
     )
     found = [decisions.decide(loaded, system, one, prompt, output, rates, of) for one in ks]
     if as_json:
-        _emit({"decisions": found})
+        emit({"decisions": found})
     else:
         _print_decisions(found)
-
-
-@app.command()
-@_answers
-def schedule(
-    file: FitFile,
-    prompt: Prompt,
-    output: Output,
-    k: Annotated[str, typer.Option("-k", help="Draft tokens to choose from: 0,1,3,5.")],
-    verifier: Verifier = None,
-    drafter: Drafter = None,
-    acceptance: Acceptance = None,
-    new_verifier: NewVerifier = None,
-    new_drafter: NewDrafter = None,
-    environment: Where = None,
-    max_batch: Annotated[int, typer.Option(help="Largest number in flight.")] = 64,
-    loss: Annotated[str, typer.Option(help="mean, or a percentile of requests: p95.")] = "mean",
-    slo: Annotated[float | None, typer.Option(help="Instead: minimise P(slower), s.")] = None,
-    confidence: Annotated[float, typer.Option(help="Evidence that drafting more needs.")] = 0.6,
-    extrapolate: Annotated[bool, typer.Option(help="Allow k that were not measured.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Choose the draft length for every batch size, as the table that vLLM takes."""
-    from bayes_sd.inference.fit import Fit
-
-    ks, loaded = arms(k), Fit.load(file)
-    system = system_of(
-        loaded, verifier, drafter, acceptance, new_verifier, new_drafter, environment, True
-    )
-    found = loaded.schedule(
-        ks,
-        system,
-        prompt=prompt,
-        output=output,
-        max_batch=max_batch,
-        loss=loss,
-        slo_s=slo,
-        confidence=confidence,
-        extrapolate=extrapolate,
-    )
-    drafts = bool(found.rows["k"].max() > 0)
-    if as_json:
-        _emit(
-            {
-                "num_speculative_tokens_per_batch_size": found.to_vllm(),
-                "speculative_config": found.speculative_config() if drafts else None,
-                "rows": found.rows.to_dict("records"),
-            }
-        )
-        return
-    _table(f"Draft tokens by requests in flight, {found.drafter}", found.rows)
-    print(found.command_line() if drafts else "Serve plain: no batch size is worth drafting for.")
 
 
 def _print_decisions(found: list[dict[str, Any]]) -> None:
@@ -308,7 +230,7 @@ def _print_decisions(found: list[dict[str, Any]]) -> None:
     for d in found:
         columns = {f"{r:.3g}/s": [p] for r, p in zip(d["rates_rps"], d["prob_faster"], strict=True)}
         print(sentence(d))
-        _table(f"P(SD beats plain), {d['compared']} latency, by rate", pd.DataFrame(columns))
+        show(f"P(SD beats plain), {d['compared']} latency, by rate", pd.DataFrame(columns))
 
 
 @app.command()
@@ -331,8 +253,8 @@ def demo(
 
     prompt, output = 128.0, 64.0
     traces = read_traces(corpus())
-    _say(repr(traces))
-    _say("compiling and sampling, about a minute ...")
+    say(repr(traces))
+    say("compiling and sampling, about a minute ...")
     result = LatencyModel().fit(traces, seed=seed)
     found = [
         decisions.decide(result, system, k, prompt, output)
@@ -343,7 +265,7 @@ def demo(
     steady = result.runs
     collapse = _finite(result.collapse())
     if as_json:
-        _emit(
+        emit(
             {
                 "runs": len(steady),
                 "requests": int(steady["requests"].sum()),
@@ -360,7 +282,7 @@ def demo(
         f"sampled in {result.sampling['seconds_sample']:.0f} s; R^2 of log mean latency "
         f"{collapse['r2_dense']} dense, {collapse['r2_moe']} MoE; mean error {collapse['mape']}\n"
     )
-    _table("Fitted coefficients: median and 90% interval", result.coefficients())
+    show("Fitted coefficients: median and 90% interval", result.coefficients())
     columns = ["verifier", "drafter", "k", "acceptance"]
     rows = [
         {c: d[c] for c in columns}
@@ -376,7 +298,7 @@ def demo(
         | {"support": d["support"]}
         for d in found
     ]
-    _table(
+    show(
         f"P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate "
         f"(requests/s), {prompt:.0f} + {output:.0f} tokens",
         pd.DataFrame(rows),
@@ -385,6 +307,7 @@ def demo(
 
 
 register_collect(app, _answers)
+register_decide(app, _answers)
 
 
 def main() -> None:

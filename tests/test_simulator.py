@@ -60,9 +60,7 @@ def test_the_law_holds_where_its_assumptions_do(k: int, alpha: float, share: flo
 
 def test_experts_are_read_as_they_are_touched() -> None:
     server = SimulatedServer(experts_s=0.04, idle=1 - 2 / 16)
-    one, many = (
-        simulate(server, [0.0] * n, 8, 200)["e2e_s"].mean() / 200 for n in (1, 40)
-    )
+    one, many = (simulate(server, [0.0] * n, 8, 200)["e2e_s"].mean() / 200 for n in (1, 40))
     for n, found in ((1, one), (40, many)):
         cost = server.pass_s + server.experts_s * coverage(server.idle, tokens_in_pass(n - 1, 0))
         cost += n * (server.sequence_s + server.token_s)

@@ -347,6 +347,72 @@ class Fit:
             self, k, system, prompt, output, max_batch, loss, slo_s, confidence, extrapolate, seed
         )
 
+    def capacity(
+        self,
+        slo_s: float,
+        k: "int | Sequence[int]" = 0,
+        system: "System | None" = None,
+        *,
+        prompt: float,
+        output: float,
+        percentile: float = 95.0,
+        confidence: float = 0.9,
+        traffic_rps: float | None = None,
+        price_per_hour: float | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The largest rate at which a percentile of latency keeps a target, and what it costs.
+
+        In every draw one rate meets the target exactly; the answer is the rate that so many draws
+        as `confidence` says reach or exceed.
+
+        Parameters
+        ----------
+        slo_s : float
+            Target for the percentile of end-to-end latency, seconds.
+        k : int or list of int
+            Draft tokens per cycle; 0 is the plain server.
+        system : System, optional
+        prompt, output : float
+            Tokens per request.
+        percentile : float
+            Of single requests.
+        confidence : float
+            Probability that the target is kept, in (0, 1).
+        traffic_rps : float, optional
+            Requests/s to be served; gives ``replicas``.
+        price_per_hour : float, optional
+            Of one replica; gives ``price_per_million_tokens`` (output tokens) at ``max_rps``.
+        seed : int
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a `k`: ``max_rps`` (NaN where the target cannot be kept at any load with this
+            confidence), ``median_rps``, ``prob_possible`` and ``idle_s`` (chance that an idle
+            server keeps it, and the percentile there), ``support``.
+
+        Raises
+        ------
+        InputError
+            If an argument is out of range.
+        """
+        from bayes_sd.decide.capacity import capacity
+
+        return capacity(
+            self,
+            k,
+            system,
+            slo_s,
+            prompt,
+            output,
+            percentile,
+            confidence,
+            traffic_rps,
+            price_per_hour,
+            seed,
+        )
+
     def coefficients(self) -> pd.DataFrame:
         """Fitted coefficients in natural units with their 90% equal-tailed intervals."""
         from bayes_sd.report.tables import coefficients

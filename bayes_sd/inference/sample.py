@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Sampling:
     """How to sample: `sampler` is "auto", "nutpie" or "pymc"; `adaptation` is nutpie's."""
 
-    draws: int = 1500
+    draws: int = 1200
     tune: int = 1000
     chains: int = 4
-    target_accept: float = 0.8
+    target_accept: float = 0.9
     sampler: str = "auto"
     adaptation: str = "diag"
     cores: int | None = None

@@ -56,4 +56,5 @@ def start(design: Design, priors: tuple[Prior, ...]) -> np.ndarray:
     costs = [float(np.sum(np.log1p(errors(np.full(len(own), s)) ** 2))) for s in SHIFTS]
     best = SHIFTS[int(np.argmin(costs))]
     found = least_squares(errors, np.full(len(own), best), loss="soft_l1", max_nfev=100)
-    return np.asarray(middle + sd * found.x)
+    # Rounded, so that the last digits of a sum on another machine do not change the draws.
+    return np.round(middle + sd * found.x, 1)
