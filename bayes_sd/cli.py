@@ -240,6 +240,9 @@ def demo(
         "bayes-sd-demo"
     ),
     seed: Seed = 1,
+    campaign: Annotated[
+        str, typer.Option(help="Which: vllm-cpu, vllm-cpu-2, or '' for all together.")
+    ] = "vllm-cpu",
     as_json: AsJson = False,
 ) -> None:
     """Fit the shipped vLLM measurements and decide for every system in them."""
@@ -252,7 +255,7 @@ def demo(
     from bayes_sd.traces import read_traces
 
     prompt, output = 128.0, 64.0
-    traces = read_traces(corpus())
+    traces = read_traces(corpus(campaign))
     say(repr(traces))
     say("compiling and sampling, about a minute ...")
     result = LatencyModel().fit(traces, seed=seed)

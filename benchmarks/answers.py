@@ -66,7 +66,7 @@ def make(path: Path) -> None:
     from bayes_sd.corpus import corpus
 
     try:
-        fit = bsd.LatencyModel().fit(bsd.read_traces(corpus()), seed=1)
+        fit = bsd.LatencyModel().fit(bsd.read_traces(corpus("vllm-cpu")), seed=1)
     except bsd.ConvergenceError as error:
         fit = error.fit
     fit.save(path)

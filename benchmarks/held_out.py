@@ -155,10 +155,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=1, help="splits, NumPy seeds 1, 2, ...")
     parser.add_argument("--seed", type=int, default=1, help="of the sampler")
+    parser.add_argument("--campaign", default="vllm-cpu", help="'' for all together")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    steady = bsd.read_traces(corpus()).steady
+    steady = bsd.read_traces(corpus(options.campaign)).steady
     traces = bsd.Traces(runs=steady.runs.reset_index(drop=True), set_aside=steady.set_aside)
     result: dict[str, Any] = {"seed": options.seed, "in_sample": in_sample(traces, options.seed)}
     pairs = [held_out(traces, i + 1, options.seed) for i in range(options.splits)]

@@ -145,7 +145,7 @@ def test_servers_of_two_environments_are_two_servers(traces: Traces) -> None:
     here = np.array(two.levels["environment"])[two.data["environment_i"]]
     assert (here == two.runs.environment.to_numpy()).all()
     names = {v.name for v in build(two).free_RVs} - {v.name for v in build(one).free_RVs}
-    assert names == {"tau_environment", "z_environment"}
+    assert names == {"tau_environment", "log_environment"}
 
 
 def test_nothing_to_fit_is_refused(traces: Traces) -> None:

@@ -269,8 +269,11 @@ def test_latencies_are_equal_at_the_break_even_draws(
     assert rate.attrs["units"] == "requests/s"
     crosses = rate.notnull()
     assert float(crosses.mean()) > 0.01
-    plain, sd = (law(fit, system, arm, rate.fillna(0.0)).e2e_s for arm in (0, k))
-    np.testing.assert_allclose((sd / plain).where(crosses, 1.0), 1.0, rtol=1e-5)
+    plain, sd = (law(fit, system, arm, rate.fillna(0.0)) for arm in (0, k))
+    # At a pole a rate is only known to a part in 1e9, and the latency magnifies it.
+    away = crosses & (plain.utilization < 0.999) & (sd.utilization < 0.999)
+    assert float((crosses & ~away).mean()) < 0.01
+    np.testing.assert_allclose((sd.e2e_s / plain.e2e_s).where(away, 1.0), 1.0, rtol=1e-4)
     outcome = found["outcome"]
     assert (outcome.isin(["below", "above"]) == crosses).all()
     assert (rate.where(crosses, 1.0) > 0).all()

@@ -118,8 +118,9 @@ def capacity(
         emit({"slo_s": slo, "percentile": percentile, "confidence": confidence, "rows": rows})
         return
     show(f"Largest rate with P(p{percentile:g} <= {slo:g} s) >= {confidence:g}", table)
-    for row in table[table["max_rps"].isna()].itertuples():
+    for row in table[table["max_rps"].isna()].to_dict("records"):
         print(
-            f"k = {row.k}: impossible at any load, with probability {1 - row.prob_possible:.2f}; "
-            f"an idle server's p{percentile:g} is about {row.idle_s:.3g} s."
+            f"k = {row['k']}: impossible at any load with this confidence: an idle server keeps "
+            f"the target with probability {row['prob_possible']:.2f}, its p{percentile:g} is about "
+            f"{row['idle_s']:.3g} s."
         )

@@ -49,7 +49,8 @@ class Schedule:
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
-        return [[int(r.lo), int(r.hi), int(r.k)] for r in self.rows.itertuples()]
+        columns = (self.rows[name].tolist() for name in ("lo", "hi", "k"))
+        return [list(row) for row in zip(*columns, strict=True)]
 
     def speculative_config(self, **keys: Any) -> dict[str, Any]:
         """The object of ``--speculative-config``; `keys` (method, model, ...) replace defaults.
@@ -97,7 +98,7 @@ def schedule(
         raise InputError("A schedule is for a server with a drafter: System(..., drafter=...).")
     if not extrapolate:
         _measured(fit, system, ks)
-    load = grid(concurrency=np.arange(1, max_batch + 1), prompt=prompt, output=output)
+    load = grid(concurrency=list(range(1, max_batch + 1)), prompt=prompt, output=output)
     thin = fit.thin(DRAWS)
     parts, labels = [], []
     for one in ks:

@@ -168,11 +168,12 @@ def build(
             theta |= {f"f_{name}": values[j][level] for j, name in enumerate(names)}
         if len(design.levels["environment"]) > 1:
             tau = _random(by_name["tau_environment"])
-            # Around the mean of the environments, which is what the size laws then describe.
-            z = pm.ZeroSumNormal("z_environment", n_zerosum_axes=1, dims=HARDWARE_DIMS)
-            values = pm.Deterministic(
-                "factor_environment", pt.exp(tau[:, None] * z), dims=HARDWARE_DIMS
+            # Around the mean of the environments, which is what the size laws then describe. Many
+            # runs tell the factors, so they are sampled as they are.
+            logs = pm.ZeroSumNormal(
+                "log_environment", sigma=tau[:, None], n_zerosum_axes=1, dims=HARDWARE_DIMS
             )
+            values = pm.Deterministic("factor_environment", pt.exp(logs), dims=HARDWARE_DIMS)
             rows = [values[i][data["environment_i"]] for i in range(len(HARDWARE))]
             here = environment_factors(theta, rows)
             theta = {n: x * here[n] if n in here else x for n, x in theta.items()}

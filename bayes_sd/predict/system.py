@@ -213,10 +213,14 @@ def environment_of(fit: "Fit", system: System) -> str:
                 f"The fit has no environment {system.environment!r}; it knows {'; '.join(known)}."
             )
         return system.environment
-    own = sorted(runs["environment"][runs["verifier"] == system.verifier].unique()) or known
+    own = known
+    if isinstance(system.verifier, str):
+        ran = runs["environment"][runs["verifier"] == system.verifier]
+        own = sorted(str(e) for e in ran.unique()) or known
     if len(own) > 1:
+        verifier = system.verifier if isinstance(system.verifier, str) else "It"
         raise InputError(
-            f"{system.verifier} could run in {len(own)} environments; "
+            f"{verifier} could run in {len(own)} environments; "
             f"choose one: System(..., environment=...) of {'; '.join(own)}."
         )
     return str(own[0])
