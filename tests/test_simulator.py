@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 import bayes_sd as bsd
 from bayes_sd.physics import coverage, latency_open, tokens_in_pass
-from bayes_sd.validate.simulator import SimulatedServer, poisson_arrivals, simulate
+from bayes_sd.validate.simulator import (
+    SimulatedServer,
+    dispersion,
+    lengths,
+    poisson_arrivals,
+    simulate,
+)
 
 SERVER = SimulatedServer()
 
@@ -34,6 +40,14 @@ def test_two_at_once_share_their_passes() -> None:
     assert two["e2e_s"].nunique() == 1
     added = 100 * SERVER.prompt_token_s + 10 * (SERVER.sequence_s + SERVER.token_s)
     assert two["e2e_s"][0] == pytest.approx(alone["e2e_s"][0] + added)
+
+
+def test_who_arrives_during_a_pass_joins_the_next() -> None:
+    prefill, decode = 0.011, SERVER.pass_s + SERVER.sequence_s + SERVER.token_s
+    arrival = prefill + 1.5 * decode
+    found = simulate(SERVER, [0.0, arrival], 100, [11, 2])["ttft_s"][1]
+    beside = prefill + SERVER.sequence_s + SERVER.token_s
+    assert found == pytest.approx(prefill + 2 * decode + beside - arrival)
 
 
 def test_requests_beyond_the_limit_wait() -> None:
@@ -74,6 +88,23 @@ def test_bursts_make_latencies_longer_than_the_law_says() -> None:
     rng = np.random.default_rng(5)
     bursts = poisson_arrivals(rate, 2500, rng, burstiness=0.2)
     assert simulate(SERVER, bursts, 128, 64)["e2e_s"].iloc[200:].mean() > 1.1 * expected
+
+
+@pytest.mark.parametrize(("shape", "expected"), [(1.0, 1.0), (0.25, 4.0), (4.0, 0.25)])
+def test_arrivals_in_a_long_window_vary_as_their_gaps_do(shape: float, expected: float) -> None:
+    assert dispersion(shape, 50.0) == pytest.approx(expected, rel=0.15)
+    short = dispersion(shape, 0.01)  # one or none, mostly
+    assert abs(short - 1) <= abs(expected - 1) / 2 + 0.05
+
+
+@pytest.mark.parametrize(("cv", "tail"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.5)])
+def test_lengths_have_their_mean_and_spread(cv: float, tail: float) -> None:
+    found = lengths(64, cv, tail, 5000, np.random.default_rng(0))
+    assert found.mean() == pytest.approx(64, rel=0.01) and found.min() >= 1
+    if tail:
+        assert found.max() > 50 * np.median(found)
+    else:
+        assert found.std() / found.mean() == pytest.approx(cv, abs=0.03)
 
 
 @pytest.mark.parametrize(

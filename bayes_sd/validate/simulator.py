@@ -5,16 +5,21 @@ chunks beside them, and a pass takes as long as its work. Nothing of the latency
 Little, no mean in flight. What the law says of the same costs can be held against it.
 """
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from heapq import heappop, heappush
+from math import ceil, isinf, log, sqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.special import ndtri
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.costs import Cycle, Stages, combine
+from bayes_sd.physics import Cycle, Stages, combine, cycles
+
+PARETO_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,12 @@ class SimulatedServer:
 
     def law(self, k: int, prompt: float, output: float, acceptance: float) -> Cycle:
         """C1 and C2 that the latency law has for these costs."""
-        n = cycles(output, [acceptance] * k, k)
+        return combine(self.stages(k, prompt), k, cycles(output, [acceptance] * k, k))
+
+    def stages(self, k: int, prompt: Any) -> Stages:
+        """Stage costs in seconds that the latency law has for these costs."""
         prefill = prompt * self.prompt_token_s
-        stages = Stages(
+        return Stages(
             c1_prefill=self.pass_s + self.experts_s * (1 - self.idle**prompt) + prefill,
             c2_prefill=prefill,
             c1_verify=self.pass_s + self.sequence_s + (k + 1) * self.token_s,
@@ -63,7 +71,6 @@ class SimulatedServer:
             c1_draft=self.draft_s + self.draft_sequence_s,
             c2_draft=self.draft_sequence_s,
         )
-        return combine(stages, k, n)
 
 
 def poisson_arrivals(
@@ -74,13 +81,63 @@ def poisson_arrivals(
     return np.asarray(np.cumsum(gaps) - gaps[0])
 
 
+def dispersion(burstiness: float, expected: float) -> float:
+    """Variance over mean of the number of arrivals in a window.
+
+    Parameters
+    ----------
+    burstiness : float
+        Shape of the gamma gaps; infinite for a constant rate.
+    expected : float
+        Mean arrivals in the window.
+
+    Examples
+    --------
+    >>> dispersion(float("inf"), 2.5)  # two or three
+    0.1
+    """
+    if isinf(burstiness):
+        rest = expected % 1
+        return rest * (1 - rest) / expected
+    times = _many_arrivals(burstiness)
+    starts = np.linspace(0, times[-1] - expected, 40_000)
+    counts = np.searchsorted(times, starts + expected) - np.searchsorted(times, starts)
+    return float(counts.var() / counts.mean())
+
+
+@cache
+def _many_arrivals(burstiness: float) -> np.ndarray:
+    return poisson_arrivals(1.0, 200_000, np.random.default_rng(0), burstiness)
+
+
+def lengths(mean: float, cv: float, tail: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Lengths of requests, in tokens: the same in every run but for their order.
+
+    Parameters
+    ----------
+    mean : float
+    cv : float
+        Coefficient of variation of log-normal lengths; 0 for fixed ones.
+    tail : float
+        Index of Pareto lengths, up to 200 times the shortest; 0 for none.
+    n : int
+    rng : numpy.random.Generator
+    """
+    u, relative = (np.arange(n) + 0.5) / n, np.ones(n)
+    if tail:
+        relative = np.minimum((1 - u) ** (-1 / tail), PARETO_LONGEST)
+    elif cv:
+        relative = np.exp(sqrt(log(1 + cv**2)) * ndtri(u))
+    return rng.permutation(np.maximum(1, np.rint(relative * mean / relative.mean())))
+
+
 def simulate(
     server: SimulatedServer,
-    arrivals_s: Sequence[float],
-    prompt_tokens: int | Sequence[int],
-    output_tokens: int | Sequence[int],
+    arrivals_s: npt.ArrayLike,
+    prompt_tokens: npt.ArrayLike,
+    output_tokens: npt.ArrayLike,
     k: int = 0,
-    acceptance: float | Sequence[float] = 0.0,
+    acceptance: npt.ArrayLike = 0.0,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Serve requests first come, first served.
@@ -88,9 +145,10 @@ def simulate(
     Parameters
     ----------
     server : SimulatedServer
-    arrivals_s : sequence of float
-        Increasing.
-    prompt_tokens, output_tokens, acceptance : number or one for each request
+    arrivals_s : array_like
+        Not decreasing.
+    prompt_tokens, output_tokens, acceptance : array_like
+        A number, or one for each request.
     k : int
         Draft tokens per cycle.
     seed : int
@@ -120,48 +178,79 @@ def simulate(
         raise InputError("arrivals_s must be finite and must not decrease.")
     if n == 0 or (prompt < 1).any() or (output < 1).any():
         raise InputError("there must be a request, and prompts and outputs of at least 1 token.")
-    rng = np.random.default_rng(seed)
-    unread, left = prompt.copy(), output.copy()
-    first, last, passes = np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, int)
-    waiting, running, arrived, now = deque[int](), list[int](), 0, 0.0
-    while arrived < n or waiting or running:
-        if not waiting and not running:
-            now = max(now, arrivals[arrived])
-        while arrived < n and arrivals[arrived] <= now:
-            waiting.append(arrived)
-            arrived += 1
-        while waiting and len(running) < server.max_sequences:
-            running.append(waiting.popleft())
-        budget, reading = server.chunk_tokens, []
-        for i in running:
-            if unread[i] > 0 and budget > 0:
-                taken = min(int(unread[i]), budget)
-                budget -= taken
-                reading.append((i, taken))
-        decoding = [i for i in running if unread[i] == 0]
-        now += _pass_s(server, k, len(decoding), sum(taken for _, taken in reading))
-        for i, taken in reading:
-            unread[i] -= taken
-            if unread[i] == 0:  # the last chunk gives the first token
-                first[i] = now
-                left[i] -= 1
-        if decoding:
-            accepted = rng.random((len(decoding), k)) < alpha[decoding, None]
-            left[decoding] -= 1 + np.cumprod(accepted, axis=1).sum(axis=1)
-            passes[decoding] += 1
-        done = [i for i in running if unread[i] == 0 and left[i] <= 0]
-        last[done] = now
-        running = [i for i in running if unread[i] > 0 or left[i] > 0]
+    passes = _passes_needed(output, alpha, k, np.random.default_rng(seed))
+    first_s, last_s = _run(server, k, arrivals, prompt, passes)
     return pd.DataFrame(
         {
             "arrival_s": arrivals,
-            "ttft_s": first - arrivals,
-            "e2e_s": last - arrivals,
+            "ttft_s": first_s - arrivals,
+            "e2e_s": last_s - arrivals,
             "cycles": passes,
             "prompt_tokens": prompt,
             "output_tokens": output,
         }
     )
+
+
+def _passes_needed(
+    output: np.ndarray, alpha: np.ndarray, k: int, rng: np.random.Generator
+) -> np.ndarray:
+    # Acceptance does not depend on what else is in a pass, so it can be drawn before.
+    left = output - 1  # the prefill gives the first token
+    if k == 0:
+        return left
+    passes = np.zeros(len(output), int)
+    going = np.flatnonzero(left > 0)
+    while going.size:
+        accepted = rng.random((going.size, k)) < alpha[going, None]
+        left[going] -= 1 + np.cumprod(accepted, axis=1).sum(axis=1)
+        passes[going] += 1
+        going = going[left[going] > 0]
+    return passes
+
+
+def _run(
+    server: SimulatedServer, k: int, arrivals: np.ndarray, prompt: np.ndarray, passes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    # When each request has its first token and its last. First come, first served: those that have
+    # arrived, been let in and been read are all the first so many. A sequence is in every pass from
+    # its prefill to its end, so that its last pass is known when its prefill ends.
+    n, times, unread, needed = len(arrivals), arrivals.tolist(), prompt.tolist(), passes.tolist()
+    first_s, last, ends_s = np.zeros(n), [0] * n, {}
+    leaving: list[int] = []  # a heap of last passes
+    arrived = read = gone = decoding = number = 0
+    now = 0.0
+    while gone < n:
+        if gone == arrived:
+            now = max(now, times[arrived])
+        while arrived < n and times[arrived] <= now:
+            arrived += 1
+        admitted = min(arrived, gone + server.max_sequences)
+        budget, before = server.chunk_tokens, read
+        while read < admitted and budget >= unread[read]:
+            budget -= unread[read]
+            read += 1
+        if read < admitted:
+            unread[read] -= budget
+            budget = 0
+        spent = _pass_s(server, k, decoding, server.chunk_tokens - budget)
+        alike = 1
+        if budget == server.chunk_tokens:  # nothing to read: alike until one arrives or leaves
+            alike = leaving[0] - number
+            if arrived < n:
+                alike = max(1, min(alike, ceil((times[arrived] - now) / spent)))
+        number += alike
+        now += alike * spent
+        ends_s[number] = now
+        for i in range(before, read):  # the last chunk gives the first token
+            first_s[i], last[i] = now, number + needed[i]
+            heappush(leaving, last[i])
+        decoding += read - before
+        while leaving and leaving[0] == number:
+            heappop(leaving)
+            decoding -= 1
+            gone += 1
+    return first_s, np.asarray([ends_s[i] for i in last])
 
 
 def _pass_s(server: SimulatedServer, k: int, decoding: int, prompt_tokens: int) -> float:
