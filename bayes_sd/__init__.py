@@ -15,6 +15,7 @@ _HOME = {
     "read_metrics": "bayes_sd.traces.prometheus",
     "Traces": "bayes_sd.traces",
     "LatencyModel": "bayes_sd.model.latency_model",
+    "Law": "bayes_sd.physics.costs",
     "Fit": "bayes_sd.inference.fit",
     "ConvergenceError": "bayes_sd.inference.fit",
     "InputError": "bayes_sd.errors",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from bayes_sd.inference.fit import ConvergenceError as ConvergenceError
     from bayes_sd.inference.fit import Fit as Fit
     from bayes_sd.model.latency_model import LatencyModel as LatencyModel
+    from bayes_sd.physics.costs import Law as Law
     from bayes_sd.predict.load import grid as grid
     from bayes_sd.predict.runs import predict_runs as predict_runs
     from bayes_sd.predict.system import Size as Size

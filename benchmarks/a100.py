@@ -19,7 +19,7 @@ import pandas as pd
 
 import bayes_sd as bsd
 
-SAMPLING = {"draws": 1500, "tune": 1000, "target_accept": 0.9, "adaptation": "low_rank"}
+SAMPLING = {"draws": 1000, "tune": 1000, "target_accept": 0.9, "adaptation": "low_rank"}
 MODEL = bsd.LatencyModel(server_effects=("speed",))
 
 

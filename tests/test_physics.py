@@ -30,7 +30,8 @@ from bayes_sd.physics import (
     typical_layers,
     utilization,
 )
-from bayes_sd.physics.law import Outcome, outcome, run_scale, spread_variance
+from bayes_sd.physics.law import Outcome, outcome, run_scale
+from bayes_sd.physics.tails import spread_variance
 
 modest = settings(max_examples=60, deadline=None)
 rates = st.floats(0, 1)
@@ -41,6 +42,10 @@ SECONDS = {  # every coefficient of the law that is a time
     "s_pass": 0.02,
     "s_1p": 2e-4,
     "s_2p": 1.5e-4,
+    "h_1p": 4e-3,
+    "h_2p": 1e-3,
+    "h_1v": 2e-3,
+    "h_2v": 8e-5,
     "o_1p": 3e-4,
     "o_2p": 1.3e-4,
     "o_1v": 1e-4,
@@ -449,8 +454,9 @@ def test_the_law_is_the_same_for_numpy_and_xarray(family: str) -> None:
     theta = {n: xr.DataArray(np.full(2, v), dims="draw") for n, v in THETA.items()}
     found = outcome(theta, SIZES[family], labelled)
     for name, value in expected._asdict().items():
-        array = getattr(found, name).transpose("draw", "run")
-        np.testing.assert_allclose(array, np.tile(value, (2, 1)), rtol=1e-12, err_msg=name)
+        array, _ = xr.broadcast(getattr(found, name), found.e2e_s)
+        array = array.transpose("draw", "run")
+        np.testing.assert_allclose(array, np.broadcast_to(value, (2, 3)), rtol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize("family", ["dense", "moe"])

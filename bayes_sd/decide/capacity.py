@@ -90,8 +90,8 @@ def _arm(
     z = float(ndtri(percentile / 100))
 
     def tail_s(rate: Any) -> tuple[Any, Any, Any]:
-        resolved, law = arm_outcome(fit, system, k, load.assign(rate_rps=rate), seed)
-        variance = scatter(fit, law, "e2e")[1]
+        resolved, law, asked = arm_outcome(fit, system, k, load.assign(rate_rps=rate), seed)
+        variance = scatter(fit, law, asked, "e2e")[1]
         tail = law.e2e_s * np.exp(z * variance**0.5 - variance / 2)
         return xr.where(law.utilization >= 1, np.inf, tail), law, resolved
 

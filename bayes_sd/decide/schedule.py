@@ -103,8 +103,8 @@ def schedule(
     parts, labels = [], []
     for one in ks:
         # At k = 0 the drafter stays loaded: that is the arm a schedule falls back to.
-        resolved, law = arm_outcome(thin, system, one, load, seed, drafter_loaded=True)
-        variance = scatter(thin, law, "e2e")[1]
+        resolved, law, asked = arm_outcome(thin, system, one, load, seed, drafter_loaded=True)
+        variance = scatter(thin, law, asked, "e2e")[1]
         parts.append(_by_batch(_loss(law.e2e_s, variance, loss, slo_s)))
         labels.append(_by_batch(support(thin, resolved, one, load, law)).values)
     losses = np.stack([p.transpose(*SAMPLE, "concurrency").values for p in parts])

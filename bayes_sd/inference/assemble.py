@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -14,9 +15,11 @@ from bayes_sd.inference.fit import FORMAT, Fit
 from bayes_sd.inference.gate import Convergence
 from bayes_sd.inference.sample import Sampling
 from bayes_sd.model.design import Design
-from bayes_sd.model.priors import Prior
+from bayes_sd.model.effects import APART
+from bayes_sd.model.priors import COEFFICIENTS, DRAFT_COEFFICIENTS
 
 if TYPE_CHECKING:
+    from bayes_sd.model.latency_model import LatencyModel
     from bayes_sd.traces import Traces
 
 DRAWN = ("law", "noise", "moe", "tau_verifier", "tau_drafter", "tau_system", "tau_environment")
@@ -27,7 +30,7 @@ def assemble(
     tree: xr.DataTree,
     design: Design,
     traces: "Traces",
-    priors: tuple[Prior, ...],
+    model: "LatencyModel",
     how: Sampling,
     seed: int,
     used: dict[str, Any],
@@ -39,6 +42,13 @@ def assemble(
     posterior = tree["posterior"].to_dataset()
     posterior = posterior[[name for name in (*DRAWN, *FACTORS) if name in posterior]]
     posterior.attrs = {}
+    if model.pooling == "none":  # what a new model's effects are drawn with
+        for name, dim, own in (
+            ("tau_verifier", "coefficient", COEFFICIENTS),
+            ("tau_drafter", "draft_coefficient", DRAFT_COEFFICIENTS),
+        ):
+            shape = (posterior.sizes["chain"], posterior.sizes["draw"], len(own))
+            posterior[name] = (("chain", "draw", dim), np.full(shape, APART))
     runs = design.runs.copy()
     for name in runs.columns[runs.dtypes == "str"]:
         runs[name] = runs[name].astype(object)
@@ -54,8 +64,18 @@ def assemble(
         design.runs, posterior.sizes["chain"], posterior.sizes["draw"], seed
     )
 
+    spec = json.dumps(
+        {
+            "priors": [asdict(p) for p in model.used],
+            "law": asdict(model.law),
+            "pooling": model.pooling,
+            **asdict(how),
+            "seed": seed,
+        }
+    )
+
     def groups(runs: pd.DataFrame) -> xr.DataTree:
-        return xr.DataTree.from_dict(
+        tree = xr.DataTree.from_dict(
             {
                 "posterior": posterior,
                 "acceptance": acceptance,
@@ -64,23 +84,26 @@ def assemble(
                 "drafters": drafters,
             }
         )
+        tree.attrs["spec"] = spec
+        return tree
 
     if not convergence.nonfinite:
         runs = runs.assign(**fitted(Fit(groups(runs)), runs))
-    result = groups(runs)
+    result, steady = groups(runs), runs[~runs["saturated"]]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     packages = ("bayes_sd", "pymc", "nutpie", "arviz", "numpy", "xarray")
     result.attrs = {
         "kind": "bayes_sd fit",
         "format": FORMAT,
-        "spec": json.dumps({"priors": [asdict(p) for p in priors], **asdict(how), "seed": seed}),
+        "spec": spec,
         "sampling": json.dumps(convergence.summary | used),
         "provenance": json.dumps(
             {
                 "created": now,
                 "environment": design.environment,
-                "runs": len(runs),
-                "requests": int(runs["requests"].sum()),
+                "runs": len(steady),
+                "requests": int(steady["requests"].sum()),
+                "runs_censored": len(runs) - len(steady),
                 "runs_read": len(traces),
                 "runs_not_steady": int(traces.runs["saturated"].sum()),
                 "versions": {name: _version(name) for name in packages},

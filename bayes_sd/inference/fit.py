@@ -12,6 +12,7 @@ import xarray as xr
 
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.inference.gate import Convergence
+from bayes_sd.physics.costs import Law
 from bayes_sd.predict.answers import BreakEven, Latency
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bayes_sd.decide.schedule import Schedule
     from bayes_sd.predict.system import System
 
-FORMAT = 2  # of the file; raised when a reader must know
+FORMAT = 3  # of the file; raised when a reader must know
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters")
 
 
@@ -65,12 +66,24 @@ class Fit:
 
     @property
     def runs(self) -> pd.DataFrame:
-        """The fitted runs, with ``system``, ``pair``, fitted latency (s) and utilization."""
-        return self._runs.copy()
+        """The fitted steady runs: ``system``, ``pair``, fitted latency (s), utilization."""
+        return self._runs[~self._runs["saturated"]].reset_index(drop=True)
+
+    @property
+    def censored_runs(self) -> pd.DataFrame:
+        """The runs past saturation that bounded the latency from below; columns as `runs`."""
+        return self._runs[self._runs["saturated"]].reset_index(drop=True)
 
     @cached_property
     def _runs(self) -> pd.DataFrame:
-        return self.tree["runs"].to_dataset().to_dataframe().reset_index(drop=True)
+        runs = self.tree["runs"].to_dataset().to_dataframe().reset_index(drop=True)
+        return runs.astype({"saturated": bool})
+
+    @cached_property
+    def law(self) -> Law:
+        """The law that was fitted."""
+        law = self.spec["law"]
+        return Law(tuple(law["parts"]), law["tile_tokens"])
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -193,8 +206,8 @@ class Fit:
             Draft tokens per cycle; 0 is the plain server.
         system : System, optional
             Verifier and drafter; may be left out when the fit has one of each.
-        metric : {"e2e", "ttft"}
-            End-to-end latency or time to first token.
+        metric : {"e2e", "ttft", "tpot"}
+            End-to-end latency, time to first token, or time per output token after it.
         seed : int
             For what the posterior predictive adds to the posterior.
 

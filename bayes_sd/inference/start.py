@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.model.design import Design
-from bayes_sd.model.priors import COEFFICIENTS, DRAFT_COEFFICIENTS, POPULATION, Prior
+from bayes_sd.model.priors import COEFFICIENTS, DRAFT_COEFFICIENTS, Prior
+from bayes_sd.physics.costs import FULL, Law
 from bayes_sd.physics.law import SOFTNESS, outcome
 
 # Priors reach from a laptop to an H200, so their median may lie far past the pole of every run,
@@ -20,24 +21,24 @@ FACTORS = (
 )
 
 
-def start(design: Design, priors: tuple[Prior, ...]) -> np.ndarray:
+def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndarray:
     """Logs of the population coefficients by regularised least squares on the run means.
 
     Parameters
     ----------
     design : Design
     priors : tuple of Prior
+        Of the law's coefficients, in the order wanted.
+    law : Law
 
     Returns
     -------
     numpy.ndarray
-        One value for each of ``POPULATION``, in its order.
+        One value for each prior.
     """
     from scipy.optimize import least_squares
 
-    by_name = {p.name: p for p in priors}
-    own = [by_name[p.name] for p in POPULATION]
-    middle, sd = np.log([p.a for p in own]), np.array([p.b for p in own])
+    middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
     d, v = design.data, design.data["verifier_i"]
     system: dict[str, Any] = {name: values[v] for name, values in design.verifiers.items()}
     system["drafter"] = design.drafters[d["drafter_i"]] * d["drafted"]
@@ -47,14 +48,14 @@ def start(design: Design, priors: tuple[Prior, ...]) -> np.ndarray:
 
     def errors(z: np.ndarray) -> np.ndarray:
         theta: dict[str, Any] = dict.fromkeys(FACTORS, 1.0)
-        theta |= dict(zip((p.name for p in own), np.exp(middle + sd * z), strict=True))
-        law = outcome(theta, system, d, SOFTNESS)
-        e2e = (np.log(law.e2e_s) - d["log_e2e"]) / (RELATIVE * crowding)
-        ttft = ((np.log(law.ttft_s) - d["log_ttft"]) / (2 * RELATIVE * crowding))[rows]
+        theta |= dict(zip((p.name for p in priors), np.exp(middle + sd * z), strict=True))
+        found = outcome(theta, system, d, SOFTNESS, law=law)
+        e2e = ((np.log(found.e2e_s) - d["log_e2e"]) / (RELATIVE * crowding))[d["e2e_rows"]]
+        ttft = ((np.log(found.ttft_s) - d["log_ttft"]) / (2 * RELATIVE * crowding))[rows]
         return np.concatenate([e2e, ttft, TIGHT * z])
 
-    costs = [float(np.sum(np.log1p(errors(np.full(len(own), s)) ** 2))) for s in SHIFTS]
+    costs = [float(np.sum(np.log1p(errors(np.full(len(priors), s)) ** 2))) for s in SHIFTS]
     best = SHIFTS[int(np.argmin(costs))]
-    found = least_squares(errors, np.full(len(own), best), loss="soft_l1", max_nfev=100)
+    found = least_squares(errors, np.full(len(priors), best), loss="soft_l1", max_nfev=100)
     # Rounded, so that the last digits of a sum on another machine do not change the draws.
     return np.round(middle + sd * found.x, 1)

@@ -1,10 +1,11 @@
-"""From priors and a design to a PyMC model. The only file that writes the model's graph."""
+"""From priors and a design to a PyMC model."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bayes_sd.model.design import Design
+from bayes_sd.model.effects import CENTRED_RUNS, EFFECT_DIMS, LEVELS, Priors, factors, random
 from bayes_sd.model.priors import (
     ALL,
     COEFFICIENTS,
@@ -15,35 +16,17 @@ from bayes_sd.model.priors import (
     Prior,
     environment_factors,
 )
-from bayes_sd.physics.costs import stage_costs
-from bayes_sd.physics.law import NU, SOFTNESS, outcome, run_scale, spread_variance
+from bayes_sd.physics.costs import FULL, Law
+from bayes_sd.physics.law import NU, SOFTNESS, Outcome, outcome, run_scale
+from bayes_sd.physics.tails import METRICS, counted, intensity, spread_variance
 
 if TYPE_CHECKING:
     import pymc as pm
 
 SPEED = ("speed", "capacity")
-
-Priors = dict[str, Prior]
-LEVELS = ("verifier", "drafter", "system")
 HARDWARE_DIMS = ("hardware", "environment")
-EFFECT_DIMS = (
-    ("coefficient", "verifier"),
-    ("draft_coefficient", "drafter"),
-    ("speed", "system"),
-)
-ONES = {f"f_{name}": 1.0 for name in COEFFICIENTS + DRAFT_COEFFICIENTS}
-NO_VERIFIER = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb"), 0.0)
-CENTRED_RUNS = 100  # runs a verifier from which centred effects sample better
-
-
-def _random(prior: Prior) -> Any:
-    import pymc as pm
-
-    name = prior.name
-    dims = prior.dims or None
-    if prior.kind == "lognormal":
-        return pm.LogNormal(name, np.log(prior.a), prior.b, dims=dims)
-    return pm.Normal(name, prior.a, prior.b, dims=dims)
+SPREADS = dict(zip(METRICS, ("spread", "ttft_spread", "tpot_spread"), strict=True))
+TINY = 1e-12  # of a probability, so that its logarithm stays finite
 
 
 def _positive(name: str, which: tuple[Prior, ...], by_name: Priors) -> dict[str, Any]:
@@ -62,60 +45,9 @@ def _positive(name: str, which: tuple[Prior, ...], by_name: Priors) -> dict[str,
     return {p.name: values[i] for i, p in enumerate(priors)}
 
 
-def _effects(
-    design: Design, theta: dict, verifiers: dict, drafters: Any, by_name: Priors, centred: bool
-) -> tuple:
-    """Factors (coefficient, level) of verifiers, drafters and systems around the size laws.
-
-    Centred, the sampled value is the log of a level's own cost, which many runs pin down while
-    overhead and slope stay loose; non-centred, it is the standardized effect, which suits few runs.
-    """
-    import pymc as pm
-    import pytensor.tensor as pt
-
-    model = pm.modelcontext(None)
-    taus = [_random(by_name[name]) for name in ("tau_verifier", "tau_drafter", "tau_system")]
-    moe = _random(by_name["moe"])[:, None] * verifiers["moe"][None, :]
-    if not centred:
-        z = [
-            pm.Normal(f"z_{name}", dims=dim) for name, dim in zip(LEVELS, EFFECT_DIMS, strict=True)
-        ]
-        logs = [tau[:, None] * x for tau, x in zip(taus, z, strict=True)]
-        return pt.exp(logs[0] + moe), pt.exp(logs[1]), pt.exp(logs[2])
-    typical = {
-        name: float(np.mean(design.data[name])) for name in ("k", "prompt_tokens", "output_tokens")
-    }
-    sizes = {**verifiers, "drafter": 0.0}
-    law = stage_costs(theta | ONES, sizes, **typical)
-    draft = stage_costs(theta | ONES, {**NO_VERIFIER, "drafter": drafters}, **typical)
-    whole = law.c1_verify + law.c1_experts
-    laws = (
-        pt.log(pt.stack([law.c1_prefill, law.c2_prefill, whole, law.c2_verify])),
-        pt.log(pt.stack([draft.c1_draft, draft.c2_draft])),
-    )
-    speed = pm.Normal("log_speed", 0.0, taus[2][0], dims="system")
-    # A level's own cost and the mean speed of its servers are known only as a product: sample that.
-    means = [pt.dot(_server_means(design, name), speed)[None, :] for name in LEVELS[:2]]
-    verifier = pm.Normal(
-        "log_verifier", laws[0] + moe + means[0], taus[0][:, None], dims=EFFECT_DIMS[0]
-    )
-    drafter = pm.Normal("log_drafter", laws[1] + means[1], taus[1][:, None], dims=EFFECT_DIMS[1])
-    servers = [speed]
-    if len(model.coords["speed"]) > 1:
-        servers.append(taus[2][1] * pm.Normal("z_capacity", dims="system"))
-    return (
-        pt.exp(verifier - laws[0] - means[0]),
-        pt.exp(drafter - laws[1] - means[1]),
-        pt.exp(pt.stack(servers)),
-    )
-
-
-def _server_means(design: Design, level: str) -> np.ndarray:
-    """Matrix (level, system) that averages over the servers a verifier or drafter ran on."""
-    member = np.zeros((len(design.levels[level]), len(design.levels["system"])))
-    used = design.data["drafted"] > 0 if level == "drafter" else np.full(len(design.runs), True)
-    member[design.data[f"{level}_i"][used], design.data["system_i"][used]] = 1.0
-    return member / np.maximum(member.sum(axis=1, keepdims=True), 1.0)
+def population(law: Law) -> tuple[Prior, ...]:
+    """Priors of the coefficients that a law has."""
+    return tuple(p for p in POPULATION if p.name in law.terms)
 
 
 def build(
@@ -123,15 +55,18 @@ def build(
     priors: tuple[Prior, ...] = ALL,
     server_effects: tuple[str, ...] = SPEED,
     centred: bool | None = None,
+    law: Law = FULL,
+    pooling: str = "partial",
+    keep_runs: bool = False,
 ) -> "pm.Model":
-    """PyMC model of the run means and spreads of e2e latency and TTFT.
+    """PyMC model of the run means and spreads of e2e latency, TTFT and TPOT.
 
-    Run data and sizes are ``pm.Data``; `server_effects` as in `LatencyModel`. `centred` chooses
-    the geometry of the effects, not the model; by default it follows the number of runs a
-    verifier has.
+    Run data and sizes are ``pm.Data``; `server_effects`, `law` and `pooling` as in `LatencyModel`.
+    `centred` chooses the geometry of the effects, not the model; by default it follows the number
+    of runs a verifier has. `keep_runs` also keeps, draw by draw, what the law says of every run,
+    those with a large ``away`` included: that is what refits predict with.
     """
     import pymc as pm
-    import pytensor.tensor as pt
     from pytensor.gradient import disconnected_grad
 
     if centred is None:
@@ -142,7 +77,7 @@ def build(
         "draft_coefficient": list(DRAFT_COEFFICIENTS),
         "speed": list(server_effects),
         "hardware": list(HARDWARE),
-        "law_term": [p.name for p in POPULATION],
+        "law_term": [p.name for p in population(law)],
         "noise_term": [p.name for p in NOISE],
         **design.levels,
     }
@@ -155,67 +90,137 @@ def build(
         drafters = pm.Data("drafter_size", design.drafters, dims="drafter")
 
         by_name = {p.name: p for p in priors}
-        fixed: Any = {f"f_{name}": 1.0 for name in SPEED}
-        theta, noise = _positive("law", POPULATION, by_name), _positive("noise", NOISE, by_name)
-        factors = _effects(design, theta, verifiers, drafters, by_name, centred)
-        for name, values, dims in zip(LEVELS, factors, EFFECT_DIMS, strict=True):
-            pm.Deterministic(f"factor_{name}", values, dims=dims)
-
-        v, d, s = data["verifier_i"], data["drafter_i"], data["system_i"]
-        for names, level, values in zip(
-            (COEFFICIENTS, DRAFT_COEFFICIENTS, server_effects), (v, d, s), factors, strict=True
-        ):
-            theta |= {f"f_{name}": values[j][level] for j, name in enumerate(names)}
+        theta = _positive("law", population(law), by_name)
+        noise = _positive("noise", NOISE, by_name)
+        effects = factors(design, theta, verifiers, drafters, by_name, law, pooling, centred)
+        theta = _of_runs(theta, effects, data, server_effects, pooling)
         if len(design.levels["environment"]) > 1:
-            tau = _random(by_name["tau_environment"])
-            # Around the mean of the environments, which is what the size laws then describe. Many
-            # runs tell the factors, so they are sampled as they are.
-            logs = pm.ZeroSumNormal(
-                "log_environment", sigma=tau[:, None], n_zerosum_axes=1, dims=HARDWARE_DIMS
-            )
-            values = pm.Deterministic("factor_environment", pt.exp(logs), dims=HARDWARE_DIMS)
-            rows = [values[i][data["environment_i"]] for i in range(len(HARDWARE))]
-            here = environment_factors(theta, rows)
-            theta = {n: x * here[n] if n in here else x for n, x in theta.items()}
-        theta = fixed | theta
-        system = {name: values[v] for name, values in verifiers.items()}
+            theta = _somewhere(theta, data, by_name)
+        system = {name: values[data["verifier_i"]] for name, values in verifiers.items()}
         if not design.verifiers["moe"].any():
             system["expert"] = 0.0  # a float says so: no fixed point to iterate
-        system["drafter"] = drafters[d] * data["drafted"]
-        law = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad)
-
-        growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / data["requests"]) ** 0.5
-        sd = run_scale(noise["run_sd"], growing, law.growth)
-        pm.StudentT(
-            "e2e",
-            NU,
-            mu=pt.log(law.e2e_s),
-            sigma=(sd**2 + data["se_e2e"] ** 2) ** 0.5,
-            observed=data["log_e2e"],
-            dims="run",
-        )
-        rows = data["ttft_rows"]
-        sd = run_scale(noise["ttft_sd"], noise["ttft_capacity_sd"], law.growth)
-        pm.StudentT(
-            "ttft",
-            NU,
-            mu=pt.log(law.ttft_s)[rows],
-            sigma=((sd**2 + data["se_ttft"] ** 2) ** 0.5)[rows],
-            observed=data["log_ttft"][rows],
-        )
-        spreads = (
-            ("e2e", "spread", law.others_share * law.c2_s / law.c1_s),
-            ("ttft", "ttft_spread", law.others_share**2),
-        )
-        for metric, name, intensity in spreads:
-            rows = data[f"{name}_rows"]
-            variance = spread_variance(noise[f"{name}_alone"], noise[f"{name}_load"], intensity)
-            # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
-            sampling = 2 / (data[f"worth_{metric}"] - 1)
-            pm.Normal(
-                name,
-                mu=pt.log(variance)[rows],
-                sigma=((sampling + (2 * noise["spread_sd"]) ** 2) ** 0.5)[rows],
-                observed=data[f"log_var_{metric}"][rows],
-            )
+        system["drafter"] = drafters[data["drafter_i"]] * data["drafted"]
+        found = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad, law=law)
+        scales = _scales(found, noise, data)
+        variances = _variances(found, noise, data)
+        _means(found, scales, data, bool(len(design.data["censored_rows"])))
+        _spreads(variances, noise, data)
+        if keep_runs:
+            for metric in METRICS:
+                pm.Deterministic(f"run_variance_{metric}", variances[metric], dims="run")
+                if metric in scales:
+                    value = found.e2e_s if metric == "e2e" else found.ttft_s
+                    pm.Deterministic(f"run_mean_{metric}", value, dims="run")
+                    pm.Deterministic(f"run_scale_{metric}", scales[metric], dims="run")
     return model
+
+
+def _of_runs(
+    theta: dict, effects: tuple, data: dict, server_effects: tuple[str, ...], pooling: str
+) -> dict[str, Any]:
+    """Coefficients with the factors of each run's verifier, drafter and server."""
+    import pymc as pm
+
+    theta = {"f_speed": 1.0, "f_capacity": 1.0} | theta
+    names = (COEFFICIENTS, DRAFT_COEFFICIENTS, server_effects)
+    for level, own, values, dims in zip(LEVELS, names, effects, EFFECT_DIMS, strict=True):
+        if pooling != "complete":  # a factor that cannot move is not a parameter
+            pm.Deterministic(f"factor_{level}", values, dims=dims)
+        theta |= {f"f_{n}": values[j][data[f"{level}_i"]] for j, n in enumerate(own)}
+    return theta
+
+
+def _somewhere(theta: dict, data: dict, by_name: Priors) -> dict[str, Any]:
+    """Coefficients in each run's environment.
+
+    Around the mean of the environments, which is what the size laws then describe. Many runs tell
+    the factors, so they are sampled as they are.
+    """
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    tau = random(by_name["tau_environment"])
+    logs = pm.ZeroSumNormal(
+        "log_environment", sigma=tau[:, None], n_zerosum_axes=1, dims=HARDWARE_DIMS
+    )
+    values = pm.Deterministic("factor_environment", pt.exp(logs), dims=HARDWARE_DIMS)
+    rows = [values[i][data["environment_i"]] for i in range(len(HARDWARE))]
+    here = environment_factors(theta, rows)
+    return {n: x * here[n] if n in here else x for n, x in theta.items()}
+
+
+def _scales(found: Outcome, noise: dict, data: dict) -> dict[str, Any]:
+    """Run-to-run scatter of the log mean, sampling error apart."""
+    growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / data["requests"]) ** 0.5
+    return {
+        "e2e": run_scale(noise["run_sd"], growing, found.growth),
+        "ttft": run_scale(noise["ttft_sd"], noise["ttft_capacity_sd"], found.growth),
+    }
+
+
+def _variances(found: Outcome, noise: dict, data: dict) -> dict[str, Any]:
+    """Variance of log latencies between the requests of a run."""
+    return {
+        metric: spread_variance(
+            noise[f"{name}_alone"],
+            noise[f"{name}_load"],
+            intensity(metric, found),
+            counted(metric, found, data),
+        )
+        for metric, name in SPREADS.items()
+    }
+
+
+def _means(found: Outcome, scales: dict, data: dict, censored: bool) -> None:
+    """Likelihoods of the mean latency and TTFT of runs; of a run cut short, that of more."""
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    for metric, value in (("e2e", found.e2e_s), ("ttft", found.ttft_s)):
+        rows = data[f"{metric}_rows"]
+        sd = (scales[metric] ** 2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["away"]
+        pm.StudentT(
+            metric,
+            NU,
+            mu=pt.log(value)[rows],
+            sigma=sd[rows],
+            observed=data[f"log_{metric}"][rows],
+        )
+        if metric == "e2e" and censored:
+            rows = data["censored_rows"]
+            z = ((pt.log(value) - data["log_e2e"]) / sd)[rows]
+            pm.Potential("censored", pt.log(t5_probability(z, pt.arctan) + TINY))
+
+
+def t5_probability(z: Any, arctan: Any) -> Any:
+    r"""P(T <= z) of Student's t with five degrees of freedom, in closed form.
+
+    .. math:: \frac12 + \frac1\pi \Big(\theta + \sin\theta\cos\theta\,
+        (1 + \tfrac23 \cos^2\theta)\Big), \qquad \theta = \arctan(z / \sqrt5)
+
+    Parameters
+    ----------
+    z : array_like
+    arctan : callable
+        Of NumPy or PyTensor.
+    """
+    tangent = z / 5**0.5
+    square = 1 / (1 + tangent**2)  # of the cosine
+    return 0.5 + (arctan(tangent) + tangent * square * (1 + 2 / 3 * square)) / np.pi
+
+
+def _spreads(variances: dict, noise: dict, data: dict) -> None:
+    """Likelihoods of the variance of log latencies between the requests of a run."""
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    for metric, name in SPREADS.items():
+        rows = data[f"{metric}_spread_rows"]
+        # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
+        sampling = 2 / (data[f"worth_{metric}"] - 1)
+        pm.Normal(
+            name,
+            mu=pt.log(variances[metric])[rows],
+            sigma=((sampling + (2 * noise["spread_sd"]) ** 2) ** 0.5 + data["away"])[rows],
+            observed=data[f"log_var_{metric}"][rows],
+        )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.physics.acceptance import constant_acceptance
+from bayes_sd.physics.acceptance import constant_acceptance, cycles_variance
 from bayes_sd.physics.acceptance import cycles as cycles_of
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GIGA = 1e9
 NONE = "none"
+METRICS = ("e2e", "ttft", "tpot")
 SIZES = (
     "verifier_params",
     "verifier_active_params",
@@ -66,8 +67,8 @@ def sizes(
     }
 
 
-def run_cycles(runs: pd.DataFrame) -> np.ndarray:
-    """Cycles of a request of each run, from its acceptance by position.
+def run_cycles(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Cycles of a request of each run and their variance, from its acceptance by position.
 
     Where positions were not counted, acceptance is taken to be alike at all.
     """
@@ -80,7 +81,8 @@ def run_cycles(runs: pd.DataFrame) -> np.ndarray:
             rate = np.where(before > 0, accepted / before, 0.0)
         acceptance.append(np.where(np.isfinite(before) & np.isfinite(accepted), rate, alike))
         before = accepted
-    return np.asarray(cycles_of(runs["output_tokens"].to_numpy(float), acceptance, k))
+    output = runs["output_tokens"].to_numpy(float)
+    return cycles_of(output, acceptance, k), cycles_variance(output, acceptance, k)
 
 
 def pair_label(verifier: str, drafter: str, acceptance: float) -> str:
@@ -98,8 +100,9 @@ def server_label(verifier: str, pair: str | None, k: int, environment: str = "")
 class Design:
     """Levels and arrays of one data set.
 
-    `runs` is the table the arrays come from (steady runs); `levels` the names of
-    the dimensions; `verifiers` and `drafters` the size tables; `data` the arrays over runs.
+    `runs` is the table the arrays come from: steady runs, and those past saturation that bound
+    the latency from below; `levels` the names of the dimensions; `verifiers` and `drafters` the
+    size tables; `data` the arrays over runs, ``*_rows`` the runs that a likelihood takes.
     """
 
     runs: pd.DataFrame
@@ -114,6 +117,11 @@ class Design:
         return "; ".join(self.levels["environment"])
 
 
+def _squared_cv(runs: pd.DataFrame, lengths: str) -> np.ndarray:
+    """Squared coefficient of variation of a run's lengths; unknown ones count as all alike."""
+    return (runs[f"{lengths}_sd"].fillna(0.0) / runs[lengths]).to_numpy(float) ** 2
+
+
 def _consistent(runs: pd.DataFrame, key: str, columns: list[str]) -> pd.DataFrame:
     table = runs.groupby(key, sort=True)[columns].first()
     bad = runs.groupby(key)[columns].nunique().max(axis=1)
@@ -123,19 +131,25 @@ def _consistent(runs: pd.DataFrame, key: str, columns: list[str]) -> pd.DataFram
     return table
 
 
-def build_design(traces: "Traces") -> Design:
-    """Levels and arrays of the steady runs of `traces`.
+def build_design(traces: "Traces", censored: bool = True) -> Design:
+    """Levels and arrays of the steady runs of `traces`, and of those that are censored.
+
+    An open-loop run that did not settle was cut before its latency had grown to what it would have
+    been, so what it showed is a lower bound.
 
     Raises
     ------
     EvidenceError
         If no steady run is left.
     """
-    runs = traces.steady.runs.reset_index(drop=True)
-    runs = runs[runs["e2e_mean_s"].notna() & runs["tokens_per_cycle"].notna()].reset_index(
-        drop=True
-    )
-    if runs.empty:
+    runs = traces.runs
+    usable = runs["e2e_mean_s"].notna() & runs["tokens_per_cycle"].notna()
+    bounds = runs["saturated"] & (runs["loop"] == "open")
+    if not censored:
+        bounds &= False
+    runs = runs[usable & (~runs["saturated"] | bounds)].reset_index(drop=True)
+    steady = ~runs["saturated"].to_numpy()
+    if not steady.any():
         raise EvidenceError("There is no steady run with a mean latency to fit; see check().")
     environments = sorted(str(e) for e in runs["environment"].unique())
     verifier_table = _consistent(runs, "verifier", list(SIZES))
@@ -173,17 +187,17 @@ def build_design(traces: "Traces") -> Design:
         where = {name: i for i, name in enumerate(levels[level])}
         return np.array([where.get(str(v), 0) for v in values], dtype="int64")
 
-    cycles = run_cycles(runs)
+    cycles, cycles_var = run_cycles(runs)
     closed = (runs["loop"] == "closed").to_numpy(float)
     requests = runs["requests"].to_numpy(float)
-    log_var = {m: runs[f"{m}_log_var"].to_numpy(float) for m in ("e2e", "ttft")}
+    log_var = {m: runs[f"{m}_log_var"].to_numpy(float) for m in METRICS}
     # A variance read off a histogram knows less than its requests would, each measured.
     worth = {
         m: runs[f"{m}_log_var_requests"].fillna(runs["requests"]).to_numpy(float) for m in log_var
     }
     # A run without a variance of its own is left out of the spread; its error bar is borrowed.
-    known = {m: np.isfinite(v) & (v > 0) & (worth[m] > 2) for m, v in log_var.items()}
-    ttft_known = runs["ttft_mean_s"].notna().to_numpy()
+    known = {m: steady & np.isfinite(v) & (v > 0) & (worth[m] > 2) for m, v in log_var.items()}
+    ttft_known = steady & runs["ttft_mean_s"].notna().to_numpy()
     filled = {
         m: np.where(known[m], v, np.median(v[known[m]]) if known[m].any() else TYPICAL_LOG_VAR)
         for m, v in log_var.items()
@@ -198,6 +212,9 @@ def build_design(traces: "Traces") -> Design:
         "prompt_tokens": runs["prompt_tokens"].to_numpy(float),
         "output_tokens": runs["output_tokens"].to_numpy(float),
         "cycles": cycles,
+        "cycles_var": cycles_var,
+        "prompt_cv2": _squared_cv(runs, "prompt_tokens"),
+        "output_cv2": _squared_cv(runs, "output_tokens"),
         "closed": closed,
         "rate_rps": np.where(closed > 0, 0.0, runs["rate_rps"].to_numpy(float)),
         "others": np.where(closed > 0, runs["concurrency"].to_numpy(float) - 1, 0.0),
@@ -208,17 +225,18 @@ def build_design(traces: "Traces") -> Design:
         ),
         "se_e2e": np.sqrt(filled["e2e"] / requests),
         "se_ttft": np.sqrt(filled["ttft"] / requests),
-        "log_var_e2e": np.log(filled["e2e"]),
-        "log_var_ttft": np.log(filled["ttft"]),
-        "worth_e2e": np.maximum(worth["e2e"], 3.0),
-        "worth_ttft": np.maximum(worth["ttft"], 3.0),
+        **{f"log_var_{m}": np.log(v) for m, v in filled.items()},
+        **{f"worth_{m}": np.maximum(w, 3.0) for m, w in worth.items()},
+        # Made large, it takes a run out of the likelihood without another compilation.
+        "away": np.zeros(len(runs)),
     }
     data |= {
+        "e2e_rows": np.flatnonzero(steady),
         "ttft_rows": np.flatnonzero(ttft_known),
-        "spread_rows": np.flatnonzero(known["e2e"]),
-        "ttft_spread_rows": np.flatnonzero(ttft_known & known["ttft"]),
+        "censored_rows": np.flatnonzero(~steady),
+        **{f"{m}_spread_rows": np.flatnonzero(v) for m, v in known.items()},
     }
-    runs = runs.assign(system=system, pair=pair, cycles=cycles)
+    runs = runs.assign(system=system, pair=pair, cycles=cycles, cycles_var=cycles_var)
     return Design(
         runs=runs,
         levels=levels,

@@ -9,8 +9,11 @@ from bayes_sd.inference.fit import ConvergenceError, Fit
 from bayes_sd.inference.gate import diagnose
 from bayes_sd.inference.sample import Sampling, sample
 from bayes_sd.inference.start import start
-from bayes_sd.model.design import build_design
-from bayes_sd.model.priors import ALL, Prior
+from bayes_sd.model.build import build, population
+from bayes_sd.model.design import Design, build_design
+from bayes_sd.model.effects import POOLINGS
+from bayes_sd.model.priors import ALL, EFFECTS, NOISE, Prior
+from bayes_sd.physics.costs import FULL, Law
 
 if TYPE_CHECKING:
     import pymc as pm
@@ -28,7 +31,9 @@ class LatencyModel:
 
     Each stage cost is (overhead + slope x size x length) x a factor of its verifier or drafter, and
     each server has a speed and a capacity of its own; all factors are partially pooled. Mean
-    end-to-end latency, mean TTFT and the spread of both are fitted jointly over all runs.
+    end-to-end latency and TTFT (their difference is TPOT's mean) and the spread of all three are
+    fitted jointly over all runs; an open-loop run that was cut before it had settled says that its
+    latency is at least what it showed.
 
     Parameters
     ----------
@@ -37,6 +42,14 @@ class LatencyModel:
     server_effects : tuple of str
         What a server may differ in from its models' costs: ``("speed", "capacity")``, or
         ``("speed",)`` for sweeps taken back to back on one machine.
+    law : Law
+        Which parts the latency law has, see :class:`bayes_sd.Law`; ``Law(tile_tokens=128)`` for
+        current GPUs.
+    pooling : {"partial", "none", "complete"}
+        Whether verifiers and drafters scatter around the size laws by an amount that is learned,
+        each stands for itself, or all obey the laws exactly.
+    censored : bool
+        Whether runs past saturation count as lower bounds, or not at all.
 
     References
     ----------
@@ -52,6 +65,9 @@ class LatencyModel:
 
     priors: tuple[Prior, ...] = field(default=ALL)
     server_effects: tuple[str, ...] = ("speed", "capacity")
+    law: Law = FULL
+    pooling: str = "partial"
+    censored: bool = True
 
     def __post_init__(self) -> None:
         if self.server_effects not in (("speed",), ("speed", "capacity")):
@@ -59,6 +75,8 @@ class LatencyModel:
                 f"server_effects = {self.server_effects!r}: "
                 "must be ('speed', 'capacity') or ('speed',)."
             )
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling = {self.pooling!r}: must be one of {', '.join(POOLINGS)}.")
 
     def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
         """The same model with one prior changed.
@@ -91,18 +109,54 @@ class LatencyModel:
         return replace(self, priors=priors)
 
     def __repr__(self) -> str:
+        parts = ", ".join(self.law.parts) or "none"
+        tiles = f", tiles of {self.law.tile_tokens:g} tokens" if self.law.tile_tokens > 1 else ""
         lines = [
             "LatencyModel: L = C1 + B C2, B = rate x L;  C = prefill + g/E (verify + k draft)",
+            f"parts: {parts}{tiles}; {self.pooling} pooling; servers differ in "
+            + " and ".join(self.server_effects),
             "",
             f"{'prior':<18} {'90% interval':>22}  {'unit':<27} what it is, and why this prior",
         ]
-        for p in self.priors:
+        for p in self.used:
             low, high = p.interval()
             lines.append(
                 f"{p.name:<18} {f'{low:.2g} .. {high:.2g}':>22}  {p.unit:<27} "
                 f"{p.meaning}: {p.reason}"
             )
         return "\n".join([*lines, "", "next: model.fit(traces, seed=1)"])
+
+    @property
+    def used(self) -> tuple[Prior, ...]:
+        """The priors of this law and pooling."""
+        names = {p.name for p in (*population(self.law), *NOISE)}
+        effects = {p.name for p in EFFECTS}
+        if self.pooling == "complete":
+            effects -= {"tau_verifier", "tau_drafter", "tau_system"}
+        if self.pooling == "none":
+            effects -= {"tau_verifier", "tau_drafter"}
+        return tuple(p for p in self.priors if p.name in names | effects)
+
+    def design(self, traces: "Traces") -> Design:
+        """Arrays of the runs that this model fits."""
+        return build_design(traces, self.censored)
+
+    def graph(self, design: Design, keep_runs: bool = False) -> "pm.Model":
+        """PyMC model of a design; `keep_runs` as in :func:`bayes_sd.model.build.build`."""
+        return build(
+            design,
+            self.priors,
+            self.server_effects,
+            law=self.law,
+            pooling=self.pooling,
+            keep_runs=keep_runs,
+        )
+
+    def start(self, design: Design) -> dict[str, Any]:
+        """Where chains start."""
+        terms = {p.name for p in population(self.law)}
+        own = tuple(p for p in self.priors if p.name in terms)
+        return {"log_law": start(design, own, self.law)}
 
     def build(self, traces: "Traces") -> "pm.Model":
         """PyMC model of the steady runs of `traces`, for those who want to look inside.
@@ -120,9 +174,7 @@ class LatencyModel:
         EvidenceError
             If there is no steady run.
         """
-        from bayes_sd.model.build import build
-
-        return build(build_design(traces), self.priors, self.server_effects)
+        return self.graph(self.design(traces))
 
     def fit(
         self,
@@ -142,7 +194,7 @@ class LatencyModel:
         Parameters
         ----------
         traces : Traces
-            Runs; saturated ones are left out.
+            Runs; saturated ones are lower bounds.
         seed : int
             Equal seeds give equal draws.
         draws, tune, chains : int
@@ -170,17 +222,13 @@ class LatencyModel:
         InputError
             If a sampler setting is not allowed.
         """
-        from bayes_sd.model.build import build
-
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
-        design = build_design(traces)
+        design = self.design(traces)
         how = Sampling(draws, tune, chains, target_accept, sampler, adaptation)
-        graph = build(design, self.priors, self.server_effects)
-        first = {"log_law": start(design, self.priors)}
-        tree, used = sample(graph, how, seed, progress, first)
+        tree, used = sample(self.graph(design), how, seed, progress, self.start(design))
         convergence = diagnose(tree)
-        fit = assemble(tree, design, traces, self.priors, how, seed, used, convergence)
+        fit = assemble(tree, design, traces, self, how, seed, used, convergence)
         if convergence.complaints:
             raise ConvergenceError(fit, convergence)
         return fit

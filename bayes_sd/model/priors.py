@@ -88,6 +88,38 @@ POPULATION = (
         "that of a prompt token; less where reading weights hides it, more in small batches",
     ),
     _positive(
+        "h_1p",
+        5e-3,
+        1.2,
+        "s",
+        "host's work for a request, whatever the model",
+        "receive, tokenize, schedule, reply: 0.7 to 36 ms",
+    ),
+    _positive(
+        "h_2p",
+        1e-3,
+        1.2,
+        "s",
+        "host's work for each other request, while one waits",
+        "less than its own: other processes do most of it",
+    ),
+    _positive(
+        "h_1v",
+        2e-3,
+        1.0,
+        "s",
+        "host's work for a pass, whatever the model",
+        "scheduling and sampling between passes: 0.4 to 10 ms",
+    ),
+    _positive(
+        "h_2v",
+        5e-5,
+        1.2,
+        "s",
+        "host's work for a sequence in a pass",
+        "bookkeeping, sampling, streaming out: 7 to 360 us",
+    ),
+    _positive(
         "o_1p",
         5e-4,
         1.2,
@@ -164,7 +196,10 @@ POPULATION = (
 COEFFICIENTS = ("1p", "2p", "1v", "2v")  # with an effect of each verifier
 DRAFT_COEFFICIENTS = ("1d", "2d")  # with an effect of each drafter
 HARDWARE = {  # with an effect of each environment
-    "overhead": ("o_1p", "o_2p", "o_1v", "o_2v", "o_1d", "o_2d"),
+    "overhead": (
+        *("h_1p", "h_2p", "h_1v", "h_2v"),
+        *("o_1p", "o_2p", "o_1v", "o_2v", "o_1d", "o_2d"),
+    ),
     "memory": ("s_pass",),
     "compute": ("s_1p", "s_2p"),
 }
@@ -267,7 +302,7 @@ NOISE = (
     _scale(
         "spread_alone",
         0.06,
-        "spread of a request's log latency on an idle server",
+        "spread of a request's log latency on an idle server, acceptance and lengths apart",
         "jitter of single requests: 3 to 14%",
     ),
     _scale(
@@ -281,6 +316,18 @@ NOISE = (
         0.3,
         "run-to-run scatter of the spread",
         "burst or no burst in a short run: 13 to 68%",
+    ),
+    _scale(
+        "tpot_spread_alone",
+        0.06,
+        "spread of a request's log TPOT on an idle server, acceptance apart",
+        "as spread_alone",
+    ),
+    _scale(
+        "tpot_spread_load",
+        0.9,
+        "spread of log TPOT per square root of x C2 / C1",
+        "as spread_load",
     ),
     _scale(
         "ttft_spread_alone",

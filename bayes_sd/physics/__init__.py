@@ -10,12 +10,16 @@ Units: seconds, tokens, requests per second (rps), parameters.
 from bayes_sd.physics.acceptance import (
     constant_acceptance,
     cycles,
+    cycles_variance,
     tokens_per_cycle,
     tokens_per_cycle_by_position,
 )
-from bayes_sd.physics.costs import Cycle, Stages, combine, prompt_work, stage_costs
+from bayes_sd.physics.costs import FULL, PARTS, Law
+from bayes_sd.physics.crowd import in_flight_open, in_flight_with_tiles
 from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
+from bayes_sd.physics.parts.attention import prompt_work
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
+from bayes_sd.physics.stages import Cycle, Stages, add, combine
 from bayes_sd.physics.steady import (
     break_even_rate,
     headroom,
@@ -26,24 +30,33 @@ from bayes_sd.physics.steady import (
     speedup,
     utilization,
 )
+from bayes_sd.physics.tiles import computed_tokens, free_tokens
 
 __all__ = [
+    "FULL",
+    "PARTS",
     "Cycle",
+    "Law",
     "Stages",
+    "add",
     "break_even_rate",
     "combine",
+    "computed_tokens",
     "constant_acceptance",
     "coverage",
     "cycles",
+    "cycles_variance",
+    "free_tokens",
     "headroom",
     "in_flight",
+    "in_flight_open",
     "in_flight_with_experts",
+    "in_flight_with_tiles",
     "latency_closed",
     "latency_open",
     "pole",
     "prompt_work",
     "speedup",
-    "stage_costs",
     "tokens_in_pass",
     "tokens_per_cycle",
     "tokens_per_cycle_by_position",

@@ -116,12 +116,38 @@ def cycles(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> Any:
     16.25
     """
     mean = tokens_per_cycle_by_position(acceptance, k)
-    square, reached = mean * 0 + 1.0, 1.0
+    overshoot = (_second_moment(acceptance, k) - mean) / (2 * mean**2)
+    return (output_tokens - 1) / mean + (output_tokens > 1) * overshoot
+
+
+def cycles_variance(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> Any:
+    r"""Variance of the draft-verify cycles of a request, between requests of one length.
+
+    .. math:: \frac{(g - 1)\, Var(X)}{E^3}
+
+    by renewal theory, for `X` tokens a cycle; 0 for plain decoding.
+
+    Parameters
+    ----------
+    output_tokens, acceptance, k
+        See :func:`cycles`.
+
+    Examples
+    --------
+    >>> round(cycles_variance(129, [0.5], 1), 3)  # one or two tokens a cycle
+    9.481
+    """
+    mean = tokens_per_cycle_by_position(acceptance, k)
+    variance = _second_moment(acceptance, k) - mean**2
+    return (output_tokens - 1) * variance / mean**3
+
+
+def _second_moment(acceptance: Sequence[Any], k: Any) -> Any:
+    square, reached = k * 0 + 1.0, 1.0
     for j in range(1, len(acceptance) + 1):
         reached = reached * acceptance[j - 1]
         square = square + (k >= j) * (2 * j + 1) * reached
-    overshoot = (square - mean) / (2 * mean**2)
-    return (output_tokens - 1) / mean + (output_tokens > 1) * overshoot
+    return square
 
 
 def constant_acceptance(tokens: Any, k: Any) -> Any:

@@ -1,10 +1,13 @@
-"""The whole law in one place: coefficients and a load in, mean latency, TTFT and load share out."""
+"""The whole law in one place: coefficients and a load in; mean latency, TTFT and spread out."""
 
 from typing import Any, NamedTuple
 
-from bayes_sd.physics.costs import Cycle, Stages, combine, stage_costs
-from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
+from bayes_sd.physics.costs import FULL, Law
+from bayes_sd.physics.crowd import in_flight_open
+from bayes_sd.physics.experts import coverage, tokens_in_pass
+from bayes_sd.physics.stages import Cycle, Stages, combine, scaled
 from bayes_sd.physics.steady import headroom, latency_closed, utilization
+from bayes_sd.physics.tiles import free_tokens
 
 NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
 NEWTON_STEPS = 6
@@ -14,14 +17,18 @@ SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
 class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 
-    `others_share` is ``B C2 / L``, the share of the latency that other requests cause; at an
-    offered rate it is the utilization ``x``. `growth` is the relative change of the latency for
-    one of C2: ``B C2 / C1 = x / (1 - x)`` at a rate, ``B C2 / L`` at a concurrency.
-    `utilization` is ``rate * C2``, 0 at a fixed concurrency.
+    `decode_s` is what follows the first token, `prefill_s` a request's own prefill, `cycle_s` a
+    draft-verify cycle among the others. `others_share` is the share of the latency that other
+    requests cause; at an offered rate it is the utilization ``x``. `growth` is the relative change
+    of the latency for one of C2: ``B C2 / C1 = x / (1 - x)`` at a rate, ``B C2 / L`` at a
+    concurrency. `utilization` is ``rate * C2``, 0 at a fixed concurrency.
     """
 
     e2e_s: Any
     ttft_s: Any
+    decode_s: Any
+    prefill_s: Any
+    cycle_s: Any
     c1_s: Any
     c2_s: Any
     in_flight: Any
@@ -30,44 +37,47 @@ class Outcome(NamedTuple):
     utilization: Any
 
 
-def system_stages(theta: Any, system: Any, load: Any) -> Stages:
+def system_stages(theta: Any, system: Any, load: Any, law: Law = FULL) -> Stages:
     """Stage costs with the server's own factors ``f_speed`` and ``f_capacity``."""
     alone, others = theta["f_speed"], theta["f_speed"] * theta["f_capacity"]
-    stages = stage_costs(theta, system, load["k"], load["prompt_tokens"], load["output_tokens"])
+    stages = law.stages(theta, system, load)
     return Stages(
         *(
-            cost * (alone if name.startswith("c1") else others)
+            scaled(cost, alone if name.startswith("c1") else others)
             for name, cost in stages._asdict().items()
         )
     )
 
 
-def cycle(theta: Any, system: Any, load: Any) -> Cycle:
+def cycle(theta: Any, system: Any, load: Any, law: Law = FULL) -> Cycle:
     """Latency coefficients C1 (its part outside and inside the experts) and C2, in seconds."""
-    stages = system_stages(theta, system, load)
+    stages = system_stages(theta, system, load, law)
     return combine(stages, load["k"], load["cycles"])
 
 
-def _others_at_rate(
-    total: Cycle, system: Any, rate: Any, room: Any, k: Any, detach: Any = None
-) -> Any:
-    # A dense model needs no iteration; whether a symbolic one is dense cannot be asked.
-    dense = isinstance(system["expert"], float) and system["expert"] == 0.0
-    steps = 0 if dense else NEWTON_STEPS
-    idle, log_idle = system["idle"], system["log_idle"]
-    return in_flight_with_experts(total, rate, room, idle, log_idle, k, steps, detach)
+def latency_beside(total: Cycle, system: Any, others: Any, k: Any, law: Law = FULL) -> Any:
+    """Mean latency (s) beside `others` requests, from the coefficients of a :func:`cycle`."""
+    tokens = tokens_in_pass(others, k)
+    c1 = total.c1 + coverage(system["idle"], tokens) * total.c1_experts
+    if law.tile_tokens > 1:
+        c1 = c1 - total.token * free_tokens(tokens, law.tile_tokens)
+    return latency_closed(c1, total.c2, others)
 
 
-def latency_at_rate(total: Cycle, system: Any, rate: Any, k: Any) -> Any:
+def latency_at_rate(total: Cycle, system: Any, rate: Any, k: Any, law: Law = FULL) -> Any:
     """Mean latency (s) at a rate below the pole, from the coefficients of a :func:`cycle`."""
     room = headroom(utilization(total.c2, rate))
-    others = _others_at_rate(total, system, rate, room, k)
-    phi = coverage(system["idle"], tokens_in_pass(others, k))
-    return latency_closed(total.c1 + phi * total.c1_experts, total.c2, others)
+    others = in_flight_open(total, system, rate, room, k, law.tile_tokens, NEWTON_STEPS)
+    return latency_beside(total, system, others, k, law)
 
 
 def outcome(
-    theta: Any, system: Any, load: Any, softness: float = 0.0, detach: Any = None
+    theta: Any,
+    system: Any,
+    load: Any,
+    softness: float = 0.0,
+    detach: Any = None,
+    law: Law = FULL,
 ) -> Outcome:
     r"""Mean latency and TTFT at a load.
 
@@ -77,12 +87,13 @@ def outcome(
                + \frac{\rho\, c_{2,prefill}}{2 (1 - \rho)}, \quad \rho = \lambda\, c_{2,prefill}
 
     The first token waits for `w` running cycles and, in a queue with constant service, for the
-    prefills ahead of its own; prefills that arrive later stall decoding and are in L.
+    prefills ahead of its own; prefills that arrive later stall decoding and are in L. A law
+    without the part "stalls" charges them to the first token instead, as ``B c2,prefill``.
 
     Parameters
     ----------
     theta : mapping
-        Coefficients, see :func:`bayes_sd.physics.stage_costs`, and ``f_speed``, ``f_capacity``,
+        Coefficients, see :meth:`bayes_sd.physics.Law.stages`, and ``f_speed``, ``f_capacity``,
         ``wait``.
     system : mapping
         Sizes in 1e9 parameters; ``idle`` and ``log_idle`` of the experts.
@@ -93,32 +104,55 @@ def outcome(
         Rounding of the pole, see :func:`bayes_sd.physics.headroom`; 0 is exact (infinite past it).
     detach : callable, optional
         See :func:`bayes_sd.physics.in_flight_with_experts`.
+    law : Law
+        Which parts.
 
     Returns
     -------
     Outcome
     """
-    stages = system_stages(theta, system, load)
-    k, rate, closed = load["k"], load["rate_rps"], load["closed"]
+    stages = system_stages(theta, system, load, law)
+    k, rate, closed, tile = load["k"], load["rate_rps"], load["closed"], law.tile_tokens
     total = combine(stages, k, load["cycles"])
     x = utilization(total.c2, rate)
     room = headroom(x, softness)
-    open_others = _others_at_rate(total, system, rate, room, k, detach)
-    others = (1 - closed) * open_others + closed * load["others"]
-    phi = coverage(system["idle"], tokens_in_pass(others, k))
+    at_rate = in_flight_open(total, system, rate, room, k, tile, NEWTON_STEPS, detach)
+    others = (1 - closed) * at_rate + closed * load["others"]
+    tokens = tokens_in_pass(others, k)
+    phi = coverage(system["idle"], tokens)
     c1 = total.c1 + phi * total.c1_experts
-    e2e = latency_closed(c1, total.c2, others)
+    e2e = latency_beside(total, system, others, k, law)
+    added = others * total.c2
     pass_s = stages.c1_verify + phi * stages.c1_experts + k * stages.c1_draft
     shared_s = stages.c2_verify + k * stages.c2_draft
-    prefill_load = (1 - closed) * utilization(stages.c2_prefill, rate) + closed * (
-        others * stages.c2_prefill / e2e
-    )
-    queue = prefill_load * stages.c2_prefill / (2 * headroom(prefill_load, 0.02))
-    ttft = stages.c1_prefill + theta["wait"] * (pass_s + others * shared_s) + queue
-    added = others * total.c2
+    cycle_s = pass_s + others * shared_s
+    if tile > 1:
+        cycle_s = cycle_s - stages.token * free_tokens(tokens, tile)
+        c1 = c1 - total.token * free_tokens(k + 1.0, tile)
+        added = e2e - c1
+    if law.stalls:
+        prefill_load = (1 - closed) * utilization(stages.c2_prefill, rate) + closed * (
+            others * stages.c2_prefill / e2e
+        )
+        ahead = prefill_load * stages.c2_prefill / (2 * headroom(prefill_load, 0.02))
+    else:
+        ahead = others * stages.c2_prefill
+    ttft = stages.c1_prefill + theta["wait"] * cycle_s + ahead
     # At a rate an error of C2 feeds back through the requests in flight; a concurrency is fixed.
     growth = (1 - closed) * added / c1 + closed * added / e2e
-    return Outcome(e2e, ttft, c1, total.c2, others, added / e2e, growth, x)
+    return Outcome(
+        e2e_s=e2e,
+        ttft_s=ttft,
+        decode_s=e2e - ttft,
+        prefill_s=stages.c1_prefill,
+        cycle_s=cycle_s,
+        c1_s=c1,
+        c2_s=total.c2,
+        in_flight=others,
+        others_share=added / e2e,
+        growth=growth,
+        utilization=x,
+    )
 
 
 def run_scale(alone: Any, growing: Any, growth: Any) -> Any:
@@ -127,13 +161,3 @@ def run_scale(alone: Any, growing: Any, growth: Any) -> Any:
     A relative error of C2 moves the latency ``growth = x / (1 - x)`` times as much.
     """
     return (alone**2 + (growing * growth) ** 2) ** 0.5
-
-
-def spread_variance(alone: Any, load: Any, intensity: Any) -> Any:
-    r"""Variance of the log latency of single requests: ``alone^2 + load^2 * intensity``.
-
-    For the latency, `intensity` is ``x C2 / C1``: while a request stays for L, a Poisson number of
-    others arrives, each adding C2, so the variance of its latency is about
-    :math:`\lambda L C_2^2 / (1 - x)`, that is :math:`x C_2 / C_1` in units of :math:`L^2`.
-    """
-    return alone**2 + load**2 * intensity

@@ -96,7 +96,7 @@ def _crossing(
     arm = {one: arm_cycle(fit, system, one, load, seed) for one in (0, k)}
 
     def faster(rate: Any) -> Any:
-        return rate_latency(*arm[k], rate, k) < rate_latency(*arm[0], rate, 0)
+        return rate_latency(fit, arm[k], rate, k) < rate_latency(fit, arm[0], rate, 0)
 
     capacity = {one: pole(cycle.c2) for one, (_, cycle) in arm.items()}
     shared = np.minimum(capacity[0], capacity[k])

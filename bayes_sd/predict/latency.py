@@ -7,8 +7,7 @@ import numpy as np
 import xarray as xr
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.costs import Cycle
+from bayes_sd.physics.acceptance import cycles, cycles_variance
 from bayes_sd.physics.law import (
     NU,
     SOFTNESS,
@@ -17,8 +16,9 @@ from bayes_sd.physics.law import (
     latency_at_rate,
     outcome,
     run_scale,
-    spread_variance,
 )
+from bayes_sd.physics.stages import Cycle
+from bayes_sd.physics.tails import METRICS, counted, intensity, spread_variance
 from bayes_sd.predict.answers import Latency
 from bayes_sd.predict.support import support
 from bayes_sd.predict.system import Resolved, System, acceptance, default_system, resolve
@@ -55,6 +55,9 @@ def workload(load: xr.Dataset, k: int, acceptance: Sequence[Any]) -> dict[str, A
     return {
         "k": k,
         "cycles": cycles(load["output_tokens"], acceptance, k),
+        "cycles_var": cycles_variance(load["output_tokens"], acceptance, k),
+        "prompt_cv2": load["prompt_cv"] ** 2 if "prompt_cv" in load else 0.0,
+        "output_cv2": load["output_cv"] ** 2 if "output_cv" in load else 0.0,
         "prompt_tokens": load["prompt_tokens"],
         "output_tokens": load["output_tokens"],
         "closed": float(closed),
@@ -69,12 +72,13 @@ def arm_cycle(
     """Latency coefficients of one arm, which no rate changes."""
     resolved = resolve(fit, system, k, seed)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
-    return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, rates))
+    return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, rates), fit.law)
 
 
-def rate_latency(resolved: Resolved, cycle: Cycle, rate: Any, k: int) -> Any:
-    """Mean latency at a rate below the pole, s."""
-    return latency_at_rate(cycle, resolved.sizes, rate, k)
+def rate_latency(fit: "Fit", arm: tuple[Resolved, Cycle], rate: Any, k: int) -> Any:
+    """Mean latency at a rate below the pole, s, of an :func:`arm_cycle`."""
+    resolved, own = arm
+    return latency_at_rate(own, resolved.sizes, rate, k, fit.law)
 
 
 def arm_outcome(
@@ -84,45 +88,59 @@ def arm_outcome(
     load: xr.Dataset,
     seed: int,
     drafter_loaded: bool | None = None,
-) -> tuple[Resolved, Outcome]:
-    """What the law says of one arm: exact, infinite past the pole."""
+) -> tuple[Resolved, Outcome, dict[str, Any]]:
+    """What the law says of one arm, exact, infinite past the pole; and the load it says it of."""
     resolved = resolve(fit, system, k, seed, drafter_loaded)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        law = outcome(resolved.theta, resolved.sizes, workload(load, k, rates))
+        asked = workload(load, k, rates)
+        law = outcome(resolved.theta, resolved.sizes, asked, law=fit.law)
         # Past the pole the fixed point has no root and infinity times zero is not a number.
         over = law.utilization >= 1
         law = law._replace(e2e_s=xr.where(over, np.inf, law.e2e_s))
-    return resolved, law
+    return resolved, law, asked
 
 
-def scatter(fit: "Fit", law: Outcome, metric: str, requests: Any = np.inf) -> tuple[Any, Any]:
+def scatter(
+    fit: "Fit", law: Outcome, load: Any, metric: str, requests: Any = np.inf
+) -> tuple[Any, Any]:
     """Scatter of a run's mean (scale of log) and variance of log latency of single requests."""
-    noise = {
-        str(n): fit.posterior["noise"].sel(noise_term=n, drop=True)
-        for n in fit.posterior["noise_term"].values
-    }
+    terms = fit.posterior["noise"]
+    noise = {str(n): terms.sel(noise_term=n, drop=True) for n in terms["noise_term"].values}
     with np.errstate(invalid="ignore", divide="ignore"):
         growth = np.minimum(law.growth.fillna(np.inf), 1 / SOFTNESS)
         share = xr.where(np.isfinite(law.others_share), law.others_share, 1.0)
-        share = np.minimum(share, 1.0)
+        law = law._replace(others_share=np.minimum(share, 1.0))
         if metric == "ttft":
             scale = run_scale(noise["ttft_sd"], noise["ttft_capacity_sd"], growth)
-            name, intensity = "ttft_spread", share**2
         else:
             growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / requests) ** 0.5
             scale = run_scale(noise["run_sd"], growing, growth)
-            name, intensity = "spread", share * law.c2_s / law.c1_s
-        variance = spread_variance(noise[f"{name}_alone"], noise[f"{name}_load"], intensity)
+        name = "spread" if metric == "e2e" else f"{metric}_spread"
+        known = counted(metric, law, load)
+        # Past the pole a request's own share of an infinite latency is none.
+        known = xr.where(np.isfinite(law.e2e_s), known, 0.0)
+        variance = spread_variance(
+            noise[f"{name}_alone"], noise[f"{name}_load"], intensity(metric, law), known
+        )
     return scale, variance
+
+
+def mean_of(metric: str, law: Outcome, output_tokens: Any) -> Any:
+    """Mean of a metric, s: e2e latency, TTFT, or TPOT ``(e2e - ttft) / (g - 1)``."""
+    if metric == "tpot":
+        return law.decode_s / (output_tokens - 1)
+    return law.e2e_s if metric == "e2e" else law.ttft_s
 
 
 def latency(
     fit: "Fit", load: xr.Dataset, k: Any, system: System | None, metric: str, seed: int
 ) -> Latency:
     """See :meth:`bayes_sd.Fit.latency`."""
-    if metric not in ("e2e", "ttft"):
-        raise InputError(f"metric = {metric!r}: must be 'e2e' or 'ttft'.")
+    if metric not in METRICS:
+        raise InputError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}.")
+    if metric == "tpot" and bool((load["output_tokens"] <= 1).any()):
+        raise InputError("Time per output token needs answers of more than one token.")
     ks = arms(k)
     system = system or default_system(fit, any(ks))
     parts = [_arm(fit, load, one, system, metric, seed) for one in ks]
@@ -136,11 +154,11 @@ def latency(
 def _arm(
     fit: "Fit", load: xr.Dataset, k: int, system: System, metric: str, seed: int
 ) -> xr.Dataset:
-    resolved, law = arm_outcome(fit, system, k, load, seed)
+    resolved, law, asked = arm_outcome(fit, system, k, load, seed)
     saturated = law.utilization >= 1
-    mean = law.e2e_s if metric == "e2e" else xr.where(saturated, np.inf, law.ttft_s)
+    mean = xr.where(saturated, np.inf, mean_of(metric, law, load["output_tokens"]))
     mean = mean.broadcast_like(load["prompt_tokens"]).broadcast_like(load["output_tokens"])
-    scale, variance = scatter(fit, law, metric)
+    scale, variance = scatter(fit, law, asked, metric)
     # Arms get their own noise: two servers, two runs.
     rng = np.random.default_rng([seed, 1 + k])
     shape = mean.shape

@@ -29,7 +29,8 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
     -------
     xarray.Dataset
         ``e2e_s``, ``ttft_s``, ``c1_s``, ``c2_s``, ``share`` (of the latency that others cause),
-        ``scale`` (scatter of the log mean, sampling error of the run's requests included).
+        ``scale`` (scatter of the log mean, sampling error of the run's requests included),
+        ``variance`` (of the log latency of its requests).
     """
     posterior = fit.posterior
     known = {level: set(posterior[level].values.tolist()) for level in ("verifier", "drafter")}
@@ -69,21 +70,17 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
         resolved = resolve(fit, system, k, seed, drafter_loaded=drafter is not None)
         columns = rows.rename_axis("run").to_xarray()
         closed = xr.where(columns["loop"] == "closed", 1.0, 0.0)
-        law = outcome(
-            resolved.theta,
-            resolved.sizes,
-            {
-                "k": float(k),
-                "cycles": columns["cycles"],
-                "prompt_tokens": columns["prompt_tokens"],
-                "output_tokens": columns["output_tokens"],
-                "closed": closed,
-                "rate_rps": columns["rate_rps"].fillna(0.0) * (1 - closed),
-                "others": (columns["concurrency"].fillna(1.0) - 1) * closed,
-            },
-            softness=SOFTNESS,
-        )
-        scale, variance = scatter(fit, law, "e2e", columns["requests"])
+        load = {
+            "k": float(k),
+            **{n: columns[n] for n in ("cycles", "cycles_var", "prompt_tokens", "output_tokens")},
+            "prompt_cv2": (columns["prompt_tokens_sd"].fillna(0.0) / columns["prompt_tokens"]) ** 2,
+            "output_cv2": (columns["output_tokens_sd"].fillna(0.0) / columns["output_tokens"]) ** 2,
+            "closed": closed,
+            "rate_rps": columns["rate_rps"].fillna(0.0) * (1 - closed),
+            "others": (columns["concurrency"].fillna(1.0) - 1) * closed,
+        }
+        law = outcome(resolved.theta, resolved.sizes, load, SOFTNESS, law=fit.law)
+        scale, variance = scatter(fit, law, load, "e2e", columns["requests"])
         parts.append(
             xr.Dataset(
                 {
@@ -93,6 +90,7 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
                     "c2_s": law.c2_s,
                     "share": law.others_share,
                     "scale": (scale**2 + variance / columns["requests"]) ** 0.5,
+                    "variance": variance,
                 }
             )
         )
@@ -118,9 +116,8 @@ def predict_runs(fit: "Fit", traces: "Traces", prob: float = 0.9, seed: int = 0)
         (log density of the log mean) and ``pit``.
     """
     from scipy.special import logsumexp
-    from scipy.stats import t
 
-    runs = build_design(traces).runs
+    runs = build_design(traces, censored=False).runs
     law = run_outcome(fit, runs, seed).stack(sample=("chain", "draw"))
     log_mean, scale = np.log(law["e2e_s"].values), law["scale"].values
     rng = np.random.default_rng(seed)
@@ -128,7 +125,7 @@ def predict_runs(fit: "Fit", traces: "Traces", prob: float = 0.9, seed: int = 0)
     tail = (1 - prob) / 2
     low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=1))
     observed = np.log(runs["e2e_mean_s"].to_numpy())[:, None]
-    density = t.logpdf((observed - log_mean) / scale, NU) - np.log(scale)
+    density = _density(runs, log_mean, scale)
     return runs.assign(
         predicted_s=middle,
         low_s=low,
@@ -137,6 +134,19 @@ def predict_runs(fit: "Fit", traces: "Traces", prob: float = 0.9, seed: int = 0)
         log_score=logsumexp(density, axis=1) - np.log(density.shape[1]),
         pit=(drawn < observed).mean(axis=1),
     )
+
+
+def run_log_density(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Log density of each run's log mean latency, draw by draw: (draws, runs)."""
+    law = run_outcome(fit, runs, seed).stack(sample=("chain", "draw"))
+    return _density(runs, np.log(law["e2e_s"].values), law["scale"].values).T
+
+
+def _density(runs: pd.DataFrame, log_mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    from scipy.stats import t
+
+    observed = np.log(runs["e2e_mean_s"].to_numpy())[:, None]
+    return np.asarray(t.logpdf((observed - log_mean) / scale, NU) - np.log(scale))
 
 
 def fitted(fit: "Fit", runs: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -187,14 +187,34 @@ def _known(fit: "Fit", level: str, name: str) -> None:
 def _factors(fit: "Fit", level: str, name: str | None, new: str, seed: int, moe: float) -> Any:
     """Factors of a level, dims (chain, draw, coefficient): fitted, or drawn from its population."""
     posterior = fit.posterior
+    if f"factor_{level}" not in posterior:  # complete pooling: all obey the size laws
+        terms = {"verifier": "coefficient", "drafter": "draft_coefficient"}.get(level, "speed")
+        none = xr.DataArray(np.zeros(posterior[terms].size), {terms: posterior[terms].values})
+        return np.exp(none + (moe * family_effect(fit) if level == "verifier" and moe else 0.0))
     factor, tau = posterior[f"factor_{level}"], posterior[f"tau_{level}"]
     if name is not None:
         return factor.sel({level: name}, drop=True)
     z = _generator(seed, new).standard_normal(tau.shape)
     log = tau * z
-    if level == "verifier":
-        log = log + moe * posterior["moe"]
+    if level == "verifier" and moe:
+        log = log + moe * family_effect(fit)
     return np.exp(log)
+
+
+def family_effect(fit: "Fit") -> Any:
+    """Draws of the log factor of mixture-of-experts models; its prior where none was fitted."""
+    posterior = fit.posterior
+    if "moe" in posterior:
+        return posterior["moe"]
+    prior = next(p for p in fit.spec["priors"] if p["name"] == "moe")
+    like = posterior["tau_verifier"] if "tau_verifier" in posterior else posterior["law"]
+    shape = (like.sizes["chain"], like.sizes["draw"], posterior["coefficient"].size)
+    z = _generator(0, "moe").standard_normal(shape)
+    return xr.DataArray(
+        prior["a"] + prior["b"] * z,
+        dims=("chain", "draw", "coefficient"),
+        coords={"coefficient": posterior["coefficient"].values},
+    )
 
 
 def environment_of(fit: "Fit", system: System) -> str:

@@ -47,6 +47,7 @@ class _Metric(_Record):
     std: NonNegative | None = None
     p50: Number | None = None
     p90: Number | None = None
+    p95: Number | None = None
     p99: Number | None = None
 
 
@@ -159,6 +160,8 @@ def runs_of(
             )
         latencies = latencies_of(requests, duration_s)
         compare_means(latencies, reported)
+        load["prompt_tokens_sd"] = float(requests.prompt.std())
+        load["output_tokens_sd"] = float(requests.output.std())
         if (span := float(np.ptp(requests.start))) > 0:
             load["span_s"] = span
     try:
@@ -228,7 +231,7 @@ def _seconds(name: str, metric: _Metric | _Value, field: str) -> float:
 def _latency(name: str, metric: _Metric | None) -> Latency:
     if metric is None or not metric.avg > 0:
         return Latency()
-    names = {"avg": "mean", "std": "std", "p50": "p50", "p90": "p90", "p99": "p99"}
+    names = {"avg": "mean"} | {name: name for name in ("std", "p50", "p90", "p95", "p99")}
     given = {
         ours: _seconds(name, metric, theirs)
         for theirs, ours in names.items()

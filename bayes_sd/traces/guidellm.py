@@ -191,6 +191,8 @@ def _run(benchmark: Any, configuration: Mapping[str, Any]) -> dict[str, Any]:
         compare_means(latencies, reported)
         load["prompt_tokens"] = float(requests.prompt.mean())
         load["output_tokens"] = float(requests.output.mean())
+        load["prompt_tokens_sd"] = float(requests.prompt.std())
+        load["output_tokens_sd"] = float(requests.output.std())
     else:
         latencies = reported
         if math.isnan(latencies["e2e"].mean):

@@ -21,7 +21,8 @@ NOT_MEASURED = frozenset(COLUMNS) - {
     name
     for name, column in COLUMNS.items()
     if name.startswith(("e2e_", "ttft_", "tpot_"))
-    or name in ("duration_s", "requests", "failed", "prompt_tokens", "output_tokens")
+    or name in ("duration_s", "requests", "failed")
+    or name.startswith(("prompt_tokens", "output_tokens"))
 }
 
 

@@ -1,6 +1,7 @@
 """What both readers hand over: workload, latencies, draft counts."""
 
 import math
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -21,6 +22,8 @@ class Workload(BaseModel):
 
     prompt_tokens: Positive
     output_tokens: Positive
+    prompt_tokens_sd: NonNegative = math.nan
+    output_tokens_sd: NonNegative = math.nan
     loop: Literal["open", "closed", "burst"]
     rate_rps: Positive = math.nan
     concurrency: Positive = math.nan
@@ -59,18 +62,16 @@ class Latency(BaseModel):
     log_var: NonNegative = math.nan
     p50: Positive = math.nan
     p90: Positive = math.nan
+    p95: Positive = math.nan
     p99: Positive = math.nan
+    log_var_requests: Positive = math.nan
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         # Rounding in a file may swap equal percentiles.
-        slack = 1 + 1e-4
-        if (
-            self.p50 > self.p90 * slack
-            or self.p90 > self.p99 * slack
-            or self.p50 > self.p99 * slack
-        ):
-            raise ValueError("percentiles decrease; p50 <= p90 <= p99 is required")
+        known = [p for p in (self.p50, self.p90, self.p95, self.p99) if not math.isnan(p)]
+        if any(low > high * (1 + 1e-4) for low, high in pairwise(known)):
+            raise ValueError("percentiles decrease; p50 <= p90 <= p95 <= p99 is required")
         return self
 
 

@@ -23,6 +23,10 @@ FAILED_SHARE = 0.05
 # a wrong unit is off by far more.
 UNIT_SLACK = 1.2
 
+# Upper percentiles of which one tells the spread with the median: its normal quantile, and the
+# share of the requests' logs it is worth, var(log s^2 of n) / var from the two order statistics.
+UPPER = {"p95": (1.6449, 0.28), "p90": (1.2816, 0.27), "p99": (2.3263, 0.19)}
+
 FLAGS = {
     "saturated": "burst, or arrivals lasted under four mean latencies, or said so by the caller",
     "failed>5%": "more than one request in twenty failed",
@@ -40,29 +44,43 @@ def latency_of_requests(seconds: np.ndarray) -> Latency:
     if x.size == 0:
         return Latency()
     logs = np.log(x)
-    p50, p90, p99 = (float(q) for q in np.percentile(x, (50, 90, 99)))
+    p50, p90, p95, p99 = (float(q) for q in np.percentile(x, (50, 90, 95, 99)))
     several = {"std": float(x.std()), "log_var": float(logs.var(ddof=1))} if x.size > 1 else {}
     return Latency(
         mean=float(x.mean()),
         log_mean=float(logs.mean()),
         p50=p50,
         p90=p90,
+        p95=p95,
         p99=p99,
         **several,
     )
 
 
 def with_log_moments(latency: Latency, requests: int) -> Latency:
-    """Fill the moments of the log from mean and standard deviation of a lognormal."""
+    """Fill the moments of the log from what a file without single requests gives.
+
+    A log-normal's variance of the log follows from mean and standard deviation, or from two
+    percentiles. Either knows less than the requests' logs would: `log_var_requests` is the number
+    of requests whose logs would have told as much (ratio of the asymptotic variances).
+    """
     if math.isnan(latency.mean) or not math.isnan(latency.log_mean):
         return latency
     if requests == 1:
-        moments = {"log_mean": math.log(latency.mean)}
-    elif math.isnan(latency.std):
-        moments = {}
-    else:
+        return latency.model_copy(update={"log_mean": math.log(latency.mean)})
+    if not math.isnan(latency.std):
         log_var = math.log1p((latency.std / latency.mean) ** 2)
-        moments = {"log_mean": math.log(latency.mean) - log_var / 2, "log_var": log_var}
+        worth = requests / (1 + 8 * log_var)
+    else:
+        upper = next((q for q in UPPER if not math.isnan(getattr(latency, q))), None)
+        if upper is None or math.isnan(latency.p50):
+            return latency
+        z, share = UPPER[upper]
+        log_var = (math.log(getattr(latency, upper) / latency.p50) / z) ** 2
+        worth = share * requests
+    moments = {"log_mean": math.log(latency.mean) - log_var / 2}
+    if log_var > 0:
+        moments |= {"log_var": log_var, "log_var_requests": worth}
     return latency.model_copy(update=moments)
 
 
@@ -97,8 +115,10 @@ def run_row(
             f"{m}_mean_s": x.mean,
             f"{m}_log_mean": x.log_mean,
             f"{m}_log_var": x.log_var,
+            f"{m}_log_var_requests": x.log_var_requests,
             f"{m}_p50_s": x.p50,
             f"{m}_p90_s": x.p90,
+            f"{m}_p95_s": x.p95,
             f"{m}_p99_s": x.p99,
         }
     row["detail"] = detail

@@ -28,6 +28,7 @@ def _metric(name: str, label: str, unit: str) -> dict[str, Column]:
         f"{name}_log_var": Column("float", "1", f"variance of the log of {label}"),
         f"{name}_p50_s": Column("float", unit, f"median {label}"),
         f"{name}_p90_s": Column("float", unit, f"90th percentile of {label}"),
+        f"{name}_p95_s": Column("float", unit, f"95th percentile of {label}"),
         f"{name}_p99_s": Column("float", unit, f"99th percentile (maximum if n < 100) of {label}"),
     }
 
@@ -52,6 +53,8 @@ COLUMNS: dict[str, Column] = {
     "acceptance_imposed": Column("float", "1", "per-token acceptance known by construction"),
     "prompt_tokens": Column("float", "tokens", "mean prompt length"),
     "output_tokens": Column("float", "tokens", "mean output length"),
+    "prompt_tokens_sd": Column("float", "tokens", "sd of prompt lengths in the run, or missing"),
+    "output_tokens_sd": Column("float", "tokens", "sd of output lengths in the run, or missing"),
     "loop": Column("text", "", "open (a rate), closed (a concurrency) or burst (neither)"),
     "rate_rps": Column("float", "1/s", "offered rate, open loop only"),
     "concurrency": Column("float", "requests", "limit on requests in flight"),
@@ -68,6 +71,7 @@ COLUMNS: dict[str, Column] = {
         "float", "requests", "single requests that e2e_log_var is worth, missing: all of them"
     ),
     "ttft_log_var_requests": Column("float", "requests", "likewise for ttft_log_var"),
+    "tpot_log_var_requests": Column("float", "requests", "likewise for tpot_log_var"),
     "in_flight": Column("float", "requests", "mean number of requests in flight"),
     "drafts": Column("float", "count", "draft-verify cycles"),
     "drafted_tokens": Column("float", "tokens", "draft tokens proposed"),

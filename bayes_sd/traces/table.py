@@ -24,6 +24,7 @@ STATISTICS = {
     "log_var": "log_var",
     "p50_s": "p50",
     "p90_s": "p90",
+    "p95_s": "p95",
     "p99_s": "p99",
 }
 LATENCIES = {f"{m}_{theirs}": (m, ours) for m in METRICS for theirs, ours in STATISTICS.items()}

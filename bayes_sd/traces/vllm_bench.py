@@ -21,6 +21,7 @@ AGGREGATES = {
     "median": "p50",
     "p50": "p50",
     "p90": "p90",
+    "p95": "p95",
     "p99": "p99",
 }
 ALL_FAILED = "all requests failed; at least one successful request is needed"
@@ -73,6 +74,8 @@ def run_of(data: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[st
             "failed": requests.failed,
             "prompt_tokens": float(requests.prompt.mean()),
             "output_tokens": float(requests.output.mean()),
+            "prompt_tokens_sd": float(requests.prompt.std()),
+            "output_tokens_sd": float(requests.output.std()),
             "in_flight": float(requests.seconds["e2e"].sum() / r.duration),
         }
     else:
