@@ -25,6 +25,9 @@ _HOME = {
     "grid": "bayes_sd.predict.load",
     "predict_runs": "bayes_sd.predict.runs",
     "collect": "bayes_sd.collector.run",
+    "compare": "bayes_sd.validate.compare",
+    "compare_fits": "bayes_sd.validate.compare",
+    "validate_model": "bayes_sd.validate.checks",
 }
 __all__ = sorted(_HOME)
 
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
     from bayes_sd.traces import read_table as read_table
     from bayes_sd.traces import read_traces as read_traces
     from bayes_sd.traces.prometheus import read_metrics as read_metrics
+    from bayes_sd.validate.checks import validate_model as validate_model
+    from bayes_sd.validate.compare import compare as compare
+    from bayes_sd.validate.compare import compare_fits as compare_fits
 
 
 def __getattr__(name: str) -> Any:

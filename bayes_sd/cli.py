@@ -18,6 +18,7 @@ from bayes_sd.cli_options import (
     Config,
     Drafter,
     Environment,
+    Extrapolate,
     FitFile,
     Metrics,
     NewDrafter,
@@ -39,6 +40,7 @@ from bayes_sd.cli_output import emit, say, show
 from bayes_sd.collector.cli import register as register_collect
 from bayes_sd.decide.cli import register as register_decide
 from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.validate.cli import register as register_validate
 
 if TYPE_CHECKING:
     from bayes_sd.traces import Traces
@@ -153,7 +155,8 @@ def predict(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
-    metric: Annotated[str, typer.Option(help="e2e or ttft.")] = "e2e",
+    extrapolate: Extrapolate = False,
+    metric: Annotated[str, typer.Option(help="e2e, ttft or tpot.")] = "e2e",
     as_json: AsJson = False,
 ) -> None:
     """Predict latency over loads: the mean, request percentiles, P(saturated)."""
@@ -170,6 +173,7 @@ def predict(
         new_drafter,
         environment,
         any(ks),
+        extrapolate,
     )
     table = loaded.latency(load, ks, system, metric=metric).table()
     if as_json:
@@ -196,6 +200,7 @@ def decide(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
+    extrapolate: Extrapolate = False,
     of: Annotated[str, typer.Option(help="Compare mean, run or request latencies.")] = "mean",
     as_json: AsJson = False,
 ) -> None:
@@ -214,6 +219,7 @@ def decide(
         new_drafter,
         environment,
         True,
+        extrapolate,
     )
     found = [decisions.decide(loaded, system, one, prompt, output, rates, of) for one in ks]
     if as_json:
@@ -311,6 +317,7 @@ def demo(
 
 register_collect(app, _answers)
 register_decide(app, _answers)
+register_validate(app, _answers)
 
 
 def main() -> None:

@@ -39,6 +39,10 @@ NewDrafter = Annotated[str | None, typer.Option(help="One nobody measured: param
 Where = Annotated[
     str | None, typer.Option(help="Where it runs, if the fit knows several environments.")
 ]
+Extrapolate = Annotated[
+    bool,
+    typer.Option(help="Allow answers far outside what was measured, and draft lengths never run."),
+]
 Acceptance = Annotated[
     float | None, typer.Option(help="Per-token acceptance; by default the measured one.")
 ]
@@ -86,16 +90,20 @@ def system_of(
     new_drafter: str | None,
     environment: str | None,
     needs_drafter: bool,
+    extrapolate: bool = False,
 ) -> "System":
     """The system a command asks about; the only one of the fit if none is named."""
+    from dataclasses import replace
+
     from bayes_sd.predict.system import System, default_system
 
     if (verifier and new_verifier) or (drafter and new_drafter):
         raise typer.BadParameter("name a measured model or give a new one's size, not both.")
     first = verifier or size_of(new_verifier, "--new-verifier")
     if first is None:
-        return default_system(fit, needs_drafter)
-    return System(first, drafter or size_of(new_drafter, "--new-drafter"), acceptance, environment)
+        return replace(default_system(fit, needs_drafter), extrapolate=extrapolate)
+    second = drafter or size_of(new_drafter, "--new-drafter")
+    return System(first, second, acceptance, environment, extrapolate)
 
 
 def size_of(text: str | None, option: str) -> "Size | None":

@@ -128,6 +128,7 @@ def test_decide(fit_path: Path) -> None:
 
 def test_decide_on_a_new_model(fit_path: Path) -> None:
     new = ["--new-verifier", "params=8e9,layers=36", "--new-drafter", "params=5e8"]
+    new.append("--extrapolate")
     new += ["--acceptance", "0.7"]
     result = run("decide", str(fit_path), "--rps", "0.1", *new, *WORK, "--json")
     assert json.loads(result.stdout)["decisions"][0]["support"] == "extrapolated"

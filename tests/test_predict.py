@@ -1,6 +1,7 @@
 """Answers of a fit, against the draws and the physics they come from, and questions it refuses."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -351,8 +352,10 @@ def test_labels_say_how_far_an_answer_is_from_the_data(fit: bsd.Fit) -> None:
     assert label(1.0, 20) == "extrapolated"
     drafter = bsd.Size(5e6)
     assert label(1.0, 3, bsd.System(bsd.Size(100e6), drafter, 0.8)) == "interpolated"
-    assert label(0.1, 3, bsd.System(bsd.Size(8e9), drafter, 0.8)) == "extrapolated"
-    assert label(1.0, 3, bsd.System(bsd.Size(100e6), bsd.Size(60e6), 0.8)) == "extrapolated"
+    assert (
+        label(0.1, 3, bsd.System(bsd.Size(8e9), drafter, 0.8, extrapolate=True)) == "extrapolated"
+    )
+    assert label(1.0, 3, bsd.System(bsd.Size(100e6), bsd.Size(30e6), 0.8)) == "extrapolated"
 
 
 @pytest.mark.parametrize(
@@ -585,3 +588,59 @@ def test_fifty_loads_and_five_arms_cost_few_passes_over_the_draws(fit: bsd.Fit) 
     spent = time.perf_counter() - start
     assert answer.draws["request_s"].size == cells
     assert spent < 100 * baseline, f"{spent:.2f} s, one pass {baseline:.3f} s"
+
+
+@pytest.mark.parametrize(
+    ("system", "k", "changes", "says"),
+    [
+        (bsd.System(bsd.Size(8e9), bsd.Size(5e6), 0.8), 3, {}, "verifier parameters"),
+        (bsd.System(bsd.Size(100e6), bsd.Size(60e6), 0.8), 3, {}, "drafter parameters"),
+        (bsd.System("dense-60m", "draft-3m", 0.7), 40, {}, "draft tokens"),
+        (bsd.System("dense-60m"), 0, {"prompt": 1e5}, "prompt_tokens"),
+        (bsd.System("dense-60m"), 0, {"output": 1e4}, "output_tokens"),
+        (bsd.System("dense-60m"), 0, {"rps": None, "concurrency": 1e4}, "concurrency"),
+    ],
+)
+def test_far_from_what_was_measured_an_answer_must_be_asked_for(
+    fit: bsd.Fit, system: bsd.System, k: int, changes: dict[str, Any], says: str
+) -> None:
+    load = bsd.grid(**({"rps": 0.1, "prompt": 128, "output": 64} | changes))
+    with pytest.raises(bsd.EvidenceError, match=f"{says}.*extrapolate=True"):
+        fit.latency(load, k, system)
+    asked = replace(system, extrapolate=True)
+    answer = fit.latency(load, k, asked).draws
+    assert str(answer["support"].values.ravel()[0]) == "extrapolated"
+
+
+def test_time_per_token_is_what_follows_the_first(fit: bsd.Fit) -> None:
+    load, system = bsd.grid(rps=0.1, prompt=128, output=64), bsd.System("dense-60m")
+    mean = {
+        metric: fit.latency(load, 0, system, metric=metric).draws["mean_s"]
+        for metric in ("e2e", "ttft", "tpot")
+    }
+    np.testing.assert_allclose(mean["ttft"] + 63 * mean["tpot"], mean["e2e"])
+    one = bsd.grid(rps=0.1, prompt=128, output=1)
+    with pytest.raises(bsd.InputError, match="more than one token"):
+        fit.latency(one, 0, replace(system, extrapolate=True), metric="tpot")
+
+
+def test_families_differ_by_what_the_fit_says(fit: bsd.Fit) -> None:
+    table = fit.compare_families()
+    assert len(table) == 4
+    assert (table["low_ms"] < table["difference_ms"]).all()
+    assert (table["difference_ms"] < table["high_ms"]).all()
+    assert ((table["ratio"] > 1) == (table["prob_slower"] > 0.5)).all()
+    np.testing.assert_allclose(
+        table["difference_ms"], table["moe_ms"] - table["dense_ms"], rtol=0.25, atol=0.05
+    )
+
+
+def test_runs_past_saturation_bound_the_fit_and_are_kept_apart(
+    fit: bsd.Fit, traces: bsd.Traces
+) -> None:
+    assert len(fit.runs) == len(traces.steady)
+    assert len(fit.censored_runs) == int(traces.runs.saturated.sum()) > 0
+    assert fit.provenance["runs_censored"] == len(fit.censored_runs)
+    # What they showed is a lower bound: the law is above most of them.
+    above = fit.censored_runs.fitted_e2e_s > 0.8 * fit.censored_runs.e2e_mean_s
+    assert above.mean() > 0.9

@@ -8,6 +8,7 @@ from bayes_sd.cli_options import (
     Acceptance,
     AsJson,
     Drafter,
+    Extrapolate,
     FitFile,
     NewDrafter,
     NewVerifier,
@@ -42,7 +43,7 @@ def schedule(
     loss: Annotated[str, typer.Option(help="mean, or a percentile of requests: p95.")] = "mean",
     slo: Annotated[float | None, typer.Option(help="Instead: minimise P(slower), s.")] = None,
     confidence: Annotated[float, typer.Option(help="Evidence that drafting more needs.")] = 0.6,
-    extrapolate: Annotated[bool, typer.Option(help="Allow k that were not measured.")] = False,
+    extrapolate: Extrapolate = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the draft length for every batch size, as the table that vLLM takes."""
@@ -50,7 +51,15 @@ def schedule(
 
     ks, loaded = arms(k), Fit.load(file)
     system = system_of(
-        loaded, verifier, drafter, acceptance, new_verifier, new_drafter, environment, True
+        loaded,
+        verifier,
+        drafter,
+        acceptance,
+        new_verifier,
+        new_drafter,
+        environment,
+        True,
+        extrapolate,
     )
     found = loaded.schedule(
         ks,
@@ -89,6 +98,7 @@ def capacity(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
+    extrapolate: Extrapolate = False,
     percentile: Annotated[float, typer.Option(help="Of single requests' latency.")] = 95.0,
     confidence: Annotated[float, typer.Option(help="Chance that the target is kept.")] = 0.9,
     traffic: Annotated[float | None, typer.Option(help="Requests/s to serve.")] = None,
@@ -100,7 +110,15 @@ def capacity(
 
     ks, loaded = arms(k), Fit.load(file)
     system = system_of(
-        loaded, verifier, drafter, acceptance, new_verifier, new_drafter, environment, any(ks)
+        loaded,
+        verifier,
+        drafter,
+        acceptance,
+        new_verifier,
+        new_drafter,
+        environment,
+        any(ks),
+        extrapolate,
     )
     table = loaded.capacity(
         slo,

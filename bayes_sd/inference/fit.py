@@ -432,6 +432,30 @@ class Fit:
 
         return coefficients(self)
 
+    def compare_families(self, prob: float = 0.9) -> pd.DataFrame:
+        """How mixtures of experts differ from dense models of the same sizes, cost by cost.
+
+        Parameters
+        ----------
+        prob : float
+            Probability of the equal-tailed intervals.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a stage cost of a verifier as large as the fit's mixtures of experts, at the
+            runs' mean load: ``dense_ms`` and ``moe_ms`` (medians), ``difference_ms`` with
+            ``low_ms`` and ``high_ms``, ``ratio`` and ``prob_slower``.
+
+        Raises
+        ------
+        EvidenceError
+            If one of the families was not measured.
+        """
+        from bayes_sd.report.families import compare_families
+
+        return compare_families(self, prob)
+
     def collapse(self) -> dict[str, float]:
         """R^2 (log scale) by family and mean absolute relative error of the fitted run means."""
         from bayes_sd.report.tables import collapse

@@ -18,7 +18,7 @@ from bayes_sd.model.priors import (
 )
 from bayes_sd.physics.costs import FULL, Law
 from bayes_sd.physics.law import NU, SOFTNESS, Outcome, outcome, run_scale
-from bayes_sd.physics.tails import METRICS, counted, intensity, spread_variance
+from bayes_sd.physics.tails import METRICS, intensity, spread_variance
 
 if TYPE_CHECKING:
     import pymc as pm
@@ -165,7 +165,7 @@ def _variances(found: Outcome, noise: dict, data: dict) -> dict[str, Any]:
             noise[f"{name}_alone"],
             noise[f"{name}_load"],
             intensity(metric, found),
-            counted(metric, found, data),
+            data[f"counted_{metric}"],
         )
         for metric, name in SPREADS.items()
     }

@@ -10,13 +10,13 @@ from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.physics.acceptance import constant_acceptance, cycles_variance
 from bayes_sd.physics.acceptance import cycles as cycles_of
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
+from bayes_sd.physics.tails import METRICS, counted
 
 if TYPE_CHECKING:
     from bayes_sd.traces import Traces
 
 GIGA = 1e9
 NONE = "none"
-METRICS = ("e2e", "ttft", "tpot")
 SIZES = (
     "verifier_params",
     "verifier_active_params",
@@ -115,6 +115,25 @@ class Design:
     def environment(self) -> str:
         """The hardware-and-engine environments of these runs."""
         return "; ".join(self.levels["environment"])
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """Observed means of runs, s, as far as the explained part of the spread needs them."""
+
+    e2e_s: np.ndarray
+    ttft_s: np.ndarray
+    decode_s: np.ndarray
+    prefill_s: np.ndarray
+
+
+def _explained(runs: pd.DataFrame, data: dict, ttft_known: np.ndarray) -> dict[str, np.ndarray]:
+    """Spread that lengths explain, at the observed means: spreads are not to move the means."""
+    e2e = runs["e2e_mean_s"].to_numpy(float)
+    ttft = np.where(ttft_known, runs["ttft_mean_s"].fillna(1.0).to_numpy(float), 0.0)
+    first = np.where(ttft_known, ttft, 1.0)
+    observed = _Observed(e2e, first, e2e - ttft, ttft)
+    return {f"counted_{m}": counted(m, observed, data) for m in METRICS}
 
 
 def _squared_cv(runs: pd.DataFrame, lengths: str) -> np.ndarray:
@@ -230,6 +249,7 @@ def build_design(traces: "Traces", censored: bool = True) -> Design:
         # Made large, it takes a run out of the likelihood without another compilation.
         "away": np.zeros(len(runs)),
     }
+    data |= _explained(runs, data, ttft_known)
     data |= {
         "e2e_rows": np.flatnonzero(steady),
         "ttft_rows": np.flatnonzero(ttft_known),

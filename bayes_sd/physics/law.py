@@ -17,9 +17,9 @@ SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
 class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 
-    `decode_s` is what follows the first token, `prefill_s` a request's own prefill, `cycle_s` a
-    draft-verify cycle among the others. `others_share` is the share of the latency that other
-    requests cause; at an offered rate it is the utilization ``x``. `growth` is the relative change
+    `decode_s` is what follows the first token, `prefill_s` a request's own prefill.
+    `others_share` is the share of the latency that other requests cause; at an offered rate it is
+    the utilization ``x``. `growth` is the relative change
     of the latency for one of C2: ``B C2 / C1 = x / (1 - x)`` at a rate, ``B C2 / L`` at a
     concurrency. `utilization` is ``rate * C2``, 0 at a fixed concurrency.
     """
@@ -28,7 +28,6 @@ class Outcome(NamedTuple):
     ttft_s: Any
     decode_s: Any
     prefill_s: Any
-    cycle_s: Any
     c1_s: Any
     c2_s: Any
     in_flight: Any
@@ -145,7 +144,6 @@ def outcome(
         ttft_s=ttft,
         decode_s=e2e - ttft,
         prefill_s=stages.c1_prefill,
-        cycle_s=cycle_s,
         c1_s=c1,
         c2_s=total.c2,
         in_flight=others,

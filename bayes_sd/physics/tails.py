@@ -29,30 +29,30 @@ def intensity(metric: str, law: Any) -> Any:
     return share**2 if metric == "ttft" else share * law.c2_s / law.c1_s
 
 
-def counted(metric: str, law: Any, load: Any) -> Any:
+def counted(metric: str, means: Any, load: Any) -> Any:
     r"""Variance of the log latency that accepted and requested lengths explain.
 
     .. math::
-        e2e:&\; \frac{Var(n)\, s^2}{L^2} + \Big(\frac{D}{L}\Big)^2 v_g
+        e2e:&\; \Big(\frac{D}{L}\Big)^2 \Big(\frac{Var(n)}{n^2} + v_g\Big)
               + \Big(\frac{c_{1,prefill}}{L}\Big)^2 v_P, \qquad
-        TPOT:\; \frac{Var(n)\, s^2}{D^2}, \qquad
+        TPOT:\; \frac{Var(n)}{n^2}, \qquad
         TTFT:\; \Big(\frac{c_{1,prefill}}{TTFT}\Big)^2 v_P
 
-    with `s` the seconds of a cycle, `D` those after the first token.
+    with `D` the seconds after the first token, of `n` cycles that take about the same time.
 
     Parameters
     ----------
     metric : {"e2e", "ttft", "tpot"}
-    law : Outcome
+    means : Outcome, or anything with ``e2e_s``, ``ttft_s``, ``decode_s``, ``prefill_s``
     load : mapping
-        ``cycles_var``, the variance of a request's cycles `n` at its length, see
-        :func:`bayes_sd.physics.cycles_variance`; ``output_cv2`` and ``prompt_cv2``, squared
+        ``cycles`` and ``cycles_var``, mean and variance of a request's cycles `n` at its length,
+        see :func:`bayes_sd.physics.cycles_variance`; ``output_cv2`` and ``prompt_cv2``, squared
         coefficients of variation of the lengths of a run's requests.
     """
     if metric == "ttft":
-        return load["prompt_cv2"] * (law.prefill_s / law.ttft_s) ** 2
-    accepted = load["cycles_var"] * law.cycle_s**2
+        return load["prompt_cv2"] * (means.prefill_s / means.ttft_s) ** 2
+    accepted = load["cycles_var"] / (load["cycles"] + (load["cycles"] == 0)) ** 2
     if metric == "tpot":
-        return accepted / law.decode_s**2
-    lengths = load["output_cv2"] * law.decode_s**2 + load["prompt_cv2"] * law.prefill_s**2
-    return (accepted + lengths) / law.e2e_s**2
+        return accepted
+    lengths = (accepted + load["output_cv2"]) * means.decode_s**2
+    return (lengths + load["prompt_cv2"] * means.prefill_s**2) / means.e2e_s**2

@@ -20,7 +20,7 @@ from bayes_sd.physics.law import (
 from bayes_sd.physics.stages import Cycle
 from bayes_sd.physics.tails import METRICS, counted, intensity, spread_variance
 from bayes_sd.predict.answers import Latency
-from bayes_sd.predict.support import support
+from bayes_sd.predict.support import refuse_far, support
 from bayes_sd.predict.system import Resolved, System, acceptance, default_system, resolve
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def arm_cycle(
 ) -> tuple[Resolved, Cycle]:
     """Latency coefficients of one arm, which no rate changes."""
     resolved = resolve(fit, system, k, seed)
+    refuse_far(fit, system, resolved, k, load)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
     return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, rates), fit.law)
 
@@ -91,6 +92,7 @@ def arm_outcome(
 ) -> tuple[Resolved, Outcome, dict[str, Any]]:
     """What the law says of one arm, exact, infinite past the pole; and the load it says it of."""
     resolved = resolve(fit, system, k, seed, drafter_loaded)
+    refuse_far(fit, system, resolved, k, load)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         asked = workload(load, k, rates)

@@ -5,12 +5,69 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from bayes_sd.errors import EvidenceError
+
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
     from bayes_sd.physics.law import Outcome
-    from bayes_sd.predict.system import Resolved
+    from bayes_sd.predict.system import Resolved, System
 
 LABELS = np.array(["extrapolated", "interpolated", "measured"], dtype=object)
+
+
+FACTOR = 4.0  # beyond the measured range, after which an answer has to be asked for by name
+
+
+def refuse_far(fit: "Fit", system: "System", resolved: "Resolved", k: int, load: Any) -> None:
+    """Refuse what lies more than a factor of 4 outside what was measured.
+
+    Sizes of a new verifier or drafter, prompt and output lengths, draft tokens, and requests in
+    flight of a fixed concurrency; a rate needs no such bound, since past capacity it saturates.
+
+    Raises
+    ------
+    EvidenceError
+        Unless the system has ``extrapolate=True``.
+    """
+    if system.extrapolate:
+        return
+    runs = fit.runs
+    asked: list[tuple[str, float, float, Any]] = [
+        ("prompt_tokens", *_ends(load["prompt_tokens"]), runs["prompt_tokens"]),
+        ("output_tokens", *_ends(load["output_tokens"]), runs["output_tokens"]),
+    ]
+    if k > 0:
+        asked.append(("draft tokens", k, k, runs["draft_tokens"][runs["draft_tokens"] > 0]))
+    if "concurrency" in load:
+        asked.append(("concurrency", 1.0, _ends(load["concurrency"])[1], runs["in_flight"]))
+    if resolved.verifier is None:
+        known = fit.tree["verifiers"].to_dataset()
+        for name in ("active", "total"):
+            own = known["active"] if name == "active" else known["shared"] + known["expert"]
+            sizes = resolved.sizes
+            value = sizes["active"] if name == "active" else sizes["shared"] + sizes["expert"]
+            asked.append((f"{name} verifier parameters (1e9)", value, value, own.values))
+    if resolved.drafter is None and resolved.sizes["drafter"] > 0:
+        value = resolved.sizes["drafter"]
+        known_sizes = fit.tree["drafters"]["drafter_size"].values
+        asked.append(("drafter parameters (1e9)", value, value, known_sizes))
+    for name, low, high, measured in asked:
+        values = np.asarray(measured, float)
+        values = values[np.isfinite(values)]
+        if not values.size:
+            continue
+        least, most = values.min(), values.max()
+        far = low < least / FACTOR if name != "concurrency" else False
+        if far or high > most * FACTOR:
+            raise EvidenceError(
+                f"{name} {low if far else high:.4g} is more than {FACTOR:g} times outside the "
+                f"measured {least:.4g} to {most:.4g}; to extrapolate all the same, ask for it: "
+                "System(..., extrapolate=True)."
+            )
+
+
+def _ends(values: Any) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Outcome") -> Any:

@@ -114,6 +114,9 @@ class System:
     environment : str, optional
         Where it runs, of the measured environments; may be left out when the verifier has run in
         one only.
+    extrapolate : bool
+        Allow answers more than a factor of 4 outside what was measured: sizes, lengths, draft
+        tokens, requests in flight. They are labelled "extrapolated".
 
     Examples
     --------
@@ -126,6 +129,7 @@ class System:
     drafter: str | Size | None = None
     acceptance: float | Sequence[float] | None = None
     environment: str | None = None
+    extrapolate: bool = False
 
     def __post_init__(self) -> None:
         if self.acceptance is not None:

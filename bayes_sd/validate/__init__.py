@@ -1,1 +1,1 @@
-"""Whether the model can be believed: a simulated server to break its assumptions on."""
+"""Whether a model can be believed: checks, comparisons, and a simulated server to break it on."""

@@ -12,8 +12,9 @@ from scipy.stats import norm, t
 
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.inference.refit import Refit, Refitter
-from bayes_sd.model.design import METRICS, Design
+from bayes_sd.model.design import Design
 from bayes_sd.physics.law import NU
+from bayes_sd.physics.tails import METRICS
 from bayes_sd.validate.scores import draws_of, log_density, predictions
 
 BY = ("verifier", "drafter", "moe", "run", "fifth", "highest_load", "long_prompts")
