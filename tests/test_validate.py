@@ -174,3 +174,18 @@ def test_unknown_names_are_refused(few: bsd.Traces) -> None:
         bsd.validate_model(few, only=["colour"])
     with pytest.raises(bsd.InputError, match="two models"):
         bsd.compare(few, {"one": bsd.LatencyModel()})
+
+
+def test_pairs_score_what_happened(refitter: Refitter) -> None:
+    from bayes_sd.validate.pairs import brier, pairs, reliability
+
+    runs = refitter.runs
+    table = pairs(refitter.refit(**QUICK), runs, np.arange(len(runs)))
+    assert len(table) == 2 * 4 * 4  # verifiers, plain runs, SD runs
+    assert (table["faster"] == (table["sd_s"] < table["plain_s"])).all()
+    b = brier(table)
+    assert b["brier"] < 0.1 < b["regret_always_plain"]
+    assert b["regret"] <= b["regret_always_sd"]
+    assert reliability(table)["pairs"].sum() == len(table)
+    flipped = table.assign(prob_faster=1 - table["prob_faster"])
+    assert brier(flipped)["brier"] > 0.5

@@ -13,6 +13,7 @@ from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.inference.refit import Refit, Refitter, compile_refits
 from bayes_sd.model.latency_model import LatencyModel
 from bayes_sd.validate.leave_out import leave_out
+from bayes_sd.validate.pairs import brier, reliability
 from bayes_sd.validate.result import CheckResult
 from bayes_sd.validate.scores import PROB, draws_of, summary
 from bayes_sd.validate.simulate import one_draw, replicate
@@ -65,6 +66,7 @@ def random_runs(refitter: Refitter, seed: int, **sampling: Any) -> list[CheckRes
     s, rows = summary(found.rows), found.rows
     ranks = kstest(rows["pit"], "uniform")
     return [
+        *_decisions("held_out_decisions", found.pairs),
         _between("held_out_coverage", s["coverage"], MEAN_COVERAGE, "of left-out run means", rows),
         _between("held_out_p95", s["p95_coverage"], P95_COVERAGE, "of left-out runs' p95", rows),
         _at_most("held_out_error", s["median_error"], RUN_ERROR, "of left-out runs", s),
@@ -88,8 +90,29 @@ def left_out(refitter: Refitter, by: str, seed: int, **sampling: Any) -> list[Ch
     table = each.reset_index().merge(found.folds[["fold", "joint_rank", "rhat_max"]], on="fold")
     what = f"of runs left out by {by}"
     return [
+        *_decisions(f"{by}_decisions", found.pairs),
         _between(f"{by}_coverage", s["coverage"], LEFT_COVERAGE, what, table),
         _at_most(f"{by}_error", s["median_error"], LEFT_ERROR, what, s, table),
+    ]
+
+
+def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
+    """P(SD beats plain) against the 0/1 call; nothing where no pair was left out."""
+    if table.empty:
+        return []
+    b = brier(table)
+    return [
+        CheckResult(
+            name,
+            b["brier"] <= b["brier_call"],
+            b["brier"],
+            f"<= {b['brier_call']:.3f} (0/1 call)",
+            f"P(SD beats plain) has a Brier score of {b['brier']:.3f} on {b['pairs']} left-out "
+            f"pairs, the 0/1 call {b['brier_call']:.3f}; acting on it loses {b['regret']:.1%} "
+            f"against the better server, always SD {b['regret_always_sd']:.1%}, always plain "
+            f"{b['regret_always_plain']:.1%}.",
+            reliability(table),
+        )
     ]
 
 

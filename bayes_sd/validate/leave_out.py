@@ -15,6 +15,7 @@ from bayes_sd.inference.refit import Refit, Refitter
 from bayes_sd.model.design import Design
 from bayes_sd.physics.law import NU
 from bayes_sd.physics.tails import METRICS
+from bayes_sd.validate.pairs import pairs
 from bayes_sd.validate.scores import draws_of, log_density, predictions
 
 BY = ("verifier", "drafter", "moe", "run", "fifth", "highest_load", "long_prompts")
@@ -36,11 +37,14 @@ class LeftOut:
     folds : pandas.DataFrame
         A row a fold: ``fold, runs, rhat_max, ess_min, divergences, seconds`` and ``joint_rank``,
         the rank of the fold's mean log latency among its joint predictions.
+    pairs : pandas.DataFrame
+        Pairs of a plain and an SD run left out together, see :mod:`bayes_sd.validate.pairs`.
     """
 
     by: str
     rows: pd.DataFrame
     folds: pd.DataFrame
+    pairs: pd.DataFrame
 
 
 def folds(runs: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -120,19 +124,21 @@ def leave_out(
     runs = refitter.runs
     steady = ~runs["saturated"].to_numpy(bool)
 
-    def one(part: tuple[str, np.ndarray]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def one(part: tuple[str, np.ndarray]) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame]:
         name, mask = part
         refit = refitter.refit(mask, seed=seed, **sampling)
         rows = np.flatnonzero(mask & steady)
         table = predictions(refit, runs, rows, seed).assign(fold=name)
-        return table, {"fold": name, **_convergence(refit), "joint_rank": _joint(refit, runs, rows)}
+        about = {"fold": name, **_convergence(refit), "joint_rank": _joint(refit, runs, rows)}
+        return table, about, pairs(refit, runs, rows, seed)
 
     parts = list(folds(runs, by))
     found = list(executor.map(one, parts) if executor else map(one, parts))
-    rows = pd.concat([table for table, _ in found]).sort_index()
-    summary = pd.DataFrame([fold for _, fold in found])
+    rows = pd.concat([table for table, _, _ in found]).sort_index()
+    summary = pd.DataFrame([fold for _, fold, _ in found])
     counts = rows.groupby("fold").size().reindex(summary["fold"]).to_numpy()
-    return LeftOut(by, rows, summary.assign(runs=counts))
+    together = pd.concat([both for _, _, both in found], ignore_index=True)
+    return LeftOut(by, rows, summary.assign(runs=counts), together)
 
 
 def _convergence(refit: Refit) -> dict[str, Any]:

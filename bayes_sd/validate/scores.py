@@ -35,6 +35,14 @@ def _law(refit: Refit, runs: pd.DataFrame, rows: np.ndarray) -> tuple[np.ndarray
     )
 
 
+def drawn_means(
+    refit: Refit, runs: pd.DataFrame, rows: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Predictive draws of the log mean latency of `rows`: (draws, rows)."""
+    mean, scale = _law(refit, runs, rows)
+    return np.asarray(mean + scale * rng.standard_t(NU, mean.shape))
+
+
 def draws_of(refit: Refit, name: str, rows: np.ndarray) -> np.ndarray:
     """Draws of a quantity of runs: (draws, rows)."""
     values = refit.draws[name].values
@@ -61,9 +69,8 @@ def predictions(refit: Refit, runs: pd.DataFrame, rows: np.ndarray, seed: int = 
         ``inside, log_score, interval_score, pit``, and ``p95_*`` for the 95th percentile of its
         requests, NaN where it was not recorded.
     """
-    mean, scale = _law(refit, runs, rows)
     rng = np.random.default_rng(seed)
-    drawn = mean + scale * rng.standard_t(NU, mean.shape)
+    drawn = drawn_means(refit, runs, rows, rng)
     own = runs.iloc[rows]
     observed = own["e2e_mean_s"].to_numpy()
     density = log_density(refit, runs, rows)
