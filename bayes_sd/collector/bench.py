@@ -17,6 +17,7 @@ from bayes_sd.collector.server import Failure, last_line
 
 COMMAND = ("vllm", "bench", "serve")
 COMMANDS = {"vllm": COMMAND, "guidellm": guidellm_load.COMMAND}
+ENVS: dict[str, dict[str, str]] = {"vllm": {}, "guidellm": guidellm_load.ENV}
 FORK = Path(__file__).with_name("bench_fork.py")
 PRELOAD_TIMEOUT_S = 180
 # Texts mean nothing here, and inter-token latencies are most of a file and summed up in it.
@@ -111,7 +112,7 @@ class Bench:
                 [*(self._plan.command or COMMANDS[self._plan.tool]), *words],
                 self._records,
                 log=log,
-                env=self._plan.env,
+                env=ENVS[self._plan.tool] | self._plan.env,
                 grace_s=5,
             )
         try:
@@ -180,13 +181,15 @@ def _first_error(result: Mapping[str, Any]) -> str:
 def window(result: Mapping[str, Any], began_s: float, ended_s: float) -> tuple[float, float]:
     """When requests were sent and answered, on the clock of ``time.perf_counter``.
 
-    On one machine the load generator's clock is the same one; if its times do not lie inside the
-    call, the last ``duration`` seconds of the call stand in.
+    On one machine the load generator of vLLM reads the same clock, GuideLLM the time of day; if
+    its times lie inside the call on neither, the last ``duration`` seconds of the call stand in.
     """
     duration = float(result["duration"])
     starts = [s for s in result.get("start_times") or () if isinstance(s, float | int) and s > 0]
-    if starts and began_s <= min(starts) and min(starts) + duration <= ended_s + 1:
-        return min(starts), min(starts) + duration
+    for zero in (0.0, time.time() - time.perf_counter()):
+        first = min(starts, default=0.0) - zero
+        if began_s <= first and first + duration <= ended_s + 1:
+            return first, first + duration
     return max(began_s, ended_s - duration), ended_s
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bayes_sd.collector.ask import get
 
@@ -89,6 +90,25 @@ def deltas(before: Scrape, after: Scrape) -> dict[str, float]:
     for j, value in sorted(after.positions.items()):
         grown[f"accepted_tokens_{j + 1}"] = value - before.positions.get(j, 0.0)
     return grown
+
+
+def drafting(grown: Mapping[str, float]) -> dict[str, Any]:
+    """Drafts and acceptance out of `deltas`, under the names of ``vllm bench serve``.
+
+    It asks the server itself; for load generators that do not.
+    """
+    drafts = grown.get("drafts")
+    if not drafts:
+        return {}
+    k = sum(key.startswith("accepted_tokens_") for key in grown)
+    return {
+        "spec_decode_num_drafts": int(drafts),
+        "spec_decode_draft_tokens": int(grown["draft_tokens_proposed"]),
+        "spec_decode_accepted_tokens": int(grown["accepted_tokens"]),
+        "spec_decode_per_position_acceptance_rates": [
+            grown[f"accepted_tokens_{j + 1}"] / drafts for j in range(k)
+        ],
+    }
 
 
 class Poll:

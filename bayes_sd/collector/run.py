@@ -361,6 +361,7 @@ class _Session:
         return slim(
             {
                 **result,
+                **(engine_metrics.drafting(engine) if self.plan.bench.tool != "vllm" else {}),
                 **self.about[c.name],
                 "engine": self.plan.environment.engine or f"vllm {server.version or 'unknown'}",
                 "engine_version": server.version,
