@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from bayes_sd.collector.testbed import write_testbed
+from bayes_sd.collector.testbed import VOCABULARY, successors, write_testbed
 
 FAKES = Path(__file__).parent / "fakes"
 SERVE = [sys.executable, "-S", "-E", str(FAKES / "server.py")]
@@ -69,3 +70,30 @@ def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError("waited in vain")
+
+
+def cycles(token: int, k: int, output: int, acceptance: float) -> tuple[int, list[int]]:
+    """Drafts of one request whose prompt ends with a token, and accepted tokens by position."""
+    right, drafted = successors(), successors(acceptance)
+    token, done = right[token], 1
+    drafts, accepted = 0, [0] * k
+    while done < output:
+        drafts, j = drafts + 1, 0
+        while j < k and drafted[token] == right[token]:
+            accepted[j] += 1
+            token, j = right[token], j + 1
+        token, done = right[token], done + j + 1
+    return drafts, accepted
+
+
+def counted(run: Mapping[str, Any]) -> tuple[int, list[int]]:
+    """The same of all requests of a run, from its seed and what was imposed alone.
+
+    `run` is what its file holds: the prompts of ``vllm bench serve --dataset-name random`` go
+    through the vocabulary from a start that the seed fixes.
+    """
+    k, prompt, output = run["num_speculative_tokens"], run["input_lens"][0], run["output_lens"][0]
+    starts = np.random.default_rng(run["seed"]).integers(0, VOCABULARY, size=run["num_prompts"])
+    lasts = (starts + np.arange(len(starts)) + prompt - 1) % VOCABULARY
+    every = [cycles(last, k, output, run["target_acceptance"]) for last in lasts]
+    return sum(n for n, _ in every), np.sum([accepted for _, accepted in every], axis=0).tolist()
