@@ -19,7 +19,7 @@ import pandas as pd
 
 import bayes_sd as bsd
 
-SAMPLING = {"draws": 1000, "tune": 1000, "target_accept": 0.9, "adaptation": "low_rank"}
+SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
 MODEL = bsd.LatencyModel(server_effects=("speed",))
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--folds", default="0.6B,1.7B,4B,8B,32B")
+    parser.add_argument("--folds", default="32B,1.7B,4B,0.6B,8B")
     parser.add_argument("--cache", type=Path, default=Path("bayes-sd-demo/a100"))
     arguments = parser.parse_args()
     if not a100_data.path().is_file():

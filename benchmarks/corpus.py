@@ -22,7 +22,8 @@ from bayes_sd.model.design import build_design
 from bayes_sd.predict.runs import run_outcome
 
 PROB = 0.9
-ENGINE = ("engine_in_flight_mean", "engine_samples", "engine_e2e_s_sum", "duration", "probe_rps")
+ENGINE = ("engine_in_flight_mean", "engine_samples", "engine_e2e_s_sum", "duration", "probe_rps",
+          "engine_decode_time_s_sum", "engine_queue_time_s_sum")  # fmt: skip
 FEW_SAMPLES = 8  # of the gauges, below which their mean is mostly chance
 
 
@@ -41,6 +42,10 @@ def littles_law(runs: pd.DataFrame) -> dict:
     by_latency = rows["rate_rps"] * rows["e2e_mean_s"]
     gauge = rows["engine_in_flight_mean"].astype(float)
     counted = rows["engine_e2e_s_sum"].astype(float) / rows["duration"].astype(float)
+    # The gauges show a request only once its first pass has ended: time decoding or queueing.
+    decoding = rows["engine_decode_time_s_sum"].astype(float)
+    decoding = decoding + rows["engine_queue_time_s_sum"].astype(float)
+    shown = (gauge * rows["duration"].astype(float)).sum() / decoding.sum()
     error = (by_latency / gauge.where(gauge > 0) - 1).abs()
     enough = rows["engine_samples"] >= FEW_SAMPLES
     busy = enough & (by_latency >= 1)
@@ -51,6 +56,7 @@ def littles_law(runs: pd.DataFrame) -> dict:
         "runs": len(rows),
         "median_error": float(error[enough].median()),
         "median_error_one_or_more_in_flight": float(error[busy].median()),
+        "gauges_over_time_decoding_or_queueing": float(shown),
         "median_error_engine_counters": float((by_latency / counted - 1).abs().median()),
         "worst": worst[
             ["configuration", "requests", "rate_rps", "achieved_rps", "by_latency", "gauge",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bayes_sd.traces import Traces
 
 AWAY = 1e6  # added to the log-sd of a run left out: its likelihood is flat
-OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft", "log_var_tpot")
+OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
 RUN_PREFIX = "run_"
 
 
@@ -82,8 +82,8 @@ class Refitter:
         seed, draws, tune, chains, cores, target_accept
             As in :meth:`bayes_sd.LatencyModel.fit`.
         observed : mapping, optional
-            Of ``log_e2e``, ``log_ttft``, ``log_var_e2e``, ``log_var_ttft``, ``log_var_tpot``: an
-            array over all runs.
+            Of ``log_e2e``, ``log_ttft``, ``log_var_e2e``, ``log_var_ttft``: an array over all
+            runs.
 
         Returns
         -------

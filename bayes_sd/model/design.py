@@ -254,7 +254,7 @@ def build_design(traces: "Traces", censored: bool = True) -> Design:
         "e2e_rows": np.flatnonzero(steady),
         "ttft_rows": np.flatnonzero(ttft_known),
         "censored_rows": np.flatnonzero(~steady),
-        **{f"{m}_spread_rows": np.flatnonzero(v) for m, v in known.items()},
+        **{f"{m}_spread_rows": np.flatnonzero(v) for m, v in known.items() if m != "tpot"},
     }
     runs = runs.assign(system=system, pair=pair, cycles=cycles, cycles_var=cycles_var)
     return Design(

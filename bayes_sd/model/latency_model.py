@@ -31,7 +31,7 @@ class LatencyModel:
 
     Each stage cost is (overhead + slope x size x length) x a factor of its verifier or drafter, and
     each server has a speed and a capacity of its own; all factors are partially pooled. Mean
-    end-to-end latency and TTFT (their difference is TPOT's mean) and the spread of all three are
+    end-to-end latency and TTFT (their difference is TPOT's mean) and the spread of both are
     fitted jointly over all runs; an open-loop run that was cut before it had settled says that its
     latency is at least what it showed.
 

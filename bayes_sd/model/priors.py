@@ -318,18 +318,6 @@ NOISE = (
         "burst or no burst in a short run: 13 to 68%",
     ),
     _scale(
-        "tpot_spread_alone",
-        0.06,
-        "spread of a request's log TPOT on an idle server, acceptance apart",
-        "as spread_alone",
-    ),
-    _scale(
-        "tpot_spread_load",
-        0.9,
-        "spread of log TPOT per square root of x C2 / C1",
-        "as spread_load",
-    ),
-    _scale(
         "ttft_spread_alone",
         0.1,
         "spread of a request's log TTFT on an idle server",

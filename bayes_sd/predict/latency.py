@@ -118,7 +118,7 @@ def scatter(
         else:
             growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / requests) ** 0.5
             scale = run_scale(noise["run_sd"], growing, growth)
-        name = "spread" if metric == "e2e" else f"{metric}_spread"
+        name = "ttft_spread" if metric == "ttft" else "spread"
         known = counted(metric, law, load)
         # Past the pole a request's own share of an infinite latency is none.
         known = xr.where(np.isfinite(law.e2e_s), known, 0.0)

@@ -8,7 +8,6 @@ from scipy.stats import t
 from bayes_sd.inference.refit import Refit
 from bayes_sd.model.design import Design
 from bayes_sd.physics.law import NU
-from bayes_sd.physics.tails import METRICS
 
 
 def one_draw(refit: Refit, index: int) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def replicate(
         made[f"log_{metric}"] = np.log(truth[f"run_mean_{metric}"]) + sd * error
     names = list(truth["noise_names"])
     spread_sd = float(truth["noise"][names.index("spread_sd")])
-    for metric in METRICS:
+    for metric in ("e2e", "ttft"):
         sd = np.sqrt(2 / (data[f"worth_{metric}"] - 1) + (2 * spread_sd) ** 2)
         middle = np.log(truth[f"run_variance_{metric}"])
         made[f"log_var_{metric}"] = middle + sd * rng.standard_normal(len(sd))
