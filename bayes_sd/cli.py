@@ -4,6 +4,7 @@ Exit codes: 0 answered, 1 bad input or failure, 2 wrong usage, 3 not converged o
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -322,4 +323,6 @@ register_validate(app, _answers)
 
 def main() -> None:
     """Entry point of ``bayes-sd``."""
+    # A warning is for the user, not for whoever looks for its line in the source.
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     app()

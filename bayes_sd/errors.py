@@ -25,3 +25,7 @@ class EvidenceError(Exception):
     Traceback (most recent call last):
     bayes_sd.errors.EvidenceError: no plain run of 'llama-8b': P(SD beats plain) needs one
     """
+
+
+class PriorWarning(UserWarning):
+    """A fit has too few verifiers, drafters or servers to learn how they differ."""

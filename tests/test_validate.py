@@ -189,3 +189,13 @@ def test_pairs_score_what_happened(refitter: Refitter) -> None:
     assert reliability(table)["pairs"].sum() == len(table)
     flipped = table.assign(prob_faster=1 - table["prob_faster"])
     assert brier(flipped)["brier"] > 0.5
+
+
+def test_one_verifier_warns_that_its_scatter_is_the_priors(few: bsd.Traces) -> None:
+    from bayes_sd.errors import PriorWarning
+
+    model, alone = bsd.LatencyModel(), few.select(verifier="small")
+    with pytest.warns(PriorWarning, match=r"tau_verifier \(1 verifier\), tau_drafter"):
+        model._warn(model.design(alone))
+    unpooled = bsd.LatencyModel(pooling="none")
+    unpooled._warn(unpooled.design(alone))

@@ -1,9 +1,10 @@
 """LatencyModel: priors and choices, printable, and the way from traces to a Fit."""
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, PriorWarning
 from bayes_sd.inference.assemble import assemble
 from bayes_sd.inference.fit import ConvergenceError, Fit
 from bayes_sd.inference.gate import diagnose
@@ -158,6 +159,21 @@ class LatencyModel:
         own = tuple(p for p in self.priors if p.name in terms)
         return {"log_law": start(design, own, self.law)}
 
+    def _warn(self, design: Design) -> None:
+        """Say which effects the runs cannot tell, so that they stay at their priors."""
+        few = [
+            f"tau_{level} ({len(names)} {level})"
+            for level, names in ((n, design.levels[n]) for n in ("verifier", "drafter", "system"))
+            if len(names) < 2 and names != ["(no drafter)"] and self.pooling == "partial"
+        ]
+        if few:
+            warnings.warn(
+                f"{', '.join(few)} cannot be learned from one and stays at its prior; what is "
+                "said of new ones rests on that prior.",
+                PriorWarning,
+                stacklevel=3,
+            )
+
     def build(self, traces: "Traces") -> "pm.Model":
         """PyMC model of the steady runs of `traces`, for those who want to look inside.
 
@@ -221,10 +237,16 @@ class LatencyModel:
             If there is no steady run.
         InputError
             If a sampler setting is not allowed.
+
+        Warns
+        -----
+        PriorWarning
+            If there is only one verifier, drafter or server, whose scatter stays at its prior.
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
         design = self.design(traces)
+        self._warn(design)
         how = Sampling(draws, tune, chains, target_accept, sampler, adaptation)
         tree, used = sample(self.graph(design), how, seed, progress, self.start(design))
         convergence = diagnose(tree)
