@@ -55,15 +55,19 @@ def refitter(few: bsd.Traces) -> Refitter:
     return compile_refits(bsd.LatencyModel(server_effects=("speed",)), few)
 
 
-def test_a_run_left_out_does_not_matter_and_one_kept_does(refitter: Refitter) -> None:
-    n = len(refitter.runs)
-    first, wrong = np.arange(n) == 0, refitter.design.data["log_e2e"].copy()
-    wrong[0] += 3.0
-    out = refitter.refit(first, **QUICK).draws["run_mean_e2e"]
-    absurd = refitter.refit(first, observed={"log_e2e": wrong}, **QUICK).draws["run_mean_e2e"]
-    np.testing.assert_array_equal(out, absurd)
-    kept = refitter.refit(observed={"log_e2e": wrong}, **QUICK).draws["run_mean_e2e"]
-    assert not np.allclose(kept.median(("chain", "draw")), out.median(("chain", "draw")), rtol=1e-3)
+def test_runs_left_out_do_not_matter_and_runs_kept_do(refitter: Refitter) -> None:
+    large = (refitter.runs["verifier"] == "large").to_numpy()
+    wrong = refitter.design.data["log_e2e"] + 1.0 * large
+
+    def typical(**how: Any) -> np.ndarray:
+        draws = refitter.refit(**how, **QUICK).draws["run_mean_e2e"]
+        return np.asarray(np.log(draws).median(("chain", "draw")))
+
+    out, absurd = typical(left_out=large), typical(left_out=large, observed={"log_e2e": wrong})
+    np.testing.assert_allclose(absurd[~large], out[~large], atol=0.03)
+    assert np.abs(absurd[large] - out[large]).mean() < 0.3
+    kept = typical(observed={"log_e2e": wrong})
+    assert (kept - refitter.design.data["log_e2e"])[large].mean() == pytest.approx(1.0, abs=0.15)
     assert AWAY > 1e3
 
 
@@ -99,8 +103,9 @@ def test_importance_sampling_agrees_with_an_exact_refit(refitter: Refitter) -> N
     assert len(good)
     for i in good:
         mask = np.arange(len(refitter.runs)) == i
-        exact = predictions(refitter.refit(mask, **QUICK), refitter.runs, np.array([i]))
-        assert quick["log_score"].iloc[i] == pytest.approx(exact["log_score"].iloc[0], abs=0.35)
+        exact = refitter.refit(mask, draws=400, tune=300, chains=4)
+        exact = predictions(exact, refitter.runs, np.array([i]))
+        assert quick["log_score"].iloc[i] == pytest.approx(exact["log_score"].iloc[0], abs=0.2)
 
 
 def test_folds_leave_something_to_fit_and_to_predict(traces: bsd.Traces) -> None:

@@ -198,6 +198,6 @@ def smoothed(likelihood: np.ndarray, density: np.ndarray) -> pd.DataFrame:
     """Log of the mean `density` of each run with its `likelihood` taken out: (draws, runs) each."""
     from arviz_stats.base import array_stats
 
-    weights, k = array_stats.psislw(-likelihood.T, axis=-1)
+    weights, k = array_stats.psislw(likelihood.T, axis=-1)  # takes their negative itself
     weights = weights - logsumexp(weights, axis=-1, keepdims=True)
     return pd.DataFrame({"log_score": logsumexp(weights + density.T, axis=-1), "pareto_k": k})
