@@ -44,8 +44,7 @@ class LatencyModel:
         What a server may differ in from its models' costs: ``("speed", "capacity")``, or
         ``("speed",)`` for sweeps taken back to back on one machine.
     law : Law
-        Which parts the latency law has, see :class:`bayes_sd.Law`; ``Law(tile_tokens=128)`` for
-        current GPUs.
+        Which parts the latency law has, see :class:`bayes_sd.Law`; without tiles.
     pooling : {"partial", "none", "complete"}
         Whether verifiers and drafters scatter around the size laws by an amount that is learned,
         each stands for itself, or all obey the laws exactly.
@@ -75,6 +74,11 @@ class LatencyModel:
             raise InputError(
                 f"server_effects = {self.server_effects!r}: "
                 "must be ('speed', 'capacity') or ('speed',)."
+            )
+        if self.law.tile_tokens != 1:
+            raise InputError(
+                f"tile_tokens = {self.law.tile_tokens:g}: a law with tiles can be computed with, "
+                "not sampled (its fixed point takes too many steps to compile); use 1."
             )
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling = {self.pooling!r}: must be one of {', '.join(POOLINGS)}.")
@@ -111,10 +115,9 @@ class LatencyModel:
 
     def __repr__(self) -> str:
         parts = ", ".join(self.law.parts) or "none"
-        tiles = f", tiles of {self.law.tile_tokens:g} tokens" if self.law.tile_tokens > 1 else ""
         lines = [
             "LatencyModel: L = C1 + B C2, B = rate x L;  C = prefill + g/E (verify + k draft)",
-            f"parts: {parts}{tiles}; {self.pooling} pooling; servers differ in "
+            f"parts: {parts}; {self.pooling} pooling; servers differ in "
             + " and ".join(self.server_effects),
             "",
             f"{'prior':<18} {'90% interval':>22}  {'unit':<27} what it is, and why this prior",

@@ -5,7 +5,7 @@ from typing import Any
 from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
 from bayes_sd.physics.tiles import computed_slope, computed_tokens
 
-DESCENTS = 3  # on a tread one is exact; in a symbolic graph each one is compiled
+DESCENTS = 30  # on a tread one is exact; near a fold of the staircase it takes many
 STEEP = 0.95  # of a fold, where the fixed point jumps and has no slope
 
 

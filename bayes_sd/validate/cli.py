@@ -13,7 +13,6 @@ from bayes_sd.errors import InputError
 Draws = Annotated[int, typer.Option(help="Kept draws of each of 4 chains, for each refit.")]
 Tune = Annotated[int, typer.Option(help="Discarded draws of each chain.")]
 Jobs = Annotated[int, typer.Option(help="Refits at a time, a core each; 0: one on all cores.")]
-Tile = Annotated[float, typer.Option(help="Tokens a pass computes at one price (128 on GPUs).")]
 
 
 def register(app: typer.Typer, answers: Any) -> None:
@@ -38,7 +37,6 @@ def compare(
     models: Annotated[
         str | None, typer.Option(help="Names with commas; all standard models by default.")
     ] = None,
-    tile_tokens: Tile = 1.0,
     draws: Draws = 500,
     tune: Tune = 500,
     jobs: Jobs = 0,
@@ -46,13 +44,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare laws, poolings and families by how well they predict runs they have not seen."""
-    from bayes_sd.model.latency_model import LatencyModel
-    from bayes_sd.physics.costs import Law
     from bayes_sd.traces import read_traces
     from bayes_sd.validate.compare import compare as run
     from bayes_sd.validate.compare import standard_models
 
-    chosen = standard_models(LatencyModel(law=Law(tile_tokens=tile_tokens)))
+    chosen = standard_models()
     if models is not None:
         names = [name.strip() for name in models.split(",")]
         unknown = [name for name in names if name not in chosen]

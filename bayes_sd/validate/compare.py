@@ -70,8 +70,7 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     base = base or LatencyModel()
 
     def using(*parts: str, **changes: Any) -> LatencyModel:
-        tile = base.law.tile_tokens if "tokens" in parts else 1.0
-        return replace(base, law=Law(parts, tile), **changes)
+        return replace(base, law=Law(parts), **changes)
 
     models = {"full": base, "paper's law": using("host")}
     models["paper's law + experts"] = using("host", "experts")
