@@ -179,6 +179,8 @@ def test_unknown_names_are_refused(few: bsd.Traces) -> None:
         bsd.validate_model(few, only=["colour"])
     with pytest.raises(bsd.InputError, match="two models"):
         bsd.compare(few, {"one": bsd.LatencyModel()})
+    with pytest.raises(bsd.InputError, match="by = 'colour'"):
+        bsd.compare(few, by="colour")
 
 
 def test_pairs_score_what_happened(refitter: Refitter) -> None:

@@ -12,7 +12,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.inference.refit import compile_refits
 from bayes_sd.model.latency_model import LatencyModel
 from bayes_sd.physics.costs import Law
-from bayes_sd.validate.leave_out import LeftOut, leave_out, psis, smoothed
+from bayes_sd.validate.leave_out import BY, LeftOut, leave_out, psis, smoothed
 from bayes_sd.validate.scores import summary
 
 if TYPE_CHECKING:
@@ -124,11 +124,13 @@ def compare(
     Raises
     ------
     InputError
-        If there are fewer than two models.
+        If there are fewer than two models, or `by` is unknown.
     """
     models = dict(models) if models is not None else standard_models()
     if len(models) < 2:
         raise InputError("A comparison needs at least two models.")
+    if by not in BY:
+        raise InputError(f"by = {by!r}: must be one of {', '.join(BY)}.")
     found, by_psis = {}, {}
     for name, model in models.items():
         refitter = compile_refits(model, traces)
