@@ -75,7 +75,7 @@ def test_factors_reach_the_coefficients_they_name(fit: bsd.Fit) -> None:
     for group, members in HARDWARE.items():
         here = factor.sel(hardware=group, drop=True)
         ratio = here.isel(environment=0, drop=True) / here.isel(environment=1, drop=True)
-        for name in members:
+        for name in set(members) & set(one):
             np.testing.assert_allclose(one[name] / other[name], ratio)
     for name in ("wait", "attention_tokens", "context_tokens", "r_tok"):
         assert (one[name] == other[name]).all()
