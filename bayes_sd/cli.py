@@ -119,6 +119,9 @@ def fit(
     seed: Seed = 1,
     draws: Annotated[int, typer.Option(help="Kept draws of each of 4 chains.")] = 1200,
     tune: Annotated[int, typer.Option(help="Discarded draws of each chain.")] = 1000,
+    target_accept: Annotated[
+        float, typer.Option(help="Nearer to 1 takes smaller steps: against divergences.")
+    ] = 0.9,
     as_json: AsJson = False,
 ) -> None:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
@@ -128,7 +131,9 @@ def fit(
         raise InputError(f"{output}: the folder {output.parent} does not exist.")
     traces = _read(paths, config, environment, metrics, window)
     say(repr(traces))
-    result = LatencyModel().fit(traces, seed=seed, draws=draws, tune=tune)
+    result = LatencyModel().fit(
+        traces, seed=seed, draws=draws, tune=tune, target_accept=target_accept
+    )
     result.save(output)
     if as_json:
         emit({"file": str(output), "fit": result.sampling, "collapse": _finite(result.collapse())})
