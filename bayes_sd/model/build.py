@@ -18,16 +18,15 @@ from bayes_sd.model.priors import (
 )
 from bayes_sd.physics.costs import FULL, Law
 from bayes_sd.physics.law import NU, SOFTNESS, Outcome, outcome, run_scale
-from bayes_sd.physics.tails import METRICS, intensity, spread_variance
+from bayes_sd.physics.tails import intensity, spread_variance
 
 if TYPE_CHECKING:
     import pymc as pm
 
 SPEED = ("speed", "capacity")
 HARDWARE_DIMS = ("hardware", "environment")
-# TPOT's spread is what of e2e's does not come from acceptance and lengths, and its own counted
-# part: a likelihood of its own would tell the means more than a spread should.
-SPREADS = {"e2e": "spread", "ttft": "ttft_spread", "tpot": "spread"}
+# A likelihood of TPOT's spread beside that of e2e would tell the means more than a spread should.
+SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
 TINY = 1e-12  # of a probability, so that its logarithm stays finite
 
 
@@ -108,12 +107,10 @@ def build(
         _means(found, scales, data, bool(len(design.data["censored_rows"])))
         _spreads(variances, noise, data)
         if keep_runs:
-            for metric in METRICS:
+            for metric, value in (("e2e", found.e2e_s), ("ttft", found.ttft_s)):
                 pm.Deterministic(f"run_variance_{metric}", variances[metric], dims="run")
-                if metric in scales:
-                    value = found.e2e_s if metric == "e2e" else found.ttft_s
-                    pm.Deterministic(f"run_mean_{metric}", value, dims="run")
-                    pm.Deterministic(f"run_scale_{metric}", scales[metric], dims="run")
+                pm.Deterministic(f"run_mean_{metric}", value, dims="run")
+                pm.Deterministic(f"run_scale_{metric}", scales[metric], dims="run")
     return model
 
 
@@ -216,8 +213,8 @@ def _spreads(variances: dict, noise: dict, data: dict) -> None:
     import pymc as pm
     import pytensor.tensor as pt
 
-    for metric in ("e2e", "ttft"):
-        name, rows = SPREADS[metric], data[f"{metric}_spread_rows"]
+    for metric, name in SPREADS.items():
+        rows = data[f"{metric}_spread_rows"]
         # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
         sampling = 2 / (data[f"worth_{metric}"] - 1)
         pm.Normal(

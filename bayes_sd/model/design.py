@@ -10,13 +10,14 @@ from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.physics.acceptance import constant_acceptance, cycles_variance
 from bayes_sd.physics.acceptance import cycles as cycles_of
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
-from bayes_sd.physics.tails import METRICS, counted
+from bayes_sd.physics.tails import counted
 
 if TYPE_CHECKING:
     from bayes_sd.traces import Traces
 
 GIGA = 1e9
 NONE = "none"
+SPREAD = ("e2e", "ttft")  # metrics whose spread is fitted; TPOT's follows from that of e2e
 SIZES = (
     "verifier_params",
     "verifier_active_params",
@@ -133,7 +134,7 @@ def _explained(runs: pd.DataFrame, data: dict, ttft_known: np.ndarray) -> dict[s
     ttft = np.where(ttft_known, runs["ttft_mean_s"].fillna(1.0).to_numpy(float), 0.0)
     first = np.where(ttft_known, ttft, 1.0)
     observed = _Observed(e2e, first, e2e - ttft, ttft)
-    return {f"counted_{m}": counted(m, observed, data) for m in METRICS}
+    return {f"counted_{m}": counted(m, observed, data) for m in SPREAD}
 
 
 def _squared_cv(runs: pd.DataFrame, lengths: str) -> np.ndarray:
@@ -209,7 +210,7 @@ def build_design(traces: "Traces", censored: bool = True) -> Design:
     cycles, cycles_var = run_cycles(runs)
     closed = (runs["loop"] == "closed").to_numpy(float)
     requests = runs["requests"].to_numpy(float)
-    log_var = {m: runs[f"{m}_log_var"].to_numpy(float) for m in METRICS}
+    log_var = {m: runs[f"{m}_log_var"].to_numpy(float) for m in SPREAD}
     # A variance read off a histogram knows less than its requests would, each measured.
     worth = {
         m: runs[f"{m}_log_var_requests"].fillna(runs["requests"]).to_numpy(float) for m in log_var
@@ -254,7 +255,7 @@ def build_design(traces: "Traces", censored: bool = True) -> Design:
         "e2e_rows": np.flatnonzero(steady),
         "ttft_rows": np.flatnonzero(ttft_known),
         "censored_rows": np.flatnonzero(~steady),
-        **{f"{m}_spread_rows": np.flatnonzero(v) for m, v in known.items() if m != "tpot"},
+        **{f"{m}_spread_rows": np.flatnonzero(v) for m, v in known.items()},
     }
     runs = runs.assign(system=system, pair=pair, cycles=cycles, cycles_var=cycles_var)
     return Design(
