@@ -10,6 +10,7 @@ from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.physics.acceptance import constant_acceptance, cycles_variance
 from bayes_sd.physics.acceptance import cycles as cycles_of
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
+from bayes_sd.physics.stages import draft_passes
 from bayes_sd.physics.tails import counted
 
 if TYPE_CHECKING:
@@ -229,6 +230,9 @@ def build_design(traces: "Traces", censored: bool = True) -> Design:
         "environment_i": index(runs["environment"], "environment"),
         "drafted": (runs["drafter"] != NONE).to_numpy(float),
         "k": runs["draft_tokens"].to_numpy(float),
+        "draft_passes": draft_passes(
+            runs["draft_tokens"].to_numpy(float), (runs["drafter"] != NONE).to_numpy(float)
+        ),
         "prompt_tokens": runs["prompt_tokens"].to_numpy(float),
         "output_tokens": runs["output_tokens"].to_numpy(float),
         "cycles": cycles,

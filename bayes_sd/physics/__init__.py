@@ -19,7 +19,7 @@ from bayes_sd.physics.crowd import in_flight_open, in_flight_with_tiles
 from bayes_sd.physics.experts import coverage, in_flight_with_experts, tokens_in_pass
 from bayes_sd.physics.parts.attention import prompt_work
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
-from bayes_sd.physics.stages import Cycle, Stages, add, combine
+from bayes_sd.physics.stages import Cycle, Stages, add, combine, draft_passes
 from bayes_sd.physics.steady import (
     break_even_rate,
     headroom,
@@ -46,6 +46,7 @@ __all__ = [
     "coverage",
     "cycles",
     "cycles_variance",
+    "draft_passes",
     "free_tokens",
     "headroom",
     "in_flight",

@@ -51,7 +51,7 @@ def system_stages(theta: Any, system: Any, load: Any, law: Law = FULL) -> Stages
 def cycle(theta: Any, system: Any, load: Any, law: Law = FULL) -> Cycle:
     """Latency coefficients C1 (its part outside and inside the experts) and C2, in seconds."""
     stages = system_stages(theta, system, load, law)
-    return combine(stages, load["k"], load["cycles"])
+    return combine(stages, load.get("draft_passes", load["k"]), load["cycles"])
 
 
 def latency_beside(total: Cycle, system: Any, others: Any, k: Any, law: Law = FULL) -> Any:
@@ -97,7 +97,8 @@ def outcome(
     system : mapping
         Sizes in 1e9 parameters; ``idle`` and ``log_idle`` of the experts.
     load : mapping
-        ``k``, ``prompt_tokens``, ``output_tokens``, ``cycles``; ``closed`` (1 for a fixed
+        ``k``, ``prompt_tokens``, ``output_tokens``, ``cycles``; ``draft_passes`` where they are
+        not ``k``, see :func:`bayes_sd.physics.stages.draft_passes`; ``closed`` (1 for a fixed
         concurrency, 0 for a rate), ``rate_rps`` and ``others`` (requests beside one's own).
     softness : float
         Rounding of the pole, see :func:`bayes_sd.physics.headroom`; 0 is exact (infinite past it).
@@ -112,7 +113,8 @@ def outcome(
     """
     stages = system_stages(theta, system, load, law)
     k, rate, closed, tile = load["k"], load["rate_rps"], load["closed"], law.tile_tokens
-    total = combine(stages, k, load["cycles"])
+    drafts = load.get("draft_passes", k)
+    total = combine(stages, drafts, load["cycles"])
     x = utilization(total.c2, rate)
     room = headroom(x, softness)
     at_rate = in_flight_open(total, system, rate, room, k, tile, NEWTON_STEPS, detach)
@@ -122,8 +124,8 @@ def outcome(
     c1 = total.c1 + phi * total.c1_experts
     e2e = latency_beside(total, system, others, k, law)
     added = others * total.c2
-    pass_s = stages.c1_verify + phi * stages.c1_experts + k * stages.c1_draft
-    shared_s = stages.c2_verify + k * stages.c2_draft
+    pass_s = stages.c1_verify + phi * stages.c1_experts + drafts * stages.c1_draft
+    shared_s = stages.c2_verify + drafts * stages.c2_draft
     cycle_s = pass_s + others * shared_s
     if tile > 1:
         cycle_s = cycle_s - stages.token * free_tokens(tokens, tile)

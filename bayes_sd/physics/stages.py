@@ -56,6 +56,27 @@ def scaled(cost: Any, by: Any) -> Any:
     return cost if isinstance(cost, float) and cost == 0.0 else cost * by
 
 
+def draft_passes(k: Any, loaded: Any) -> Any:
+    r"""Passes of the drafter in a cycle: ``k``, and one at ``k = 0`` where a drafter is loaded.
+
+    vLLM runs a loaded drafter's first pass even when nothing is to be drafted, so that the
+    drafter's keys and values stay complete for when drafting begins again.
+
+    Parameters
+    ----------
+    k : array_like
+        Draft tokens per cycle.
+    loaded : array_like
+        1 where a drafter is loaded, 0 on a plain server.
+
+    Examples
+    --------
+    >>> draft_passes(3, 1), draft_passes(0, 1), draft_passes(0, 0)
+    (3, 1, 0)
+    """
+    return k + loaded * (k < 1)
+
+
 def combine(stages: Stages, k: Any, cycles: Any) -> Cycle:
     r"""Sum stage costs over a request, equation (2).
 
@@ -66,7 +87,7 @@ def combine(stages: Stages, k: Any, cycles: Any) -> Cycle:
     stages : Stages
         Stage costs in seconds.
     k : array_like
-        Draft tokens per cycle; at 0 the draft costs drop out.
+        Draft passes per cycle, see :func:`draft_passes`; at 0 the draft costs drop out.
     cycles : array_like
         Draft-verify cycles `n` of a request, see :func:`bayes_sd.physics.cycles`; about ``g / E``.
 

@@ -17,7 +17,7 @@ from bayes_sd.physics.law import (
     outcome,
     run_scale,
 )
-from bayes_sd.physics.stages import Cycle
+from bayes_sd.physics.stages import Cycle, draft_passes
 from bayes_sd.physics.tails import METRICS, counted, intensity, spread_variance
 from bayes_sd.predict.answers import Latency
 from bayes_sd.predict.support import refuse_far, support
@@ -49,11 +49,14 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
     return list(dict.fromkeys(int(v) for v in values.ravel()))
 
 
-def workload(load: xr.Dataset, k: int, acceptance: Sequence[Any]) -> dict[str, Any]:
-    """Arguments of the law at a load."""
+def workload(
+    load: xr.Dataset, k: int, acceptance: Sequence[Any], drafter_loaded: bool | None = None
+) -> dict[str, Any]:
+    """Arguments of the law at a load; a drafter is loaded where `k` > 0, or where it is said."""
     closed = "concurrency" in load
     return {
         "k": k,
+        "draft_passes": draft_passes(k, int(bool(drafter_loaded))),
         "cycles": cycles(load["output_tokens"], acceptance, k),
         "cycles_var": cycles_variance(load["output_tokens"], acceptance, k),
         "prompt_cv2": load["prompt_cv"] ** 2 if "prompt_cv" in load else 0.0,
@@ -95,7 +98,7 @@ def arm_outcome(
     refuse_far(fit, system, resolved, k, load)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        asked = workload(load, k, rates)
+        asked = workload(load, k, rates, drafter_loaded)
         law = outcome(resolved.theta, resolved.sizes, asked, law=fit.law)
         # Past the pole the fixed point has no root and infinity times zero is not a number.
         over = law.utilization >= 1

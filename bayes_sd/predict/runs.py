@@ -9,6 +9,7 @@ import xarray as xr
 from bayes_sd.errors import EvidenceError
 from bayes_sd.model.design import NONE, build_design
 from bayes_sd.physics.law import NU, SOFTNESS, outcome
+from bayes_sd.physics.stages import draft_passes
 from bayes_sd.predict.latency import scatter
 from bayes_sd.predict.system import Size, System, resolve
 
@@ -72,6 +73,7 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
         closed = xr.where(columns["loop"] == "closed", 1.0, 0.0)
         load = {
             "k": float(k),
+            "draft_passes": float(draft_passes(k, int(drafter is not None))),
             **{n: columns[n] for n in ("cycles", "cycles_var", "prompt_tokens", "output_tokens")},
             "prompt_cv2": (columns["prompt_tokens_sd"].fillna(0.0) / columns["prompt_tokens"]) ** 2,
             "output_cv2": (columns["output_tokens_sd"].fillna(0.0) / columns["output_tokens"]) ** 2,
