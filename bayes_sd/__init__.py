@@ -21,7 +21,8 @@ _HOME = {
     "InputError": "bayes_sd.errors",
     "EvidenceError": "bayes_sd.errors",
     "System": "bayes_sd.predict.system",
-    "Size": "bayes_sd.predict.system",
+    "Size": "bayes_sd.predict.size",
+    "structures": "bayes_sd.predict",
     "grid": "bayes_sd.predict.load",
     "predict_runs": "bayes_sd.predict.runs",
     "collect": "bayes_sd.collector.run",
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit as Fit
     from bayes_sd.model.latency_model import LatencyModel as LatencyModel
     from bayes_sd.physics.costs import Law as Law
+    from bayes_sd.predict import structures as structures
     from bayes_sd.predict.load import grid as grid
     from bayes_sd.predict.runs import predict_runs as predict_runs
-    from bayes_sd.predict.system import Size as Size
+    from bayes_sd.predict.size import Size as Size
     from bayes_sd.predict.system import System as System
     from bayes_sd.traces import Traces as Traces
     from bayes_sd.traces import read_table as read_table

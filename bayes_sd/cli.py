@@ -17,6 +17,7 @@ from bayes_sd.cli_options import (
     AsJson,
     Concurrency,
     Config,
+    Deployment,
     Drafter,
     Environment,
     Extrapolate,
@@ -161,6 +162,7 @@ def predict(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
+    structure: Deployment = None,
     extrapolate: Extrapolate = False,
     metric: Annotated[str, typer.Option(help="e2e, ttft or tpot.")] = "e2e",
     as_json: AsJson = False,
@@ -180,6 +182,7 @@ def predict(
         environment,
         any(ks),
         extrapolate,
+        structure,
     )
     table = loaded.latency(load, ks, system, metric=metric).table()
     if as_json:
@@ -206,6 +209,7 @@ def decide(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
+    structure: Deployment = None,
     extrapolate: Extrapolate = False,
     of: Annotated[str, typer.Option(help="Compare mean, run or request latencies.")] = "mean",
     as_json: AsJson = False,
@@ -226,6 +230,7 @@ def decide(
         environment,
         True,
         extrapolate,
+        structure,
     )
     found = [decisions.decide(loaded, system, one, prompt, output, rates, of) for one in ks]
     if as_json:

@@ -8,7 +8,9 @@ import typer
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
-    from bayes_sd.predict.system import Size, System
+    from bayes_sd.predict.size import Size
+    from bayes_sd.predict.structures import Structure
+    from bayes_sd.predict.system import System
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Config = Annotated[
@@ -45,6 +47,14 @@ Extrapolate = Annotated[
 ]
 Acceptance = Annotated[
     float | None, typer.Option(help="Per-token acceptance; by default the measured one.")
+]
+Deployment = Annotated[
+    str | None,
+    typer.Option(
+        "--structure",
+        help="A deployment to assume, terms as numbers or 90% intervals: edge, overlapped, "
+        "asynchronous or disaggregated, as in edge:round_trip_s=0.02..0.05,slowdown=4.",
+    ),
 ]
 
 
@@ -91,6 +101,7 @@ def system_of(
     environment: str | None,
     needs_drafter: bool,
     extrapolate: bool = False,
+    structure: str | None = None,
 ) -> "System":
     """The system a command asks about; the only one of the fit if none is named."""
     from dataclasses import replace
@@ -100,17 +111,51 @@ def system_of(
     if (verifier and new_verifier) or (drafter and new_drafter):
         raise typer.BadParameter("name a measured model or give a new one's size, not both.")
     first = verifier or size_of(new_verifier, "--new-verifier")
+    where = structure_of(structure)
     if first is None:
-        return replace(default_system(fit, needs_drafter), extrapolate=extrapolate)
+        own = default_system(fit, needs_drafter)
+        return replace(own, extrapolate=extrapolate, structure=where)
     second = drafter or size_of(new_drafter, "--new-drafter")
-    return System(first, second, acceptance, environment, extrapolate)
+    return System(first, second, acceptance, environment, extrapolate, where)
+
+
+def structure_of(text: str | None) -> "Structure | None":
+    """A deployment from ``name:term=number,term=low..high``; None from None."""
+    from dataclasses import fields
+
+    from bayes_sd.predict.structures import NAMES
+
+    if text is None:
+        return None
+    kind, _, rest = text.partition(":")
+    if kind.strip() not in NAMES:
+        raise typer.BadParameter(f"--structure {text!r}: known are {', '.join(NAMES)}.")
+    structure = NAMES[kind.strip()]
+    known = [f.name for f in fields(structure)]
+    terms: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        name, _, value = part.partition("=")
+        try:
+            ends = tuple(float(v) for v in value.split(".."))
+        except ValueError:
+            ends = ()
+        if name.strip() not in known or len(ends) not in (1, 2):
+            raise typer.BadParameter(
+                f"--structure {part!r}: write TERM=NUMBER or TERM=LOW..HIGH with terms "
+                f"{', '.join(known)}."
+            )
+        terms[name.strip()] = ends[0] if len(ends) == 1 else ends
+    try:
+        return structure(**terms)
+    except TypeError:
+        raise typer.BadParameter(f"--structure {text!r}: {known[0]}=... is needed.") from None
 
 
 def size_of(text: str | None, option: str) -> "Size | None":
     """A model nobody measured from ``name=number`` pairs; None from None."""
     from dataclasses import fields
 
-    from bayes_sd.predict.system import Size
+    from bayes_sd.predict.size import Size
 
     if text is None:
         return None

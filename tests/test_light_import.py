@@ -31,10 +31,11 @@ def loaded_after(code: str) -> dict[str, bool]:
         f"import bayes_sd as b; print(b.read_traces({str(CORPUS)!r}).check())",
         "import bayes_sd as b; b.grid(rps=[1, 2], prompt=512, output=128)",
         "import bayes_sd as b; b.System(b.Size(8e9), b.Size(1e9), 0.7)",
+        "import bayes_sd as b; b.System('a', 'b', structure=b.structures.Edge(0.02))",
         "import bayes_sd as b; print(b.LatencyModel())",
         "import bayes_sd as b; b.Fit, b.ConvergenceError, b.predict_runs",
     ],
-    ids=["import", "traces", "grid", "system", "print-model", "names"],
+    ids=["import", "traces", "grid", "system", "structure", "print-model", "names"],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
     loaded = loaded_after(code)
@@ -52,7 +53,7 @@ def test_bare_import_does_not_even_import_xarray() -> None:
 @pytest.mark.parametrize("name", bayes_sd.__all__)
 def test_every_public_name_resolves_and_says_what_it_is(name: str) -> None:
     thing = getattr(bayes_sd, name)
-    assert thing.__name__ == name
+    assert thing.__name__.rpartition(".")[2] == name
     assert thing.__doc__ and len(thing.__doc__.split()) >= 4
     # A dataclass without a docstring gets its signature instead.
     assert not thing.__doc__.startswith(f"{name}(")

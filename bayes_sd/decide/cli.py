@@ -7,6 +7,7 @@ import typer
 from bayes_sd.cli_options import (
     Acceptance,
     AsJson,
+    Deployment,
     Drafter,
     Extrapolate,
     FitFile,
@@ -39,6 +40,7 @@ def schedule(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
+    structure: Deployment = None,
     max_batch: Annotated[int, typer.Option(help="Largest number in flight.")] = 64,
     loss: Annotated[str, typer.Option(help="mean, or a percentile of requests: p95.")] = "mean",
     slo: Annotated[float | None, typer.Option(help="Instead: minimise P(slower), s.")] = None,
@@ -60,6 +62,7 @@ def schedule(
         environment,
         True,
         extrapolate,
+        structure,
     )
     found = loaded.schedule(
         ks,
@@ -98,6 +101,7 @@ def capacity(
     new_verifier: NewVerifier = None,
     new_drafter: NewDrafter = None,
     environment: Where = None,
+    structure: Deployment = None,
     extrapolate: Extrapolate = False,
     percentile: Annotated[float, typer.Option(help="Of single requests' latency.")] = 95.0,
     confidence: Annotated[float, typer.Option(help="Chance that the target is kept.")] = 0.9,
@@ -119,6 +123,7 @@ def capacity(
         environment,
         any(ks),
         extrapolate,
+        structure,
     )
     table = loaded.capacity(
         slo,

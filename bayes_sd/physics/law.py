@@ -112,6 +112,19 @@ def outcome(
     Outcome
     """
     stages = system_stages(theta, system, load, law)
+    return outcome_of(stages, theta, system, load, softness, detach, law)
+
+
+def outcome_of(
+    stages: Stages,
+    theta: Any,
+    system: Any,
+    load: Any,
+    softness: float = 0.0,
+    detach: Any = None,
+    law: Law = FULL,
+) -> Outcome:
+    """See :func:`outcome`, of given stage costs: of `theta` only ``wait`` is read."""
     k, rate, closed, tile = load["k"], load["rate_rps"], load["closed"], law.tile_tokens
     drafts = load.get("draft_passes", k)
     total = combine(stages, drafts, load["cycles"])

@@ -26,7 +26,8 @@ class Latency:
     draws : xarray.Dataset
         Dims (chain, draw, k, load): ``mean_s``, the long-run mean latency; ``run_s``, the mean of
         one run or hour; ``request_s``, one request drawn at random; seconds, infinite where
-        ``saturated``. ``support`` (k, load) is measured, interpolated or extrapolated.
+        ``saturated``. ``support`` (k, load) is measured, interpolated, extrapolated or assumed
+        structure.
     """
 
     draws: xr.Dataset

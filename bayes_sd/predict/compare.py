@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.physics.steady import pole
 from bayes_sd.predict.answers import SAMPLE, BreakEven
-from bayes_sd.predict.latency import arm_cycle, arms, latency, rate_latency
+from bayes_sd.predict.deployed import capacity_rps
+from bayes_sd.predict.latency import arm_route, arms, latency, rate_latency
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.system import System, default_system
 
@@ -93,12 +93,12 @@ def _crossing(
     SD can win between two rates only, so a grid brackets the first change before it is bisected.
     """
     load = grid(rps=0.0, prompt=prompt, output=output)
-    arm = {one: arm_cycle(fit, system, one, load, seed) for one in (0, k)}
+    arm = {one: arm_route(fit, system, one, load, seed) for one in (0, k)}
 
     def faster(rate: Any) -> Any:
         return rate_latency(fit, arm[k], rate, k) < rate_latency(fit, arm[0], rate, 0)
 
-    capacity = {one: pole(cycle.c2) for one, (_, cycle) in arm.items()}
+    capacity = {one: capacity_rps(own) for one, (_, own) in arm.items()}
     shared = np.minimum(capacity[0], capacity[k])
     at_rest, at_top = faster(0.0), capacity[k] > capacity[0]
     shares = xr.DataArray(np.linspace(0, 1, CELLS + 1), dims="cell")

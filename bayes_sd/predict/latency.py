@@ -12,14 +12,14 @@ from bayes_sd.physics.law import (
     NU,
     SOFTNESS,
     Outcome,
-    cycle,
-    latency_at_rate,
-    outcome,
     run_scale,
+    system_stages,
 )
-from bayes_sd.physics.stages import Cycle, draft_passes
+from bayes_sd.physics.stages import draft_passes
+from bayes_sd.physics.structures import Placed
 from bayes_sd.physics.tails import METRICS, counted, intensity, spread_variance
 from bayes_sd.predict.answers import Latency
+from bayes_sd.predict.deployed import Route, deployed, latency_s, route
 from bayes_sd.predict.support import refuse_far, support
 from bayes_sd.predict.system import Resolved, System, acceptance, default_system, resolve
 
@@ -69,20 +69,29 @@ def workload(
     }
 
 
-def arm_cycle(
+def place(fit: "Fit", resolved: Resolved, asked: dict[str, Any]) -> Placed:
+    """Stage costs of an arm where they run: on one server, or in an assumed structure."""
+    stages = system_stages(resolved.theta, resolved.sizes, asked, fit.law)
+    if resolved.place is None:
+        return Placed((stages,))
+    return resolved.place(stages, resolved.sizes, asked)
+
+
+def arm_route(
     fit: "Fit", system: System, k: int, load: xr.Dataset, seed: int
-) -> tuple[Resolved, Cycle]:
+) -> tuple[Resolved, Route]:
     """Latency coefficients of one arm, which no rate changes."""
     resolved = resolve(fit, system, k, seed)
     refuse_far(fit, system, resolved, k, load)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
-    return resolved, cycle(resolved.theta, resolved.sizes, workload(load, k, rates), fit.law)
+    asked = workload(load, k, rates)
+    return resolved, route(place(fit, resolved, asked), asked)
 
 
-def rate_latency(fit: "Fit", arm: tuple[Resolved, Cycle], rate: Any, k: int) -> Any:
-    """Mean latency at a rate below the pole, s, of an :func:`arm_cycle`."""
+def rate_latency(fit: "Fit", arm: tuple[Resolved, Route], rate: Any, k: int) -> Any:
+    """Mean latency at a rate below capacity, s, of an :func:`arm_route`."""
     resolved, own = arm
-    return latency_at_rate(own, resolved.sizes, rate, k, fit.law)
+    return latency_s(own, resolved.sizes, rate, k, fit.law)
 
 
 def arm_outcome(
@@ -99,7 +108,8 @@ def arm_outcome(
     rates = acceptance(fit, system, resolved.pair, k) if k else []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         asked = workload(load, k, rates, drafter_loaded)
-        law = outcome(resolved.theta, resolved.sizes, asked, law=fit.law)
+        placed = place(fit, resolved, asked)
+        law = deployed(placed, resolved.theta, resolved.sizes, asked, fit.law)
         # Past the pole the fixed point has no root and infinity times zero is not a number.
         over = law.utilization >= 1
         law = law._replace(e2e_s=xr.where(over, np.inf, law.e2e_s))

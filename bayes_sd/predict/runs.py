@@ -11,7 +11,8 @@ from bayes_sd.model.design import NONE, build_design
 from bayes_sd.physics.law import NU, SOFTNESS, outcome
 from bayes_sd.physics.stages import draft_passes
 from bayes_sd.predict.latency import scatter
-from bayes_sd.predict.system import Size, System, resolve
+from bayes_sd.predict.size import Size
+from bayes_sd.predict.system import System, resolve
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit

@@ -1,4 +1,4 @@
-"""How far an answer is from the data: measured, interpolated or extrapolated."""
+"""How far an answer is from the data: measured, inter- or extrapolated, or of assumed structure."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from bayes_sd.physics.law import Outcome
     from bayes_sd.predict.system import Resolved, System
 
-LABELS = np.array(["extrapolated", "interpolated", "measured"], dtype=object)
-
+# From the farthest to the nearest, which is also their order as words.
+LABELS = np.array(["assumed structure", "extrapolated", "interpolated", "measured"], dtype=object)
 
 FACTOR = 4.0  # beyond the measured range, after which an answer has to be asked for by name
 
@@ -75,7 +75,8 @@ def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Ou
 
     Measured: this very arm ran, at rates, lengths and utilizations that bracket the cell.
     Interpolated: k, both sizes, the lengths and the median utilization lie inside what the fit has
-    seen. Extrapolated: anything else, loads past every measured utilization included.
+    seen. Extrapolated: anything else, loads past every measured utilization included. Assumed
+    structure: any answer that a deployment changes which nobody measured.
 
     Returns
     -------
@@ -105,9 +106,10 @@ def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Ou
     for column, lens in lengths:
         near = near & inside(runs, column, lens)
     near = near & _size_inside(fit, resolved)
-    return xr.DataArray(
-        LABELS[(xr.where(near | measured, 1, 0) + measured).to_numpy()], dims=(near | measured).dims
-    ).assign_coords((near | measured).coords)
+    reach = 1 + xr.where(near | measured, 1, 0) + measured
+    if resolved.place is not None:
+        reach = 0 * reach
+    return xr.DataArray(LABELS[reach.to_numpy()], dims=reach.dims).assign_coords(reach.coords)
 
 
 def _size_inside(fit: "Fit", resolved: "Resolved") -> bool:

@@ -1,7 +1,7 @@
 """Which system a question is about: measured ones by name, new ones by size."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,92 +10,16 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.design import pair_label, server_label, sizes
+from bayes_sd.model.design import pair_label, server_label
 from bayes_sd.model.priors import environment_factors
+from bayes_sd.physics.structures import Placed
+from bayes_sd.predict.size import Size
+from bayes_sd.predict.structures import Structure
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
 
 NONE = "none"
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model nobody measured, given by its size only.
-
-    Parameters
-    ----------
-    params : float
-        Parameters without embedding and head, a count (``8e9``).
-    active_params : float, optional
-        Parameters used for one token; equal to `params` for a dense model.
-    experts, experts_per_token : int
-        Experts of a layer and how many a token uses; 0 for a dense model.
-    layers : int, optional
-        Layers; by default what is usual at this size.
-    kv_bytes : float, optional
-        Bytes of one token's keys and values; by default what is usual at this size and depth.
-
-    Raises
-    ------
-    InputError
-        If the numbers contradict each other.
-
-    Examples
-    --------
-    >>> import bayes_sd as bsd
-    >>> bsd.Size(30e9, active_params=3e9, experts=128, experts_per_token=8).experts
-    128
-    """
-
-    params: float
-    active_params: float | None = None
-    experts: int = 0
-    experts_per_token: int = 0
-    layers: float | None = None
-    kv_bytes: float | None = None
-
-    def __post_init__(self) -> None:
-        active = self.params if self.active_params is None else self.active_params
-        if not (np.isfinite(self.params) and self.params > 0 and 0 < active <= self.params):
-            raise InputError(
-                f"{self}: needs params > 0 and 0 < active_params <= params (counts, as in 8e9)."
-            )
-        for name in ("layers", "kv_bytes"):
-            value = getattr(self, name)
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise InputError(f"{self}: {name} must be above 0, or left out.")
-        if not 0 <= self.experts_per_token <= self.experts or (
-            self.experts > 0 and self.experts_per_token == 0
-        ):
-            raise InputError(f"{self}: needs 1 <= experts_per_token <= experts, or 0 of both.")
-        if self.experts > self.experts_per_token:
-            if self.active_params is None:
-                raise InputError(f"{self}: a mixture of experts needs active_params.")
-            least = self.params * self.experts_per_token / self.experts
-            if active < least:
-                raise InputError(
-                    f"{self}: {self.experts_per_token} of {self.experts} experts are at least "
-                    f"{least:.3g} active parameters."
-                )
-
-    @property
-    def active(self) -> float:
-        """Parameters used for one token."""
-        return self.params if self.active_params is None else self.active_params
-
-    @property
-    def label(self) -> str:
-        """Stable name, so that all answers about one new model share its drawn effects."""
-        moe = f", {self.experts_per_token}/{self.experts} experts" if self.experts else ""
-        depth = "" if self.layers is None else f", {self.layers:g} layers"
-        return f"new {self.params:g} ({self.active:g} active{moe}{depth})"
-
-    def arrays(self) -> dict[str, float]:
-        """Features of the size laws, see :func:`bayes_sd.model.design.sizes`."""
-        shape = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
-        found = sizes(self.params, self.active, self.experts, self.experts_per_token, *shape)
-        return {name: float(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -117,6 +41,9 @@ class System:
     extrapolate : bool
         Allow answers more than a factor of 4 outside what was measured: sizes, lengths, draft
         tokens, requests in flight. They are labelled "extrapolated".
+    structure : Structure, optional
+        A deployment to assume, of :mod:`bayes_sd.structures`; by default drafter and verifier run
+        on one server, as measured. Answers are labelled "assumed structure".
 
     Examples
     --------
@@ -130,8 +57,13 @@ class System:
     acceptance: float | Sequence[float] | None = None
     environment: str | None = None
     extrapolate: bool = False
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.structure, Structure | None):
+            raise InputError(
+                f"structure = {self.structure!r}: must be one of bsd.structures, as Edge(...)."
+            )
         if self.acceptance is not None:
             rates = np.asarray(self.acceptance)
             number = rates.dtype.kind in "iuf" and rates.ndim <= 1 and rates.size > 0
@@ -252,7 +184,10 @@ def environment_of(fit: "Fit", system: System) -> str:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A system ready to compute with: coefficients and sizes, and its names (None where new)."""
+    """A system ready to compute with: coefficients and sizes, and its names (None where new).
+
+    `place` puts stage costs where an assumed structure has them; None where it changes nothing.
+    """
 
     theta: Mapping[str, Any]
     sizes: Mapping[str, Any]
@@ -261,6 +196,7 @@ class Resolved:
     pair: str | None
     system: str | None
     label: str
+    place: Callable[..., Placed] | None = None
 
 
 def find_pair(fit: "Fit", system: System) -> str | None:
@@ -354,6 +290,9 @@ def resolve(
     fs = _factors(fit, "system", name, label, seed, 0.0)
     theta["f_capacity"] = 1.0  # where the model has no effect of the server on it
     theta |= {f"f_{c}": fs.sel(speed=c, drop=True) for c in fs["speed"].values}
+    place = None
+    if system.structure is not None and (drafting or system.structure.plain):
+        place = system.structure.drawn(posterior, lambda name: _generator(seed, name))
     return Resolved(
         theta,
         size,
@@ -362,6 +301,7 @@ def resolve(
         pair,
         name,
         label,
+        place,
     )
 
 
