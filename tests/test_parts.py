@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from test_physics import LOAD, SIZES, THETA
 
 import bayes_sd as bsd
-from bayes_sd.physics import Cycle, Stages, cycles, cycles_variance, latency_open
+from bayes_sd.physics import (
+    Cycle,
+    Stages,
+    cycles,
+    cycles_variance,
+    latency_open,
+    tokens_in_pass,
+)
 from bayes_sd.physics.costs import DEFAULT, PARTS, Law
 from bayes_sd.physics.law import latency_at_rate, outcome
 from bayes_sd.physics.tails import counted
@@ -124,6 +131,18 @@ def test_the_number_in_flight_solves_littles_law_with_tiles(family: str, share: 
     assert found.e2e_s < plain.e2e_s  # some tokens ride free
 
 
+@pytest.mark.parametrize("family", ["dense", "moe"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_measured_tokens_stand_in_for_those_of_the_fixed_point(family: str, share: float) -> None:
+    law = Law(tile_tokens=16)
+    rate = share / float(outcome(THETA, SIZES[family], LOAD, law=law).c2_s)
+    found = outcome(THETA, SIZES[family], LOAD | {"rate_rps": rate}, law=law)
+    measured = {"pass_tokens": tokens_in_pass(found.in_flight, LOAD["k"])}
+    again = outcome(THETA, SIZES[family], LOAD | {"rate_rps": rate} | measured, law=law)
+    for name in found._fields:
+        assert getattr(again, name) == pytest.approx(getattr(found, name), rel=1e-6), name
+
+
 def test_the_latency_at_a_rate_is_that_of_the_outcome() -> None:
     from bayes_sd.physics.law import cycle
 
@@ -159,8 +178,3 @@ def test_accepted_and_requested_lengths_spread_latencies() -> None:
     assert counted("ttft", law, load | {"output_cv2": 1.0}) == 0
     drafted = load | {"cycles_var": 9.0}
     assert counted("tpot", law, drafted) > counted("e2e", law, drafted) > 0
-
-
-def test_tiles_are_not_sampled() -> None:
-    with pytest.raises(bsd.InputError, match="can be computed with, not sampled"):
-        bsd.LatencyModel(law=Law(tile_tokens=128))

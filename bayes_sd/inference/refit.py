@@ -136,6 +136,12 @@ def compile_refits(model: "LatencyModel", traces: "Traces") -> Refitter:
     -------
     Refitter
 
+    Raises
+    ------
+    InputError
+        If the law has tiles: its fits take the tokens of a pass from the run's own latency, and a
+        run left out must not tell that.
+
     Examples
     --------
     >>> refitter = compile_refits(bsd.LatencyModel(), traces)             # doctest: +SKIP
@@ -144,6 +150,11 @@ def compile_refits(model: "LatencyModel", traces: "Traces") -> Refitter:
     import nutpie
     from pymc.model.transform.optimization import freeze_dims_and_data
 
+    if model.law.tile_tokens > 1:
+        raise InputError(
+            f"tile_tokens = {model.law.tile_tokens:g}: leave-out refits need a law without tiles; "
+            "fit the rest and predict the others with predict_runs."
+        )
     begun = time.perf_counter()
     design = model.design(traces)
     graph = model.graph(design, keep_runs=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.physics.acceptance import constant_acceptance, cycles_variance
 from bayes_sd.physics.acceptance import cycles as cycles_of
+from bayes_sd.physics.experts import tokens_in_pass
 from bayes_sd.physics.shapes import typical_kv_gb, typical_layers
 from bayes_sd.physics.stages import draft_passes
 from bayes_sd.physics.tails import counted
@@ -152,6 +153,13 @@ def _consistent(runs: pd.DataFrame, key: str, columns: list[str]) -> pd.DataFram
     return table
 
 
+def _pass_tokens(runs: pd.DataFrame, closed: np.ndarray) -> np.ndarray:
+    """Tokens in a pass, with as many others in flight as Little's law says there were."""
+    by_little = runs["rate_rps"].to_numpy(float) * runs["e2e_mean_s"].to_numpy(float)
+    others = np.where(closed > 0, runs["concurrency"].to_numpy(float) - 1, by_little)
+    return tokens_in_pass(others, runs["draft_tokens"].to_numpy(float))
+
+
 def build_design(traces: "Traces", censored: bool = True) -> Design:
     """Levels and arrays of the steady runs of `traces`, and of those that are censored.
 
@@ -242,6 +250,7 @@ def build_design(traces: "Traces", censored: bool = True) -> Design:
         "closed": closed,
         "rate_rps": np.where(closed > 0, 0.0, runs["rate_rps"].to_numpy(float)),
         "others": np.where(closed > 0, runs["concurrency"].to_numpy(float) - 1, 0.0),
+        "pass_tokens": _pass_tokens(runs, closed),
         "requests": requests,
         "log_e2e": np.log(runs["e2e_mean_s"].to_numpy(float)),
         "log_ttft": np.where(

@@ -44,7 +44,8 @@ class LatencyModel:
         What a server may differ in from its models' costs: ``("speed", "capacity")``, or
         ``("speed",)`` for sweeps taken back to back on one machine.
     law : Law
-        Which parts the latency law has, see :class:`bayes_sd.Law`; without tiles.
+        Which parts the latency law has, see :class:`bayes_sd.Law`. With tiles, the tokens of a
+        measured run's passes are those that its own latency implies (Little).
     pooling : {"partial", "none", "complete"}
         Whether verifiers and drafters scatter around the size laws by an amount that is learned,
         each stands for itself, or all obey the laws exactly.
@@ -74,11 +75,6 @@ class LatencyModel:
             raise InputError(
                 f"server_effects = {self.server_effects!r}: "
                 "must be ('speed', 'capacity') or ('speed',)."
-            )
-        if self.law.tile_tokens != 1:
-            raise InputError(
-                f"tile_tokens = {self.law.tile_tokens:g}: a law with tiles can be computed with, "
-                "not sampled (its fixed point takes too many steps to compile); use 1."
             )
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling = {self.pooling!r}: must be one of {', '.join(POOLINGS)}.")

@@ -1,5 +1,6 @@
 """The whole law in one place: coefficients and a load in; mean latency, TTFT and spread out."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bayes_sd.physics.costs import FULL, Law
@@ -7,7 +8,7 @@ from bayes_sd.physics.crowd import in_flight_open
 from bayes_sd.physics.experts import coverage, tokens_in_pass
 from bayes_sd.physics.stages import Cycle, Stages, combine, scaled
 from bayes_sd.physics.steady import headroom, latency_closed, utilization
-from bayes_sd.physics.tiles import free_tokens
+from bayes_sd.physics.tiles import computed_tokens, free_tokens
 
 NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
 NEWTON_STEPS = 6
@@ -97,9 +98,10 @@ def outcome(
     system : mapping
         Sizes in 1e9 parameters; ``idle`` and ``log_idle`` of the experts.
     load : mapping
-        ``k``, ``prompt_tokens``, ``output_tokens``, ``cycles``; ``draft_passes`` where they are
-        not ``k``, see :func:`bayes_sd.physics.stages.draft_passes`; ``closed`` (1 for a fixed
-        concurrency, 0 for a rate), ``rate_rps`` and ``others`` (requests beside one's own).
+        ``k``, ``prompt_tokens``, ``output_tokens``, ``cycles``; ``closed`` (1 for a fixed
+        concurrency, 0 for a rate), ``rate_rps`` and ``others`` (requests beside one's own). Where
+        they are not ``k``, ``draft_passes`` (see :func:`bayes_sd.physics.draft_passes`); where they
+        were measured, ``pass_tokens``, which with tiles stand in for those at the fixed point.
     softness : float
         Rounding of the pole, see :func:`bayes_sd.physics.headroom`; 0 is exact (infinite past it).
     detach : callable, optional
@@ -129,19 +131,28 @@ def outcome_of(
     drafts = load.get("draft_passes", k)
     total = combine(stages, drafts, load["cycles"])
     x = utilization(total.c2, rate)
-    room = headroom(x, softness)
-    at_rate = in_flight_open(total, system, rate, room, k, tile, NEWTON_STEPS, detach)
+    own, own_law = total, law
+    if tile > 1 and "pass_tokens" in load:
+        # As measured, the tokens paid for are a number, and no fixed point crosses the staircase.
+        paid = computed_tokens(load["pass_tokens"], tile) - k
+        own = Cycle(
+            total.c1 + paid * total.token, total.c1_experts, total.c2 - (k + 1) * total.token
+        )
+        own_law = replace(law, tile_tokens=1.0)
+    room = headroom(utilization(own.c2, rate), softness)
+    at_rate = in_flight_open(own, system, rate, room, k, own_law.tile_tokens, NEWTON_STEPS, detach)
     others = (1 - closed) * at_rate + closed * load["others"]
     tokens = tokens_in_pass(others, k)
     phi = coverage(system["idle"], tokens)
     c1 = total.c1 + phi * total.c1_experts
-    e2e = latency_beside(total, system, others, k, law)
+    e2e = latency_beside(own, system, others, k, own_law)
     added = others * total.c2
     pass_s = stages.c1_verify + phi * stages.c1_experts + drafts * stages.c1_draft
     shared_s = stages.c2_verify + drafts * stages.c2_draft
     cycle_s = pass_s + others * shared_s
     if tile > 1:
-        cycle_s = cycle_s - stages.token * free_tokens(tokens, tile)
+        paid = computed_tokens(load.get("pass_tokens", tokens), tile)
+        cycle_s = cycle_s + stages.token * (paid - (tokens - 1))
         c1 = c1 - total.token * free_tokens(k + 1.0, tile)
         added = e2e - c1
     if law.stalls:
