@@ -13,7 +13,9 @@ _HOME = {
     "read_traces": "bayes_sd.traces",
     "read_table": "bayes_sd.traces",
     "read_metrics": "bayes_sd.traces.prometheus",
+    "read_traffic": "bayes_sd.traces.traffic",
     "Traces": "bayes_sd.traces",
+    "Traffic": "bayes_sd.traces.traffic",
     "LatencyModel": "bayes_sd.model.latency_model",
     "Law": "bayes_sd.physics.costs",
     "Fit": "bayes_sd.inference.fit",
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from bayes_sd.traces import read_table as read_table
     from bayes_sd.traces import read_traces as read_traces
     from bayes_sd.traces.prometheus import read_metrics as read_metrics
+    from bayes_sd.traces.traffic import Traffic as Traffic
+    from bayes_sd.traces.traffic import read_traffic as read_traffic
     from bayes_sd.validate.checks import validate_model as validate_model
     from bayes_sd.validate.compare import compare as compare
     from bayes_sd.validate.compare import compare_fits as compare_fits

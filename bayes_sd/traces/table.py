@@ -94,7 +94,7 @@ def read_table(
     >>> traces.runs.e2e_mean_s.tolist()
     [0.9, 1.3]
     """
-    table, name = _load(source)
+    table, name = load_table(source)
     if not table.columns.is_unique:
         twice = ", ".join(map(str, table.columns[table.columns.duplicated()]))
         raise InputError(f"{name}: two columns are called {twice}; names must differ")
@@ -135,7 +135,8 @@ def _place(source: str, row: int) -> dict[str, Any]:
     return {"source": source, "row": row}
 
 
-def _load(source: Source) -> tuple[pd.DataFrame, str]:
+def load_table(source: Source) -> tuple[pd.DataFrame, str]:
+    """A table as it is given, and the name by which errors call it."""
     if isinstance(source, pd.DataFrame):
         return source, "table"
     path = Path(source)
