@@ -1,4 +1,4 @@
-"""``bayes-sd schedule`` and ``bayes-sd capacity``."""
+"""``bayes-sd schedule``, ``bayes-sd capacity`` and ``bayes-sd deploy``."""
 
 from typing import Annotated, Any
 
@@ -21,12 +21,25 @@ from bayes_sd.cli_options import (
     system_of,
 )
 from bayes_sd.cli_output import emit, show
+from bayes_sd.decide.deploy_cli import (
+    Columns,
+    Confidence,
+    OwnOutput,
+    OwnPrompt,
+    Percentile,
+    TrafficWindow,
+    deploy,
+    rate_of,
+    records,
+    traffic_of,
+)
 
 
 def register(app: typer.Typer, answers: Any) -> None:
-    """Add both commands to the command line; `answers` turns errors into exit codes."""
+    """Add the commands to the command line; `answers` turns errors into exit codes."""
     app.command()(answers(schedule))
     app.command()(answers(capacity))
+    app.command()(answers(deploy))
 
 
 def schedule(
@@ -91,9 +104,9 @@ def schedule(
 
 def capacity(
     file: FitFile,
-    prompt: Prompt,
-    output: Output,
     slo: Annotated[float, typer.Option(help="Target of the percentile, seconds.")],
+    prompt: OwnPrompt = None,
+    output: OwnOutput = None,
     k: Annotated[str, typer.Option("-k", help="Draft tokens, 0 is plain: 0,3,5.")] = "0",
     verifier: Verifier = None,
     drafter: Drafter = None,
@@ -103,15 +116,23 @@ def capacity(
     environment: Where = None,
     structure: Deployment = None,
     extrapolate: Extrapolate = False,
-    percentile: Annotated[float, typer.Option(help="Of single requests' latency.")] = 95.0,
-    confidence: Annotated[float, typer.Option(help="Chance that the target is kept.")] = 0.9,
-    traffic: Annotated[float | None, typer.Option(help="Requests/s to serve.")] = None,
+    percentile: Percentile = 95.0,
+    confidence: Confidence = 0.9,
+    traffic: Annotated[
+        str | None, typer.Option(help="Requests/s to serve, or a CSV of windows or requests.")
+    ] = None,
+    window: TrafficWindow = 60.0,
+    columns: Columns = None,
     price: Annotated[float | None, typer.Option(help="Of a replica, per hour.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the largest rate within a latency target, the replicas and the price of tokens."""
+    from bayes_sd.decide.capacity import capacity as answer
+    from bayes_sd.decide.capacity import impossible
     from bayes_sd.inference.fit import Fit
 
+    rate = rate_of(traffic)
+    asked = rate if traffic is None or rate is not None else traffic_of(traffic, window, columns)
     ks, loaded = arms(k), Fit.load(file)
     system = system_of(
         loaded,
@@ -125,25 +146,13 @@ def capacity(
         extrapolate,
         structure,
     )
-    table = loaded.capacity(
-        slo,
-        ks,
-        system,
-        prompt=prompt,
-        output=output,
-        percentile=percentile,
-        confidence=confidence,
-        traffic_rps=traffic,
-        price_per_hour=price,
+    table = answer(
+        loaded, ks, system, slo, prompt, output, percentile, confidence, asked, price, seed=0
     )
     if as_json:
-        rows = [{n: None if v != v else v for n, v in r.items()} for r in table.to_dict("records")]
+        rows = records(table)
         emit({"slo_s": slo, "percentile": percentile, "confidence": confidence, "rows": rows})
         return
     show(f"Largest rate with P(p{percentile:g} <= {slo:g} s) >= {confidence:g}", table)
     for row in table[table["max_rps"].isna()].to_dict("records"):
-        print(
-            f"k = {row['k']}: impossible at any load with this confidence: an idle server keeps "
-            f"the target with probability {row['prob_possible']:.2f}, its p{percentile:g} is about "
-            f"{row['idle_s']:.3g} s."
-        )
+        print(impossible(f"k = {row['k']}", percentile, slo, row["prob_possible"], row["idle_s"]))

@@ -97,7 +97,7 @@ def schedule(
     if system.drafter is None:
         raise InputError("A schedule is for a server with a drafter: System(..., drafter=...).")
     if not extrapolate:
-        _measured(fit, system, ks)
+        require_measured(fit, system, ks)
     load = grid(concurrency=list(range(1, max_batch + 1)), prompt=prompt, output=output)
     thin = fit.thin(DRAWS)
     parts, labels = [], []
@@ -148,7 +148,8 @@ def _check(
         raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
 
 
-def _measured(fit: "Fit", system: System, ks: list[int]) -> None:
+def require_measured(fit: "Fit", system: System, ks: list[int]) -> None:
+    """Refuse draft lengths that no run of this verifier and drafter had."""
     runs = fit.runs
     own = runs[(runs["drafter"] != NONE)]
     for column, model in (("verifier", system.verifier), ("drafter", system.drafter)):

@@ -1,13 +1,14 @@
 """Posterior predictive latency of a system over loads."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import cycles, cycles_variance
+from bayes_sd.physics.costs import Law
 from bayes_sd.physics.law import (
     NU,
     SOFTNESS,
@@ -94,6 +95,41 @@ def rate_latency(fit: "Fit", arm: tuple[Resolved, Route], rate: Any, k: int) -> 
     return latency_s(own, resolved.sizes, rate, k, fit.law)
 
 
+class Arm(NamedTuple):
+    """One arm at a load: what does not change with the rate, for questions at many rates."""
+
+    resolved: Resolved
+    placed: Placed
+    asked: dict[str, Any]
+
+    def at(self, law: Law, rate_rps: Any = None) -> tuple[Outcome, dict[str, Any]]:
+        """What the law says, infinite past the pole; at the load's own rates or at others."""
+        asked = self.asked if rate_rps is None else {**self.asked, "rate_rps": rate_rps}
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            found = deployed(self.placed, self.resolved.theta, self.resolved.sizes, asked, law)
+            # Past the pole the fixed point has no root and infinity times zero is not a number.
+            over = found.utilization >= 1
+            found = found._replace(e2e_s=xr.where(over, np.inf, found.e2e_s))
+        return found, asked
+
+
+def arm_of(
+    fit: "Fit",
+    system: System,
+    k: int,
+    load: xr.Dataset,
+    seed: int,
+    drafter_loaded: bool | None = None,
+) -> Arm:
+    """Resolve one arm of a system and place its costs, within what may be asked of the fit."""
+    resolved = resolve(fit, system, k, seed, drafter_loaded)
+    refuse_far(fit, system, resolved, k, load)
+    rates = acceptance(fit, system, resolved.pair, k) if k else []
+    asked = workload(load, k, rates, drafter_loaded)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return Arm(resolved, place(fit, resolved, asked), asked)
+
+
 def arm_outcome(
     fit: "Fit",
     system: System,
@@ -103,17 +139,8 @@ def arm_outcome(
     drafter_loaded: bool | None = None,
 ) -> tuple[Resolved, Outcome, dict[str, Any]]:
     """What the law says of one arm, exact, infinite past the pole; and the load it says it of."""
-    resolved = resolve(fit, system, k, seed, drafter_loaded)
-    refuse_far(fit, system, resolved, k, load)
-    rates = acceptance(fit, system, resolved.pair, k) if k else []
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        asked = workload(load, k, rates, drafter_loaded)
-        placed = place(fit, resolved, asked)
-        law = deployed(placed, resolved.theta, resolved.sizes, asked, fit.law)
-        # Past the pole the fixed point has no root and infinity times zero is not a number.
-        over = law.utilization >= 1
-        law = law._replace(e2e_s=xr.where(over, np.inf, law.e2e_s))
-    return resolved, law, asked
+    arm = arm_of(fit, system, k, load, seed, drafter_loaded)
+    return (arm.resolved, *arm.at(fit.law))
 
 
 def scatter(
