@@ -1,9 +1,11 @@
 """The public A100 sweeps: five verifiers fitted jointly, against least squares, and left out.
 
-    uv run benchmarks/a100.py [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
+    uv run benchmarks/a100.py [--law tiles] [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
 
-Throughput rows and the two highest rates of each sweep are left out. Skipped where the table is
-absent (see a100_data.path). A fit takes minutes; `--cache` keeps them, so a run can be resumed.
+Throughput rows and the two highest rates of each sweep are left out. `--law tiles` fits arithmetic
+in tiles of 128 tokens, without context and attention, which prompts of one length cannot tell;
+`--law host` adds overheads that are the same for all models. Skipped where the table is absent (see
+a100_data.path). A fit takes minutes; `--cache` keeps them, so a run can be resumed.
 """
 
 import argparse
@@ -20,16 +22,21 @@ import pandas as pd
 import bayes_sd as bsd
 
 SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
-MODEL = bsd.LatencyModel(server_effects=("speed",))
+LAWS = {
+    "default": bsd.Law(),
+    "host": bsd.Law((*bsd.Law().parts, "host")),
+    "tiles": bsd.Law(("depth", "tokens", "stalls"), tile_tokens=128),
+}
 
 
-def fitted(traces: bsd.Traces, cache: Path, name: str) -> bsd.Fit:
+def fitted(traces: bsd.Traces, cache: Path, name: str, law: bsd.Law) -> bsd.Fit:
     """Fit, or read the fit kept under `name`; an unconverged one is used and said to be so."""
     path = cache / f"{name}.nc"
     if path.is_file():
         return bsd.Fit.load(path)
     try:
-        fit = MODEL.fit(traces, seed=1, progress=False, **SAMPLING)
+        model = bsd.LatencyModel(law=law, server_effects=("speed",))
+        fit = model.fit(traces, seed=1, progress=False, **SAMPLING)
     except bsd.ConvergenceError as error:
         print(f"{name}: {error}", file=sys.stderr)
         fit = error.fit
@@ -49,9 +56,9 @@ def relative(predicted: np.ndarray, runs: pd.DataFrame) -> pd.Series:
     return (predicted / runs["e2e_mean_s"] - 1).abs()
 
 
-def joint(traces: bsd.Traces, cache: Path) -> tuple[list[dict], dict]:
+def joint(traces: bsd.Traces, cache: Path, law: bsd.Law) -> tuple[list[dict], dict]:
     """In-sample error per verifier of the joint fit and of least squares on that verifier alone."""
-    fit = fitted(traces, cache, "joint")
+    fit = fitted(traces, cache, "joint", law)
     runs = fit.runs
     rows = []
     for verifier, own in runs.groupby("verifier"):
@@ -67,7 +74,7 @@ def joint(traces: bsd.Traces, cache: Path) -> tuple[list[dict], dict]:
     return rows, fit.sampling | {"converged": converged(fit)}
 
 
-def left_out(traces: bsd.Traces, cache: Path, sizes: list[str]) -> list[dict]:
+def left_out(traces: bsd.Traces, cache: Path, sizes: list[str], law: bsd.Law) -> list[dict]:
     """Each verifier predicted from its size by a fit of the other four."""
     rows = []
     for size in sizes:
@@ -75,7 +82,7 @@ def left_out(traces: bsd.Traces, cache: Path, sizes: list[str]) -> list[dict]:
         held = traces.runs["verifier"] == name
         train = bsd.Traces(traces.runs[~held].reset_index(drop=True), traces.set_aside)
         test = bsd.Traces(traces.runs[held].reset_index(drop=True), traces.set_aside)
-        fit = fitted(train, cache, f"without-{size}")
+        fit = fitted(train, cache, f"without-{size}", law)
         found = bsd.predict_runs(fit, test)
         point = least_squares.size_law(train.steady.runs)
         rows.append(
@@ -96,6 +103,7 @@ def left_out(traces: bsd.Traces, cache: Path, sizes: list[str]) -> list[dict]:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--law", default="default", choices=LAWS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folds", default="32B,1.7B,4B,0.6B,8B")
     parser.add_argument("--cache", type=Path, default=Path("bayes-sd-demo/a100"))
@@ -104,10 +112,13 @@ def main() -> None:
         print(f"skipped: {a100_data.path()} is absent (set BAYES_SD_A100)")
         return
     warnings.simplefilter("ignore")
-    arguments.cache.mkdir(parents=True, exist_ok=True)
+    law = LAWS[arguments.law]
+    cache = arguments.cache / arguments.law
+    cache.mkdir(parents=True, exist_ok=True)
     traces = a100_data.traces(a100_data.table())
-    inside, sampling = joint(traces, arguments.cache)
-    outside = left_out(traces, arguments.cache, [s for s in arguments.folds.split(",") if s])
+    inside, sampling = joint(traces, cache, law)
+    sizes = [s for s in arguments.folds.split(",") if s]
+    outside = left_out(traces, cache, sizes, law)
     if arguments.json:
         print(json.dumps({"joint": inside, "sampling": sampling, "left_out": outside}))
         return
