@@ -41,6 +41,7 @@ from bayes_sd.cli_options import (
 from bayes_sd.cli_output import emit, say, show
 from bayes_sd.collector.cli import register as register_collect
 from bayes_sd.decide.cli import register as register_decide
+from bayes_sd.decide.next_cli import register as register_next
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.validate.cli import register as register_validate
 
@@ -328,6 +329,7 @@ def demo(
 
 register_collect(app, _answers)
 register_decide(app, _answers)
+register_next(app, _answers)
 register_validate(app, _answers)
 
 

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import bayes_sd as bsd
-from bayes_sd.inference.fit import FORMAT
+from bayes_sd.inference.stored import FORMAT
 
 
 def test_what_is_loaded_is_what_was_saved(fit: bsd.Fit, fit_path: Path) -> None:

@@ -3,15 +3,21 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import bayes_sd as bsd
 from bayes_sd.cli import app
-from bayes_sd.decide.schedule import _choose
+from bayes_sd.decide.schedule import SERVER, _choose
+from bayes_sd.physics.occupancy import mean_in_flight, occupancy
+from bayes_sd.predict.latency import arm_outcome
 
 SYSTEM = bsd.System("dense-60m", "draft-3m", 0.7)
 LENGTHS = {"prompt": 128, "output": 64}
@@ -41,16 +47,100 @@ def test_rows_cover_every_batch_size_once(fit: bsd.Fit) -> None:
 
 
 def test_the_choice_is_that_of_the_latency_at_each_concurrency(fit: bsd.Fit) -> None:
-    """At k > 0 the schedule's latencies are those of `Fit.latency` at that concurrency."""
+    """The schedule's latencies are those of a server of its own at that concurrency."""
     found = fit.schedule([2, 5], SYSTEM, **LENGTHS, max_batch=32, confidence=0.5)
     load = bsd.grid(concurrency=np.arange(1, 33), **LENGTHS)
-    mean = fit.thin(2000).latency(load, [2, 5], SYSTEM).draws["mean_s"].mean(("chain", "draw"))
-    best = mean["k"].values[mean.squeeze(drop=True).argmin("k")]
-    margin = np.abs(mean.sel(k=2) / mean.sel(k=5) - 1).squeeze(drop=True).values
+    thin = fit.thin(2000)
+    two, five = (
+        arm_outcome(thin, SYSTEM, k, load, 0, True, SERVER)[1].e2e_s.mean(("chain", "draw"))
+        for k in (2, 5)
+    )
+    best = np.where(two.squeeze() <= five.squeeze(), 2, 5)
+    margin = np.abs(two / five - 1).squeeze(drop=True).values
     chosen = np.concatenate([[k] * (high - low + 1) for low, high, k in found.to_vllm()])
     clear = margin > 0.02  # elsewhere a majority of draws and their mean may differ
     assert clear.any()
     np.testing.assert_array_equal(chosen[clear], best[clear])
+
+
+def test_the_luck_of_a_measured_server_is_not_the_schedules(fit: bsd.Fit) -> None:
+    """A k whose server happened to run slowly is not held against it."""
+    tree = fit.tree.copy()
+    factor = tree["posterior"]["factor_system"].copy()
+    slow = [n for n in factor["system"].values if n.startswith("dense-60m + draft-3m")]
+    assert slow
+    factor.loc[{"system": slow}] = 3.0
+    tree["posterior"]["factor_system"] = factor
+    asked = {"max_batch": 16, **LENGTHS}
+    unlucky = bsd.Fit(tree).schedule([2, 5], SYSTEM, **asked)
+    assert unlucky.to_vllm() == fit.schedule([2, 5], SYSTEM, **asked).to_vllm()
+
+
+# --- what a schedule will do ----------------------------------------------------------------
+
+
+@given(
+    c1=st.floats(0.05, 5),
+    ratio=st.floats(0.01, 1),
+    x=st.floats(0.05, 0.85),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_linear_law_is_the_mean_of_its_occupancy(c1: float, ratio: float, x: float) -> None:
+    """Equation (1) and the variance of a negative binomial of size C1/C2."""
+    c2 = c1 * ratio
+    rate, n = x / c2, np.arange(3000)
+    latency = c1 + c2 * n
+    p = occupancy(latency, rate)
+    mean = p @ np.arange(3001)
+    assert p.sum() == pytest.approx(1)
+    assert mean / rate == pytest.approx(c1 / (1 - x), rel=1e-6)
+    assert mean_in_flight(p, latency, rate) == pytest.approx(mean, rel=1e-6)
+    variance = p @ (np.arange(3001) - mean) ** 2
+    assert variance == pytest.approx(x / ratio / (1 - x) ** 2, rel=1e-4)
+
+
+def test_a_full_server_lets_requests_wait_and_past_capacity_without_end() -> None:
+    latency = np.array([1.0, 1.5, 2.0])  # three at a time: 1.5 requests/s at most
+    p = occupancy(latency, np.array([1.2, 1.5, 2.0]))
+    np.testing.assert_allclose(p.sum(axis=-1), 1)
+    found = mean_in_flight(p, latency, np.array([1.2, 1.5, 2.0]))
+    # The same chain, written out far beyond the third request.
+    n = np.arange(1, 2000)
+    steps = np.cumsum(
+        np.log(1.2 * np.where(n <= 3, np.append(latency, [2.0] * 1996), 2 * n / 3) / n)
+    )
+    long = np.append(1.0, np.exp(steps))
+    assert found[0] == pytest.approx((long / long.sum()) @ np.arange(2000))
+    assert np.isinf(found[1:]).all()
+    with pytest.raises(bsd.InputError, match="above 0 s"):
+        occupancy(np.array([1.0, 0.0]), 1.0)
+
+
+def test_a_schedule_of_one_k_is_that_arm(fit: bsd.Fit) -> None:
+    one = fit.schedule([5, 2], SYSTEM, **LENGTHS)
+    rows = pd.DataFrame({"lo": [1], "hi": [256], "k": [5], "support": ["measured"]})
+    far = replace(SYSTEM, extrapolate=True)
+    found = fit.scheduled(replace(one, rows=rows), far, rps=[1, 3], **LENGTHS)
+    thin = fit.thin(2000)
+    load = bsd.grid(rps=[1, 3], **LENGTHS)
+    law = arm_outcome(thin, far, 5, load, 0, True, SERVER)[1].e2e_s.squeeze(drop=True)
+    drawn = found.draws["mean_s"].squeeze("k", drop=True)
+    np.testing.assert_allclose(drawn.transpose(*law.dims), law, rtol=2e-3)
+    assert (found.prob_saturated == 0).all()
+    request = found.quantile([0.05, 0.5, 0.95])
+    assert (request.diff("quantile") > 0).all()
+    with pytest.raises(bsd.InputError, match="above 0"):
+        fit.scheduled(one, far, rps=[0.0], **LENGTHS)
+
+
+def test_a_schedule_is_no_worse_than_any_of_its_candidates(fit: bsd.Fit) -> None:
+    found = fit.schedule([2, 5], SYSTEM, **LENGTHS, max_batch=64, confidence=0.5)
+    far, rates = replace(SYSTEM, extrapolate=True), [0.5, 2, 4]
+    mean = fit.scheduled(found, far, rps=rates, **LENGTHS).draws["mean_s"].median(("chain", "draw"))
+    for k in (2, 5):
+        rows = pd.DataFrame({"lo": [1], "hi": [64], "k": [k], "support": ["measured"]})
+        alone = fit.scheduled(replace(found, rows=rows), far, rps=rates, **LENGTHS)
+        assert (mean.values <= alone.draws["mean_s"].median(("chain", "draw")).values * 1.01).all()
 
 
 def test_ties_and_weak_evidence_draft_less() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
 BATCH_MAX = 1024
+SERVER = "scheduled server"  # its own effect is one draw, whatever it drafts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,11 +103,13 @@ def schedule(
     thin = fit.thin(DRAWS)
     parts, labels = [], []
     for one in ks:
-        # At k = 0 the drafter stays loaded: that is the arm a schedule falls back to.
-        resolved, law, asked = arm_outcome(thin, system, one, load, seed, drafter_loaded=True)
+        # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0
+        # the drafter stays loaded: that is the arm a schedule falls back to.
+        law, asked = arm_outcome(thin, system, one, load, seed, True, SERVER)[1:]
         variance = scatter(thin, law, asked, "e2e")[1]
-        parts.append(_by_batch(_loss(law.e2e_s, variance, loss, slo_s)))
-        labels.append(_by_batch(support(thin, resolved, one, load, law)).values)
+        parts.append(by_batch(_loss(law.e2e_s, variance, loss, slo_s)))
+        resolved, own = arm_outcome(thin, system, one, load, seed, True)[:2]
+        labels.append(by_batch(support(thin, resolved, one, load, own)).values)
     losses = np.stack([p.transpose(*SAMPLE, "concurrency").values for p in parts])
     losses = losses.reshape(len(ks), -1, max_batch)
     chosen = _choose(losses, confidence)
@@ -127,7 +130,7 @@ def schedule(
     return Schedule(_rows(cells, name), label, tuple(ks))
 
 
-def _by_batch(values: Any) -> Any:
+def by_batch(values: Any) -> Any:
     """Without the dims of the one prompt and output length."""
     single = [d for d in values.dims if d not in (*SAMPLE, "concurrency")]
     return values.squeeze(single, drop=True)

@@ -11,9 +11,10 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.inference.acceptance import acceptance_draws
-from bayes_sd.inference.fit import FORMAT, Fit
+from bayes_sd.inference.fit import Fit
 from bayes_sd.inference.gate import Convergence
 from bayes_sd.inference.sample import Sampling
+from bayes_sd.inference.stored import FORMAT
 from bayes_sd.model.design import Design
 from bayes_sd.model.effects import APART
 from bayes_sd.model.priors import COEFFICIENTS, DRAFT_COEFFICIENTS

@@ -1,28 +1,22 @@
-"""Fit: the frozen result of a model and traces, and its file."""
+"""Fit: the frozen result of a model and traces, and the questions it answers."""
 
-import json
-import os
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError
 from bayes_sd.inference.gate import Convergence
-from bayes_sd.physics.costs import Law
+from bayes_sd.inference.stored import Stored
 from bayes_sd.predict.answers import BreakEven, Latency
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bayes_sd.decide.information import Information
     from bayes_sd.decide.schedule import Schedule
     from bayes_sd.predict.system import System
-
-FORMAT = 3  # of the file; raised when a reader must know
-GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters")
 
 
 class ConvergenceError(EvidenceError):
@@ -39,7 +33,7 @@ class ConvergenceError(EvidenceError):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fit:
+class Fit(Stored):
     """A fitted latency model: posterior draws, the runs they come from, and answers.
 
     Parameters
@@ -56,136 +50,6 @@ class Fit:
     >>> load = bsd.grid(rps=[1, 2, 4], prompt=512, output=256)
     >>> fit.prob_faster(load, k=3, system=bsd.System("llama-8b", "eagle"))  # doctest: +SKIP
     """
-
-    tree: xr.DataTree
-
-    @property
-    def posterior(self) -> xr.Dataset:
-        """Draws in natural units, dims (chain, draw, ...)."""
-        return self.tree["posterior"].to_dataset()
-
-    @property
-    def runs(self) -> pd.DataFrame:
-        """The fitted steady runs: ``system``, ``pair``, fitted latency (s), utilization."""
-        return self._runs[~self._runs["saturated"]].reset_index(drop=True)
-
-    @property
-    def censored_runs(self) -> pd.DataFrame:
-        """The runs past saturation that bounded the latency from below; columns as `runs`."""
-        return self._runs[self._runs["saturated"]].reset_index(drop=True)
-
-    @cached_property
-    def _runs(self) -> pd.DataFrame:
-        runs = self.tree["runs"].to_dataset().to_dataframe().reset_index(drop=True)
-        return runs.astype({"saturated": bool})
-
-    @cached_property
-    def law(self) -> Law:
-        """The law that was fitted."""
-        law = self.spec["law"]
-        return Law(tuple(law["parts"]), law["tile_tokens"])
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Priors and sampler settings."""
-        return dict(json.loads(self.tree.attrs["spec"]))
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """When, from what data, with which versions."""
-        return dict(json.loads(self.tree.attrs["provenance"]))
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Convergence summary and seconds spent."""
-        return dict(json.loads(self.tree.attrs["sampling"]))
-
-    def __repr__(self) -> str:
-        s, p = self.sampling, self.provenance
-        return (
-            f"Fit of {p['runs']} runs ({p['requests']} requests) on {p['environment']}: "
-            f"{self.tree['verifiers'].sizes['verifier']} verifiers, "
-            f"{self.tree['posterior'].sizes['system']} systems\n"
-            f"R-hat <= {s['rhat_max']:.3f}, ESS >= {s['ess_bulk_min']:.0f} bulk and "
-            f"{s['ess_tail_min']:.0f} tail, {s['divergences']} divergences, "
-            f"{s['chains']} x {s['draws']} draws"
-        )
-
-    def thin(self, draws: int) -> "Fit":
-        """The same fit with every n-th draw, at least `draws` of them if there are so many."""
-        sizes = self.tree["posterior"].sizes
-        step = max(1, sizes["chain"] * sizes["draw"] // draws)
-        parts = {
-            name: node.to_dataset().isel(draw=slice(None, None, step))
-            if "draw" in node.sizes
-            else node.to_dataset()
-            for name, node in self.tree.children.items()
-        }
-        result = xr.DataTree.from_dict(parts)
-        result.attrs = self.tree.attrs
-        return Fit(result)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the fit to one netCDF file, whole or not at all.
-
-        Parameters
-        ----------
-        path : path
-            Overwritten if it exists.
-
-        Returns
-        -------
-        pathlib.Path
-
-        Raises
-        ------
-        InputError
-            If the folder does not exist.
-        """
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist.")
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            self.tree.to_netcdf(draft, engine="h5netcdf")
-            os.replace(draft, path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        return path
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> "Fit":
-        """Read a saved fit; needs no PyMC.
-
-        Parameters
-        ----------
-        path : path
-
-        Returns
-        -------
-        Fit
-
-        Raises
-        ------
-        InputError
-            If the file is missing, is not a fit, or has a newer format.
-        """
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file.")
-        try:
-            with xr.open_datatree(path, engine="h5netcdf") as opened:
-                tree = opened.load()
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a netCDF file of a fit ({error}).") from None
-        if tree.attrs.get("kind") != "bayes_sd fit" or any(g not in tree for g in GROUPS):
-            raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
-        if int(tree.attrs["format"]) != FORMAT:
-            raise InputError(
-                f"{path}: format {tree.attrs['format']}, this version reads {FORMAT}; "
-                "fit the traces again."
-            )
-        return Fit(tree)
 
     def latency(
         self,
@@ -360,6 +224,43 @@ class Fit:
             self, k, system, prompt, output, max_batch, loss, slo_s, confidence, extrapolate, seed
         )
 
+    def scheduled(
+        self,
+        schedule: "Schedule",
+        system: "System | None" = None,
+        *,
+        rps: "float | Sequence[float]",
+        prompt: float,
+        output: float,
+        seed: int = 0,
+    ) -> Latency:
+        """Posterior predictive latency of a server that follows a schedule.
+
+        Requests come and go at random, and the draft length with their number, so the latency is
+        Little's over the distribution of the requests in flight; see
+        :func:`bayes_sd.physics.occupancy.occupancy`.
+
+        Parameters
+        ----------
+        schedule : Schedule
+            From :meth:`schedule`; at more requests than it covers they wait.
+        system : System, optional
+            The one it was made for.
+        rps : float or sequence of float
+            Offered rates, requests/s, above 0.
+        prompt, output : float
+            Tokens per request.
+        seed : int
+
+        Returns
+        -------
+        Latency
+            As from :meth:`latency`, with the coordinate ``k`` = "schedule".
+        """
+        from bayes_sd.decide.scheduled import scheduled
+
+        return scheduled(self, schedule, system, rps, prompt, output, seed)
+
     def capacity(
         self,
         slo_s: float,
@@ -424,6 +325,56 @@ class Fit:
             traffic_rps,
             price_per_hour,
             seed,
+        )
+
+    def worth_measuring(
+        self,
+        k: "Sequence[int]",
+        system: "System | None" = None,
+        *,
+        rps: "float | Sequence[float]",
+        prompt: float,
+        output: float,
+        runs: int = 6,
+        run_seconds: float = 30.0,
+        server_seconds: float = 60.0,
+        seed: int = 0,
+    ) -> "Information":
+        r"""What choosing a draft length now may cost, and the runs that would lower that most.
+
+        .. math:: R = E_\theta\big[L_{k^*}(\theta) - \min_k L_k(\theta)\big], \qquad
+            \text{a run } y \text{ saves } R - E_y[R \mid y]
+
+        Parameters
+        ----------
+        k : sequence of int
+            Arms to choose from, at least two; 0 is the plain server.
+        system : System, optional
+        rps : float or sequence of float
+            Rates (requests/s) at which the choice is made, each counting alike; the runs proposed
+            are at the same rates.
+        prompt, output : float
+            Tokens per request.
+        runs : int
+            How many to propose, one after the other.
+        run_seconds, server_seconds : float
+            What a run, and starting a server for its first one, take.
+        seed : int
+
+        Returns
+        -------
+        Information
+            ``choices``, ``regret_ms``, ``runs``; ``to_plan(plan)`` makes them a plan to collect.
+
+        Raises
+        ------
+        InputError
+            If an argument is out of range.
+        """
+        from bayes_sd.decide.information import worth_measuring
+
+        return worth_measuring(
+            self, k, system, rps, prompt, output, runs, run_seconds, server_seconds, seed
         )
 
     def coefficients(self) -> pd.DataFrame:

@@ -120,9 +120,10 @@ def arm_of(
     load: xr.Dataset,
     seed: int,
     drafter_loaded: bool | None = None,
+    server: str | None = None,
 ) -> Arm:
     """Resolve one arm of a system and place its costs, within what may be asked of the fit."""
-    resolved = resolve(fit, system, k, seed, drafter_loaded)
+    resolved = resolve(fit, system, k, seed, drafter_loaded, server)
     refuse_far(fit, system, resolved, k, load)
     rates = acceptance(fit, system, resolved.pair, k) if k else []
     asked = workload(load, k, rates, drafter_loaded)
@@ -137,9 +138,10 @@ def arm_outcome(
     load: xr.Dataset,
     seed: int,
     drafter_loaded: bool | None = None,
+    server: str | None = None,
 ) -> tuple[Resolved, Outcome, dict[str, Any]]:
     """What the law says of one arm, exact, infinite past the pole; and the load it says it of."""
-    arm = arm_of(fit, system, k, load, seed, drafter_loaded)
+    arm = arm_of(fit, system, k, load, seed, drafter_loaded, server)
     return (arm.resolved, *arm.at(fit.law))
 
 

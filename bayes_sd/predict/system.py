@@ -229,11 +229,18 @@ def find_pair(fit: "Fit", system: System) -> str | None:
 
 
 def resolve(
-    fit: "Fit", system: System, k: int, seed: int, drafter_loaded: bool | None = None
+    fit: "Fit",
+    system: System,
+    k: int,
+    seed: int,
+    drafter_loaded: bool | None = None,
+    server: str | None = None,
 ) -> Resolved:
     """Coefficients and sizes of one arm of a system.
 
-    `k` = 0 is the plain server, or with `drafter_loaded` one that could draft and does not.
+    `k` = 0 is the plain server, or with `drafter_loaded` one that could draft and does not. By
+    default the arm is the server that was measured; with `server` it is a new one of that name,
+    whose own effect is drawn, the same for every `k`.
 
     Raises
     ------
@@ -262,6 +269,8 @@ def resolve(
         name = name if name in set(runs["system"]) else None
     new_pair = f"{verifier_label} + {drafter_label}" if drafting else None
     label = server_label(verifier_label, new_pair, k, environment if several else "")
+    if server is not None:
+        name, label = None, f"{server} of {verifier_label}"
 
     theta: dict[str, Any] = {
         str(n): posterior["law"].sel(law_term=n, drop=True) for n in posterior["law_term"].values

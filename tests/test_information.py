@@ -1,0 +1,121 @@
+"""Value of information: limits that must hold whatever the models, and the plan it writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+import bayes_sd as bsd
+from bayes_sd.collector.design import write_plan
+from bayes_sd.collector.plan import Plan, read_plan
+from bayes_sd.decide.information import Preposterior
+
+SYSTEM = bsd.System("dense-60m", "draft-3m", 0.7)
+ASKED = {"rps": [1.0, 4.0], "prompt": 128, "output": 64}
+rng = np.random.default_rng(3)
+
+
+def two_arms(offset: float, noise: float, n: int = 3000) -> Preposterior:
+    """A known arm of loss 0 and one of loss N(offset, 1), of which a run can be made."""
+    unknown = offset + np.random.default_rng(1).standard_normal(n)
+    losses = np.stack([np.zeros(n), unknown])[None]
+    return Preposterior(losses, unknown[None], np.full((1, n), noise), seed=2)
+
+
+@pytest.mark.parametrize("offset", [-1.0, 0.0, 0.7])
+def test_the_regret_of_two_arms_is_the_unit_normal_loss(offset: float) -> None:
+    known = two_arms(offset, 1.0)
+    exact = norm.pdf(offset) - abs(offset) * norm.sf(abs(offset))
+    assert known.regret() == pytest.approx(exact, abs=0.02)
+
+
+def test_an_exact_run_leaves_no_regret_and_a_useless_one_all_of_it() -> None:
+    exact, useless = two_arms(0.2, 0.02), two_arms(0.2, 100.0)
+    assert exact.regret_after(exact.tells(0)) < 0.05 * exact.regret()
+    assert useless.regret_after(useless.tells(0)) == pytest.approx(useless.regret(), rel=0.05)
+
+
+@given(offset=st.floats(-1, 1), noise=st.floats(0.05, 5))
+@settings(max_examples=25, deadline=None)
+def test_information_never_costs(offset: float, noise: float) -> None:
+    known = two_arms(offset, noise, 1000)
+    after = known.regret_after(known.tells(0))
+    assert -1e-12 <= after <= known.regret() + 0.05
+    twice = known.regret_after(2 * known.tells(0))  # the same showing again
+    assert twice <= after + 0.1
+
+
+def test_a_run_that_tells_of_nothing_in_question_saves_nothing() -> None:
+    n = 2000
+    losses = np.stack([np.zeros(n), rng.standard_normal(n)])[None]
+    other = rng.standard_normal((1, n))
+    known = Preposterior(losses, other, np.full((1, n), 0.3), seed=2)
+    assert known.regret_after(known.tells(0)) == pytest.approx(known.regret(), abs=0.06)
+
+
+def test_an_option_that_a_decision_lacks_is_never_chosen() -> None:
+    n = 500
+    pair = np.stack([np.ones(n), 1 + rng.standard_normal(n) ** 2])
+    losses = np.stack([np.concatenate([pair, np.full((1, n), np.inf)])] * 2)
+    known = Preposterior(losses, np.zeros((1, n)), np.ones((1, n)))
+    assert known.regret() == pytest.approx(0.0)
+
+
+# --- of a fit -------------------------------------------------------------------------------
+
+
+def test_runs_are_ranked_by_what_they_save(fit: bsd.Fit) -> None:
+    found = fit.worth_measuring([0, 1, 2, 5], SYSTEM, **ASKED, runs=4)
+    assert list(found.choices["rate_rps"]) == [1.0, 4.0]
+    assert found.regret_ms >= 0
+    assert found.regret_ms == pytest.approx(found.choices["regret_ms"].mean())
+    runs = found.runs
+    assert 0 < len(runs) <= 4
+    assert set(runs["k"]) <= {0, 1, 2, 5} and set(runs["rate_rps"]) <= {1.0, 4.0}
+    np.testing.assert_allclose(found.regret_ms - runs["saves_ms"].cumsum(), runs["regret_left_ms"])
+    first = ~runs["k"].duplicated()
+    np.testing.assert_allclose(runs["minutes"], np.where(first, 1.5, 0.5))
+    again = fit.worth_measuring([0, 1, 2, 5], SYSTEM, **ASKED, runs=4)
+    assert again.runs.equals(runs)
+    assert "Deciding now" in repr(found)
+    none = fit.worth_measuring([0, 5], SYSTEM, **ASKED, runs=0)
+    assert none.runs.empty and "No run would pay" in repr(none)
+
+
+def plan(*arms: dict) -> Plan:
+    common = {"model": "org/dense-60m", "verifier": "dense-60m",
+              "points": [{"load": 0.5, "prompt": 64, "output": 64}]}  # fmt: skip
+    return Plan.model_validate({"configurations": [common | arm for arm in arms]})
+
+
+def test_the_runs_become_a_plan(fit: bsd.Fit, tmp_path: Path) -> None:
+    found = fit.worth_measuring([0, 1, 2, 5], SYSTEM, **ASKED, runs=5)
+    drafting = {"name": "sd", "arm": "sd", "drafter_model": "org/draft", "drafter": "draft-3m",
+                "draft_tokens": 2, "acceptance": 0.7}  # fmt: skip
+    made = found.to_plan(plan({"name": "plain"}, drafting))
+    points = [(c.draft_tokens, p.rate_rps) for c in made.configurations for p in c.points]
+    assert sorted(points) == sorted(zip(found.runs["k"], found.runs["rate_rps"], strict=True))
+    assert len({c.name for c in made.configurations}) == len(made.configurations)
+    write_plan(made, tmp_path / "next.yaml")
+    assert read_plan(tmp_path / "next.yaml").configurations == made.configurations
+    with pytest.raises(bsd.InputError, match="no server with drafter draft-3m"):
+        found.to_plan(plan({"name": "plain"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k": [3]}, "at least two"),
+        ({"rps": [0.0]}, "above 0"),
+        ({"runs": -1}, "whole number"),
+        ({"run_seconds": 0.0}, "positive number"),
+        ({"server_seconds": float("nan")}, "positive number"),
+    ],
+)
+def test_what_cannot_be_asked(fit: bsd.Fit, change: dict, says: str) -> None:
+    asked = {"k": [0, 5], **ASKED} | change
+    with pytest.raises(bsd.InputError, match=says):
+        fit.worth_measuring(asked.pop("k"), SYSTEM, **asked)
