@@ -28,6 +28,7 @@ _HOME = {
     "grid": "bayes_sd.predict.load",
     "predict_runs": "bayes_sd.predict.runs",
     "collect": "bayes_sd.collector.run",
+    "deployments": "bayes_sd.decide.deploy",
     "compare": "bayes_sd.validate.compare",
     "compare_fits": "bayes_sd.validate.compare",
     "validate_model": "bayes_sd.validate.checks",
@@ -36,6 +37,7 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from bayes_sd.collector.run import collect as collect
+    from bayes_sd.decide.deploy import deployments as deployments
     from bayes_sd.errors import EvidenceError as EvidenceError
     from bayes_sd.errors import InputError as InputError
     from bayes_sd.inference.fit import ConvergenceError as ConvergenceError

@@ -46,13 +46,13 @@ def test_an_endless_target_is_bound_by_the_pole(fit: bsd.Fit) -> None:
 
 
 def test_below_the_idle_latency_nothing_is_possible(fit: bsd.Fit) -> None:
-    row = fit.capacity(0.01, 0, SYSTEM, **LENGTHS, traffic_rps=5.0, price_per_hour=2.0).iloc[0]
+    row = fit.capacity(0.01, 0, SYSTEM, **LENGTHS, traffic=5.0, price_per_hour=2.0).iloc[0]
     assert math.isnan(row.max_rps) and row.prob_possible == 0 and row.idle_s > 0.01
     assert math.isnan(row.replicas) and math.isnan(row.price_per_million_tokens)
 
 
 def test_replicas_and_price_follow_from_the_rate(fit: bsd.Fit) -> None:
-    row = fit.capacity(2.0, 0, SYSTEM, **LENGTHS, traffic_rps=40.0, price_per_hour=3.0).iloc[0]
+    row = fit.capacity(2.0, 0, SYSTEM, **LENGTHS, traffic=40.0, price_per_hour=3.0).iloc[0]
     assert row.replicas == math.ceil(40 / row.max_rps)
     per_hour = row.max_rps * 64 * 3600
     assert row.price_per_million_tokens == pytest.approx(3.0 / per_hour * 1e6)
@@ -65,7 +65,7 @@ def test_replicas_and_price_follow_from_the_rate(fit: bsd.Fit) -> None:
         ({"slo_s": np.nan}, "slo_s"),
         ({"percentile": 100.0}, "percentile"),
         ({"confidence": 1.0}, "confidence"),
-        ({"traffic_rps": -1.0}, "traffic_rps"),
+        ({"traffic": -1.0}, "traffic"),
         ({"price_per_hour": np.inf}, "price_per_hour"),
     ],
 )

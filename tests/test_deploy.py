@@ -54,7 +54,7 @@ def capacity_of(fit: bsd.Fit, traffic: bsd.Traffic, **arguments: object) -> pd.D
 
 
 def test_one_window_is_the_single_point(fit: bsd.Fit) -> None:
-    point = fit.capacity(2.0, [0, 2], SD, prompt=128, output=64, traffic_rps=20.0)
+    point = fit.capacity(2.0, [0, 2], SD, prompt=128, output=64, traffic=20.0)
     window = capacity_of(fit, STEADY)
     for column in ("max_rps", "median_rps", "idle_s", "prob_possible"):
         np.testing.assert_allclose(window[column], point[column], rtol=1e-6)

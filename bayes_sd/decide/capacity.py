@@ -49,7 +49,7 @@ def capacity(
     """See :meth:`bayes_sd.Fit.capacity`."""
     check(slo_s, percentile, confidence)
     number = None if isinstance(traffic, Traffic) else traffic
-    for name, value in (("traffic_rps", number), ("price_per_hour", price_per_hour)):
+    for name, value in (("traffic", number), ("price_per_hour", price_per_hour)):
         check_positive(name, value)
     ks = arms(k)
     system = system or default_system(fit, any(ks))

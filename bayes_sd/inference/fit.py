@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bayes_sd.decide.information import Information
     from bayes_sd.decide.schedule import Schedule
     from bayes_sd.predict.system import System
+    from bayes_sd.traces.traffic import Traffic
 
 
 class ConvergenceError(EvidenceError):
@@ -267,11 +268,11 @@ class Fit(Stored):
         k: "int | Sequence[int]" = 0,
         system: "System | None" = None,
         *,
-        prompt: float,
-        output: float,
+        prompt: float | None = None,
+        output: float | None = None,
         percentile: float = 95.0,
         confidence: float = 0.9,
-        traffic_rps: float | None = None,
+        traffic: "float | Traffic | None" = None,
         price_per_hour: float | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -287,14 +288,15 @@ class Fit(Stored):
         k : int or list of int
             Draft tokens per cycle; 0 is the plain server.
         system : System, optional
-        prompt, output : float
-            Tokens per request.
+        prompt, output : float, optional
+            Tokens per request; left out where `traffic` has them.
         percentile : float
             Of single requests.
         confidence : float
             Probability that the target is kept, in (0, 1).
-        traffic_rps : float, optional
-            Requests/s to be served; gives ``replicas``.
+        traffic : float or Traffic, optional
+            Requests/s to be served, or windows of them from :func:`bayes_sd.read_traffic`, which
+            have their own lengths; gives ``replicas``.
         price_per_hour : float, optional
             Of one replica; gives ``price_per_million_tokens`` (output tokens) at ``max_rps``.
         seed : int
@@ -322,7 +324,7 @@ class Fit(Stored):
             output,
             percentile,
             confidence,
-            traffic_rps,
+            traffic,
             price_per_hour,
             seed,
         )
