@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -233,3 +234,14 @@ def test_a_schedule_needs_no_pymc(fit_path: object) -> None:
         "assert 'pymc' not in sys.modules and 'pytensor' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_without_a_run_that_does_not_draft_plain_is_no_candidate(fit: bsd.Fit) -> None:
+    tree = fit.tree.copy()
+    drafting = tree["runs"].to_dataset()
+    drafting = drafting.isel(run=(drafting["draft_tokens"] > 0).values)
+    tree["runs"] = xr.DataTree(drafting)
+    deaf = bsd.Fit(tree)
+    with pytest.raises(bsd.EvidenceError, match="measure the plain server"):
+        deaf.schedule([0, 2], SYSTEM, **LENGTHS)
+    assert deaf.schedule([2, 5], SYSTEM, **LENGTHS).rows["k"].isin([2, 5]).all()

@@ -14,7 +14,7 @@ from bayes_sd.predict.answers import SAMPLE
 from bayes_sd.predict.latency import arm_outcome, arms, scatter
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.support import LABELS, support
-from bayes_sd.predict.system import NONE, System, default_system
+from bayes_sd.predict.system import System, default_system
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
@@ -153,12 +153,17 @@ def _check(
 
 def require_measured(fit: "Fit", system: System, ks: list[int]) -> None:
     """Refuse draft lengths that no run of this verifier and drafter had."""
-    runs = fit.runs
-    own = runs[(runs["drafter"] != NONE)]
-    for column, model in (("verifier", system.verifier), ("drafter", system.drafter)):
-        if isinstance(model, str):
-            own = own[own[column] == model]
-    known = sorted(int(n) for n in own["draft_tokens"].unique())
+    own = runs = fit.runs
+    if isinstance(system.verifier, str):
+        own = runs = runs[runs["verifier"] == system.verifier]
+    if isinstance(system.drafter, str):
+        own = runs[runs["drafter"] == system.drafter]
+    known = sorted(int(n) for n in own["draft_tokens"].unique() if n > 0)
+    if 0 in ks and not (runs["draft_tokens"] == 0).any():
+        raise EvidenceError(
+            f"No run of {system.verifier} without drafting was fitted, so nothing is known of "
+            "k = 0: measure the plain server, leave 0 out, or ask for it: extrapolate=True."
+        )
     for one in ks:
         if one > 0 and one not in known:
             raise InputError(
