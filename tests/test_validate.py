@@ -193,6 +193,8 @@ def test_pairs_score_what_happened(refitter: Refitter) -> None:
     b = brier(table)
     assert b["brier"] < 0.1 < b["regret_always_plain"]
     assert b["regret"] <= b["regret_always_sd"]
+    calls = table.assign(prob_faster=table["call"])
+    assert b["regret_point"] == brier(calls)["regret"]
     assert reliability(table)["pairs"].sum() == len(table)
     flipped = table.assign(prob_faster=1 - table["prob_faster"])
     assert brier(flipped)["brier"] > 0.5

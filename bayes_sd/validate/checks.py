@@ -109,8 +109,8 @@ def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
             f"<= {b['brier_call']:.3f} (0/1 call)",
             f"P(SD beats plain) has a Brier score of {b['brier']:.3f} on {b['pairs']} left-out "
             f"pairs, the 0/1 call {b['brier_call']:.3f}; acting on it loses {b['regret']:.1%} "
-            f"against the better server, always SD {b['regret_always_sd']:.1%}, always plain "
-            f"{b['regret_always_plain']:.1%}.",
+            f"against the better server, the medians {b['regret_point']:.1%}, always SD "
+            f"{b['regret_always_sd']:.1%}, always plain {b['regret_always_plain']:.1%}.",
             reliability(table),
         )
     ]

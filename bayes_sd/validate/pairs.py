@@ -54,8 +54,8 @@ def brier(table: pd.DataFrame) -> dict[str, float]:
     """Brier score of the probabilities and of the 0/1 call of the medians, and their regrets.
 
     The regret is the relative latency lost against the faster server of each pair, in the mean, by
-    the choice that a probability above one half makes; beside it those of always choosing SD, and
-    of never.
+    the choice that a probability above one half makes; beside it those of the lower point estimate
+    (the medians), of always choosing SD, and of never.
     """
     faster = table["faster"].to_numpy(float)
     best = np.minimum(table["plain_s"], table["sd_s"])
@@ -68,6 +68,7 @@ def brier(table: pd.DataFrame) -> dict[str, float]:
         "brier": float(((table["prob_faster"] - faster) ** 2).mean()),
         "brier_call": float(((table["call"] - faster) ** 2).mean()),
         "regret": regret((table["prob_faster"] > 0.5).to_numpy()),
+        "regret_point": regret((table["call"] > 0.5).to_numpy()),
         "regret_always_sd": regret(np.ones(len(table), bool)),
         "regret_always_plain": regret(np.zeros(len(table), bool)),
     }
