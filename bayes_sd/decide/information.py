@@ -142,7 +142,8 @@ class Information:
             and (not isinstance(given, float) or c.acceptance in (None, given))
         ]
         made = []
-        for k, rows in self.runs.groupby("k", sort=False):
+        for k in self.runs["k"].unique().tolist():
+            rows = self.runs[self.runs["k"] == k]
             found = [c for c in own if c.arm == "plain"] if k == 0 else drafting
             if not found:
                 kind = (
@@ -156,7 +157,7 @@ class Information:
             same = next((c for c in found if c.draft_tokens == k), None)
             change: dict[str, Any] = {"points": points}
             if same is None:
-                change |= {"draft_tokens": int(k), "name": f"{found[0].name}_k{k}"}
+                change |= {"draft_tokens": k, "name": f"{found[0].name}_k{k}"}
             made.append((same or found[0]).model_copy(update=change))
         if not made:
             raise InputError("No run would pay, so there is no plan.")
@@ -256,7 +257,8 @@ def _greedy(
     """One run after the other, each the one that saves most per minute after those before."""
     told: np.ndarray | float = 0.0
     tells = [known.tells(i) for i in range(len(candidates))]
-    left, begun, rows = known.regret(), set[int](), []
+    left, begun = known.regret(), set[int]()
+    rows: list[dict[str, Any]] = []
     open_ = list(range(len(candidates)))
     while open_ and len(rows) < runs:
         found = []

@@ -72,7 +72,7 @@ def next_runs(
         any(ks),
         extrapolate,
     )
-    seconds = {}
+    seconds: dict[str, Any] = {}
     if known is not None:
         seconds = {
             "run_seconds": known.bench.run_seconds + known.expected.run_overhead_s,

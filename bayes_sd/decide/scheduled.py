@@ -48,7 +48,7 @@ def scheduled(
     fit, system = fit.thin(DRAWS), system or default_system(fit, True)
     rows = schedule.rows
     drafted = np.repeat(rows["k"].to_numpy(int), (rows["hi"] - rows["lo"] + 1).to_numpy(int))
-    load = grid(concurrency=np.arange(1, len(drafted) + 1), prompt=prompt, output=output)
+    load = grid(concurrency=list(range(1, len(drafted) + 1)), prompt=prompt, output=output)
     rate = grid(rps=rates, prompt=prompt, output=output)["rate_rps"]
     if (rate.values <= 0).any():
         raise InputError(f"rps = {rates!r}: a schedule is asked about at rates above 0.")
@@ -64,7 +64,7 @@ def scheduled(
     with np.errstate(invalid="ignore"):
         mean = mean_in_flight(p, latency, rps) / rps
     # Requests see the server at the batch sizes at which they spend their time.
-    seen = p[..., 1:] * np.arange(1, len(drafted) + 1)
+    seen = p[..., 1:] * np.arange(1.0, len(drafted) + 1)
     seen = seen / seen.sum(axis=-1, keepdims=True)
     typical = (seen * latency).sum(axis=-1)
     crowd = p[..., 1:] / np.maximum(p[..., 1:].sum(axis=-1, keepdims=True), 1e-300)

@@ -61,7 +61,9 @@ def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray
     return np.where(full, beyond, p)
 
 
-def mean_in_flight(probabilities: np.ndarray, latency_s: np.ndarray, rate_rps: float) -> np.ndarray:
+def mean_in_flight(
+    probabilities: np.ndarray, latency_s: np.ndarray, rate_rps: np.ndarray | float
+) -> np.ndarray:
     """Mean requests in flight, those that wait beyond N included; infinite past capacity.
 
     Parameters
