@@ -96,7 +96,7 @@ def test_a_failed_save_leaves_all_as_it_was(
     if broken == "to_netcdf":
         monkeypatch.setattr(xr.DataTree, "to_netcdf", full)
     else:
-        monkeypatch.setattr("bayes_sd.inference.fit.os.replace", full)
+        monkeypatch.setattr("bayes_sd.inference.stored.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         fit.save(target)
     assert target.read_bytes() == b"older"

@@ -101,7 +101,7 @@ def test_the_runs_become_a_plan(fit: bsd.Fit, tmp_path: Path) -> None:
     assert len({c.name for c in made.configurations}) == len(made.configurations)
     write_plan(made, tmp_path / "next.yaml")
     assert read_plan(tmp_path / "next.yaml").configurations == made.configurations
-    with pytest.raises(bsd.InputError, match="no server with drafter draft-3m"):
+    with pytest.raises(bsd.InputError, match="no server that drafts with draft-3m"):
         found.to_plan(plan({"name": "plain"}))
 
 

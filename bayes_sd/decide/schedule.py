@@ -156,6 +156,8 @@ def require_measured(fit: "Fit", system: System, ks: list[int]) -> None:
     own = runs = fit.runs
     if isinstance(system.verifier, str):
         own = runs = runs[runs["verifier"] == system.verifier]
+    if runs.empty:  # who is unknown to the fit is said, with the known ones, by `resolve`
+        return
     if isinstance(system.drafter, str):
         own = runs[runs["drafter"] == system.drafter]
     known = sorted(int(n) for n in own["draft_tokens"].unique() if n > 0)
