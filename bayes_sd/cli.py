@@ -261,6 +261,7 @@ def demo(
     campaign: Annotated[
         str, typer.Option(help="Which: vllm-cpu, vllm-cpu-2, or '' for all together.")
     ] = "vllm-cpu",
+    draws: Annotated[int, typer.Option(help="Kept draws of each of 4 chains.")] = 1200,
     as_json: AsJson = False,
 ) -> None:
     """Fit the shipped vLLM measurements and decide for every system in them."""
@@ -276,7 +277,7 @@ def demo(
     traces = read_traces(corpus(campaign))
     say(repr(traces))
     say("compiling and sampling, about a minute ...")
-    result = LatencyModel().fit(traces, seed=seed)
+    result = LatencyModel().fit(traces, seed=seed, draws=draws)
     found = [
         decisions.decide(result, system, k, prompt, output)
         for system, k in decisions.measured_arms(result)
