@@ -85,6 +85,13 @@ def test_runs_are_ranked_by_what_they_save(fit: bsd.Fit) -> None:
     assert none.runs.empty and "No run would pay" in repr(none)
 
 
+def test_where_every_run_would_saturate_none_is_proposed(fit: bsd.Fit) -> None:
+    found = fit.worth_measuring([0, 5], SYSTEM, **(ASKED | {"rps": [500.0]}))
+    assert found.runs.empty
+    assert found.regret_ms == pytest.approx(0.0, abs=1e-6)  # sums in another order
+    assert list(found.choices["k"]) == [0]
+
+
 def plan(*arms: dict) -> Plan:
     common = {"model": "org/dense-60m", "verifier": "dense-60m",
               "points": [{"load": 0.5, "prompt": 64, "output": 64}]}  # fmt: skip

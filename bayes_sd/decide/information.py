@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bayes_sd.decide.deploy import WORST
 from bayes_sd.decide.schedule import SERVER
 from bayes_sd.errors import InputError
 from bayes_sd.physics.law import NU
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 TRUTHS = 160  # of the draws, each in turn taken for the truth
-WORST = 20.0  # latencies count up to this many times the best arm's: a saturated one has no bound
 FULL = 0.2  # a run this likely to saturate says little and is no candidate
 
 
@@ -208,7 +208,8 @@ def worth_measuring(
     usable = np.flatnonzero(stuck < FULL)
     log_mean = np.concatenate(means)[usable]
     # Where a draw says "saturated", the run would show a latency beyond all others.
-    log_mean = np.where(np.isnan(log_mean), np.nanmax(log_mean) + 3.0, log_mean)
+    longest = np.nanmax(log_mean) if usable.size else 0.0
+    log_mean = np.where(np.isnan(log_mean), longest + 3.0, log_mean)
     known = Preposterior(cost, log_mean, np.concatenate(scales)[usable], seed)
     candidates = [(ks[i // len(offered)], float(offered[i % len(offered)])) for i in usable]
     table = _greedy(known, candidates, runs, run_seconds / 60, server_seconds / 60)
