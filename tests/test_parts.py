@@ -10,15 +10,15 @@ from test_physics import LOAD, SIZES, THETA
 
 import bayes_sd as bsd
 from bayes_sd.physics import (
-    Cycle,
     Stages,
+    combine,
     cycles,
     cycles_variance,
     latency_open,
     tokens_in_pass,
 )
 from bayes_sd.physics.costs import DEFAULT, PARTS, Law
-from bayes_sd.physics.law import latency_at_rate, outcome
+from bayes_sd.physics.law import latency_at_rate, outcome, system_stages
 from bayes_sd.physics.tails import counted
 from bayes_sd.physics.tiles import RAMP, computed_slope, computed_tokens, free_tokens
 
@@ -144,12 +144,11 @@ def test_measured_tokens_stand_in_for_those_of_the_fixed_point(family: str, shar
 
 
 def test_the_latency_at_a_rate_is_that_of_the_outcome() -> None:
-    from bayes_sd.physics.law import cycle
-
     law = Law(tile_tokens=64)
     for family in ("dense", "moe"):
         load = LOAD | {"rate_rps": 0.2}
-        total: Cycle = cycle(THETA, SIZES[family], load, law)
+        stages = system_stages(THETA, SIZES[family], load, law)
+        total = combine(stages, load["k"], load["cycles"])
         direct = latency_at_rate(total, SIZES[family], 0.2, LOAD["k"], law)
         assert direct == pytest.approx(outcome(THETA, SIZES[family], load, law=law).e2e_s)
 

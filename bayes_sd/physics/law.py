@@ -49,14 +49,8 @@ def system_stages(theta: Any, system: Any, load: Any, law: Law = FULL) -> Stages
     )
 
 
-def cycle(theta: Any, system: Any, load: Any, law: Law = FULL) -> Cycle:
-    """Latency coefficients C1 (its part outside and inside the experts) and C2, in seconds."""
-    stages = system_stages(theta, system, load, law)
-    return combine(stages, load.get("draft_passes", load["k"]), load["cycles"])
-
-
 def latency_beside(total: Cycle, system: Any, others: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency (s) beside `others` requests, from the coefficients of a :func:`cycle`."""
+    """Mean latency (s) beside `others` requests, from its :func:`bayes_sd.physics.combine`."""
     tokens = tokens_in_pass(others, k)
     c1 = total.c1 + coverage(system["idle"], tokens) * total.c1_experts
     if law.tile_tokens > 1:
@@ -65,7 +59,7 @@ def latency_beside(total: Cycle, system: Any, others: Any, k: Any, law: Law = FU
 
 
 def latency_at_rate(total: Cycle, system: Any, rate: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency (s) at a rate below the pole, from the coefficients of a :func:`cycle`."""
+    """Mean latency (s) at a rate below the pole, from its :func:`bayes_sd.physics.combine`."""
     room = headroom(utilization(total.c2, rate))
     others = in_flight_open(total, system, rate, room, k, law.tile_tokens, NEWTON_STEPS)
     return latency_beside(total, system, others, k, law)
