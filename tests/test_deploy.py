@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import bayes_sd as bsd
 from bayes_sd.cli import app
-from bayes_sd.decide.capacity import Asked, at_scale, capacity, lighter, share_within, sustained
+from bayes_sd.decide.capacity import DRAWS, Asked, at_scale, capacity, share_within, sustained
 from bayes_sd.decide.deploy import Deployments, deployments
 
 PLAIN = bsd.System("dense-60m")
@@ -88,7 +88,7 @@ def test_twice_the_traffic_needs_twice_at_most_and_never_fewer(fit: bsd.Fit) -> 
 
 def test_the_replicas_are_the_fewest_that_keep_the_target(fit: bsd.Fit) -> None:
     """By evaluating the rule itself, with one replica fewer too."""
-    thin, asked = lighter(fit), Asked.of(UNEVEN)
+    thin, asked = fit.thin(DRAWS), Asked.of(UNEVEN)
     for row in compare(fit).table.itertuples():
         system, k = THREE[str(row.name)]
         arm = sustained(thin, system, k, asked, 2.5, 95.0, 0).arm
@@ -104,7 +104,7 @@ def test_the_replicas_are_the_fewest_that_keep_the_target(fit: bsd.Fit) -> None:
 def test_thinning_changes_answers_little(fit: bsd.Fit) -> None:
     """More windows than an answer takes, against all of them."""
     traffic = many(120).scaled(8.0)
-    thin = lighter(fit)
+    thin = fit.thin(DRAWS)
     few, every = Asked.of(traffic), Asked(traffic.load(), traffic.shares)
     assert len(few.shares) < len(every.shares)
     for slo_s in (1.5, 2.5):
@@ -119,7 +119,7 @@ def test_the_share_in_time_is_that_of_simulated_requests(fit: bsd.Fit) -> None:
     load = traffic.load()
     draws = fit.latency(load, 2, SD).draws.isel(k=0)
     served = float(((draws["request_s"] <= 1.0).mean(("chain", "draw")) * traffic.shares).sum())
-    thin, asked = lighter(fit), Asked.of(traffic)
+    thin, asked = fit.thin(DRAWS), Asked.of(traffic)
     arm = sustained(thin, SD, 2, asked, 1.0, 95.0, 0).arm
     share = float(share_within(asked, *at_scale(thin, asked, arm, 1.0), 1.0).mean())
     # A simulated request also shares the luck of its run.

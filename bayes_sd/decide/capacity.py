@@ -17,6 +17,7 @@ from bayes_sd.physics.steady import pole
 from bayes_sd.predict.answers import SAMPLE
 from bayes_sd.predict.latency import Arm, arm_of, arms, scatter
 from bayes_sd.predict.load import grid
+from bayes_sd.predict.root import root
 from bayes_sd.predict.support import LABELS, support
 from bayes_sd.predict.system import System, default_system
 from bayes_sd.traces.traffic import Traffic
@@ -55,7 +56,7 @@ def capacity(
     system = system or default_system(fit, any(ks))
     if not system.extrapolate:
         require_measured(fit, system, ks)
-    thin = lighter(fit)
+    thin = fit.thin(DRAWS)
     if isinstance(traffic, Traffic):
         if prompt is not None or output is not None:
             raise InputError("A Traffic has its own lengths: leave prompt and output out.")
@@ -89,19 +90,6 @@ def capacity(
             hours = 1 / (table["max_rps"] * (output or math.nan) * HOUR_S)
         table["price_per_million_tokens"] = price_per_hour * MILLION * hours
     return table
-
-
-def lighter(fit: "Fit") -> "Fit":
-    """Fewer draws, and no labels of them: all arms have the same, and comparing them takes half of
-    the time of an answer."""
-    thin = fit.thin(DRAWS).tree
-    parts = {
-        name: node.to_dataset().drop_vars(SAMPLE, errors="ignore")
-        for name, node in thin.children.items()
-    }
-    tree = xr.DataTree.from_dict(parts)
-    tree.attrs = thin.attrs
-    return type(fit)(tree)
 
 
 def check(slo_s: float, percentile: float, confidence: float) -> None:
@@ -214,7 +202,7 @@ def sustained(
     low, high = xr.zeros_like(top), xr.full_like(top, NEAR_POLE)
     above, below = _score(at_rest) - _score(share), _score(0.0 * top) - _score(share)
     above = xr.where(possible, above, 1.0)  # where there is no root, none is looked for in earnest
-    depth = _root(missed, low, high, above, below)
+    depth = root(missed, low, high, above, below, STEPS)
     scale = xr.where(possible, -np.expm1(-depth) * top, 0.0)
     return Sustained(arm, scale, possible, _quantile_s(asked, law, variance, share))
 
@@ -229,27 +217,6 @@ def _most(poles: np.ndarray, shares: np.ndarray, share: float) -> np.ndarray:
     saturated = np.cumsum(shares[order], axis=-1)
     first = (saturated > 1 - share + 1e-12).argmax(axis=-1)[..., None]
     return np.take_along_axis(np.take_along_axis(poles, order, -1), first, -1)[..., 0]
-
-
-def _root(missed: Any, low: Any, high: Any, above: Any, below: Any) -> Any:
-    """Where a falling function is 0, by secants that keep it bracketed (Pegasus)."""
-    last: Any = None  # whether the step before moved the lower end
-    for _ in range(STEPS):
-        value = missed(middle := _secant(low, high, above, below))
-        up = value > 0
-        # An end that stays a second time counts less, or the secant would creep towards it.
-        again = (up == last) if last is not None else False
-        was = xr.where(up, above, below)
-        part = xr.where(again & (was + value != 0), was / (was + value + (was + value == 0)), 1.0)
-        stay, hold = below * part, above * part
-        low, above = xr.where(up, middle, low), xr.where(up, value, hold)
-        high, below = xr.where(up, high, middle), xr.where(up, stay, value)
-        last = up
-    return _secant(low, high, above, below)
-
-
-def _secant(low: Any, high: Any, above: Any, below: Any) -> Any:
-    return (low * below - high * above) / (below - above)
 
 
 def _quantile_s(asked: Asked, law: Outcome, variance: Any, share: float) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.decide.capacity import (
+    DRAWS,
     MILLION,
     Asked,
     at_scale,
@@ -16,7 +17,6 @@ from bayes_sd.decide.capacity import (
     check_positive,
     impossible,
     label,
-    lighter,
     over_requests,
     replicas,
     share_within,
@@ -211,7 +211,7 @@ def deployments(
         raise InputError("traffic must be a Traffic: read_traffic(...) or Traffic.constant(...).")
     if replicas is not None and not (isinstance(replicas, int) and replicas >= 1):
         raise InputError(f"replicas = {replicas!r}: must be a whole number of at least 1.")
-    thin, asked = lighter(fit), Asked.of(traffic)
+    thin, asked = fit.thin(DRAWS), Asked.of(traffic)
     rows, means, bills = [], [], []
     for name, (system, k) in named.items():
         try:

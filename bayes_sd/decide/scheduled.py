@@ -76,7 +76,7 @@ def scheduled(
     coords = {"rate_rps": rps}
     stuck = xr.DataArray(~np.isfinite(mean), coords, dims)
     mean_s = xr.DataArray(mean, coords, dims)
-    terms = fit.posterior["noise"]
+    terms = fit.unlabelled["noise"]
     noise = {str(n): terms.sel(noise_term=n, drop=True) for n in terms["noise_term"].values}
     variance = spread_variance(
         noise["spread_alone"],

@@ -34,6 +34,14 @@ class Stored:
         """Draws in natural units, dims (chain, draw, ...)."""
         return self.tree["posterior"].to_dataset()
 
+    @cached_property
+    def unlabelled(self) -> xr.Dataset:
+        """The posterior without labels of chain and draw.
+
+        All draws of a fit have the same, and comparing them took two thirds of an answer.
+        """
+        return self.posterior.drop_vars(("chain", "draw"), errors="ignore")
+
     @property
     def runs(self) -> pd.DataFrame:
         """The fitted steady runs: ``system``, ``pair``, fitted latency (s), utilization."""

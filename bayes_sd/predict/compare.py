@@ -10,13 +10,15 @@ from bayes_sd.predict.answers import SAMPLE, BreakEven
 from bayes_sd.predict.deployed import capacity_rps
 from bayes_sd.predict.latency import arm_route, arms, latency, rate_latency
 from bayes_sd.predict.load import grid
+from bayes_sd.predict.root import root
 from bayes_sd.predict.system import System, default_system
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
 
 CELLS = 16  # of the range of rates, to bracket a change of order
-HALVINGS = 25  # of a bracket: a relative error of 2e-9
+TOP = 1 - 1e-9  # of the range: where the first arm saturates it serves no one
+SECANTS = 8  # of a bracket: a relative error of 1e-9, 1e-4 where the arms all but touch
 
 
 def _require_plain(fit: "Fit", system: System) -> None:
@@ -95,23 +97,27 @@ def _crossing(
     load = grid(rps=0.0, prompt=prompt, output=output)
     arm = {one: arm_route(fit, system, one, load, seed) for one in (0, k)}
 
-    def faster(rate: Any) -> Any:
-        return rate_latency(fit, arm[k], rate, k) < rate_latency(fit, arm[0], rate, 0)
+    # Requests served a second by one place in the batch: a line in the rate without experts.
+    def gain(rate: Any) -> Any:
+        return rate_latency(fit, arm[k], rate, k) ** -1 - rate_latency(fit, arm[0], rate, 0) ** -1
 
     capacity = {one: capacity_rps(own) for one, (_, own) in arm.items()}
     shared = np.minimum(capacity[0], capacity[k])
-    at_rest, at_top = faster(0.0), capacity[k] > capacity[0]
-    shares = xr.DataArray(np.linspace(0, 1, CELLS + 1), dims="cell")
-    inner = faster(shared * shares[1:-1]) != at_rest
-    changed = xr.concat([inner, at_top != at_rest], "cell")
+    shares = xr.DataArray(np.append(np.arange(CELLS) / CELLS, TOP), dims="cell")
+    gains = gain(shared * shares)
+    at_rest, at_top = gains[{"cell": 0}] > 0, capacity[k] > capacity[0]
+    sign = xr.where(at_rest, 1.0, -1.0)
+    changed = ((gains > 0) != at_rest).isel(cell=slice(1, None))
     crosses = changed.any("cell")
     first = changed.argmax("cell")
-    low, high = shared * shares[first], shared * shares[first + 1]
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        as_at_rest = faster(middle) == at_rest
-        low, high = xr.where(as_at_rest, middle, low), xr.where(as_at_rest, high, middle)
-    rate = ((low + high) / 2).where(crosses)
+    rate = root(
+        lambda rate: sign * gain(rate),
+        shared * shares[first],
+        shared * shares[first + 1],
+        sign * gains.isel(cell=first),
+        sign * gains.isel(cell=first + 1),
+        SECANTS,
+    ).where(crosses)
     outcome = xr.where(
         crosses,
         xr.where(at_rest, "below", xr.where(at_top, "above", "between")),

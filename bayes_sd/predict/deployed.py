@@ -12,8 +12,9 @@ from bayes_sd.physics.law import Outcome, latency_at_rate, outcome_of
 from bayes_sd.physics.stages import Cycle, combine
 from bayes_sd.physics.steady import headroom, pole, utilization
 from bayes_sd.physics.structures import Placed
+from bayes_sd.predict.root import root
 
-SECANTS = 16  # of a rate, to a relative error below 1e-9
+SECANTS = 12  # of a rate, to a relative error below 1e-9
 
 
 class Route(NamedTuple):
@@ -63,23 +64,17 @@ def rate_holding(own: Route, system: Any, others: Any, k: int, law: Law = FULL) 
     r"""The rate at which so many requests are in flight, some of them elsewhere.
 
     Little's law, :math:`N / L(\lambda) = \lambda`. The left side falls to 0 at capacity, in a line
-    where no request is elsewhere, so secants of a bracket (the Illinois method) are soon there.
+    where no request is elsewhere, so secants are soon there.
     """
+
+    def missed(rate: Any) -> Any:
+        # Every product begins with the draws, and so does the answer, as it does of one server.
+        return latency_s(own, system, rate, k, law) ** -1 * others - rate
+
     high = capacity_rps(own)
     low = 0.0 * high * others
-    # Every product begins with the draws, and so does the answer, as it does of one server.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        more, less, side = latency_s(own, system, low, k, law) ** -1 * others, -high, 0.0 * low
-        for _ in range(SECANTS):
-            rate = (low * less - high * more) / (less - more)
-            gap = latency_s(own, system, rate, k, law) ** -1 * others - rate
-            below = gap >= 0
-            # The end that stays twice counts half, so that it moves as well.
-            less = xr.where(below, xr.where(side > 0, less / 2, less), gap)
-            more = xr.where(below, gap, xr.where(side < 0, more / 2, more))
-            low, high = xr.where(below, rate, low), xr.where(below, high, rate)
-            side = xr.where(below, 1.0, -1.0)
-    return rate
+        return root(missed, low, high, missed(low), -high, SECANTS)
 
 
 def deployed(

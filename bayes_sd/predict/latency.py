@@ -149,7 +149,7 @@ def scatter(
     fit: "Fit", law: Outcome, load: Any, metric: str, requests: Any = np.inf
 ) -> tuple[Any, Any]:
     """Scatter of a run's mean (scale of log) and variance of log latency of single requests."""
-    terms = fit.posterior["noise"]
+    terms = fit.unlabelled["noise"]
     noise = {str(n): terms.sel(noise_term=n, drop=True) for n in terms["noise_term"].values}
     with np.errstate(invalid="ignore", divide="ignore"):
         growth = np.minimum(law.growth.fillna(np.inf), 1 / SOFTNESS)

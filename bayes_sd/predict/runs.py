@@ -34,7 +34,7 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
         ``scale`` (scatter of the log mean, sampling error of the run's requests included),
         ``variance`` (of the log latency of its requests).
     """
-    posterior = fit.posterior
+    posterior = fit.unlabelled
     known = {level: set(posterior[level].values.tolist()) for level in ("verifier", "drafter")}
     parts = []
     keys = ["environment", "verifier", "drafter", "draft_tokens", "acceptance_imposed"]

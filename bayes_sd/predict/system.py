@@ -111,7 +111,7 @@ def _generator(seed: int, label: str) -> np.random.Generator:
 
 
 def _known(fit: "Fit", level: str, name: str) -> None:
-    names = [str(v) for v in fit.posterior[level].values]
+    names = [str(v) for v in fit.unlabelled[level].values]
     if name not in names or name == "(no drafter)":
         others = ", ".join(n for n in names if n != "(no drafter)") or "none"
         raise InputError(
@@ -122,7 +122,7 @@ def _known(fit: "Fit", level: str, name: str) -> None:
 
 def _factors(fit: "Fit", level: str, name: str | None, new: str, seed: int, moe: float) -> Any:
     """Factors of a level, dims (chain, draw, coefficient): fitted, or drawn from its population."""
-    posterior = fit.posterior
+    posterior = fit.unlabelled
     if f"factor_{level}" not in posterior:  # complete pooling: all obey the size laws
         terms = {"verifier": "coefficient", "drafter": "draft_coefficient"}.get(level, "speed")
         none = xr.DataArray(np.zeros(posterior[terms].size), {terms: posterior[terms].values})
@@ -139,7 +139,7 @@ def _factors(fit: "Fit", level: str, name: str | None, new: str, seed: int, moe:
 
 def family_effect(fit: "Fit") -> Any:
     """Draws of the log factor of mixture-of-experts models; its prior where none was fitted."""
-    posterior = fit.posterior
+    posterior = fit.unlabelled
     if "moe" in posterior:
         return posterior["moe"]
     prior = next(p for p in fit.spec["priors"] if p["name"] == "moe")
@@ -247,7 +247,7 @@ def resolve(
     InputError
         If a name is not known to the fit, or k > 0 without a drafter.
     """
-    posterior = fit.posterior
+    posterior = fit.unlabelled
     v, d = system.verifier, system.drafter
     drafting = k > 0 if drafter_loaded is None else drafter_loaded
     if isinstance(v, str):
