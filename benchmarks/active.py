@@ -2,7 +2,7 @@
 
     uv run benchmarks/active.py [--repeats 20] [--jobs 2] [--json]            # about half an hour
 
-From a random tenth of the shipped runs, further ones are added seven at a time: those that value
+From a random tenth of the shipped runs, further ones are added four at a time: those that value
 of information ranks first, or random ones. After each step the model is refitted exactly and acts:
 for every verifier and three loads it picks, among the plain server and its measured SD servers,
 the one with the lowest expected latency. Its regret is what that choice costs, relative to the
@@ -33,7 +33,7 @@ from bayes_sd.predict.system import system_of
 
 PROMPT, OUTPUT = 128.0, 64.0
 SHARES = (0.25, 0.5, 0.75)  # of the highest rate the plain server was measured at
-BATCH, STEPS = 7, 9
+BATCH, STEPS = 4, 8
 DRAWS, TUNE, CHAINS = 200, 300, 2
 CEILING = 5.0  # a choice costs at most this many times the best one
 

@@ -7,11 +7,11 @@ import xarray as xr
 
 from bayes_sd.decide.schedule import DRAWS, SERVER, Schedule, by_batch
 from bayes_sd.errors import InputError
-from bayes_sd.physics.law import NU, run_scale
+from bayes_sd.physics.law import run_scale
 from bayes_sd.physics.occupancy import mean_in_flight, occupancy
 from bayes_sd.physics.tails import counted, spread_variance
 from bayes_sd.predict.answers import SAMPLE, Latency
-from bayes_sd.predict.latency import LOG_MAX, arm_outcome
+from bayes_sd.predict.latency import arm_outcome, noise_of, observable
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.support import LABELS, support
 from bayes_sd.predict.system import System, default_system
@@ -76,8 +76,7 @@ def scheduled(
     coords = {"rate_rps": rps}
     stuck = xr.DataArray(~np.isfinite(mean), coords, dims)
     mean_s = xr.DataArray(mean, coords, dims)
-    terms = fit.unlabelled["noise"]
-    noise = {str(n): terms.sel(noise_term=n, drop=True) for n in terms["noise_term"].values}
+    noise = noise_of(fit)
     variance = spread_variance(
         noise["spread_alone"],
         noise["spread_load"],
@@ -86,24 +85,12 @@ def scheduled(
     )
     growth = (mean_s.where(~stuck, np.nan) / alone - 1).fillna(0.0).clip(0.0)
     scale = run_scale(noise["run_sd"], noise["capacity_sd"], growth)
-    rng = np.random.default_rng([seed, 0])
-    shift = (scale * mean_s.copy(data=rng.standard_t(NU, mean.shape))).clip(-LOG_MAX, LOG_MAX)
-    single = variance**0.5 * mean_s.copy(data=rng.standard_normal(mean.shape)) - variance / 2
-    run = mean_s * np.exp(shift)
     reached = p.mean(axis=(0, 1)) > 0.01  # batch sizes that matter at a rate
     ranks = {str(label): i for i, label in enumerate(LABELS)}
     label = np.array([ranks[str(parts[int(k)][1][i])] for i, k in enumerate(drafted)])
     worst = [label[row[1:]].min() if row[1:].any() else label[0] for row in reached]
-    draws = xr.Dataset(
-        {
-            "mean_s": mean_s,
-            "run_s": xr.where(stuck, np.inf, run),
-            "request_s": xr.where(stuck, np.inf, run * np.exp(single)),
-            "saturated": stuck,
-            "support": ("rate_rps", LABELS[np.array(worst)]),
-        },
-        coords,
-    )
+    draws = observable(mean_s, stuck, scale, variance, [seed, 0])
+    draws["support"] = ("rate_rps", LABELS[np.array(worst)])
     for name in ("mean_s", "run_s", "request_s"):
         draws[name].attrs["units"] = "s"
     return Latency(draws.expand_dims(k=["schedule"]).transpose(*SAMPLE, "k", ...))

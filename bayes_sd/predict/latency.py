@@ -145,12 +145,17 @@ def arm_outcome(
     return (arm.resolved, *arm.at(fit.law))
 
 
+def noise_of(fit: "Fit") -> dict[str, xr.DataArray]:
+    """Draws of the scales of what the law leaves open, by name."""
+    terms = fit.unlabelled["noise"]
+    return {str(n): terms.sel(noise_term=n, drop=True) for n in terms["noise_term"].values}
+
+
 def scatter(
     fit: "Fit", law: Outcome, load: Any, metric: str, requests: Any = np.inf
 ) -> tuple[Any, Any]:
     """Scatter of a run's mean (scale of log) and variance of log latency of single requests."""
-    terms = fit.unlabelled["noise"]
-    noise = {str(n): terms.sel(noise_term=n, drop=True) for n in terms["noise_term"].values}
+    noise = noise_of(fit)
     with np.errstate(invalid="ignore", divide="ignore"):
         growth = np.minimum(law.growth.fillna(np.inf), 1 / SOFTNESS)
         share = xr.where(np.isfinite(law.others_share), law.others_share, 1.0)
@@ -195,6 +200,28 @@ def latency(
     return Latency(data)
 
 
+def observable(
+    mean: xr.DataArray, saturated: xr.DataArray, scale: Any, variance: Any, seed: list[int]
+) -> xr.Dataset:
+    """What would be measured, draw by draw: the mean of a run, and one request of it.
+
+    Arms are to differ in `seed`: two servers, two runs.
+    """
+    rng = np.random.default_rng(seed)
+    # A t has no bound, a float has one.
+    shift = (scale * mean.copy(data=rng.standard_t(NU, mean.shape))).clip(-LOG_MAX, LOG_MAX)
+    single = variance**0.5 * mean.copy(data=rng.standard_normal(mean.shape)) - variance / 2
+    run = mean * np.exp(shift)
+    return xr.Dataset(
+        {
+            "mean_s": mean,
+            "run_s": xr.where(saturated, np.inf, run),
+            "request_s": xr.where(saturated, np.inf, run * np.exp(single)),
+            "saturated": xr.zeros_like(mean, dtype=bool) | saturated,
+        }
+    )
+
+
 def _arm(
     fit: "Fit", load: xr.Dataset, k: int, system: System, metric: str, seed: int
 ) -> xr.Dataset:
@@ -203,20 +230,6 @@ def _arm(
     mean = xr.where(saturated, np.inf, mean_of(metric, law, load["output_tokens"]))
     mean = mean.broadcast_like(load["prompt_tokens"]).broadcast_like(load["output_tokens"])
     scale, variance = scatter(fit, law, asked, metric)
-    # Arms get their own noise: two servers, two runs.
-    rng = np.random.default_rng([seed, 1 + k])
-    shape = mean.shape
-    # A t has no bound, a float has one.
-    shift = (scale * mean.copy(data=rng.standard_t(NU, shape))).clip(-LOG_MAX, LOG_MAX)
-    single = np.sqrt(variance) * mean.copy(data=rng.standard_normal(shape)) - variance / 2
-    run = mean * np.exp(shift)
-    data = xr.Dataset(
-        {
-            "mean_s": mean,
-            "run_s": xr.where(saturated, np.inf, run),
-            "request_s": xr.where(saturated, np.inf, run * np.exp(single)),
-            "saturated": xr.zeros_like(mean, dtype=bool) | saturated,
-            "support": support(fit, resolved, k, load, law),
-        }
-    )
+    data = observable(mean, saturated, scale, variance, [seed, 1 + k])
+    data["support"] = support(fit, resolved, k, load, law)
     return data.transpose("chain", "draw", *load.dims, missing_dims="ignore")

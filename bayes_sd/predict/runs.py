@@ -10,7 +10,7 @@ from bayes_sd.errors import EvidenceError
 from bayes_sd.model.design import NONE, build_design
 from bayes_sd.physics.law import NU, SOFTNESS, outcome
 from bayes_sd.physics.stages import draft_passes
-from bayes_sd.predict.latency import scatter
+from bayes_sd.predict.latency import mean_of, scatter
 from bayes_sd.predict.size import Size
 from bayes_sd.predict.system import System, resolve
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FITTED_DRAWS = 100  # a chain, for the medians kept with a fit
 
 
-def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
+def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0, metric: str = "e2e") -> xr.Dataset:
     """Draws of the law for every run: dims (chain, draw, run).
 
     A verifier, drafter or server that the fit has not seen is drawn from its population, given its
@@ -30,9 +30,10 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        ``e2e_s``, ``ttft_s``, ``c1_s``, ``c2_s``, ``share`` (of the latency that others cause),
-        ``scale`` (scatter of the log mean, sampling error of the run's requests included),
-        ``variance`` (of the log latency of its requests).
+        ``e2e_s``, ``ttft_s``, ``c1_s``, ``c2_s``, ``share`` (of the latency that others cause);
+        of the `metric` ("e2e", "ttft", "tpot") ``mean_s``, ``scale`` (scatter of the log mean,
+        sampling error of the run's requests included) and ``variance`` (of log values of its
+        requests).
     """
     posterior = fit.unlabelled
     known = {level: set(posterior[level].values.tolist()) for level in ("verifier", "drafter")}
@@ -83,7 +84,7 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
             "others": (columns["concurrency"].fillna(1.0) - 1) * closed,
         }
         law = outcome(resolved.theta, resolved.sizes, load, SOFTNESS, law=fit.law)
-        scale, variance = scatter(fit, law, load, "e2e", columns["requests"])
+        scale, variance = scatter(fit, law, load, metric, columns["requests"])
         parts.append(
             xr.Dataset(
                 {
@@ -92,6 +93,7 @@ def run_outcome(fit: "Fit", runs: pd.DataFrame, seed: int = 0) -> xr.Dataset:
                     "c1_s": law.c1_s,
                     "c2_s": law.c2_s,
                     "share": law.others_share,
+                    "mean_s": mean_of(metric, law, columns["output_tokens"]),
                     "scale": (scale**2 + variance / columns["requests"]) ** 0.5,
                     "variance": variance,
                 }

@@ -9,6 +9,7 @@ from bayes_sd.predict.load import grid
 from bayes_sd.predict.system import NONE, System, system_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from bayes_sd.inference.fit import Fit
@@ -162,6 +163,35 @@ def prob_figure(decisions: list[dict[str, Any]]) -> "Figure | None":
         fontsize=9,
     )
     figure.supylabel("P(SD beats plain), mean latency", fontsize=9)
+    return figure
+
+
+def ranks_figure(table: "pd.DataFrame", level: float = 0.99) -> "Figure":
+    """Rank histograms of a calibration, a panel a parameter, with a band for uniform ranks.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of :func:`bayes_sd.validate.calibration.calibration`.
+    level : float
+        Probability that a bin's count lies in the band where ranks are uniform.
+    """
+    from scipy.stats import binom
+
+    counts = table.filter(like="bin_")
+    columns, bins = 5, counts.shape[1]
+    figure, axes = _figure(-(-len(table) // columns), columns, height=1.5, width=2.0)
+    for ax, name, p, own in zip(
+        axes, table["parameter"], table["p_holm"], counts.to_numpy(), strict=False
+    ):
+        low, high = binom.interval(level, own.sum(), 1 / bins)
+        ax.axhspan(low, high, color=PLAIN, alpha=0.15, lw=0)
+        ax.bar(np.arange(bins), own, width=0.9, color=PLAIN)
+        ax.set_title(f"{name}  (p = {p:.2f})", fontsize=8)
+        ax.set_xticks([])
+    for ax in axes[len(table) :]:
+        ax.set_visible(False)
+    figure.supxlabel(f"rank of the true value; band: {level:.0%} of uniform counts", fontsize=9)
     return figure
 
 

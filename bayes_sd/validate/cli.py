@@ -90,7 +90,8 @@ def validate(
     jobs: Jobs = 0,
     seed: Seed = 1,
     tables: Annotated[
-        Path | None, typer.Option(help="Folder for a CSV of each check's table.")
+        Path | None,
+        typer.Option(help="Folder for a CSV of each check's table, and for rank plots."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -117,6 +118,10 @@ def validate(
         tables.mkdir(parents=True, exist_ok=True)
         for one in found:
             one.table.to_csv(tables / f"{one.name}.csv", index=False)
+            if one.name == "calibration":
+                from bayes_sd.report.figures import ranks_figure
+
+                ranks_figure(one.table).savefig(tables / "calibration.png", dpi=140)
     if as_json:
         emit({"checks": [one.to_dict() for one in found]})
     else:
