@@ -13,30 +13,24 @@ import numpy as np
 import typer
 
 from bayes_sd.cli_options import (
-    Acceptance,
+    NONE_NAMED,
     AsJson,
+    Asked,
     Concurrency,
     Config,
-    Deployment,
-    Drafter,
     Environment,
-    Extrapolate,
     FitFile,
     Metrics,
-    NewDrafter,
-    NewVerifier,
     Output,
     Paths,
     Prompt,
     Rates,
     Seed,
-    Verifier,
-    Where,
     Window,
     arms,
+    asks,
     load_of,
     numbers,
-    system_of,
 )
 from bayes_sd.cli_output import emit, say, show
 from bayes_sd.collector.cli import register as register_collect
@@ -150,6 +144,7 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 @app.command()
 @_answers
+@asks
 def predict(
     file: FitFile,
     prompt: Prompt,
@@ -157,14 +152,7 @@ def predict(
     rps: Rates = None,
     concurrency: Concurrency = None,
     k: Annotated[str, typer.Option("-k", help="Draft tokens, 0 is plain: 0,3,5.")] = "0",
-    verifier: Verifier = None,
-    drafter: Drafter = None,
-    acceptance: Acceptance = None,
-    new_verifier: NewVerifier = None,
-    new_drafter: NewDrafter = None,
-    environment: Where = None,
-    structure: Deployment = None,
-    extrapolate: Extrapolate = False,
+    asked: Asked = NONE_NAMED,
     metric: Annotated[str, typer.Option(help="e2e, ttft or tpot.")] = "e2e",
     as_json: AsJson = False,
 ) -> None:
@@ -173,18 +161,7 @@ def predict(
 
     load, ks = load_of(rps, concurrency, prompt, output), arms(k)
     loaded = Fit.load(file)
-    system = system_of(
-        loaded,
-        verifier,
-        drafter,
-        acceptance,
-        new_verifier,
-        new_drafter,
-        environment,
-        any(ks),
-        extrapolate,
-        structure,
-    )
+    system = asked.of(loaded, any(ks))
     table = loaded.latency(load, ks, system, metric=metric).table()
     if as_json:
         rows = [
@@ -198,20 +175,14 @@ def predict(
 
 @app.command()
 @_answers
+@asks
 def decide(
     file: FitFile,
     prompt: Prompt,
     output: Output,
     rps: Rates = None,
     k: Annotated[str, typer.Option("-k", help="Draft tokens to compare with plain: 1,3,5.")] = "3",
-    verifier: Verifier = None,
-    drafter: Drafter = None,
-    acceptance: Acceptance = None,
-    new_verifier: NewVerifier = None,
-    new_drafter: NewDrafter = None,
-    environment: Where = None,
-    structure: Deployment = None,
-    extrapolate: Extrapolate = False,
+    asked: Asked = NONE_NAMED,
     of: Annotated[str, typer.Option(help="Compare mean, run or request latencies.")] = "mean",
     as_json: AsJson = False,
 ) -> None:
@@ -221,18 +192,7 @@ def decide(
 
     rates, ks = (None if rps is None else numbers(rps, "--rps")), arms(k)
     loaded = Fit.load(file)
-    system = system_of(
-        loaded,
-        verifier,
-        drafter,
-        acceptance,
-        new_verifier,
-        new_drafter,
-        environment,
-        True,
-        extrapolate,
-        structure,
-    )
+    system = asked.of(loaded, True)
     found = [decisions.decide(loaded, system, one, prompt, output, rates, of) for one in ks]
     if as_json:
         emit({"decisions": found})

@@ -1,7 +1,11 @@
 """What the commands take: their options, and words turned into loads, arms and systems."""
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
 import typer
@@ -91,38 +95,64 @@ def load_of(rps: str | None, concurrency: str | None, prompt: float, output: flo
     return grid(concurrency=numbers(concurrency, "--concurrency"), prompt=prompt, output=output)
 
 
-def system_of(
-    fit: "Fit",
-    verifier: str | None,
-    drafter: str | None,
-    acceptance: float | None,
-    new_verifier: str | None,
-    new_drafter: str | None,
-    environment: str | None,
-    needs_drafter: bool,
-    extrapolate: bool = False,
-    structure: str | None = None,
-) -> "System":
-    """The system a command asks about; the only one of the fit if none is named."""
-    from dataclasses import replace
+@dataclass(frozen=True)
+class Asked:
+    """The system that a command asks about: its options, by name."""
 
-    from bayes_sd.predict.system import System, default_system
+    verifier: Verifier = None
+    drafter: Drafter = None
+    acceptance: Acceptance = None
+    new_verifier: NewVerifier = None
+    new_drafter: NewDrafter = None
+    environment: Where = None
+    structure: Deployment = None
+    extrapolate: Extrapolate = False
 
-    if (verifier and new_verifier) or (drafter and new_drafter):
-        raise typer.BadParameter("name a measured model or give a new one's size, not both.")
-    first = verifier or size_of(new_verifier, "--new-verifier")
-    where = structure_of(structure)
-    if first is None:
-        own = default_system(fit, needs_drafter)
-        return replace(own, extrapolate=extrapolate, structure=where)
-    second = drafter or size_of(new_drafter, "--new-drafter")
-    return System(first, second, acceptance, environment, extrapolate, where)
+    def of(self, fit: "Fit", needs_drafter: bool) -> "System":
+        """The system; the only one of the fit if none is named."""
+        from bayes_sd.predict.system import System, default_system
+
+        if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
+            raise typer.BadParameter("name a measured model or give a new one's size, not both.")
+        first = self.verifier or size_of(self.new_verifier, "--new-verifier")
+        where = structure_of(self.structure)
+        if first is None:
+            own = default_system(fit, needs_drafter)
+            return replace(own, extrapolate=self.extrapolate, structure=where)
+        second = self.drafter or size_of(self.new_drafter, "--new-drafter")
+        return System(first, second, self.acceptance, self.environment, self.extrapolate, where)
+
+
+NONE_NAMED = Asked()
+
+
+def asks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :class:`Asked` in place of its argument `asked`."""
+    hints = get_type_hints(Asked, include_extras=True)
+    options = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+        )
+        for f in fields(Asked)
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        asked = Asked(**{option.name: given.pop(option.name) for option in options})
+        command(asked=asked, **given)
+
+    shown: list[inspect.Parameter] = []
+    for one in inspect.signature(command).parameters.values():
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        shown += options if one.name == "asked" else own
+    # What typer reads.
+    wrapped.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in shown}
+    return wrapped
 
 
 def structure_of(text: str | None) -> "Structure | None":
     """A deployment from ``name:term=number,term=low..high``; None from None."""
-    from dataclasses import fields
-
     from bayes_sd.predict.structures import NAMES
 
     if text is None:
@@ -153,8 +183,6 @@ def structure_of(text: str | None) -> "Structure | None":
 
 def size_of(text: str | None, option: str) -> "Size | None":
     """A model nobody measured from ``name=number`` pairs; None from None."""
-    from dataclasses import fields
-
     from bayes_sd.predict.size import Size
 
     if text is None:

@@ -1,5 +1,6 @@
 """Value of information: limits that must hold whatever the models, and the plan it writes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,9 @@ def test_what_cannot_be_asked(fit: bsd.Fit, change: dict, says: str) -> None:
     asked = {"k": [0, 5], **ASKED} | change
     with pytest.raises(bsd.InputError, match=says):
         fit.worth_measuring(asked.pop("k"), SYSTEM, **asked)
+
+
+def test_a_run_of_an_assumed_structure_is_not_proposed(fit: bsd.Fit) -> None:
+    at_the_edge = replace(SYSTEM, structure=bsd.structures.Edge(round_trip_s=0.02))
+    with pytest.raises(bsd.InputError, match="cannot be measured"):
+        fit.worth_measuring([0, 5], at_the_edge, **ASKED)

@@ -5,20 +5,14 @@ from typing import Annotated, Any
 import typer
 
 from bayes_sd.cli_options import (
-    Acceptance,
+    NONE_NAMED,
     AsJson,
-    Deployment,
-    Drafter,
-    Extrapolate,
+    Asked,
     FitFile,
-    NewDrafter,
-    NewVerifier,
     Output,
     Prompt,
-    Verifier,
-    Where,
     arms,
-    system_of,
+    asks,
 )
 from bayes_sd.cli_output import emit, show
 from bayes_sd.decide.deploy_cli import (
@@ -37,8 +31,8 @@ from bayes_sd.decide.deploy_cli import (
 
 def register(app: typer.Typer, answers: Any) -> None:
     """Add the commands to the command line; `answers` turns errors into exit codes."""
-    app.command()(answers(schedule))
-    app.command()(answers(capacity))
+    app.command()(answers(asks(schedule)))
+    app.command()(answers(asks(capacity)))
     app.command()(answers(deploy))
 
 
@@ -47,36 +41,18 @@ def schedule(
     prompt: Prompt,
     output: Output,
     k: Annotated[str, typer.Option("-k", help="Draft tokens to choose from: 0,1,3,5.")],
-    verifier: Verifier = None,
-    drafter: Drafter = None,
-    acceptance: Acceptance = None,
-    new_verifier: NewVerifier = None,
-    new_drafter: NewDrafter = None,
-    environment: Where = None,
-    structure: Deployment = None,
+    asked: Asked = NONE_NAMED,
     max_batch: Annotated[int, typer.Option(help="Largest number in flight.")] = 64,
     loss: Annotated[str, typer.Option(help="mean, or a percentile of requests: p95.")] = "mean",
     slo: Annotated[float | None, typer.Option(help="Instead: minimise P(slower), s.")] = None,
     confidence: Annotated[float, typer.Option(help="Evidence that drafting more needs.")] = 0.6,
-    extrapolate: Extrapolate = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the draft length for every batch size, as the table that vLLM takes."""
     from bayes_sd.inference.fit import Fit
 
     ks, loaded = arms(k), Fit.load(file)
-    system = system_of(
-        loaded,
-        verifier,
-        drafter,
-        acceptance,
-        new_verifier,
-        new_drafter,
-        environment,
-        True,
-        extrapolate,
-        structure,
-    )
+    system = asked.of(loaded, True)
     found = loaded.schedule(
         ks,
         system,
@@ -86,7 +62,7 @@ def schedule(
         loss=loss,
         slo_s=slo,
         confidence=confidence,
-        extrapolate=extrapolate,
+        extrapolate=asked.extrapolate,
     )
     drafts = bool(found.rows["k"].max() > 0)
     if as_json:
@@ -108,14 +84,7 @@ def capacity(
     prompt: OwnPrompt = None,
     output: OwnOutput = None,
     k: Annotated[str, typer.Option("-k", help="Draft tokens, 0 is plain: 0,3,5.")] = "0",
-    verifier: Verifier = None,
-    drafter: Drafter = None,
-    acceptance: Acceptance = None,
-    new_verifier: NewVerifier = None,
-    new_drafter: NewDrafter = None,
-    environment: Where = None,
-    structure: Deployment = None,
-    extrapolate: Extrapolate = False,
+    asked: Asked = NONE_NAMED,
     percentile: Percentile = 95.0,
     confidence: Confidence = 0.9,
     traffic: Annotated[
@@ -132,22 +101,11 @@ def capacity(
     from bayes_sd.inference.fit import Fit
 
     rate = rate_of(traffic)
-    asked = rate if traffic is None or rate is not None else traffic_of(traffic, window, columns)
+    served = rate if traffic is None or rate is not None else traffic_of(traffic, window, columns)
     ks, loaded = arms(k), Fit.load(file)
-    system = system_of(
-        loaded,
-        verifier,
-        drafter,
-        acceptance,
-        new_verifier,
-        new_drafter,
-        environment,
-        any(ks),
-        extrapolate,
-        structure,
-    )
+    system = asked.of(loaded, any(ks))
     table = answer(
-        loaded, ks, system, slo, prompt, output, percentile, confidence, asked, price, seed=0
+        loaded, ks, system, slo, prompt, output, percentile, confidence, served, price, seed=0
     )
     if as_json:
         rows = records(table)

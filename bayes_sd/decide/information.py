@@ -186,6 +186,10 @@ def worth_measuring(
         if not (np.isfinite(value) and value >= 0) or (name == "run_seconds" and value == 0):
             raise InputError(f"{name} = {value!r}: must be a positive number of seconds.")
     thin, system = fit.thin(DRAWS), system or default_system(fit, any(ks))
+    if system.structure is not None:
+        raise InputError(
+            "An assumed structure cannot be measured: ask about the server as it runs, without it."
+        )
     load = grid(rps=np.atleast_1d(rates).astype(float), prompt=prompt, output=output)
     offered = load["rate_rps"].values
     if (offered <= 0).any():

@@ -6,27 +6,22 @@ from typing import Annotated, Any
 import typer
 
 from bayes_sd.cli_options import (
-    Acceptance,
+    NONE_NAMED,
     AsJson,
-    Drafter,
-    Extrapolate,
+    Asked,
     FitFile,
-    NewDrafter,
-    NewVerifier,
     Output,
     Prompt,
-    Verifier,
-    Where,
     arms,
+    asks,
     numbers,
-    system_of,
 )
 from bayes_sd.cli_output import emit, say, show
 
 
 def register(app: typer.Typer, answers: Any) -> None:
     """Add the command to the command line; `answers` turns errors into exit codes."""
-    app.command("next")(answers(next_runs))
+    app.command("next")(answers(asks(next_runs)))
 
 
 def next_runs(
@@ -35,13 +30,7 @@ def next_runs(
     output: Output,
     rps: Annotated[str, typer.Option(help="Requests/s to choose for: START:STOP:COUNT or a list.")],
     k: Annotated[str, typer.Option("-k", help="Arms to choose from, 0 is plain: 0,1,3,5.")],
-    verifier: Verifier = None,
-    drafter: Drafter = None,
-    acceptance: Acceptance = None,
-    new_verifier: NewVerifier = None,
-    new_drafter: NewDrafter = None,
-    environment: Where = None,
-    extrapolate: Extrapolate = False,
+    asked: Asked = NONE_NAMED,
     runs: Annotated[int, typer.Option(help="How many runs to propose.")] = 6,
     plan: Annotated[
         Path | None, typer.Option(help="A plan with this system's servers, to take them from.")
@@ -61,17 +50,7 @@ def next_runs(
         raise typer.BadParameter("a plan is written with both --plan and -o.")
     known = None if plan is None else read_plan(plan)
     ks, rates, loaded = arms(k), numbers(rps, "--rps"), Fit.load(file)
-    system = system_of(
-        loaded,
-        verifier,
-        drafter,
-        acceptance,
-        new_verifier,
-        new_drafter,
-        environment,
-        any(ks),
-        extrapolate,
-    )
+    system = asked.of(loaded, any(ks))
     seconds: dict[str, Any] = {}
     if known is not None:
         seconds = {
