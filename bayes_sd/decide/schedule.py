@@ -14,7 +14,7 @@ from bayes_sd.predict.answers import SAMPLE
 from bayes_sd.predict.latency import arm_outcome, arms, scatter
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.support import LABELS, support
-from bayes_sd.predict.system import System, default_system
+from bayes_sd.predict.system import System, default_system, resolve
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
@@ -108,8 +108,8 @@ def schedule(
         law, asked = arm_outcome(thin, system, one, load, seed, True, SERVER)[1:]
         variance = scatter(thin, law, asked, "e2e")[1]
         parts.append(by_batch(_loss(law.e2e_s, variance, loss, slo_s)))
-        resolved, own = arm_outcome(thin, system, one, load, seed, True)[:2]
-        labels.append(by_batch(support(thin, resolved, one, load, own)).values)
+        measured = resolve(thin, system, one, seed, True)
+        labels.append(by_batch(support(thin, measured, one, load, law)).values)
     losses = np.stack([p.transpose(*SAMPLE, "concurrency").values for p in parts])
     losses = losses.reshape(len(ks), -1, max_batch)
     chosen = _choose(losses, confidence)

@@ -14,7 +14,7 @@ from bayes_sd.predict.answers import SAMPLE, Latency
 from bayes_sd.predict.latency import arm_outcome, noise_of, observable
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.support import LABELS, support
-from bayes_sd.predict.system import System, default_system
+from bayes_sd.predict.system import System, default_system, resolve
 
 if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
@@ -29,8 +29,8 @@ def _costs(
     accepted lengths explain.
     """
     law, asked = arm_outcome(fit, system, k, load, seed, True, SERVER)[1:]
-    resolved, own = arm_outcome(fit, system, k, load, seed, True)[:2]
-    labels = by_batch(support(fit, resolved, k, load, own))
+    measured = resolve(fit, system, k, seed, True)
+    labels = by_batch(support(fit, measured, k, load, law))
     explained = counted("e2e", law, asked) + xr.zeros_like(law.e2e_s)
     return by_batch(xr.Dataset({"mean_s": law.e2e_s, "counted": explained})), labels.values
 
