@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bayes_sd.validate.stress import (
+from bayes_sd.validate.assumptions import (
     ASSUMPTIONS,
     BASE,
     BURSTS,
@@ -13,11 +13,8 @@ from bayes_sd.validate.stress import (
     CONSTANT,
     CONSTANT_MIXED,
     Assumption,
-    arrivals_correction,
-    judge,
-    measure,
-    stress,
 )
+from bayes_sd.validate.stress import arrivals_correction, judge, measure, stress
 
 
 @pytest.fixture(scope="module")
