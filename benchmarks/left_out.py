@@ -1,6 +1,6 @@
 """Verifiers and random fifths left out: the model beside no pooling and the paper's least squares.
 
-    uv run benchmarks/left_out.py [--campaign vllm-cpu] [--jobs 2] [--json]      # about six minutes
+    uv run benchmarks/left_out.py [--campaign vllm-cpu] [--jobs 2] [--json]      # about 20 minutes
 
 Every prediction is by an exact refit without the runs predicted. Least squares has the same size
 laws (every coefficient a constant plus a slope times the size), and as its interval the spread of
