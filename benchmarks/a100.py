@@ -1,11 +1,13 @@
 """The public A100 sweeps: five verifiers fitted jointly, against least squares, and left out.
 
-    uv run benchmarks/a100.py [--law tiles] [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
+    uv run benchmarks/a100.py [--law drafting] [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
 
 Throughput rows and the two highest rates of each sweep are left out. `--law tiles` fits arithmetic
 in tiles of 128 tokens, without context and attention, which prompts of one length cannot tell;
-`--law host` adds overheads that are the same for all models. Skipped where the table is absent (see
-a100_data.path). A fit takes minutes; `--cache` keeps them, so a run can be resumed.
+`--law drafting` also gives the drafter's arithmetic a price of its own, and verifiers and drafters
+less room around the size laws; `--law host` adds overheads that are the same for all models. Skipped
+where the table is absent (see a100_data.path). A fit takes minutes; `--cache` keeps them, so a run
+can be resumed.
 """
 
 import argparse
@@ -21,21 +23,32 @@ import pandas as pd
 
 import bayes_sd as bsd
 
-SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
-LAWS = {
-    "default": bsd.Law(),
-    "host": bsd.Law((*bsd.Law().parts, "host")),
-    "tiles": bsd.Law(("depth", "tokens", "stalls"), tile_tokens=128),
-}
+SAMPLING = {"draws": 1000, "tune": 900, "target_accept": 0.95, "adaptation": "low_rank"}
+LAWS = ("default", "host", "tiles", "drafting")
+ONE_FAMILY = "one architecture, engine and GPU: sizes differ by 1 to 9%"
 
 
-def fitted(traces: bsd.Traces, cache: Path, name: str, law: bsd.Law) -> bsd.Fit:
+def model_of(name: str) -> bsd.LatencyModel:
+    """The model called so, a speed for each server."""
+    laws = {
+        "default": bsd.Law(),
+        "host": bsd.Law((*bsd.Law().parts, "host")),
+        "tiles": bsd.Law(("depth", "tokens", "stalls"), tile_tokens=128),
+        "drafting": bsd.Law(("depth", "tokens", "drafting", "stalls"), tile_tokens=128),
+    }
+    model = bsd.LatencyModel(law=laws[name], server_effects=("speed",))
+    if name == "drafting":
+        for level in ("tau_verifier", "tau_drafter"):
+            model = model.with_prior(level, a=0.03, b=0.7, reason=ONE_FAMILY)
+    return model
+
+
+def fitted(traces: bsd.Traces, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.Fit:
     """Fit, or read the fit kept under `name`; an unconverged one is used and said to be so."""
     path = cache / f"{name}.nc"
     if path.is_file():
         return bsd.Fit.load(path)
     try:
-        model = bsd.LatencyModel(law=law, server_effects=("speed",))
         fit = model.fit(traces, seed=1, progress=False, **SAMPLING)
     except bsd.ConvergenceError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -56,9 +69,9 @@ def relative(predicted: np.ndarray, runs: pd.DataFrame) -> pd.Series:
     return (predicted / runs["e2e_mean_s"] - 1).abs()
 
 
-def joint(traces: bsd.Traces, cache: Path, law: bsd.Law) -> tuple[list[dict], dict]:
+def joint(traces: bsd.Traces, cache: Path, model: bsd.LatencyModel) -> tuple[list[dict], dict]:
     """In-sample error per verifier of the joint fit and of least squares on that verifier alone."""
-    fit = fitted(traces, cache, "joint", law)
+    fit = fitted(traces, cache, "joint", model)
     runs = fit.runs
     rows = []
     for verifier, own in runs.groupby("verifier"):
@@ -74,7 +87,9 @@ def joint(traces: bsd.Traces, cache: Path, law: bsd.Law) -> tuple[list[dict], di
     return rows, fit.sampling | {"converged": converged(fit)}
 
 
-def left_out(traces: bsd.Traces, cache: Path, sizes: list[str], law: bsd.Law) -> list[dict]:
+def left_out(
+    traces: bsd.Traces, cache: Path, sizes: list[str], model: bsd.LatencyModel
+) -> list[dict]:
     """Each verifier predicted from its size by a fit of the other four."""
     rows = []
     for size in sizes:
@@ -82,7 +97,7 @@ def left_out(traces: bsd.Traces, cache: Path, sizes: list[str], law: bsd.Law) ->
         held = traces.runs["verifier"] == name
         train = bsd.Traces(traces.runs[~held].reset_index(drop=True), traces.set_aside)
         test = bsd.Traces(traces.runs[held].reset_index(drop=True), traces.set_aside)
-        fit = fitted(train, cache, f"without-{size}", law)
+        fit = fitted(train, cache, f"without-{size}", model)
         found = bsd.predict_runs(fit, test)
         point = least_squares.size_law(train.steady.runs)
         rows.append(
@@ -112,13 +127,13 @@ def main() -> None:
         print(f"skipped: {a100_data.path()} is absent (set BAYES_SD_A100)")
         return
     warnings.simplefilter("ignore")
-    law = LAWS[arguments.law]
+    model = model_of(arguments.law)
     cache = arguments.cache / arguments.law
     cache.mkdir(parents=True, exist_ok=True)
     traces = a100_data.traces(a100_data.table())
-    inside, sampling = joint(traces, cache, law)
+    inside, sampling = joint(traces, cache, model)
     sizes = [s for s in arguments.folds.split(",") if s]
-    outside = left_out(traces, cache, sizes, law)
+    outside = left_out(traces, cache, sizes, model)
     if arguments.json:
         print(json.dumps({"joint": inside, "sampling": sampling, "left_out": outside}))
         return

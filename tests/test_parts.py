@@ -30,6 +30,7 @@ MOVES = {  # the stage costs a part may change
     "tokens": {"c1_verify", "c2_verify", "token"},
     "context": {"c2_verify"},
     "attention": {"c1_prefill", "c2_prefill"},
+    "drafting": {"c2_draft"},
     "stalls": set(),
 }
 

@@ -53,7 +53,13 @@ SECONDS = {  # every coefficient of the law that is a time
     "o_1d": 1e-3,
     "o_2d": 5e-5,
 }
-FREE = {"attention_tokens": 3000.0, "wait": 1.2, "r_tok": 2.0, "context_tokens": 700.0}
+FREE = {
+    "attention_tokens": 3000.0,
+    "wait": 1.2,
+    "r_tok": 2.0,
+    "r_draft": 3.0,
+    "context_tokens": 700.0,
+}
 FACTORS = {
     "f_1p": 1.1,
     "f_2p": 0.9,

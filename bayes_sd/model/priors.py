@@ -88,6 +88,14 @@ POPULATION = (
         "that of a prompt token; less where reading weights hides it, more in small batches",
     ),
     _positive(
+        "r_draft",
+        2.0,
+        1.2,
+        "ratio to s_2p",
+        "a drafter's arithmetic of a token, where it has a price of its own",
+        "small kernels are less efficient, and a head of logits may be outside its size: 0.3 to 14",
+    ),
+    _positive(
         "h_1p",
         5e-3,
         1.2,

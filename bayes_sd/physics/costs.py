@@ -8,7 +8,8 @@ from bayes_sd.physics.parts import ADDED, linear
 from bayes_sd.physics.stages import Stages, add
 
 PARTS = (*ADDED, "stalls")
-DEFAULT = tuple(part for part in PARTS if part != "host")
+OPTIONAL = ("host", "drafting")  # not in the default law
+DEFAULT = tuple(part for part in PARTS if part not in OPTIONAL)
 TTFT_TERMS = ("wait",)
 
 
@@ -22,6 +23,7 @@ class Law:
         Any of ``host`` (overheads whatever the model), ``depth`` (overheads grow with layers),
         ``experts`` (a pass reads the experts it touches), ``tokens`` (verifying costs ``k + 1``
         tokens), ``context`` (keys and values are read), ``attention`` (prompts cost their square),
+        ``drafting`` (a drafter's arithmetic has a price of its own),
         ``stalls`` (prefills of others stall decoding; without it they delay the first token).
         ``host`` alone is the paper's law, with the closed form ``L = C1 / (1 - rate C2)``.
     tile_tokens : float

@@ -11,7 +11,7 @@ import pandas as pd
 from bayes_sd.errors import InputError
 from bayes_sd.inference.refit import compile_refits
 from bayes_sd.model.latency_model import LatencyModel
-from bayes_sd.physics.costs import Law
+from bayes_sd.physics.costs import OPTIONAL, Law
 from bayes_sd.validate.leave_out import BY, LeftOut, leave_out, psis, smoothed
 from bayes_sd.validate.scores import summary
 
@@ -77,8 +77,9 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     for part in base.law.parts:
         needless = {part, "context"} if part == "depth" else {part}
         models[f"no {part}"] = using(*(p for p in base.law.parts if p not in needless))
-    if "host" not in base.law.parts:
-        models["and host"] = using(*base.law.parts, "host")
+    for part in OPTIONAL:
+        if part not in base.law.parts:
+            models[f"and {part}"] = using(*base.law.parts, part)
     return models | {
         "no pooling": replace(base, pooling="none"),
         "complete pooling": replace(base, pooling="complete"),

@@ -5,7 +5,16 @@ costs, and ``TERMS``, the coefficients it alone needs. ``linear`` is always ther
 :class:`bayes_sd.physics.Law` names the others.
 """
 
-from bayes_sd.physics.parts import attention, context, depth, experts, host, linear, tokens
+from bayes_sd.physics.parts import (
+    attention,
+    context,
+    depth,
+    drafting,
+    experts,
+    host,
+    linear,
+    tokens,
+)
 
 ADDED = {
     "host": host,
@@ -14,7 +23,18 @@ ADDED = {
     "tokens": tokens,
     "context": context,
     "attention": attention,
+    "drafting": drafting,
 }
 """Parts that add stage costs, by name. Another, ``stalls``, says where prefills are charged."""
 
-__all__ = ["ADDED", "attention", "context", "depth", "experts", "host", "linear", "tokens"]
+__all__ = [
+    "ADDED",
+    "attention",
+    "context",
+    "depth",
+    "drafting",
+    "experts",
+    "host",
+    "linear",
+    "tokens",
+]
