@@ -5,9 +5,9 @@
 Throughput rows and the two highest rates of each sweep are left out. `--law tiles` fits arithmetic
 in tiles of 128 tokens, without context and attention, which prompts of one length cannot tell;
 `--law drafting` also gives the drafter's arithmetic a price of its own, and verifiers and drafters
-less room around the size laws; `--law host` adds overheads that are the same for all models. Skipped
-where the table is absent (see a100_data.path). A fit takes minutes; `--cache` keeps them, so a run
-can be resumed.
+less room around the size laws; `--law host` adds overheads that are the same for all models. It is
+skipped where the table is absent (see a100_data.path). A fit takes minutes; `--cache` keeps them,
+so that a run can be resumed.
 """
 
 import argparse
