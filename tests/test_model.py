@@ -133,6 +133,18 @@ def test_runs_without_ttft_are_left_out_of_its_likelihood() -> None:
     np.testing.assert_allclose(np.exp(design.data["log_ttft"][[0, 2]]), [0.1, 0.2])
 
 
+def test_a_table_without_ttft_has_a_gradient_everywhere_where_chains_start() -> None:
+    """The sampler refuses a point at which a coefficient has none, as in the middle of a prior."""
+    model = bsd.LatencyModel()
+    design = model.design(table(rate_rps=[0.1, 0.2, 0.3]))
+    assert len(design.data["ttft_rows"]) == 0
+    graph = model.graph(design)
+    point = graph.initial_point() | model.start(design)
+    slopes = graph.compile_dlogp(vars=graph["log_law"], mode="FAST_COMPILE")(point)
+    assert np.isfinite(slopes).all()
+    assert (slopes != 0).all()
+
+
 def test_imposed_acceptance_tells_pairs_apart() -> None:
     assert pair_label("v", "d", np.nan) == "v + d"
     assert pair_label("v", "d", 0.5) != pair_label("v", "d", 0.7)

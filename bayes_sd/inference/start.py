@@ -14,6 +14,7 @@ from bayes_sd.physics.law import SOFTNESS, outcome
 SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5)  # prior standard deviations, all coefficients alike
 RELATIVE = 0.1  # of an observed latency; more near the pole
 TIGHT = 0.25  # weight of the prior, so that what the runs leave open stays near its median
+NUDGE = 0.1  # prior standard deviations
 FACTORS = (
     *(f"f_{name}" for name in COEFFICIENTS + DRAFT_COEFFICIENTS),
     "f_speed",
@@ -58,4 +59,7 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
     best = SHIFTS[int(np.argmin(costs))]
     found = least_squares(errors, np.full(len(priors), best), loss="soft_l1", max_nfev=100)
     # Rounded, so that the last digits of a sum on another machine do not change the draws.
-    return np.round(middle + sd * found.x, 1)
+    start = np.round(middle + sd * found.x, 1)
+    # A coefficient that no run tells has no gradient in the middle of its prior, which the sampler
+    # takes for a fault.
+    return np.where(np.isclose(start, middle), start + NUDGE * sd, start)

@@ -104,8 +104,10 @@ def build(
         found = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad, law=law)
         scales = _scales(found, noise, data)
         variances = _variances(found, noise, data)
-        _means(found, scales, data, bool(len(design.data["censored_rows"])))
-        _spreads(variances, noise, data)
+        # A likelihood of no rows has no gradient once it is compiled.
+        seen = {name for name, rows in design.data.items() if name.endswith("rows") and len(rows)}
+        _means(found, scales, data, seen)
+        _spreads(variances, noise, data, seen)
         if keep_runs:
             for metric, value in (("e2e", found.e2e_s), ("ttft", found.ttft_s)):
                 pm.Deterministic(f"run_variance_{metric}", variances[metric], dims="run")
@@ -170,12 +172,14 @@ def _variances(found: Outcome, noise: dict, data: dict) -> dict[str, Any]:
     }
 
 
-def _means(found: Outcome, scales: dict, data: dict, censored: bool) -> None:
+def _means(found: Outcome, scales: dict, data: dict, seen: set[str]) -> None:
     """Likelihoods of the mean latency and TTFT of runs; of a run cut short, that of more."""
     import pymc as pm
     import pytensor.tensor as pt
 
     for metric, value in (("e2e", found.e2e_s), ("ttft", found.ttft_s)):
+        if f"{metric}_rows" not in seen:
+            continue
         rows = data[f"{metric}_rows"]
         sd = (scales[metric] ** 2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["away"]
         pm.StudentT(
@@ -185,7 +189,7 @@ def _means(found: Outcome, scales: dict, data: dict, censored: bool) -> None:
             sigma=sd[rows],
             observed=data[f"log_{metric}"][rows],
         )
-        if metric == "e2e" and censored:
+        if metric == "e2e" and "censored_rows" in seen:
             rows = data["censored_rows"]
             z = ((pt.log(value) - data["log_e2e"]) / sd)[rows]
             pm.Potential("censored", pt.log(t5_probability(z, pt.arctan) + TINY))
@@ -208,12 +212,14 @@ def t5_probability(z: Any, arctan: Any) -> Any:
     return 0.5 + (arctan(tangent) + tangent * square * (1 + 2 / 3 * square)) / np.pi
 
 
-def _spreads(variances: dict, noise: dict, data: dict) -> None:
+def _spreads(variances: dict, noise: dict, data: dict, seen: set[str]) -> None:
     """Likelihoods of the variance of log latencies between the requests of a run."""
     import pymc as pm
     import pytensor.tensor as pt
 
     for metric, name in SPREADS.items():
+        if f"{metric}_spread_rows" not in seen:
+            continue
         rows = data[f"{metric}_spread_rows"]
         # The variance of n logs has a relative error of sqrt(2 / (n - 1)).
         sampling = 2 / (data[f"worth_{metric}"] - 1)
