@@ -33,8 +33,9 @@ from bayes_sd.predict.system import system_of
 
 PROMPT, OUTPUT = 128.0, 64.0
 SHARES = (0.25, 0.5, 0.75)  # of the highest rate the plain server was measured at
-BATCH, STEPS = 4, 8
-DRAWS, TUNE, CHAINS = 200, 300, 2
+BATCH, STEPS = 4, 6
+POLICIES = ("information", "random")
+DRAWS, TUNE, CHAINS = 300, 250, 2
 CEILING = 5.0  # a choice costs at most this many times the best one
 
 MODEL = bsd.LatencyModel()
@@ -110,26 +111,28 @@ def by_information(fit: bsd.Fit, mask: np.ndarray, seed: int) -> np.ndarray:
     return open_[chosen]
 
 
-def replay(job: tuple[int, str]) -> list[dict[str, Any]]:
-    """One repeat of one policy: the regret after every step."""
-    seed, policy = job
+def replay(seed: int) -> list[dict[str, Any]]:
+    """One repeat: the regret of both policies after every step, from the same first runs."""
     rng = np.random.default_rng(seed)
     steady = np.flatnonzero(STATE["steady"])
-    mask = np.zeros(len(STATE["steady"]), bool)
-    mask[rng.choice(steady, round(0.1 * len(mask)), replace=False)] = True
+    first = np.zeros(len(STATE["steady"]), bool)
+    first[rng.choice(steady, round(0.1 * len(first)), replace=False)] = True
     order = rng.permutation(steady)
+    begun = as_fit(STATE["refitter"], first, seed, cores=1)
     rows = []
-    for step in range(STEPS + 1):
-        fit = as_fit(STATE["refitter"], mask, seed, cores=1)
-        rows.append({"repeat": seed, "policy": policy, "runs": int(mask.sum()),
-                     "regret": regret(fit)})  # fmt: skip
-        if step == STEPS:
-            break
-        if policy == "information":
-            new = by_information(fit, mask, seed)
-        else:
-            new = [i for i in order if not mask[i]][:BATCH]
-        mask[new] = True
+    for policy in POLICIES:
+        mask, fit = first.copy(), begun
+        for step in range(STEPS + 1):
+            rows.append({"repeat": seed, "policy": policy, "runs": int(mask.sum()),
+                         "regret": regret(fit)})  # fmt: skip
+            if step == STEPS:
+                break
+            if policy == "information":
+                new = by_information(fit, mask, seed)
+            else:
+                new = [i for i in order if not mask[i]][:BATCH]
+            mask[new] = True
+            fit = as_fit(STATE["refitter"], mask, seed, cores=1)
     return rows
 
 
@@ -164,7 +167,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--table", help="Write every repeat's regrets to this CSV.")
+    parser.add_argument(
+        "--table", help="Write the regrets of every repeat to this CSV as they come."
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     traces = bsd.read_traces(corpus("vllm-cpu"))
@@ -175,13 +180,13 @@ def main() -> None:
     STATE["questions"] = questions(runs)
     whole = as_fit(refitter, np.ones(len(runs), bool), 1, draws=800, tune=800, chains=4)
     STATE["truth"] = losses(whole).mean(axis=-1)
-    jobs = [(seed, policy) for seed in range(options.repeats) for policy in
-            ("information", "random")]  # fmt: skip
+    rows: list[dict[str, Any]] = []
     with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-        rows = [row for part in pool.imap_unordered(replay, jobs) for row in part]
+        for part in pool.imap_unordered(replay, range(options.repeats)):
+            rows += part
+            if options.table:
+                pd.DataFrame(rows).to_csv(options.table, index=False)
     table = pd.DataFrame(rows)
-    if options.table:
-        table.to_csv(options.table, index=False)
     result = summary(table)
     if options.json:
         print(json.dumps(result))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
 
 DRAWS = 1000
-TRUTHS = 160  # of the draws, each in turn taken for the truth
+TRUTHS = 200  # of the draws, each in turn taken for the truth
 FULL = 0.2  # a run this likely to saturate says little and is no candidate
 
 
@@ -51,7 +51,7 @@ class Preposterior:
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
         n = self.losses.shape[-1]
-        truths = rng.permutation(n)[: min(TRUTHS, n // 2)]
+        truths = rng.permutation(n)[: min(TRUTHS, n)]
         noise = rng.standard_t(NU, (len(self.mean), len(truths)))
         object.__setattr__(self, "_truths", truths)
         shown = self.mean[:, truths] + self.scale[:, truths] * noise
@@ -59,11 +59,17 @@ class Preposterior:
 
     def regret(self) -> float:
         """Expected loss of the best choices now beyond that of choices made with all known."""
-        return float(self._after(np.zeros((1, self.losses.shape[-1]))))
+        expected = self.losses.mean(axis=-1)
+        return float((expected.min(axis=1) - self.losses.min(axis=1).mean(axis=-1)).mean())
 
     def regret_after(self, told: np.ndarray) -> float:
-        """Expected regret once runs have been seen, of which `told` is the sum of :meth:`tells`."""
-        return float(self._after(told))
+        """Expected regret once runs have been seen, of which `told` is the sum of :meth:`tells`.
+
+        Half of the draws make the choice and the other half says what it costs, and the other way
+        round: where few draws explain the runs, those that choose would always find they are right.
+        """
+        before, after = self._crossed(np.zeros((1, told.shape[1]))), self._crossed(told)
+        return self.regret() * min(after / before, 1.0) if before > 0 else 0.0
 
     def tells(self, run: int) -> np.ndarray:
         """Log likelihood of every draw for what the run shows under every truth."""
@@ -73,16 +79,26 @@ class Preposterior:
         found[np.arange(len(self._truths)), self._truths] = -np.inf
         return np.asarray(found)
 
-    def _after(self, told: np.ndarray) -> np.ndarray:
+    def _crossed(self, told: np.ndarray) -> float:
+        halves = [slice(part, None, 2) for part in (0, 1)]
+        expected, least = zip(*(self._expected(told[:, h], h) for h in halves), strict=True)
+        costs = []
+        for own, other in ((0, 1), (1, 0)):
+            pick = expected[own].argmin(axis=1)[:, None, :]
+            found = np.take_along_axis(expected[other], pick, axis=1)[:, 0]
+            costs.append((found - least[other]).mean())
+        return float(np.mean(costs))
+
+    def _expected(self, told: np.ndarray, which: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Expected loss of every option, and of the best had it been known, by row of `told`."""
+        losses = self.losses[..., which]
         weights = np.exp(told - told.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
-        decisions, options, draws = self.losses.shape
-        finite = np.where(np.isfinite(self.losses), self.losses, 0.0)
+        decisions, options, draws = losses.shape
+        finite = np.where(np.isfinite(losses), losses, 0.0)
         expected = (finite.reshape(-1, draws) @ weights.T).reshape(decisions, options, -1)
-        missing = ~np.isfinite(self.losses).all(axis=-1)
-        expected[missing] = np.inf
-        known = self.losses.min(axis=1) @ weights.T
-        return (expected.min(axis=1) - known).mean()
+        expected[~np.isfinite(losses).all(axis=-1)] = np.inf
+        return expected, losses.min(axis=1) @ weights.T
 
 
 @dataclass(frozen=True, eq=False, repr=False)
