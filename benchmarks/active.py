@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
-        "--table", help="Write the regrets of every repeat to this CSV as they come."
+        "--table", help="CSV for the regrets of every repeat, as they come"
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
