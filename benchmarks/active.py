@@ -167,9 +167,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--table", help="CSV for the regrets of every repeat, as they come"
-    )
+    parser.add_argument("--table", help="CSV for the regrets of every repeat, as they come")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     traces = bsd.read_traces(corpus("vllm-cpu"))
