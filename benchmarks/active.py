@@ -96,18 +96,14 @@ def by_information(fit: bsd.Fit, mask: np.ndarray, seed: int) -> np.ndarray:
     """Runs not yet made, the most telling first, chosen one after the other."""
     open_ = np.flatnonzero(STATE["steady"] & ~mask)
     about = run_outcome(fit, STATE["refitter"].runs.iloc[open_], seed)
-    flat = {n: about[n].transpose("run", ...).values.reshape(len(open_), -1)
-            for n in ("e2e_s", "scale")}  # fmt: skip
-    known = Preposterior(losses(fit), np.log(flat["e2e_s"]), flat["scale"], seed)
-    tells = [known.tells(i) for i in range(len(open_))]
-    told: Any = 0.0
+    shown, scale = (about[n].transpose("run", ...).values.reshape(len(open_), -1)
+                    for n in ("e2e_s", "scale"))  # fmt: skip
+    known = Preposterior(np.log(losses(fit)), np.log(shown), scale)
     chosen: list[int] = []
     for _ in range(min(BATCH, len(open_))):
-        left = {i: known.regret_after(told + tells[i])
-                for i in range(len(open_)) if i not in chosen}  # fmt: skip
-        best = min(left, key=lambda i: left[i])
-        told = told + tells[best]
-        chosen.append(best)
+        worth = known.worth(chosen)
+        worth[chosen] = -np.inf
+        chosen.append(int(worth.argmax()))
     return open_[chosen]
 
 

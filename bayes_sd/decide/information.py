@@ -1,11 +1,12 @@
 """What deciding now may cost, and which runs would lower that most: value of information."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
 from bayes_sd.decide.deploy import WORST
 from bayes_sd.decide.schedule import SERVER
@@ -22,83 +23,99 @@ if TYPE_CHECKING:
     from bayes_sd.inference.fit import Fit
 
 DRAWS = 1000
-TRUTHS = 200  # of the draws, each in turn taken for the truth
+TAIL, TINY = 0.02, 1e-12
 FULL = 0.2  # a run this likely to saturate says little and is no candidate
 
 
-@dataclass(frozen=True)
 class Preposterior:
-    """What may be learned about some decisions.
+    r"""What may be learned about some decisions from runs not yet made.
+
+    How much worse each option is than the one chosen now, and what each run would show, are taken
+    to be jointly normal with the moments of the draws (the knowledge gradient). A run then moves
+    the expected difference :math:`\mu` by a normal amount of standard deviation
+
+    .. math:: \sigma = |c| / \sqrt{v + e^2}, \qquad \text{and is worth} \quad
+        \sigma \varphi(\mu/\sigma) - \mu \Phi(-\mu/\sigma)
+
+    with `c` its covariance with the difference, `v` its variance over draws and `e` its scatter.
+    Of a decision's options the one most worth it counts. Weighting draws by the likelihood of what
+    a run shows needs no normality, and too many draws: a few are left, which agree by chance.
 
     Parameters
     ----------
     losses : numpy.ndarray
-        Loss of every option of every decision in every draw, (decisions, options, draws); an
-        option that a decision lacks has an infinite loss throughout.
+        Loss of every option of every decision in every draw, (decisions, options, draws), on a
+        scale on which they are about normal; an option that a decision lacks has an infinite loss
+        throughout.
     mean, scale : numpy.ndarray
         What each possible run would show: the law's log mean latency and the run's scatter about
         it (Student's t with five degrees of freedom), (runs, draws).
-    seed : int
+
+    References
+    ----------
+    Frazier, Powell, Dayanik (2009), the correlated knowledge gradient.
     """
 
-    losses: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-    seed: int = 0
-    _shown: np.ndarray = field(init=False, repr=False)
-    _truths: np.ndarray = field(init=False, repr=False)
+    def __init__(self, losses: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
+        apart, decisions = [], []
+        for decision, own in enumerate(losses):
+            real = own[np.isfinite(own).all(axis=1)]
+            best = int(real.mean(axis=1).argmin())
+            others = np.delete(real, best, axis=0) - real[best]
+            apart.append(others)
+            decisions += [decision] * len(others)
+        self._of = np.array(decisions)
+        difference = _tame(np.concatenate(apart))
+        shown = _tame(mean)
+        self._mu = np.abs(difference.mean(axis=1))
+        centred = [x - x.mean(axis=1, keepdims=True) for x in (difference, shown)]
+        draws = losses.shape[-1]
+        self._own = (centred[0] ** 2).mean(axis=1)
+        self._with = centred[0] @ centred[1].T / draws
+        self._runs = centred[1] @ centred[1].T / draws
+        self._noise = (scale**2).mean(axis=1) * NU / (NU - 2)
 
-    def __post_init__(self) -> None:
-        rng = np.random.default_rng(self.seed)
-        n = self.losses.shape[-1]
-        truths = rng.permutation(n)[: min(TRUTHS, n)]
-        noise = rng.standard_t(NU, (len(self.mean), len(truths)))
-        object.__setattr__(self, "_truths", truths)
-        shown = self.mean[:, truths] + self.scale[:, truths] * noise
-        object.__setattr__(self, "_shown", shown)
+    def worth(self, chosen: Sequence[int] = ()) -> np.ndarray:
+        """What each run is worth after those in `chosen`, and they with it, as a share.
 
-    def regret(self) -> float:
-        """Expected loss of the best choices now beyond that of choices made with all known."""
-        expected = self.losses.mean(axis=-1)
-        return float((expected.min(axis=1) - self.losses.min(axis=1).mean(axis=-1)).mean())
-
-    def regret_after(self, told: np.ndarray) -> float:
-        """Expected regret once runs have been seen, of which `told` is the sum of :meth:`tells`.
-
-        Half of the draws make the choice and the other half says what it costs, and the other way
-        round: where few draws explain the runs, those that choose would always find they are right.
+        Of what perfect information is worth; (runs,).
         """
-        before, after = self._crossed(np.zeros((1, told.shape[1]))), self._crossed(told)
-        return self.regret() * min(after / before, 1.0) if before > 0 else 0.0
+        told, towards, among = np.zeros(len(self._mu)), self._with, self._runs
+        for run in chosen:
+            total = among[run, run] + self._noise[run]
+            told = told + towards[:, run] ** 2 / total
+            towards = towards - np.outer(towards[:, run], among[run]) / total
+            among = among - np.outer(among[:, run], among[run]) / total
+        gain = towards**2 / (np.diag(among) + self._noise)
+        most = self._gain(self._own[:, None])[0]
+        found = self._gain(np.minimum(told[:, None] + gain, self._own[:, None]))
+        return np.asarray(found / most if most > 0 else 0.0 * found)
 
-    def tells(self, run: int) -> np.ndarray:
-        """Log likelihood of every draw for what the run shows under every truth."""
-        z = (self._shown[run][:, None] - self.mean[run]) / self.scale[run]
-        found = -(NU + 1) / 2 * np.log1p(z**2 / NU) - np.log(self.scale[run])
-        # A truth does not vouch for itself.
-        found[np.arange(len(self._truths)), self._truths] = -np.inf
-        return np.asarray(found)
+    def _gain(self, variance: np.ndarray) -> np.ndarray:
+        """Loss that is expected to be saved, by column of what is learned of the differences."""
+        sigma = np.sqrt(np.maximum(variance, TINY))
+        z = self._mu[:, None] / sigma
+        each = np.maximum(sigma * (norm_pdf(z) - z * ndtr(-z)), 0.0)
+        best = np.zeros((self._of.max(initial=-1) + 1, variance.shape[1]))
+        np.maximum.at(best, self._of, each)
+        return np.asarray(best.sum(axis=0))
 
-    def _crossed(self, told: np.ndarray) -> float:
-        halves = [slice(part, None, 2) for part in (0, 1)]
-        expected, least = zip(*(self._expected(told[:, h], h) for h in halves), strict=True)
-        costs = []
-        for own, other in ((0, 1), (1, 0)):
-            pick = expected[own].argmin(axis=1)[:, None, :]
-            found = np.take_along_axis(expected[other], pick, axis=1)[:, 0]
-            costs.append((found - least[other]).mean())
-        return float(np.mean(costs))
 
-    def _expected(self, told: np.ndarray, which: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Expected loss of every option, and of the best had it been known, by row of `told`."""
-        losses = self.losses[..., which]
-        weights = np.exp(told - told.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-        decisions, options, draws = losses.shape
-        finite = np.where(np.isfinite(losses), losses, 0.0)
-        expected = (finite.reshape(-1, draws) @ weights.T).reshape(decisions, options, -1)
-        expected[~np.isfinite(losses).all(axis=-1)] = np.inf
-        return expected, losses.min(axis=1) @ weights.T
+def regret(losses: np.ndarray) -> float:
+    """Expected loss of the best choices now beyond that of choices made with all known."""
+    best = losses.mean(axis=-1).min(axis=1)
+    return float((best - losses.min(axis=1).mean(axis=-1)).mean())
+
+
+def norm_pdf(z: np.ndarray) -> np.ndarray:
+    """Standard normal density."""
+    return np.asarray(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))
+
+
+def _tame(values: np.ndarray) -> np.ndarray:
+    """Rows with their outermost draws drawn in: moments are to speak of the bulk."""
+    low, high = np.quantile(values, [TAIL, 1 - TAIL], axis=1, keepdims=True)
+    return np.asarray(np.clip(values, low, high))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,10 +247,11 @@ def worth_measuring(
     # Where a draw says "saturated", the run would show a latency beyond all others.
     longest = np.nanmax(log_mean) if usable.size else 0.0
     log_mean = np.where(np.isnan(log_mean), longest + 3.0, log_mean)
-    known = Preposterior(cost, log_mean, np.concatenate(scales)[usable], seed)
+    known = Preposterior(np.log(cost), log_mean, np.concatenate(scales)[usable])
     candidates = [(ks[i // len(offered)], float(offered[i % len(offered)])) for i in usable]
-    table = _greedy(known, candidates, runs, run_seconds / 60, server_seconds / 60)
-    return Information(choices, 1e3 * known.regret(), table, system, prompt, output)
+    perfect_ms = 1e3 * regret(cost)
+    table = _greedy(known, perfect_ms, candidates, runs, run_seconds / 60, server_seconds / 60)
+    return Information(choices, perfect_ms, table, system, prompt, output)
 
 
 def _rows(values: Any, like: Any) -> np.ndarray:
@@ -270,37 +288,35 @@ def _choices(
 
 def _greedy(
     known: Preposterior,
+    perfect_ms: float,
     candidates: list[tuple[int, float]],
     runs: int,
     run_minutes: float,
     server_minutes: float,
 ) -> pd.DataFrame:
     """One run after the other, each the one that saves most per minute after those before."""
-    told: np.ndarray | float = 0.0
-    tells = [known.tells(i) for i in range(len(candidates))]
-    left, begun = known.regret(), set[int]()
+    share, begun, chosen = 0.0, set[int](), list[int]()
     rows: list[dict[str, Any]] = []
-    open_ = list(range(len(candidates)))
-    while open_ and len(rows) < runs:
+    while len(chosen) < min(runs, len(candidates)):
+        worth = known.worth(chosen)
         found = []
-        for i in open_:
+        for i in set(range(len(candidates))) - set(chosen):
             minutes = run_minutes + (0.0 if candidates[i][0] in begun else server_minutes)
-            found.append(((left - known.regret_after(told + tells[i])) / minutes, minutes, i))
+            found.append((perfect_ms * (worth[i] - share) / minutes, minutes, i))
         rate, minutes, best = max(found)
         if rate <= 0:
             break
-        told = told + tells[best]
+        chosen.append(best)
         begun.add(candidates[best][0])
-        open_.remove(best)
-        left -= rate * minutes
+        share = float(worth[best])
         rows.append(
             {
                 "k": candidates[best][0],
                 "rate_rps": candidates[best][1],
                 "minutes": minutes,
-                "saves_ms": 1e3 * rate * minutes,
-                "saves_ms_per_minute": 1e3 * rate,
-                "regret_left_ms": 1e3 * left,
+                "saves_ms": rate * minutes,
+                "saves_ms_per_minute": rate,
+                "regret_left_ms": perfect_ms * (1 - share),
             }
         )
     names = ["k", "rate_rps", "minutes", "saves_ms", "saves_ms_per_minute", "regret_left_ms"]
