@@ -79,7 +79,8 @@ def losses(fit: bsd.Fit) -> np.ndarray:
         one = np.stack(own, axis=1)
         pad = np.full((len(rates), most - len(arms), one.shape[-1]), np.inf)
         best = one.min(axis=1)  # infinite where every option is saturated: all cost alike then
-        typical = np.array([np.median(row[np.isfinite(row)]) for row in best])[:, None, None]
+        known = [row[np.isfinite(row)] for row in best]
+        typical = np.array([np.median(row) if len(row) else 1.0 for row in known])[:, None, None]
         rows.append(np.concatenate([np.minimum(one / typical, CEILING), pad], axis=1))
     return np.concatenate(rows)
 

@@ -84,6 +84,8 @@ def test_an_option_that_a_decision_lacks_is_never_chosen() -> None:
     assert regret(losses) == pytest.approx(0.0)
     known = Preposterior(losses, rng.standard_normal((1, n)), np.ones((1, n)))
     assert np.isfinite(known.worth()).all()
+    nothing = Preposterior(np.full((1, 2, n), np.inf), rng.standard_normal((1, n)), np.ones((1, n)))
+    assert list(nothing.worth()) == [0.0]
 
 
 # --- of a fit -------------------------------------------------------------------------------

@@ -57,14 +57,16 @@ class Preposterior:
     """
 
     def __init__(self, losses: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
-        apart, decisions = [], []
+        apart, decisions = [np.zeros((0, losses.shape[-1]))], list[int]()
         for decision, own in enumerate(losses):
             real = own[np.isfinite(own).all(axis=1)]
+            if not len(real):
+                continue
             best = int(real.mean(axis=1).argmin())
             others = np.delete(real, best, axis=0) - real[best]
             apart.append(others)
             decisions += [decision] * len(others)
-        self._of = np.array(decisions)
+        self._of = np.array(decisions, int)
         difference = _tame(np.concatenate(apart))
         shown = _tame(mean)
         self._mu = np.abs(difference.mean(axis=1))
