@@ -23,7 +23,8 @@ import pandas as pd
 
 import bayes_sd as bsd
 
-SAMPLING = {"draws": 1000, "tune": 900, "target_accept": 0.95, "adaptation": "low_rank"}
+SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
+FINER = {"draws": 1000, "target_accept": 0.95}  # r_draft mixes slowly
 LAWS = ("default", "host", "tiles", "drafting")
 ONE_FAMILY = "one architecture, engine and GPU: sizes differ by 1 to 9%"
 
@@ -49,7 +50,8 @@ def fitted(traces: bsd.Traces, cache: Path, name: str, model: bsd.LatencyModel) 
     if path.is_file():
         return bsd.Fit.load(path)
     try:
-        fit = model.fit(traces, seed=1, progress=False, **SAMPLING)
+        how = SAMPLING | (FINER if "drafting" in model.law.parts else {})
+        fit = model.fit(traces, seed=1, progress=False, **how)
     except bsd.ConvergenceError as error:
         print(f"{name}: {error}", file=sys.stderr)
         fit = error.fit

@@ -97,7 +97,7 @@ class Preposterior:
         """Loss that is expected to be saved, by column of what is learned of the differences."""
         sigma = np.sqrt(np.maximum(variance, TINY))
         z = self._mu[:, None] / sigma
-        each = np.maximum(sigma * (norm_pdf(z) - z * ndtr(-z)), 0.0)
+        each = np.maximum(sigma * (_density(z) - z * ndtr(-z)), 0.0)
         best = np.zeros((self._of.max(initial=-1) + 1, variance.shape[1]))
         np.maximum.at(best, self._of, each)
         return np.asarray(best.sum(axis=0))
@@ -109,7 +109,7 @@ def regret(losses: np.ndarray) -> float:
     return float((best - losses.min(axis=1).mean(axis=-1)).mean())
 
 
-def norm_pdf(z: np.ndarray) -> np.ndarray:
+def _density(z: np.ndarray) -> np.ndarray:
     """Standard normal density."""
     return np.asarray(np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))
 

@@ -104,7 +104,7 @@ def build(
         found = outcome(theta, system, data, SOFTNESS, detach=disconnected_grad, law=law)
         scales = _scales(found, noise, data)
         variances = _variances(found, noise, data)
-        # A likelihood of no rows has no gradient once it is compiled.
+        # What no run has observed has no likelihood.
         seen = {name for name, rows in design.data.items() if name.endswith("rows") and len(rows)}
         _means(found, scales, data, seen)
         _spreads(variances, noise, data, seen)
