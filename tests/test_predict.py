@@ -645,3 +645,11 @@ def test_runs_past_saturation_bound_the_fit_and_are_kept_apart(
     # What they showed is a lower bound: the law is above most of them.
     above = fit.censored_runs.fitted_e2e_s > 0.8 * fit.censored_runs.e2e_mean_s
     assert above.mean() > 0.9
+
+
+def test_an_unknown_verifier_is_called_so_and_the_known_are_named(fit: bsd.Fit) -> None:
+    nobody = bsd.System("nobody", "draft-3m", 0.7)
+    with pytest.raises(bsd.InputError, match="no verifier 'nobody'; it knows .*dense-60m"):
+        fit.prob_faster(loads(1.0), 3, nobody)
+    with pytest.raises(bsd.InputError, match="no verifier 'nobody'"):
+        fit.break_even(3, nobody, prompt=128, output=64)
