@@ -1,13 +1,14 @@
 """The public A100 sweeps: five verifiers fitted jointly, against least squares, and left out.
 
-    uv run benchmarks/a100.py [--law drafting] [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
+    uv run benchmarks/a100.py [--law sizes] [--json] [--folds 0.6B,1.7B,4B,8B,32B] [--cache DIR]
 
 Throughput rows and the two highest rates of each sweep are left out. `--law tiles` fits arithmetic
 in tiles of 128 tokens, without context and attention, which prompts of one length cannot tell;
 `--law drafting` also gives the drafter's arithmetic a price of its own, and verifiers and drafters
-less room around the size laws; `--law host` adds overheads that are the same for all models. It is
-skipped where the table is absent (see a100_data.path). A fit takes minutes; `--cache` keeps them,
-so that a run can be resumed.
+less room around the size laws; `--law sizes` fits it as if all obeyed the size laws exactly
+(complete pooling), to mean latencies without TTFT; `--law host` adds overheads that are the same
+for all models. It is skipped where the table is absent (see a100_data.path). A fit takes minutes;
+`--cache` keeps them, so that a run can be resumed.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import bayes_sd as bsd
 
 SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
 FINER = {"draws": 1000, "target_accept": 0.95}  # r_draft mixes slowly
-LAWS = ("default", "host", "tiles", "drafting")
+LAWS = ("default", "host", "tiles", "drafting", "sizes")
 ONE_FAMILY = "one architecture, engine and GPU: sizes differ by 1 to 9%"
 
 
@@ -37,8 +38,10 @@ def model_of(name: str) -> bsd.LatencyModel:
         "tiles": bsd.Law(("depth", "tokens", "stalls"), tile_tokens=128),
         "drafting": bsd.Law(("depth", "tokens", "drafting", "stalls"), tile_tokens=128),
     }
-    model = bsd.LatencyModel(law=laws[name], server_effects=("speed",))
-    if name == "drafting":
+    laws["sizes"] = laws["drafting"]
+    pooling = "complete" if name == "sizes" else "partial"
+    model = bsd.LatencyModel(law=laws[name], server_effects=("speed",), pooling=pooling)
+    if name in ("drafting", "sizes"):
         for level in ("tau_verifier", "tau_drafter"):
             model = model.with_prior(level, a=0.03, b=0.7, reason=ONE_FAMILY)
     return model
@@ -132,7 +135,7 @@ def main() -> None:
     model = model_of(arguments.law)
     cache = arguments.cache / arguments.law
     cache.mkdir(parents=True, exist_ok=True)
-    traces = a100_data.traces(a100_data.table())
+    traces = a100_data.traces(a100_data.table(), ttft=arguments.law != "sizes")
     inside, sampling = joint(traces, cache, model)
     sizes = [s for s in arguments.folds.split(",") if s]
     outside = left_out(traces, cache, sizes, model)

@@ -42,11 +42,12 @@ def table(steady: bool = True) -> pd.DataFrame:
     )
 
 
-def traces(rows: pd.DataFrame) -> bsd.Traces:
-    """Rows as Traces."""
+def traces(rows: pd.DataFrame, ttft: bool = True) -> bsd.Traces:
+    """Rows as Traces, with their TTFT or without."""
     ms = {
         f"{ours}_{stat}_s": (f"{theirs}_ms_{column}", "ms")
         for ours, theirs in (("ttft", "time_to_first_token"), ("tpot", "inter_token_latency"))
+        if ttft or ours != "ttft"
         for stat, column in (("mean", "mean"), ("std", "std"), ("p50", "median"), ("p90", "p90"),
                              ("p99", "p99"))
     }  # fmt: skip

@@ -162,6 +162,7 @@ def main() -> None:
     """Replay both policies and print what they needed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--table", help="CSV for the regrets of every repeat, as they come")
@@ -176,8 +177,9 @@ def main() -> None:
     whole = as_fit(refitter, np.ones(len(runs), bool), 1, draws=800, tune=800, chains=4)
     STATE["truth"] = losses(whole).mean(axis=-1)
     rows: list[dict[str, Any]] = []
+    seeds = range(options.first_seed, options.first_seed + options.repeats)
     with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-        for part in pool.imap_unordered(replay, range(options.repeats)):
+        for part in pool.imap_unordered(replay, seeds):
             rows += part
             if options.table:
                 pd.DataFrame(rows).to_csv(options.table, index=False)

@@ -342,6 +342,28 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     assert any("s_pass" in name for name in error.table.index)
 
 
+def test_with_complete_pooling_all_obey_the_laws_and_new_models_the_prior(few: Traces) -> None:
+    from bayes_sd.predict.system import resolve
+
+    model = bsd.LatencyModel(pooling="complete")
+    with pytest.raises(bsd.ConvergenceError) as caught:
+        model.fit(few, draws=200, tune=20, chains=2, progress=False)
+    fit = caught.value.fit
+    posterior = fit.posterior
+    for level in ("drafter", "system"):
+        assert (posterior[f"factor_{level}"] == 1).all()
+    assert (posterior["factor_verifier"].sel(verifier="dense-25m") == 1).all()
+    np.testing.assert_allclose(
+        posterior["factor_verifier"].sel(verifier="moe-e8k2"), np.exp(posterior["moe"])
+    )
+    known, new = (
+        resolve(fit, bsd.System(v), 0, 0).theta["f_1v"] for v in ("dense-25m", bsd.Size(25e6))
+    )
+    assert (known == 1).all()
+    tau = next(p for p in model.used if p.name == "tau_verifier")
+    assert float(abs(np.log(new)).quantile(0.68)) == pytest.approx(tau.a, rel=0.3)
+
+
 def test_a_fit_of_one_chain_is_refused_as_such(few: Traces, compile_once: None) -> None:
     with pytest.raises(bsd.ConvergenceError):
         bsd.LatencyModel().fit(few, draws=20, tune=20, chains=1, progress=False)

@@ -43,13 +43,8 @@ def assemble(
     posterior = tree["posterior"].to_dataset()
     posterior = posterior[[name for name in (*DRAWN, *FACTORS) if name in posterior]]
     posterior.attrs = {}
-    if model.pooling == "none":  # what a new model's effects are drawn with
-        for name, dim, own in (
-            ("tau_verifier", "coefficient", COEFFICIENTS),
-            ("tau_drafter", "draft_coefficient", DRAFT_COEFFICIENTS),
-        ):
-            shape = (posterior.sizes["chain"], posterior.sizes["draw"], len(own))
-            posterior[name] = (("chain", "draw", dim), np.full(shape, APART))
+    if model.pooling != "partial":
+        posterior = posterior.merge(_not_sampled(posterior, design, model, seed))
     runs = design.runs.copy()
     for name in runs.columns[runs.dtypes == "str"]:
         runs[name] = runs[name].astype(object)
@@ -112,6 +107,32 @@ def assemble(
         ),
     }
     return Fit(result)
+
+
+def _not_sampled(
+    posterior: xr.Dataset, design: Design, model: "LatencyModel", seed: int
+) -> xr.Dataset:
+    """With what new models scatter, and under complete pooling the factors of known ones."""
+    one = xr.ones_like(posterior["law"].isel(law_term=0, drop=True))
+    effects = {
+        "verifier": ("coefficient", COEFFICIENTS),
+        "drafter": ("draft_coefficient", DRAFT_COEFFICIENTS),
+        "system": ("speed", model.server_effects),
+    }
+    rng = np.random.default_rng(seed)
+    made = xr.Dataset()
+    for level, (dim, names) in effects.items():
+        like = one.expand_dims({dim: list(names)}, axis=-1)
+        if model.pooling == "complete":
+            prior = next(p for p in model.priors if p.name == f"tau_{level}")
+            made[prior.name] = prior.a * np.exp(prior.b * rng.standard_normal(like.shape)) * like
+            made[f"factor_{level}"] = like.expand_dims({level: design.levels[level]}, axis=-1)
+        elif f"tau_{level}" not in posterior:
+            made[f"tau_{level}"] = APART * like
+    if model.pooling == "complete" and "moe" in posterior:
+        moe = xr.DataArray(design.verifiers["moe"], dims="verifier")
+        made["factor_verifier"] = np.exp(posterior["moe"] * moe) * made["factor_verifier"]
+    return made
 
 
 def _version(name: str) -> str:

@@ -48,7 +48,8 @@ class LatencyModel:
         measured run's passes are those that its own latency implies (Little).
     pooling : {"partial", "none", "complete"}
         Whether verifiers and drafters scatter around the size laws by an amount that is learned,
-        each stands for itself, or all obey the laws exactly.
+        each stands for itself, or they and all servers obey the laws exactly; a new one may then
+        lie off them as far as the priors say, which no run can correct.
     censored : bool
         Whether runs past saturation count as lower bounds, or not at all.
 
@@ -131,8 +132,6 @@ class LatencyModel:
         """The priors of this law and pooling."""
         names = {p.name for p in (*population(self.law), *NOISE)}
         effects = {p.name for p in EFFECTS}
-        if self.pooling == "complete":
-            effects -= {"tau_verifier", "tau_drafter", "tau_system"}
         if self.pooling == "none":
             effects -= {"tau_verifier", "tau_drafter"}
         return tuple(p for p in self.priors if p.name in names | effects)

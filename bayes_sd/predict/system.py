@@ -123,10 +123,6 @@ def _known(fit: "Fit", level: str, name: str) -> None:
 def _factors(fit: "Fit", level: str, name: str | None, new: str, seed: int, moe: float) -> Any:
     """Factors of a level, dims (chain, draw, coefficient): fitted, or drawn from its population."""
     posterior = fit.unlabelled
-    if f"factor_{level}" not in posterior:  # complete pooling: all obey the size laws
-        terms = {"verifier": "coefficient", "drafter": "draft_coefficient"}.get(level, "speed")
-        none = xr.DataArray(np.zeros(posterior[terms].size), {terms: posterior[terms].values})
-        return np.exp(none + (moe * family_effect(fit) if level == "verifier" and moe else 0.0))
     factor, tau = posterior[f"factor_{level}"], posterior[f"tau_{level}"]
     if name is not None:
         return factor.sel({level: name}, drop=True)
