@@ -155,6 +155,17 @@ def test_ties_and_weak_evidence_draft_less() -> None:
     assert _choose(strong, 0.9)[0] == 1
 
 
+def test_an_slo_below_the_latency_alone_is_impossible_with_the_number(fit: bsd.Fit) -> None:
+    load, thin = bsd.grid(concurrency=1, **LENGTHS), fit.thin(2000)
+    alone = min(
+        float(arm_outcome(thin, SYSTEM, k, load, 0, True, SERVER)[1].e2e_s.median()) for k in (2, 5)
+    )
+    with pytest.raises(bsd.EvidenceError, match="at any load; alone .* about") as caught:
+        fit.schedule([2, 5], SYSTEM, **LENGTHS, max_batch=4, slo_s=alone / 100)
+    said = float(str(caught.value).split("about ")[1].split(" s")[0])
+    assert said == pytest.approx(alone, rel=0.01)
+
+
 @pytest.mark.parametrize("loss", [{"loss": "p95"}, {"slo_s": 1.0}])
 def test_other_losses(fit: bsd.Fit, loss: dict) -> None:
     found = fit.schedule([0, 2, 5], SYSTEM, **LENGTHS, max_batch=16, **loss)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
 BATCH_MAX = 1024
+HOPELESS = 0.999  # chance of missing an SLO even alone from which no schedule is given
 SERVER = "scheduled server"  # its own effect is one draw, whatever it drafts
 
 
@@ -101,17 +102,23 @@ def schedule(
         require_measured(fit, system, ks)
     load = grid(concurrency=list(range(1, max_batch + 1)), prompt=prompt, output=output)
     thin = fit.thin(DRAWS)
-    parts, labels = [], []
+    parts, labels, alone_s = [], [], []
     for one in ks:
         # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0
         # the drafter stays loaded: that is the arm a schedule falls back to.
         law, asked = arm_outcome(thin, system, one, load, seed, True, SERVER)[1:]
         variance = scatter(thin, law, asked, "e2e")[1]
         parts.append(by_batch(_loss(law.e2e_s, variance, loss, slo_s)))
+        alone_s.append(float(by_batch(law.e2e_s).sel(concurrency=1).median()))
         measured = resolve(thin, system, one, seed, True)
         labels.append(by_batch(support(thin, measured, one, load, law)).values)
     losses = np.stack([p.transpose(*SAMPLE, "concurrency").values for p in parts])
     losses = losses.reshape(len(ks), -1, max_batch)
+    if slo_s is not None and losses[:, :, 0].mean(axis=1).min() > HOPELESS:
+        raise EvidenceError(
+            f"slo_s = {slo_s:g}: no request can be expected to be served within it at any load; "
+            f"alone and at the best draft length one takes about {min(alone_s):.3g} s."
+        )
     chosen = _choose(losses, confidence)
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
     best = losses.min(axis=0)
@@ -164,13 +171,14 @@ def require_measured(fit: "Fit", system: System, ks: list[int]) -> None:
     if 0 in ks and not (runs["draft_tokens"] == 0).any():
         raise EvidenceError(
             f"No run of {system.verifier} without drafting was fitted, so nothing is known of "
-            "k = 0: measure the plain server, leave 0 out, or ask for it: extrapolate=True."
+            "k = 0: measure the plain server, leave 0 out, or ask for it: extrapolate=True "
+            "(--extrapolate)."
         )
     for one in ks:
         if one > 0 and one not in known:
             raise InputError(
                 f"k = {one} was never measured here (measured: {', '.join(map(str, known))}); "
-                "leave it out or ask for it by name: extrapolate=True."
+                "leave it out or ask for it by name: extrapolate=True (--extrapolate)."
             )
 
 

@@ -218,6 +218,8 @@ class Fit(Stored):
         ------
         InputError
             If an argument is out of range, or a `k` was not measured.
+        EvidenceError
+            If no draft length can be expected to keep the SLO even alone.
         """
         from bayes_sd.decide.schedule import schedule
 
