@@ -121,10 +121,10 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
+    from bayes_sd.inference.stored import writable
     from bayes_sd.model.latency_model import LatencyModel
 
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: the folder {output.parent} does not exist.")
+    writable(output)
     traces = _read(paths, config, environment, metrics, window)
     say(repr(traces))
     result = LatencyModel().fit(
@@ -206,9 +206,12 @@ def _print_decisions(found: list[dict[str, Any]]) -> None:
     from bayes_sd.report.decisions import sentence
 
     for d in found:
-        columns = {f"{r:.3g}/s": [p] for r, p in zip(d["rates_rps"], d["prob_faster"], strict=True)}
+        columns = {name: d[name] for name in ("rates_rps", "prob_faster", "prob_both_saturated")}
         print(sentence(d))
-        show(f"P(SD beats plain), {d['compared']} latency, by rate", pd.DataFrame(columns))
+        show(
+            f"P(SD beats plain), {d['compared']} latency, by rate",
+            pd.DataFrame(columns | {"support": d["support_by_rate"]}),
+        )
 
 
 @app.command()

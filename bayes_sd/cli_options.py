@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -47,7 +47,10 @@ Where = Annotated[
 ]
 Extrapolate = Annotated[
     bool,
-    typer.Option(help="Allow answers far outside what was measured, and draft lengths never run."),
+    typer.Option(
+        help="Allow answers far outside what was measured; where commands choose between draft "
+        "lengths, also ones never run."
+    ),
 ]
 Acceptance = Annotated[
     float | None, typer.Option(help="Per-token acceptance; by default the measured one.")
@@ -116,10 +119,10 @@ class Asked:
             raise typer.BadParameter("name a measured model or give a new one's size, not both.")
         first = self.verifier or size_of(self.new_verifier, "--new-verifier")
         where = structure_of(self.structure)
-        if first is None:
-            own = default_system(fit, needs_drafter)
-            return replace(own, extrapolate=self.extrapolate, structure=where)
         second = self.drafter or size_of(self.new_drafter, "--new-drafter")
+        if first is None:
+            own = default_system(fit, needs_drafter and second is None)
+            first, second = own.verifier, second or own.drafter
         return System(first, second, self.acceptance, self.environment, self.extrapolate, where)
 
 

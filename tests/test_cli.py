@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 import bayes_sd as bsd
 from bayes_sd import cli
+from bayes_sd.cli_options import Asked
 from bayes_sd.corpus import corpus
 from bayes_sd.model import latency_model
 
@@ -124,6 +126,24 @@ def test_decide(fit_path: Path) -> None:
     even = decision["break_even_rps"]
     assert 1 < even["p05"] < even["p50"] < even["p95"] < 8
     assert "break-even rate" in run("decide", str(fit_path), "-k", "5", *PAIR, *WORK).stdout
+    far = ["--rps", "0.00012,0.00013,1000"]
+    shown = run("decide", str(fit_path), "-k", "5", *far, *PAIR, *WORK).stdout
+    *near, beyond = [line.split() for line in shown.splitlines() if "polated" in line][-3:]
+    assert [row[0] for row in near] == ["0.00012", "0.00013"]
+    assert beyond == ["1000", "0", "1", "extrapolated"]
+
+
+def test_options_beside_an_unnamed_verifier_are_not_ignored(fit: bsd.Fit) -> None:
+    tree = fit.tree.copy()
+    runs = tree["runs"].to_dataset()
+    own = (runs["verifier"] == "dense-60m") & (runs["drafter"] == "draft-3m")
+    tree["runs"] = xr.DataTree(runs.isel(run=(own & (runs["acceptance_imposed"] == 0.7)).values))
+    one = bsd.Fit(tree)
+    assert Asked().of(one, True) == bsd.System("dense-60m", "draft-3m")
+    asked = Asked(drafter="other", acceptance=0.1, environment="mars").of(one, True)
+    assert asked == bsd.System("dense-60m", "other", 0.1, "mars")
+    new = Asked(new_drafter="params=1e5").of(one, True)
+    assert new.drafter == bsd.Size(1e5)
 
 
 def test_decide_on_a_new_model(fit_path: Path) -> None:

@@ -369,6 +369,16 @@ def test_the_command_takes_a_rate_and_exits_as_others(
     assert code(files[0], "--traffic", "20", "--prompt", "128", "--output", "64000") == 3
 
 
+def test_tokens_that_are_not_served_have_no_price(fit_path: Path, files: tuple[str, str]) -> None:
+    words = ["deploy", str(fit_path), files[0], "--traffic", "200", "--slo", "3", "--json"]
+    words += ["--replicas", "1", "--prompt", "128", "--output", "64"]
+    found = json.loads(CliRunner().invoke(app, words).stdout)
+    for row in found["rows"]:
+        assert row["prob_saturated"] == 1
+        assert row["price_per_million_tokens"] is None and row["prob_cheapest"] is None
+    assert "beyond the capacity of every candidate with probability 1.00" in found["sentence"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -383,7 +393,11 @@ def test_the_command_takes_a_rate_and_exits_as_others(
         ("a: {verifier: {params: big}}", "a: verifier must be a number"),
         ("a: {verifier: dense-60m, k: 1.5}", "a: k must be a whole number"),
         ("a: {verifier: dense-60m, price_per_hour: 0}", "a: price_per_hour must be a positive"),
-        ("a: {verifier: dense-60m, acceptance: 2}", "a: acceptance"),
+        ("a: {verifier: dense-60m, acceptance: 2}", "a: acceptance must lie between 0 and 1"),
+        ("a: {verifier: dense-60m, acceptance: []}", "a: acceptance must be a number"),
+        ("a: {verifier: {params: 8e9, experts: 2.5}}", "a: verifier must be a whole number"),
+        ("a: {verifier: dense-60m, structure: edge}", "a: --structure 'edge': round_trip_s"),
+        ("a: {verifier: dense-60m}\na: {verifier: dense-25m}", "a is named twice"),
     ],
 )
 def test_bad_candidates_are_one_sentence(

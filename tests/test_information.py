@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -13,6 +14,7 @@ import bayes_sd as bsd
 from bayes_sd.collector.design import write_plan
 from bayes_sd.collector.plan import Plan, read_plan
 from bayes_sd.decide.information import Preposterior, regret
+from bayes_sd.predict.latency import arm_outcome
 
 SYSTEM = bsd.System("dense-60m", "draft-3m", 0.7)
 ASKED = {"rps": [1.0, 4.0], "prompt": 128, "output": 64}
@@ -156,3 +158,28 @@ def test_a_run_of_an_assumed_structure_is_not_proposed(fit: bsd.Fit) -> None:
     at_the_edge = replace(SYSTEM, structure=bsd.structures.Edge(round_trip_s=0.02))
     with pytest.raises(bsd.InputError, match="cannot be measured"):
         fit.worth_measuring([0, 5], at_the_edge, **ASKED)
+
+
+def test_rates_that_nothing_serves_are_no_choice(fit: bsd.Fit) -> None:
+    found = fit.worth_measuring([0, 5], SYSTEM, **(ASKED | {"rps": [1.0, 1e4]}))
+    low, high = found.choices.to_dict("records")
+    assert low["prob_all_saturated"] == 0 and low["prob_best"] >= 0.5
+    assert high["prob_all_saturated"] == 1 and high["prob_best"] == 0
+
+
+def test_a_rate_near_the_pole_has_a_worth(fit: bsd.Fit) -> None:
+    """A run that saturates in some draws has no scatter in those."""
+    load = bsd.grid(rps=0.0, prompt=128, output=64)
+    capacity = 1 / arm_outcome(fit, SYSTEM, 0, load, 0)[1].c2_s.values.ravel()
+    rate = float(np.quantile(capacity, 0.1))
+    found = fit.worth_measuring([0, 5], SYSTEM, **(ASKED | {"rps": [1.0, rate]}))
+    assert 0 < found.choices["prob_all_saturated"].max() < 0.5 or found.runs["k"].size
+    assert np.isfinite(found.runs.select_dtypes("number")).all(axis=None)
+
+
+def test_without_a_plain_run_plain_is_no_arm(fit: bsd.Fit) -> None:
+    some = fit.tree.copy()
+    runs = some["runs"].to_dataset()
+    some["runs"] = xr.DataTree(runs.isel(run=(runs["draft_tokens"] > 0).values))
+    with pytest.raises(bsd.EvidenceError, match="nothing is known of k = 0"):
+        bsd.Fit(some).worth_measuring([0, 5], SYSTEM, **ASKED)

@@ -43,7 +43,8 @@ VANISHED = {  # terms with which each is the colocated law, whatever the others
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: S.Edge(round_trip_s=-0.1), "round_trip_s = -0.1: must be a number of at least 0"),
+        (lambda: S.Edge(round_trip_s=-0.1), "round_trip_s = -0.1: must be a number from 0 to"),
+        (lambda: S.Asynchronous(sync_s=1e300), "sync_s = 1e.300: must be a number from 0 to 10000"),
         (lambda: S.Edge(round_trip_s=(0.0, 0.1)), "interval .low, high. above 0"),
         (lambda: S.Edge(round_trip_s=(0.2, 0.1)), "reversed"),
         (lambda: S.Edge(round_trip_s="fast"), "round_trip_s = 'fast'"),

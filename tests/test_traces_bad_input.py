@@ -99,6 +99,24 @@ BAD_FIELDS = [
         "failed must be a whole number of at least 0, got -1",
     ),
     (
+        "count-huge",
+        PLAIN,
+        {"failed": 1e300},
+        "failed must be a whole number of at least 0 and at most 9e.18",
+    ),
+    (
+        "rate-a-minute",
+        PLAIN,
+        {"request_rate": 60 * raw(PLAIN)["request_rate"]},
+        "request_rate is 8.* but 29 start_times spread over .* s, 1.* a second; check the units",
+    ),
+    (
+        "tokens-in-thousands",
+        PLAIN,
+        {"input_lens": [1000 * n for n in raw(PLAIN)["input_lens"]]},
+        "input_lens sum to 928000 but total_input_tokens is 928",
+    ),
+    (
         "limit-zero",
         PLAIN,
         {"max_concurrency": 0},
@@ -381,6 +399,8 @@ def test_bad_aggregate(change: dict[str, Any], message: str, tmp_path: Path) -> 
         (b"", "is not complete JSON"),
         (b"time,latency\n1,2\n", "is not complete JSON"),
         (b"\xff\xfe\x00\x01", "is not text"),
+        (b"[" * 100_000, "is JSON of an absurd size or depth"),
+        (b'{"duration": ' + b"1" * 5000 + b"}", "is JSON of an absurd size or depth"),
         (b"[1, 2]", "is not a JSON object; a JSON result of vllm bench serve, GuideLLM"),
         (b'{"benchmarks": [], "args": {}}', "is a GuideLLM report"),
         (
@@ -388,7 +408,7 @@ def test_bad_aggregate(change: dict[str, Any], message: str, tmp_path: Path) -> 
             "is not a result of vllm bench serve: it lacks duration, completed",
         ),
     ],
-    ids=["truncated", "empty", "csv", "binary", "list", "guidellm", "other"],
+    ids=["truncated", "empty", "csv", "binary", "deep", "long", "list", "guidellm", "other"],
 )
 def test_bad_file(content: bytes, message: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.json"

@@ -81,7 +81,7 @@ def test_set_aside_files_are_named(tmp_path: Path) -> None:
     [
         ({"failed": 4}, "1 of 1 runs lost over 5% of their requests: a.json", "lucky"),
         (
-            {"output_lens": [1] * 29},
+            {"output_lens": [1] * 29, "total_output_tokens": 29},
             "1 of 1 runs have no time per output token: a.json",
             "prefill and decode cost cannot be told apart",
         ),

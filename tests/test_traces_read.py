@@ -208,7 +208,9 @@ def test_one_request_has_no_variance(tmp_path: Path) -> None:
     data = raw(PLAIN)
     single = {k: v[:1] for k, v in data.items() if k in LISTS}
     aggregates = {k: REMOVE for k in data if k.endswith("_ms")}
-    run = one(write(tmp_path / "a.json", changed(data, completed=1, **single, **aggregates)))
+    totals = {"total_input_tokens": data["input_lens"][0], "total_output_tokens": 32}
+    made = changed(data, completed=1, **single, **totals, **aggregates)
+    run = one(write(tmp_path / "a.json", made))
     assert run.e2e_log_mean == pytest.approx(np.log(data["latencies"][0]))
     assert np.isnan(run.e2e_log_var)
     assert run.span_s == pytest.approx(1 / data["request_rate"])

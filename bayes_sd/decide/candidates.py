@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -11,9 +12,9 @@ from bayes_sd.cli_options import structure_of
 from bayes_sd.errors import InputError
 from bayes_sd.predict.size import Size
 from bayes_sd.predict.system import System
-from bayes_sd.traces.numbers import Count, Fraction, Positive, number, sentence
+from bayes_sd.traces.numbers import Count, Positive, count, fraction, number, sentence
 
-SIZES = {f.name: int if f.name.startswith("experts") else float for f in fields(Size)}
+SIZES = {f.name: count if f.name.startswith("experts") else number for f in fields(Size)}
 
 
 def _model(value: Any) -> str | Size:
@@ -27,8 +28,17 @@ def _model(value: Any) -> str | Size:
     if unknown := [str(name) for name in value if name not in SIZES]:
         raise ValueError(f"has the unknown size {unknown[0]!r}; known are {', '.join(SIZES)}")
     # YAML takes 8e9 for a word.
-    sizes: dict[str, Any] = {name: SIZES[name](number(size)) for name, size in value.items()}
+    sizes: dict[str, Any] = {name: SIZES[name](size) for name, size in value.items()}
     return Size(**sizes)
+
+
+def _acceptance(value: Any) -> Any:
+    """A fraction, or one for each position."""
+    if not isinstance(value, list):
+        return None if value is None else fraction(value)
+    if not value:
+        raise ValueError("must be a number from 0 to 1, or a list of such by position, got []")
+    return tuple(fraction(one) for one in value)
 
 
 class _Candidate(BaseModel):
@@ -37,7 +47,7 @@ class _Candidate(BaseModel):
     verifier: Annotated[str | Size, BeforeValidator(_model)]
     drafter: Annotated[str | Size | None, BeforeValidator(_model)] = None
     k: Count = 0
-    acceptance: Fraction | tuple[Fraction, ...] | None = None
+    acceptance: Annotated[float | tuple[float, ...] | None, BeforeValidator(_acceptance)] = None
     environment: str | None = None
     extrapolate: bool = False
     structure: str | None = None
@@ -82,11 +92,16 @@ def read_candidates(
     if not path.is_file():
         raise InputError(f"{path}: no such file; YAML with named candidates is needed.")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data, node = yaml.safe_load(text), yaml.compose(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not YAML ({str(error).splitlines()[0]}).") from None
     if not isinstance(data, dict) or not data:
         raise InputError(f"{path}: must map a name to each candidate, at least one.")
+    assert isinstance(node, yaml.MappingNode)
+    names = [key.value for key, _ in node.value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path}: {twice[0]} is named twice; every candidate needs its own name.")
     found: dict[str, tuple[System, int]] = {}
     prices: dict[str, float] = {}
     for name, keys in data.items():
@@ -104,6 +119,8 @@ def read_candidates(
             )
         except ValidationError as error:
             raise InputError(f"{path}: {name}: {sentence(error)}.") from None
+        except (InputError, typer.BadParameter) as error:
+            raise InputError(f"{path}: {name}: {error}") from None
         found[str(name)] = (system, given.k)
         if given.price_per_hour is not None:
             prices[str(name)] = given.price_per_hour

@@ -231,8 +231,10 @@ def deployments(
     table["prob_best"], table["regret_ms"] = best, 1e3 * regret
     if prices:
         table["per_hour"] = table["replicas"] * table["name"].map(prices)
-        table["price_per_million_tokens"] = table["per_hour"] * MILLION / tokens_per_hour(traffic)
-        cheapest, dearer, _ = _compared(np.stack(bills), able)
+        serves = (table["prob_saturated"] <= 0.5).to_numpy()  # else nobody gets the tokens
+        price = table["per_hour"] * MILLION / tokens_per_hour(traffic)
+        table["price_per_million_tokens"] = price.where(serves)
+        cheapest, dearer, _ = _compared(np.stack(bills), able & serves)
         table["prob_cheapest"], table["regret_per_hour"] = cheapest, dearer
     # Labels last: they are words beside numbers.
     table = table[[c for c in table if c != "support"] + ["support"]]

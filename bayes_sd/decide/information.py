@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import ndtr
 
 from bayes_sd.decide.deploy import WORST
-from bayes_sd.decide.schedule import SERVER
+from bayes_sd.decide.schedule import SERVER, require_measured
 from bayes_sd.errors import InputError
 from bayes_sd.physics.law import NU
 from bayes_sd.predict.answers import SAMPLE
@@ -75,7 +75,9 @@ class Preposterior:
         self._own = (centred[0] ** 2).mean(axis=1)
         self._with = centred[0] @ centred[1].T / draws
         self._runs = centred[1] @ centred[1].T / draws
-        self._noise = (scale**2).mean(axis=1) * NU / (NU - 2)
+        known = np.isfinite(scale)  # a draw that says "saturated" knows no scatter
+        squares = np.where(known, scale, 0.0) ** 2
+        self._noise = squares.sum(axis=1) / np.maximum(known.sum(axis=1), 1) * NU / (NU - 2)
 
     def worth(self, chosen: Sequence[int] = ()) -> np.ndarray:
         """What each run is worth after those in `chosen`, and they with it, as a share.
@@ -127,8 +129,8 @@ class Information:
     Parameters
     ----------
     choices : pandas.DataFrame
-        A row a rate: ``k`` to run now, ``prob_best``, ``regret_ms`` (expected latency lost to the
-        best arm had it been known), ``support``.
+        A row a rate: ``k`` to run now, ``prob_best``, ``prob_all_saturated`` (no arm serves that
+        rate), ``regret_ms`` (expected latency lost to the best arm had it been known), ``support``.
     regret_ms : float
         Its mean over the rates: what perfect information is worth, per request.
     runs : pandas.DataFrame
@@ -225,6 +227,8 @@ def worth_measuring(
         raise InputError(
             "An assumed structure cannot be measured: ask about the server as it runs, without it."
         )
+    if 0 in ks and not system.extrapolate:
+        require_measured(fit, system, [0])
     load = grid(rps=np.atleast_1d(rates).astype(float), prompt=prompt, output=output)
     offered = load["rate_rps"].values
     if (offered <= 0).any():
@@ -241,8 +245,10 @@ def worth_measuring(
         means.append(np.log(np.where(np.isfinite(shown), shown, np.nan)))
         scales.append(_rows((scale**2 + variance / requests) ** 0.5, law.e2e_s))
         reach.append(support(thin, resolved, one, load, law).values.ravel())
-    cost, labels = _bounded(np.stack(losses, axis=1)), np.stack(reach)
-    choices = _choices(cost, ks, offered, labels)
+    latency, labels = np.stack(losses, axis=1), np.stack(reach)
+    served = np.isfinite(latency).any(axis=1)
+    cost = _bounded(latency)
+    choices = _choices(cost, ks, offered, labels, served)
     stuck = np.isnan(np.concatenate(means)).mean(axis=1)
     usable = np.flatnonzero(stuck < FULL)
     log_mean = np.concatenate(means)[usable]
@@ -271,7 +277,7 @@ def _bounded(losses: np.ndarray) -> np.ndarray:
 
 
 def _choices(
-    cost: np.ndarray, ks: list[int], offered: np.ndarray, labels: np.ndarray
+    cost: np.ndarray, ks: list[int], offered: np.ndarray, labels: np.ndarray, served: np.ndarray
 ) -> pd.DataFrame:
     pick = cost.mean(axis=-1).argmin(axis=1)
     at = np.arange(len(offered))
@@ -281,7 +287,8 @@ def _choices(
         {
             "rate_rps": offered,
             "k": np.array(ks)[pick],
-            "prob_best": (chosen <= best).mean(axis=-1),
+            "prob_best": ((chosen <= best) & served).mean(axis=-1),
+            "prob_all_saturated": (~served).mean(axis=-1),
             "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
             "support": [min(column, key=lambda label: order[str(label)]) for column in labels.T],
         }

@@ -75,6 +75,9 @@ def next_runs(
         )
         return
     show("Deciding now", found.choices)
+    for row in found.choices.to_dict("records"):
+        if row["prob_all_saturated"] > 0.5:
+            print(f"At {row['rate_rps']:g} requests/s every arm saturates: there is no choice.")
     print(f"Expected regret {found.regret_ms:.3g} ms a request: what perfect information is worth.")
     if found.runs.empty:
         print("No run would pay.")

@@ -132,6 +132,8 @@ def schedule(
         },
         index=np.arange(1, max_batch + 1),
     )
+    if slo_s is not None:
+        cells["prob_within"] = 1 - pick.mean(axis=0)
     name = "expected_regret" if slo_s is not None else "expected_regret_ms"
     label = system.drafter if isinstance(system.drafter, str) else system.drafter.label
     return Schedule(_rows(cells, name), label, tuple(ks))
@@ -152,9 +154,12 @@ def _check(
         raise InputError(f"max_batch = {max_batch!r}: must be a whole number, 1 to {BATCH_MAX}.")
     if not 0.5 <= confidence < 1:
         raise InputError(f"confidence = {confidence!r}: must lie in [0.5, 1).")
-    if loss != "mean" and not (loss[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100):
+    percentile = isinstance(loss, str) and loss[:1] == "p" and loss[1:].isdigit()
+    if loss != "mean" and not (percentile and 0 < int(loss[1:]) < 100):
         raise InputError(f"loss = {loss!r}: must be 'mean', or a percentile as 'p95'.")
-    if slo_s is not None and not (np.isfinite(slo_s) and slo_s > 0):
+    if slo_s is not None and loss != "mean":
+        raise InputError(f"loss = {loss!r} and slo_s = {slo_s!r}: give one of the two.")
+    if slo_s is not None and not (np.isreal(slo_s) and np.isfinite(slo_s) and slo_s > 0):
         raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
 
 
@@ -216,5 +221,6 @@ def _rows(cells: pd.DataFrame, regret: str) -> pd.DataFrame:
                 regret: float(own["regret"].mean()),
                 "support": min(own["support"], key=lambda label: reach[str(label)]),
             }
+            | ({"prob_within_slo": float(own["prob_within"].min())} if "prob_within" in own else {})
         )
     return pd.DataFrame(rows)

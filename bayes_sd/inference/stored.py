@@ -17,6 +17,20 @@ FORMAT = 3  # of the file; raised when a reader must know
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters")
 
 
+def writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before hours are spent on what goes into it.
+
+    Raises
+    ------
+    InputError
+        If the folder does not exist, or `path` is one.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the file to write.")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Stored:
     """What a fit holds and how it is kept; its answers are :class:`bayes_sd.Fit`'s.
@@ -118,11 +132,10 @@ class Stored:
         Raises
         ------
         InputError
-            If the folder does not exist.
+            If the folder does not exist, or `path` is one.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist.")
+        writable(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             self.tree.to_netcdf(draft, engine="h5netcdf")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+DRAFT_TOKENS_MAX = 1024  # far above any in use; every position is summed over
+
 
 def tokens_per_cycle(acceptance: Any, k: Any, k_max: int | None = None) -> Any:
     r"""Expected tokens committed per cycle when every draft token is accepted alike.

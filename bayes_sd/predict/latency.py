@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.acceptance import cycles, cycles_variance
+from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX, cycles, cycles_variance
 from bayes_sd.physics.costs import Law
 from bayes_sd.physics.law import (
     NU,
@@ -36,7 +36,7 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
     Raises
     ------
     InputError
-        If one is no whole number of at least `lowest`.
+        If one is no whole number from `lowest` to 1,024.
     """
     values = np.atleast_1d(np.asarray(k))
     if (
@@ -45,8 +45,9 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
         or not np.isfinite(values).all()
         or (values != np.floor(values)).any()
         or (values < lowest).any()
+        or (values > DRAFT_TOKENS_MAX).any()
     ):
-        raise InputError(f"k = {k!r}: must be whole numbers of at least {lowest}.")
+        raise InputError(f"k = {k!r}: must be whole numbers, {lowest} to {DRAFT_TOKENS_MAX}.")
     return list(dict.fromkeys(int(v) for v in values.ravel()))
 
 

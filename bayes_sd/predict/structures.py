@@ -18,6 +18,7 @@ from bayes_sd.physics import structures as law
 from bayes_sd.physics.structures import Placed
 
 Term = float | tuple[float, float]
+MOST = 1e4  # seconds or a factor; beyond that nobody serves
 Z90 = 1.6448536269514722  # half a central 90% interval of a standard normal
 
 
@@ -40,16 +41,20 @@ class _Kind(NamedTuple):
 
 
 _AMOUNT = _Kind(
-    "a number of at least 0, or an interval (low, high) above 0",
-    lambda v: 0 <= v < np.inf,
-    lambda v: 0 < v < np.inf,
+    f"a number from 0 to {MOST:g}, or an interval (low, high) above 0",
+    lambda v: 0 <= v <= MOST,
+    lambda v: 0 < v <= MOST,
 )
 _FACTOR = _Kind(
-    "a number above 0, or an interval (low, high) above 0",
-    lambda v: 0 < v < np.inf,
-    lambda v: 0 < v < np.inf,
+    f"a number above 0, at most {MOST:g}, or an interval (low, high) of such",
+    lambda v: 0 < v <= MOST,
+    lambda v: 0 < v <= MOST,
 )
-_BANDWIDTH = _FACTOR._replace(holds=lambda v: v > 0)
+_BANDWIDTH = _FACTOR._replace(
+    says="a number above 0, or an interval (low, high) above 0",
+    holds=lambda v: v > 0,
+    ends=lambda v: 0 < v < np.inf,
+)
 _SHARE = _Kind(
     "a share from 0 to 1, or an interval (low, high) between 0 and 1",
     lambda v: 0 <= v <= 1,

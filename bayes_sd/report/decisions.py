@@ -71,7 +71,7 @@ def decide(
         "prompt_tokens": float(prompt),
         "output_tokens": float(output),
         "compared": of,
-        "rates_rps": [round(float(r), 4) for r in np.atleast_1d(rates)],
+        "rates_rps": [float(f"{r:.6g}") for r in np.atleast_1d(rates)],
         "prob_faster": [round(float(p), 4) for p in np.atleast_1d(answer["prob_faster"].values)],
         "prob_both_saturated": [
             round(float(p), 4) for p in np.atleast_1d(answer["prob_both_saturated"].values)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bayes_sd.errors import InputError
+from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.traces.numbers import (
     Count,
     Fraction,
@@ -39,7 +40,7 @@ class Configuration(BaseModel):
     experts_per_token: Count = 0
     drafter: str = "none"
     drafter_params: NonNegative = math.nan
-    draft_tokens: Count
+    draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)]
     arm: Literal["plain", "sd"]
     acceptance_imposed: Fraction = math.nan
     environment: str = "unknown"
@@ -151,6 +152,8 @@ def configure(values: Mapping[str, Any]) -> Configuration:
     parts = [str(v.pop(key)).strip() for key in ("hardware", "engine") if key in v]
     v.setdefault("environment", " / ".join(parts) or "unknown")
     for key in ("verifier", "drafter", "environment"):
+        if isinstance(v.get(key), list | dict):
+            raise InputError(f"{key} must be one name, got {str(v[key])[:40]}")
         if key in v:
             v[key] = str(v[key]).strip()
     for key in ("family", "arm"):

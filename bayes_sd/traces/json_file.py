@@ -25,6 +25,8 @@ def read_object(path: Path, needed: str) -> dict[str, Any]:
         raise InputError(
             f"is not complete JSON ({error.msg} at line {error.lineno}); {needed} is needed"
         ) from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        raise InputError(f"is JSON of an absurd size or depth; {needed} is needed") from None
     if not isinstance(data, dict):
         raise InputError(f"is not a JSON object; {needed} is needed")
     return data

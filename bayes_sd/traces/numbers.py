@@ -5,6 +5,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationError
 
+LARGEST = 9e18  # what 64 bits hold
+
+
+def _huge(x: float) -> str:
+    return f" and at most {LARGEST:g}" if LARGEST < x < math.inf else ""
+
 
 def number(value: Any) -> float:
     """Any float, also written as a string, also NaN or infinite."""
@@ -51,16 +57,16 @@ def positive_or_infinite(value: Any) -> float:
 def count(value: Any) -> int:
     """A whole number, zero allowed."""
     x = number(value)
-    if not (math.isfinite(x) and x >= 0 and x == int(x)):
-        raise ValueError(f"must be a whole number of at least 0, got {value!r}")
+    if not (0 <= x <= LARGEST and x == int(x)):
+        raise ValueError(f"must be a whole number of at least 0{_huge(x)}, got {value!r}")
     return int(x)
 
 
 def positive_count(value: Any) -> int:
     """A whole number above zero."""
     x = number(value)
-    if not (math.isfinite(x) and x >= 1 and x == int(x)):
-        raise ValueError(f"must be a whole number of at least 1, got {value!r}")
+    if not (1 <= x <= LARGEST and x == int(x)):
+        raise ValueError(f"must be a whole number of at least 1{_huge(x)}, got {value!r}")
     return int(x)
 
 

@@ -24,6 +24,8 @@ AGGREGATES = {
     "p95": "p95",
     "p99": "p99",
 }
+TWICE = 2.0  # tokens listed and counted may differ by failed requests, not by more
+MANY, FAR = 20, 10.0  # from so many arrivals on, their rate is within this factor of the asked one
 ALL_FAILED = "all requests failed; at least one successful request is needed"
 
 
@@ -137,6 +139,15 @@ def _requests(r: BenchResult) -> _Requests | None:
         listed = ", ".join(f"{name} {n}" for name, n in lengths.items())
         raise InputError(f"lists have unequal lengths ({listed}); one entry a request is needed")
     output = np.asarray(r.output_lens)
+    for key, summed, total in (
+        ("input_lens", sum(r.input_lens), r.total_input_tokens),
+        ("output_lens", int(output.sum()), r.total_output_tokens),
+    ):
+        if not total / TWICE <= summed <= total * TWICE and r.completed == len(output):
+            raise InputError(
+                f"{key} sum to {summed} but total_{key[:-5]}_tokens is {total}; "
+                "they must be of the same requests"
+            )
     ok = output > 0
     if r.errors:
         ok &= np.array([not e for e in r.errors])
@@ -195,6 +206,14 @@ def _load(r: BenchResult) -> dict[str, Any]:
             raise InputError(f"start_times spread over {span:g} s in a run of {r.duration:g} s")
         if span > 0:
             load["span_s"] = span
+        n = len(r.start_times)
+        if n >= MANY and span > 0 and r.max_concurrency is None:
+            shown = (n - 1) / span
+            if not shown / FAR <= r.request_rate <= shown * FAR:
+                raise InputError(
+                    f"request_rate is {r.request_rate:g} but {n} start_times spread over "
+                    f"{span:g} s, {shown:.3g} a second; check the units"
+                )
     return load
 
 
