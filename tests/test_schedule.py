@@ -201,7 +201,7 @@ def test_the_line_to_paste(fit: bsd.Fit) -> None:
         ({"k": [2, 5], "slo_s": -1.0}, "slo_s"),
         ({"k": [2, 5], "loss": "p95", "slo_s": 1.0}, "give one of the two"),
         ({"k": [2, 5], "loss": 95}, "loss = 95"),
-        ({"k": [2, 5000]}, "0 to 1024"),
+        ({"k": [2, 5000]}, "at most 1024"),
         ({"k": [2, 4]}, "k = 4 was never measured"),
         ({"k": [2, 5], "system": bsd.System("dense-60m")}, "with a drafter"),
     ],

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +33,8 @@ class Refit:
         Dims (chain, draw, run): ``run_mean_e2e``, ``run_mean_ttft`` (s), their run-to-run
         ``run_scale_*`` (log) and the variance of single requests ``run_variance_*``, for every run,
         those left out included.
-    parameters : xarray.Dataset
-        The model's parameters.
-    convergence : Convergence
+    sampled : xarray.DataTree
+        The model's ``posterior`` and its ``sample_stats``.
     left_out : numpy.ndarray
         Which runs were left out.
     seconds : float
@@ -42,10 +42,24 @@ class Refit:
     """
 
     draws: xr.Dataset
-    parameters: xr.Dataset
-    convergence: Convergence
+    sampled: xr.DataTree
     left_out: np.ndarray
     seconds: float
+
+    @cached_property
+    def parameters(self) -> xr.Dataset:
+        """Draws of the model's parameters."""
+        return self.sampled["posterior"].to_dataset()
+
+    @property
+    def divergences(self) -> int:
+        """Divergent transitions."""
+        return int(self.sampled["sample_stats"]["diverging"].sum())
+
+    @cached_property
+    def convergence(self) -> Convergence:
+        """R-hat and effective sample sizes, computed when asked for, as it takes a while."""
+        return diagnose(self.sampled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +133,8 @@ class Refitter:
         seconds = time.perf_counter() - start
         posterior = tree["posterior"].to_dataset()
         of_runs = [str(name) for name in posterior.data_vars if str(name).startswith(RUN_PREFIX)]
-        parameters = posterior.drop_vars(of_runs)
-        tree["posterior"] = xr.DataTree(parameters)
-        return Refit(posterior[of_runs], parameters, diagnose(tree), left_out, seconds)
+        tree["posterior"] = xr.DataTree(posterior.drop_vars(of_runs))
+        return Refit(posterior[of_runs], tree, left_out, seconds)
 
 
 def compile_refits(model: "LatencyModel", traces: "Traces") -> Refitter:

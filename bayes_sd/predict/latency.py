@@ -47,7 +47,9 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
         or (values < lowest).any()
         or (values > DRAFT_TOKENS_MAX).any()
     ):
-        raise InputError(f"k = {k!r}: must be whole numbers, {lowest} to {DRAFT_TOKENS_MAX}.")
+        raise InputError(
+            f"k = {k!r}: must be whole numbers of at least {lowest}, at most {DRAFT_TOKENS_MAX}."
+        )
     return list(dict.fromkeys(int(v) for v in values.ravel()))
 
 

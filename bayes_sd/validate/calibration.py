@@ -115,7 +115,7 @@ def calibration(
             observed=made, seed=seed + i, draws=DRAWS, tune=TUNE, chains=CHAINS, cores=cores
         )
         seconds.append(time.perf_counter() - begun)
-        bad += refit.convergence.divergences > 0
+        bad += refit.divergences > 0
         ranks.append(rank(truth, refit.parameters))
         if progress is not None and (i + 1) % 50 == 0:
             progress(f"calibration: {i + 1} of {fits} fits, {np.mean(seconds):.2f} s each")
