@@ -512,6 +512,18 @@ def test_unknown_choices_are_refused(fit: bsd.Fit) -> None:
         fit.prob_faster(loads(1.0), 5, DENSE, of="median")
     with pytest.raises(bsd.InputError):
         fit.break_even(5, DENSE, prompt=0, output=96)
+    found = fit.latency(loads(1.0), 5, DENSE)
+    with refused(bsd.InputError, "median", "request"):
+        found.quantile(0.5, of="median")
+    for q in (-0.1, [0.5, 1.1], float("nan"), "high", None):
+        with pytest.raises(bsd.InputError, match="probabilities"):
+            found.quantile(q)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("verifier", "drafter"), [(3, None), (None, None), ("v", 1e9)])
+def test_a_model_is_a_name_or_a_size(verifier: Any, drafter: Any) -> None:
+    with pytest.raises(bsd.InputError, match=r"er = .*: must be a measured one's name, or bsd.Si"):
+        bsd.System(verifier, drafter)
 
 
 @pytest.mark.parametrize("acceptance", [-0.1, 1.1, float("nan"), [0.9, 2.0], "high"])
@@ -524,6 +536,9 @@ def test_acceptance_is_a_probability(acceptance: Any) -> None:
     "size",
     [
         {"params": 0},
+        {"params": "8e9"},
+        {"params": True},
+        {"params": 1e9, "layers": "32"},
         {"params": -1e9},
         {"params": float("nan")},
         {"params": float("inf")},

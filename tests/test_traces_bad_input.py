@@ -445,6 +445,12 @@ def test_no_paths() -> None:
         read_traces([])
 
 
+@pytest.mark.parametrize("paths", [None, 3, [None], [PLAIN, 3]])
+def test_what_is_no_path(paths: Any) -> None:
+    with pytest.raises(InputError, match="(None|3): a path, folder or glob pattern is needed"):
+        read_traces(paths)
+
+
 def test_unknown_argument() -> None:
     with pytest.raises(InputError, match="unknown argument 'verifer'; known are verifier, "):
         read_traces(PLAIN, verifer="x")

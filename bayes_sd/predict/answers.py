@@ -7,13 +7,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayes_sd.errors import InputError
+
 SAMPLE = ("chain", "draw")
 OUTCOMES = ("below", "never", "always", "above", "between")
 
 
 def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     """Quantiles over draws, some of them infinite: observed values, not averages of neighbours."""
-    q = np.atleast_1d(np.asarray(q, dtype=float))
+    probs = np.atleast_1d(np.asarray(q))
+    if probs.dtype.kind not in "iuf" or not ((probs >= 0) & (probs <= 1)).all():
+        raise InputError(f"q = {q!r}: must be probabilities in [0, 1].")
+    q = probs.astype(float)
     return draws.quantile(q, dim=SAMPLE, method="inverted_cdf")
 
 
@@ -46,7 +51,14 @@ class Latency:
             Probabilities in [0, 1].
         of : {"request", "run", "mean"}
             One request drawn at random; the mean of one run; the long-run mean.
+
+        Raises
+        ------
+        InputError
+            If `q` is no probability or `of` is none of these.
         """
+        if of not in ("request", "run", "mean"):
+            raise InputError(f"of = {of!r}: must be request, run or mean.")
         return quantile(self.draws[f"{of}_s"], q)
 
     def table(self, prob: float = 0.9) -> pd.DataFrame:
@@ -93,6 +105,11 @@ class BreakEven:
         "never" counts as 0 and "always" as infinite, so a quantile reads like an answer: with
         probability 1 - q SD is faster at any rate below it. Draws with "above" or "between" have
         no such rate and count as 0; their probability is stated beside.
+
+        Raises
+        ------
+        InputError
+            If `q` is no probability.
         """
         outcome = self.draws["outcome"]
         value = xr.where(outcome == "below", self.draws["rate_rps"], 0.0)

@@ -60,6 +60,12 @@ class System:
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds in (("verifier", str | Size), ("drafter", str | Size | None)):
+            if not isinstance(getattr(self, name), kinds):
+                raise InputError(
+                    f"{name} = {getattr(self, name)!r}: must be a measured one's name, or "
+                    "bsd.Size(params)."
+                )
         if not isinstance(self.structure, Structure | None):
             raise InputError(
                 f"structure = {self.structure!r}: must be one of bsd.structures, as Edge(...)."

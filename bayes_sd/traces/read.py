@@ -128,11 +128,15 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     InputError
         If a path does not exist, a folder has no JSON file or a pattern matches none.
     """
-    wanted = [paths] if isinstance(paths, str | Path) else list(paths)
+    if isinstance(paths, str | Path) or not isinstance(paths, Iterable):
+        paths = [paths]
+    wanted = list(paths)
     if not wanted:
         raise InputError("no paths are given; give files, folders or glob patterns")
     found: dict[Path, None] = {}
     for item in wanted:
+        if not isinstance(item, str | Path):
+            raise InputError(f"{item!r}: a path, folder or glob pattern is needed")
         path = Path(item)
         if path.is_file():
             matches = [path]
