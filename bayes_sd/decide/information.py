@@ -211,9 +211,12 @@ def worth_measuring(
     runs: int,
     run_seconds: float,
     server_seconds: float,
+    server: str,
     seed: int,
 ) -> Information:
     """See :meth:`bayes_sd.Fit.worth_measuring`."""
+    if server not in ("measured", "next"):
+        raise InputError(f"server = {server!r}: must be measured or next.")
     ks = sorted(arms(k))
     if len(ks) < 2:
         raise InputError(f"k = {ks}: give at least two arms to choose from.")
@@ -235,10 +238,11 @@ def worth_measuring(
         raise InputError(f"rps = {rates!r}: must be above 0.")
     losses, means, scales, reach = [], [], [], []
     for one in ks:
-        # The choice is for the next server, not for those whose luck has been measured.
-        mean = arm_outcome(thin, system, one, load, seed, one > 0, SERVER)[1].e2e_s
-        losses.append(_rows(mean, mean))
         resolved, law, asked = arm_outcome(thin, system, one, load, seed)
+        mean = law.e2e_s
+        if server == "next":  # not one of those whose luck has been measured
+            mean = arm_outcome(thin, system, one, load, seed, one > 0, SERVER)[1].e2e_s
+        losses.append(_rows(mean, mean))
         requests = np.maximum(load["rate_rps"] * run_seconds, 4.0)
         scale, variance = scatter(thin, law, asked, "e2e", requests)
         shown = _rows(law.e2e_s, law.e2e_s)

@@ -32,6 +32,9 @@ def next_runs(
     k: Annotated[str, typer.Option("-k", help="Arms to choose from, 0 is plain: 0,1,3,5.")],
     asked: Asked = NONE_NAMED,
     runs: Annotated[int, typer.Option(help="How many runs to propose.")] = 6,
+    server: Annotated[
+        str, typer.Option(help="Choose for the servers that are measured, or the next ones.")
+    ] = "measured",
     plan: Annotated[
         Path | None, typer.Option(help="A plan with this system's servers, to take them from.")
     ] = None,
@@ -58,7 +61,7 @@ def next_runs(
             "server_seconds": known.expected.startup_s + known.expected.stop_s,
         }
     found = loaded.worth_measuring(
-        ks, system, rps=rates, prompt=prompt, output=output, runs=runs, **seconds
+        ks, system, rps=rates, prompt=prompt, output=output, runs=runs, server=server, **seconds
     )
     made: Plan | None = None
     if known is not None and to is not None:

@@ -342,6 +342,7 @@ class Fit(Stored):
         runs: int = 6,
         run_seconds: float = 30.0,
         server_seconds: float = 60.0,
+        server: str = "measured",
         seed: int = 0,
     ) -> "Information":
         r"""What choosing a draft length now may cost, and the runs that would lower that most.
@@ -363,6 +364,9 @@ class Fit(Stored):
             How many to propose, one after the other.
         run_seconds, server_seconds : float
             What a run, and starting a server for its first one, take.
+        server : {"measured", "next"}
+            Whom the choice is for: the servers that were, or would be, measured, as in
+            :meth:`prob_faster`; or others yet to be started, whose own effect no run shows.
         seed : int
 
         Returns
@@ -377,9 +381,8 @@ class Fit(Stored):
         """
         from bayes_sd.decide.information import worth_measuring
 
-        return worth_measuring(
-            self, k, system, rps, prompt, output, runs, run_seconds, server_seconds, seed
-        )
+        spent = run_seconds, server_seconds
+        return worth_measuring(self, k, system, rps, prompt, output, runs, *spent, server, seed)
 
     def coefficients(self) -> pd.DataFrame:
         """Fitted coefficients in natural units with their 90% equal-tailed intervals."""
