@@ -138,7 +138,7 @@ def replay(seed: int) -> list[dict[str, Any]]:
 
 
 def summary(table: pd.DataFrame) -> dict[str, Any]:
-    """Mean regret by runs and policy, and how many runs each policy needs."""
+    """Mean regret by runs and policy, and how many chosen runs each policy needs."""
     curve = table.pivot_table(index="runs", columns="policy", values="regret")
     spread = table.groupby(["policy", "runs"])["regret"].quantile([0.1, 0.9]).unstack()
     targets = {}
@@ -147,7 +147,7 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
         needed = {}
         for policy in curve:
             reached = curve.index[curve[policy] <= goal]
-            needed[policy] = int(reached[0]) if len(reached) else None
+            needed[policy] = int(reached[0] - curve.index[0]) if len(reached) else None
         own = table[table["regret"] <= goal].groupby(["policy", "repeat"])["runs"].min().unstack(0)
         targets[f"{share:g} of the first regret"] = needed | {
             "regret": goal,
@@ -155,10 +155,11 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
                 (own["information"].fillna(np.inf) < own["random"].fillna(np.inf)).mean()
             ),
         }
+    curve = curve.astype(object).where(curve.notna(), None)  # one policy goes on for longer
     return {
         "curve": curve.reset_index().to_dict("records"),
         "spread_10_90": spread.reset_index().round(4).to_dict("records"),
-        "runs_needed": targets,
+        "chosen_runs_needed": targets,
     }
 
 
@@ -194,8 +195,8 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(pd.DataFrame(result["curve"]).round(4).to_string(index=False))
-    for name, value in result["runs_needed"].items():
+    print(pd.DataFrame(result["curve"]).astype(float).round(4).to_string(index=False))
+    for name, value in result["chosen_runs_needed"].items():
         print(f"{name}: {value}")
 
 
