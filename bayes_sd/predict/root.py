@@ -34,7 +34,9 @@ def root(
         # An end that stays a second time counts less, or the secant would creep towards it.
         again = (up == last) if last is not None else False
         was = xr.where(up, above, below)
-        part = xr.where(again & (was + value != 0), was / (was + value + (was + value == 0)), 1.0)
+        # An end that is the root already keeps the other: its rounding is no second stay.
+        again = again & (was != 0)
+        part = xr.where(again, was / xr.where(again, was + value, 1.0), 1.0)
         stay, hold = below * part, above * part
         low, above = xr.where(up, middle, low), xr.where(up, value, hold)
         high, below = xr.where(up, high, middle), xr.where(up, stay, value)
@@ -43,5 +45,5 @@ def root(
 
 
 def _secant(low: Any, high: Any, above: Any, below: Any) -> Any:
-    # Both ends at 0: they are one.
-    return (low * below - high * above) / (below - above - (below == above))
+    one = below == above  # both are 0, and so is everything between
+    return xr.where(one, low, (low * below - high * above) / xr.where(one, 1.0, below - above))
