@@ -28,8 +28,14 @@ def show(title: str, frame: "pd.DataFrame") -> None:
         number = frame[name].dtype.kind in "fiu"
         table.add_column(str(name), justify="right" if number else "left", overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(_cell(v) for v in row))
     # A pipe has no width: let nothing be cut there.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
     console.print()
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"  # 16629 replicas, not 1.663e+04

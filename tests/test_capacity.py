@@ -79,6 +79,11 @@ def test_the_command_line(fit_path: object) -> None:
     words += ["--verifier", "dense-60m", "--drafter", "draft-3m", "--acceptance", "0.7"]
     answered = CliRunner().invoke(app, [*words, "--slo", "1.5", "--traffic", "20", "--json"])
     assert answered.exit_code == 0, answered.stderr
-    assert [r["k"] for r in json.loads(answered.stdout)["rows"]] == [0, 2]
+    found = json.loads(answered.stdout)
+    assert [r["k"] for r in found["rows"]] == [0, 2] and found["impossible"] == []
     refused = CliRunner().invoke(app, [*words, "--slo", "0.01"])
-    assert refused.exit_code == 0 and "impossible at any load" in refused.stdout
+    assert refused.exit_code == 0 and refused.stdout.count("impossible at any load") == 2
+    refused = CliRunner().invoke(app, [*words, "--slo", "0.01", "--json"])
+    assert all("impossible at any load" in s for s in json.loads(refused.stdout)["impossible"])
+    many = CliRunner().invoke(app, [*words, "--slo", "1.5", "--traffic", "100000"])
+    assert many.exit_code == 0 and "e+" not in many.stdout  # replicas are counted

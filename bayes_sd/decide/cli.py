@@ -107,10 +107,13 @@ def capacity(
     table = answer(
         loaded, ks, system, slo, prompt, output, percentile, confidence, served, price, seed=0
     )
+    never = [
+        impossible(f"k = {row['k']}", percentile, slo, row["prob_possible"], row["idle_s"])
+        for row in table[table["max_rps"].isna()].to_dict("records")
+    ]
     if as_json:
-        rows = records(table)
-        emit({"slo_s": slo, "percentile": percentile, "confidence": confidence, "rows": rows})
+        found = {"slo_s": slo, "percentile": percentile, "confidence": confidence}
+        emit(found | {"rows": records(table), "impossible": never})
         return
     show(f"Largest rate with P(p{percentile:g} <= {slo:g} s) >= {confidence:g}", table)
-    for row in table[table["max_rps"].isna()].to_dict("records"):
-        print(impossible(f"k = {row['k']}", percentile, slo, row["prob_possible"], row["idle_s"]))
+    print(*never, sep="\n", end="\n" if never else "")
