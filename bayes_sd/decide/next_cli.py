@@ -33,7 +33,7 @@ def next_runs(
     asked: Asked = NONE_NAMED,
     runs: Annotated[int, typer.Option(help="How many runs to propose.")] = 6,
     server: Annotated[
-        str, typer.Option(help="Choose for the servers that are measured, or the next ones.")
+        str, typer.Option(help="measured: choose among those servers; next: among others.")
     ] = "measured",
     plan: Annotated[
         Path | None, typer.Option(help="A plan with this system's servers, to take them from.")

@@ -381,8 +381,9 @@ class Fit(Stored):
         """
         from bayes_sd.decide.information import worth_measuring
 
-        spent = run_seconds, server_seconds
-        return worth_measuring(self, k, system, rps, prompt, output, runs, *spent, server, seed)
+        return worth_measuring(
+            self, k, system, rps, prompt, output, runs, run_seconds, server_seconds, server, seed
+        )
 
     def coefficients(self) -> pd.DataFrame:
         """Fitted coefficients in natural units with their 90% equal-tailed intervals."""

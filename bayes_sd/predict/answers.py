@@ -18,8 +18,7 @@ def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     probs = np.atleast_1d(np.asarray(q))
     if probs.dtype.kind not in "iuf" or not ((probs >= 0) & (probs <= 1)).all():
         raise InputError(f"q = {q!r}: must be probabilities in [0, 1].")
-    q = probs.astype(float)
-    return draws.quantile(q, dim=SAMPLE, method="inverted_cdf")
+    return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,11 +46,11 @@ class Size:
     kv_bytes: float | None = None
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            optional = value is None and name in ("active_params", "layers", "kv_bytes")
-            if not optional and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise InputError(f"{name} = {value!r}: must be a number (a count, as 8e9).")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            left_out = value is None and field.default is None
+            if not left_out and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise InputError(f"{field.name} = {value!r}: must be a number (a count, as 8e9).")
         active = self.params if self.active_params is None else self.active_params
         if not (np.isfinite(self.params) and self.params > 0 and 0 < active <= self.params):
             raise InputError(
