@@ -137,30 +137,21 @@ def replay(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(table: pd.DataFrame) -> dict[str, Any]:
-    """Mean regret by runs and policy, and how many chosen runs each policy needs."""
-    curve = table.pivot_table(index="runs", columns="policy", values="regret")
-    spread = table.groupby(["policy", "runs"])["regret"].quantile([0.1, 0.9]).unstack()
-    targets = {}
+def summary(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Regret over repeats by chosen runs and policy, and how many of them each policy needs."""
+    table = table.assign(chosen=table["runs"] - table["runs"].min())
+    by = table.groupby(["policy", "chosen"])["regret"]
+    spread = by.quantile([0.1, 0.5, 0.9]).unstack()
+    spread.columns = ["p10", "median", "p90"]
+    curve = spread.assign(mean=by.mean())[["mean", "median", "p10", "p90"]]
+    needed = {}
     for share in (0.5, 0.25, 0.1):
-        goal = share * float(curve["random"].iloc[0])
-        needed = {}
-        for policy in curve:
-            reached = curve.index[curve[policy] <= goal]
-            needed[policy] = int(reached[0] - curve.index[0]) if len(reached) else None
-        own = table[table["regret"] <= goal].groupby(["policy", "repeat"])["runs"].min().unstack(0)
-        targets[f"{share:g} of the first regret"] = needed | {
-            "regret": goal,
-            "repeats_in_which_information_was_first": float(
-                (own["information"].fillna(np.inf) < own["random"].fillna(np.inf)).mean()
-            ),
-        }
-    curve = curve.astype(object).where(curve.notna(), None)  # one policy goes on for longer
-    return {
-        "curve": curve.reset_index().to_dict("records"),
-        "spread_10_90": spread.reset_index().round(4).to_dict("records"),
-        "chosen_runs_needed": targets,
-    }
+        goal = share * curve["mean"].iloc[0]
+        own = needed[f"{share:g} of the first mean regret"] = {"regret": goal}
+        for policy in STEPS:
+            reached = curve["mean"].loc[policy] <= goal
+            own[policy] = int(reached.idxmax()) if reached.any() else None
+    return curve.reset_index(), needed
 
 
 def main() -> None:
@@ -190,13 +181,12 @@ def main() -> None:
             rows += part
             if options.table:
                 pd.DataFrame(rows).to_csv(options.table, index=False)
-    table = pd.DataFrame(rows)
-    result = summary(table)
+    curve, needed = summary(pd.DataFrame(rows))
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({"curve": curve.to_dict("records"), "chosen_runs_needed": needed}))
         return
-    print(pd.DataFrame(result["curve"]).astype(float).round(4).to_string(index=False))
-    for name, value in result["chosen_runs_needed"].items():
+    print(curve.round(4).to_string(index=False))
+    for name, value in needed.items():
         print(f"{name}: {value}")
 
 
