@@ -19,6 +19,23 @@ from bayes_sd.collector import files, processes, run
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 
 
+# `bayes-sd`, killed once a file is written but not yet renamed to a name that ends so.
+KILLED_BEFORE_RENAME = """
+import os, signal, sys
+from bayes_sd.cli import main
+
+suffix, rename = sys.argv.pop(1), os.replace
+
+def replace(source, target):
+    if str(target).endswith(suffix):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+os.replace = replace
+main()
+"""
+
+
 def collected(folder: Path, plan: dict[str, Any], **more: Any) -> Any:
     return bsd.collect(save(folder, plan), folder / "runs", progress=False, **more)
 
@@ -126,6 +143,24 @@ def test_kill_9_leaves_nothing_running_and_it_goes_on(tmp_path: Path, moment: st
     assert done.complete and done.new == 3 - had
     assert len(bsd.read_traces(out)) == 3
     assert not list(out.rglob("*.partial")) and not list(out.rglob("*.process"))
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    plan = plan_of(configuration(count=1))
+    path, out = save(tmp_path, plan), tmp_path / "runs"
+    # A process's record, then the file of a run: written, and killed before the rename.
+    for suffix in (".process", ".json"):
+        command = [sys.executable, "-c", KILLED_BEFORE_RENAME, suffix]
+        command += ["collect", str(path), "-o", str(out)]
+        killed = subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert any(suffix in leftover.name for leftover in out.rglob("*.partial"))
+        wait_for(lambda: not processes_naming(str(tmp_path)))
+    mine = out / "plain" / "notes.partial"
+    mine.write_text("not ours")
+    done = bsd.collect(path, out, progress=False)
+    assert done.complete and done.new == 1
+    assert list(out.rglob("*.partial")) == [mine] and not list(out.rglob("*.process"))
 
 
 def test_orphans_of_a_killed_guard_are_found(tmp_path: Path) -> None:

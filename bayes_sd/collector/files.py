@@ -26,6 +26,15 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what writers that were killed left in the folders of a collection.
+
+    Only for who holds its lock: another collector's file may be about to be renamed.
+    """
+    for leftover in folder.glob("*/.*.[0-9]*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a small mapping that people may want to read."""
     write_text(path, json.dumps(state, indent=1) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 from bayes_sd.collector import engine_metrics, load
 from bayes_sd.collector.bench import Bench, Job, now_s, slim, window
 from bayes_sd.collector.describe import metadata, portable
-from bayes_sd.collector.files import locked, read_state, write_state, write_text
+from bayes_sd.collector.files import locked, read_state, remove_partials, write_state, write_text
 from bayes_sd.collector.plan import ConfigurationPlan, Plan, PointPlan, read_plan
 from bayes_sd.collector.processes import end_orphans
 from bayes_sd.collector.progress import Progress
@@ -112,6 +112,7 @@ def collect(
     about = {c.name: metadata(c, plan.environment) for c in chosen}
     with locked(folder / PRIVATE), _terminable():
         _same_plan(plan, folder)
+        remove_partials(folder)
         ended = end_orphans(folder / PRIVATE)
         session = _Session(plan, folder, chosen, about, retry_failed, progress, base_url)
         if ended:
