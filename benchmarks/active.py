@@ -146,7 +146,7 @@ def summary(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     curve = spread.assign(mean=by.mean())[["mean", "median", "p10", "p90"]]
     needed = {}
     for share in (0.5, 0.25, 0.1):
-        goal = share * curve["mean"].iloc[0]
+        goal = float(share * curve["mean"].iloc[0])
         own = needed[f"{share:g} of the first mean regret"] = {"regret": goal}
         for policy in STEPS:
             reached = curve["mean"].loc[policy] <= goal
