@@ -128,8 +128,17 @@ def test_runs_tell_more_of_the_servers_measured_than_of_the_next(fit: bsd.Fit) -
     left = {}
     for server in ("measured", "next"):
         found = fit.worth_measuring(**asked, server=server)
-        left[server] = found.runs["regret_left_ms"].min() / found.regret_ms
+        left[server] = 1 - found.runs["saves_ms"].sum() / found.regret_ms
     assert left["measured"] < 0.5 < left["next"]
+
+
+def test_a_run_that_saves_next_to_nothing_is_not_proposed(fit: bsd.Fit) -> None:
+    """dense-25m at 10 requests/s is as good as decided: 1e-168 ms is no reason to measure."""
+    decided = bsd.System("dense-25m", "draft-3m", 0.7)
+    found = fit.worth_measuring([0, 2], decided, **(ASKED | {"rps": 10.0}), server="next")
+    assert found.regret_ms > 0 and found.runs.empty
+    some = fit.worth_measuring([0, 1, 2, 5], SYSTEM, **ASKED, runs=8).runs
+    assert 0 < len(some) < 8 and some["saves_ms"].min() > 0
 
 
 def test_where_every_run_would_saturate_none_is_proposed(fit: bsd.Fit) -> None:

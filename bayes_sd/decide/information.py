@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DRAWS = 1000
 TAIL, TINY = 0.02, 1e-12
 FULL = 0.2  # a run this likely to saturate says little and is no candidate
+NEGLIGIBLE = 1e-3  # of what perfect information is worth: a run that saves less is not proposed
 
 
 class Preposterior:
@@ -311,17 +312,17 @@ def _greedy(
     share, begun, chosen = 0.0, set[int](), list[int]()
     rows: list[dict[str, Any]] = []
     while len(chosen) < min(runs, len(candidates)):
-        worth = known.worth(chosen)
+        saves = known.worth(chosen) - share
         found = []
-        for i in set(range(len(candidates))) - set(chosen):
+        for i in set(np.flatnonzero(saves > NEGLIGIBLE).tolist()) - set(chosen):
             minutes = run_minutes + (0.0 if candidates[i][0] in begun else server_minutes)
-            found.append((perfect_ms * (worth[i] - share) / minutes, minutes, i))
-        rate, minutes, best = max(found)
-        if rate <= 0:
+            found.append((perfect_ms * saves[i] / minutes, minutes, i))
+        if not found:
             break
+        rate, minutes, best = max(found)
         chosen.append(best)
         begun.add(candidates[best][0])
-        share = float(worth[best])
+        share += float(saves[best])
         rows.append(
             {
                 "k": candidates[best][0],
