@@ -116,4 +116,5 @@ def capacity(
         emit(found | {"rows": records(table), "impossible": never})
         return
     show(f"Largest rate with P(p{percentile:g} <= {slo:g} s) >= {confidence:g}", table)
-    print(*never, sep="\n", end="\n" if never else "")
+    for sentence in never:
+        print(sentence)
