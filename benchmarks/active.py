@@ -1,6 +1,6 @@
 """Measuring what matters: runs chosen by value of information against random ones, replayed.
 
-    uv run benchmarks/active.py [--repeats 20] [--server next] [--jobs 2]     # about 45 minutes
+    uv run benchmarks/active.py [--repeats 20] [--server next] [--jobs 2]       # about an hour
 
 From a random tenth of the shipped runs, further ones are added four at a time: those that value
 of information ranks first, or random ones. After each step the model is refitted exactly and acts:
