@@ -12,6 +12,7 @@ import xarray as xr
 import bayes_sd as bsd
 from bayes_sd.physics import break_even_rate, latency_open, pole
 from bayes_sd.predict.latency import arm_outcome
+from bayes_sd.predict.support import LABELS, farthest
 from bayes_sd.predict.system import resolve
 
 DENSE = bsd.System("dense-60m", "draft-12m")  # measured with k = 5, acceptance 0.8
@@ -220,6 +221,22 @@ def test_chances_are_those_of_the_draws_and_sum_to_one(
     total = found["prob_faster"] + found["prob_slower"] + found["prob_both_saturated"]
     np.testing.assert_allclose(total, 1)
     assert found["prob_both_saturated"].values.tolist()[::3] == [0, 1]
+
+
+def test_a_load_of_one_cell_is_answered_as_in_a_list(fit: bsd.Fit) -> None:
+    one, listed = bsd.grid(rps=1.0, **WORK), loads(1.0)
+    xr.testing.assert_identical(
+        fit.prob_faster(one, [3, 5], DENSE),
+        fit.prob_faster(listed, [3, 5], DENSE).isel(rate_rps=0, drop=True),
+    )
+    assert fit.latency(one, 5, DENSE).table()["support"].tolist() == ["measured"]
+
+
+def test_the_label_of_two_is_that_of_the_farther(fit: bsd.Fit) -> None:
+    assert list(LABELS) == sorted(LABELS)  # what `farthest` and pairs of arms rely on
+    assert farthest(LABELS[[3, 1, 2]]) == "extrapolated"
+    both = fit.prob_faster(loads(1.0), [3, 5], DENSE)["support"]  # plain is measured there
+    assert both.values.ravel().tolist() == ["interpolated", "measured"]
 
 
 def test_all_chances_have_the_same_order_of_dims(fit: bsd.Fit) -> None:
@@ -497,12 +514,8 @@ def test_plain_is_not_compared_with_itself(fit: bsd.Fit) -> None:
         fit.break_even(0, DENSE, **WORK)
 
 
-def test_a_k_asked_twice_is_answered_or_refused(fit: bsd.Fit) -> None:
-    try:
-        found = fit.prob_faster(loads(1.0), [5, 5], DENSE)
-    except bsd.InputError:
-        return
-    assert set(found["k"].values.tolist()) == {5}
+def test_a_k_asked_twice_is_answered_once(fit: bsd.Fit) -> None:
+    assert fit.prob_faster(loads(1.0), [5, 5], DENSE)["k"].values.tolist() == [5]
 
 
 def test_unknown_choices_are_refused(fit: bsd.Fit) -> None:

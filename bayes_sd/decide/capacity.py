@@ -18,7 +18,7 @@ from bayes_sd.predict.answers import SAMPLE
 from bayes_sd.predict.latency import Arm, arm_of, arms, scatter
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.root import root
-from bayes_sd.predict.support import LABELS, support
+from bayes_sd.predict.support import farthest, support
 from bayes_sd.predict.system import System, default_system
 from bayes_sd.traces.traffic import Traffic
 
@@ -236,5 +236,4 @@ def label(fit: "Fit", k: int, asked: Asked, arm: Arm, scale: float) -> str:
     """How far the window farthest from the data is from them, at `scale` times the traffic."""
     load = asked.load.assign(rate_rps=asked.load["rate_rps"] * scale)
     labels = support(fit, arm.resolved, k, load, arm.at(fit.law, load["rate_rps"])[0])
-    reach = {str(name): i for i, name in enumerate(LABELS)}
-    return min((str(v) for v in labels.values.ravel()), key=reach.__getitem__)
+    return farthest(labels.values.ravel())

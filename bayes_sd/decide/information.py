@@ -15,7 +15,7 @@ from bayes_sd.physics.law import NU
 from bayes_sd.predict.answers import SAMPLE
 from bayes_sd.predict.latency import arm_outcome, arms, scatter
 from bayes_sd.predict.load import grid
-from bayes_sd.predict.support import LABELS, support
+from bayes_sd.predict.support import farthest, support
 from bayes_sd.predict.system import System, default_system
 
 if TYPE_CHECKING:
@@ -287,7 +287,6 @@ def _choices(
     pick = cost.mean(axis=-1).argmin(axis=1)
     at = np.arange(len(offered))
     chosen, best = cost[at, pick], cost.min(axis=1)
-    order = {str(label): i for i, label in enumerate(LABELS)}
     return pd.DataFrame(
         {
             "rate_rps": offered,
@@ -295,7 +294,7 @@ def _choices(
             "prob_best": ((chosen <= best) & served).mean(axis=-1),
             "prob_all_saturated": (~served).mean(axis=-1),
             "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
-            "support": [min(column, key=lambda label: order[str(label)]) for column in labels.T],
+            "support": [farthest(column) for column in labels.T],
         }
     )
 

@@ -13,7 +13,7 @@ from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.predict.answers import SAMPLE
 from bayes_sd.predict.latency import arm_outcome, arms, scatter
 from bayes_sd.predict.load import grid
-from bayes_sd.predict.support import LABELS, support
+from bayes_sd.predict.support import farthest, support
 from bayes_sd.predict.system import System, default_system, resolve
 
 if TYPE_CHECKING:
@@ -209,7 +209,6 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
 def _rows(cells: pd.DataFrame, regret: str) -> pd.DataFrame:
     """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
     group = (cells["k"] != cells["k"].shift()).cumsum()
-    reach = {str(label): i for i, label in enumerate(LABELS)}
     rows = []
     for _, own in cells.groupby(group):
         rows.append(
@@ -219,7 +218,7 @@ def _rows(cells: pd.DataFrame, regret: str) -> pd.DataFrame:
                 "k": int(own["k"].iloc[0]),
                 "prob_best": float(own["prob_best"].mean()),
                 regret: float(own["regret"].mean()),
-                "support": min(own["support"], key=lambda label: reach[str(label)]),
+                "support": farthest(own["support"]),
             }
             | ({"prob_within_slo": float(own["prob_within"].min())} if "prob_within" in own else {})
         )

@@ -13,7 +13,7 @@ from bayes_sd.physics.tails import counted, spread_variance
 from bayes_sd.predict.answers import SAMPLE, Latency
 from bayes_sd.predict.latency import arm_outcome, noise_of, observable
 from bayes_sd.predict.load import grid
-from bayes_sd.predict.support import LABELS, support
+from bayes_sd.predict.support import farthest, support
 from bayes_sd.predict.system import System, default_system, resolve
 
 if TYPE_CHECKING:
@@ -86,11 +86,10 @@ def scheduled(
     growth = (mean_s.where(~stuck, np.nan) / alone - 1).fillna(0.0).clip(0.0)
     scale = run_scale(noise["run_sd"], noise["capacity_sd"], growth)
     reached = p.mean(axis=(0, 1)) > 0.01  # batch sizes that matter at a rate
-    ranks = {str(label): i for i, label in enumerate(LABELS)}
-    label = np.array([ranks[str(parts[int(k)][1][i])] for i, k in enumerate(drafted)])
-    worst = [label[row[1:]].min() if row[1:].any() else label[0] for row in reached]
+    label = np.array([str(parts[int(k)][1][i]) for i, k in enumerate(drafted)], dtype=object)
+    reach = [farthest(label[row[1:]] if row[1:].any() else label[:1]) for row in reached]
     draws = observable(mean_s, stuck, scale, variance, [seed, 0])
-    draws["support"] = ("rate_rps", LABELS[np.array(worst)])
+    draws["support"] = ("rate_rps", np.array(reach, dtype=object))
     for name in ("mean_s", "run_s", "request_s"):
         draws[name].attrs["units"] = "s"
     return Latency(draws.expand_dims(k=["schedule"]).transpose(*SAMPLE, "k", ...))

@@ -11,6 +11,7 @@ from bayes_sd.predict.deployed import capacity_rps
 from bayes_sd.predict.latency import arm_route, arms, latency, rate_latency
 from bayes_sd.predict.load import grid
 from bayes_sd.predict.root import root
+from bayes_sd.predict.support import farthest
 from bayes_sd.predict.system import System, default_system
 
 if TYPE_CHECKING:
@@ -128,4 +129,4 @@ def _crossing(
     typical = float(rate.median()) if bool(crosses.any()) else float(shared.median()) / 2
     at = load.assign(rate_rps=xr.DataArray(typical))
     labels = latency(fit, at, [0, k], system, "e2e", seed).draws["support"]
-    return xr.Dataset({"rate_rps": rate, "outcome": outcome, "support": min(labels.values)})
+    return xr.Dataset({"rate_rps": rate, "outcome": outcome, "support": farthest(labels.values)})

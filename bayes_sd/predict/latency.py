@@ -48,7 +48,8 @@ def arms(k: int | Sequence[int], lowest: int = 0) -> list[int]:
         or (values > DRAFT_TOKENS_MAX).any()
     ):
         raise InputError(
-            f"k = {k!r}: must be whole numbers of at least {lowest}, at most {DRAFT_TOKENS_MAX}."
+            f"k = {k!r}: must be one or more whole numbers of at least {lowest}, "
+            f"at most {DRAFT_TOKENS_MAX}."
         )
     return list(dict.fromkeys(int(v) for v in values.ravel()))
 

@@ -1,5 +1,6 @@
 """How far an answer is from the data: measured, inter- or extrapolated, or of assumed structure."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +110,14 @@ def support(fit: "Fit", resolved: "Resolved", k: int, load: xr.Dataset, law: "Ou
     reach = 1 + xr.where(near | measured, 1, 0) + measured
     if resolved.place is not None:
         reach = 0 * reach
-    return xr.DataArray(LABELS[reach.to_numpy()], dims=reach.dims).assign_coords(reach.coords)
+    # Of a single cell numpy makes a bare string.
+    label = np.asarray(LABELS[reach.to_numpy()], dtype=object)
+    return xr.DataArray(label, dims=reach.dims).assign_coords(reach.coords)
+
+
+def farthest(labels: Iterable[Any]) -> str:
+    """The label of what is farthest from the data."""
+    return min(str(label) for label in labels)
 
 
 def _size_inside(fit: "Fit", resolved: "Resolved") -> bool:
