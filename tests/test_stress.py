@@ -14,7 +14,8 @@ from bayes_sd.validate.assumptions import (
     CONSTANT_MIXED,
     Assumption,
 )
-from bayes_sd.validate.stress import arrivals_correction, judge, measure, stress
+from bayes_sd.validate.broken import measure
+from bayes_sd.validate.stress import arrivals_correction, judge, stress
 
 
 @pytest.fixture(scope="module")
