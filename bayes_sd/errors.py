@@ -1,10 +1,43 @@
-"""The errors a user of bayes_sd is meant to read."""
+"""The errors and warnings a user of bayes_sd is meant to read: each is one sentence."""
+
+import re
+from typing import Any
+
+_ARGUMENT = re.compile(r"<<(\w+)>>")
 
 
-class InputError(ValueError):
-    """Input that cannot be used.
+def in_words(message: str, shell: bool = False) -> str:
+    """A message with its ``<<argument>>`` marks as Python arguments, or as a shell's flags.
 
-    The message is one sentence: what is wrong, where (file, field, row), what is allowed.
+    Examples
+    --------
+    >>> in_words("give <<max_batch>> or <<k>>"), in_words("give <<max_batch>> or <<k>>", shell=True)
+    ('give max_batch= or k=', 'give --max-batch or -k')
+    """
+
+    def word(match: re.Match[str]) -> str:
+        name = match[1]
+        if not shell:
+            return f"{name}="
+        return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+
+    return _ARGUMENT.sub(word, message)
+
+
+class _UserError(Exception):
+    """An error whose message speaks Python, and a shell's language through :func:`in_words`."""
+
+    def __str__(self) -> str:
+        return in_words(self.message)
+
+    @property
+    def message(self) -> str:
+        """The message with its marks, to be said again elsewhere."""
+        return str(self.args[0]) if self.args else ""
+
+
+class InputError(_UserError, ValueError):
+    """Input that cannot be used: what is wrong, where (file, field, row), what is allowed.
 
     Examples
     --------
@@ -14,10 +47,8 @@ class InputError(ValueError):
     """
 
 
-class EvidenceError(Exception):
-    """A question that the data or the fit cannot answer.
-
-    The message is one sentence: which question, what is missing, what would answer it.
+class EvidenceError(_UserError):
+    """A question that the runs or the fit cannot answer: what is missing, what would answer it.
 
     Examples
     --------
@@ -27,5 +58,23 @@ class EvidenceError(Exception):
     """
 
 
-class PriorWarning(UserWarning):
-    """A fit has too few verifiers, drafters or servers to learn how they differ."""
+class ConvergenceError(EvidenceError):
+    """A fit that did not pass the gate.
+
+    Parameters
+    ----------
+    message : str
+    fit : Fit
+        The fit that is refused, to look at.
+    table : pandas.DataFrame
+        R-hat and effective sample sizes, a row a parameter.
+    """
+
+    def __init__(self, message: str, fit: Any, table: Any) -> None:
+        super().__init__(message)
+        self.fit = fit
+        self.table = table
+
+
+class EvidenceWarning(UserWarning):
+    """A fit goes on with less than was given, or rests on a prior where runs say nothing."""

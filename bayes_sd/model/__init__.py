@@ -1,1 +1,1 @@
-"""Priors, the design of a data set, and the PyMC model built from both."""
+"""Priors, the inputs of the law, the PyMC graph, sampling, and the posterior as data."""

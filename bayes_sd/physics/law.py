@@ -1,28 +1,118 @@
-"""The whole law in one place: coefficients and a load in; mean latency, TTFT and spread out."""
+"""The whole law in one place: coefficients, sizes and a workload in; latency, TTFT, shares out."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from bayes_sd.physics.costs import FULL, Law
-from bayes_sd.physics.crowd import in_flight_open
-from bayes_sd.physics.experts import coverage, tokens_in_pass
-from bayes_sd.physics.stages import Cycle, Stages, combine, scaled
-from bayes_sd.physics.steady import headroom, latency_closed, utilization
-from bayes_sd.physics.tiles import computed_tokens, free_tokens
+from bayes_sd.errors import InputError
+from bayes_sd.physics.costs import ADDED, LINEAR, OTHERS, Stages, Totals, add, combine, scaled
+from bayes_sd.physics.queue import (
+    computed_tokens,
+    coverage,
+    free_tokens,
+    headroom,
+    in_flight_at_rate,
+    tokens_in_pass,
+)
 
-NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
-NEWTON_STEPS = 6
+PARTS = (*ADDED, "stalls")
+OPTIONAL = ("host", "drafting")  # not in the default law
+DEFAULT = tuple(part for part in PARTS if part not in OPTIONAL)
+TTFT_TERMS = ("queue_cycles",)
 SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
+PREFILL_SOFTNESS = 0.02  # rounding of the pole of the queue of prefills
+
+
+@dataclass(frozen=True)
+class Law:
+    """A latency law: costs proportional to size, and the parts added to them.
+
+    Parameters
+    ----------
+    parts : tuple of str
+        Any of ``host`` (overheads whatever the model), ``depth`` (overheads grow with layers),
+        ``experts`` (a pass reads the experts it touches), ``tokens`` (verifying costs ``k + 1``
+        tokens), ``context`` (keys and values are read), ``attention`` (prompts cost their square),
+        ``drafting`` (a drafter's arithmetic has a price of its own),
+        ``stalls`` (prefills of others stall decoding; without it they delay the first token).
+        ``host`` alone is the paper's law, with the closed form ``L = C1 / (1 - rate C2)``.
+    tile_tokens : float
+        Tokens that a pass computes at one price: 1, or the tile of the matrix kernels (128 on
+        current GPUs), which makes the knee from memory- to compute-bound passes a staircase.
+
+    Raises
+    ------
+    InputError
+        If a part is unknown, or needs another.
+
+    References
+    ----------
+    arXiv 2605.15051: coefficients linear in size, Little's law, coverage of experts.
+
+    Examples
+    --------
+    >>> Law(parts=("host",)).terms[:2]
+    ('weights_per_pass', 'prefill_token_alone')
+    """
+
+    parts: tuple[str, ...] = DEFAULT
+    tile_tokens: float = 1.0
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown:
+            known = ", ".join(PARTS)
+            raise InputError(f"No part of the law is called {unknown[0]!r}; known: {known}.")
+        if "context" in self.parts and "depth" not in self.parts:
+            raise InputError("Part 'context' needs 'depth', whose cost of a sequence it spreads.")
+        if not 1 <= self.tile_tokens <= 4096:
+            raise InputError(f"tile_tokens = {self.tile_tokens!r}: must lie between 1 and 4096.")
+        if self.tile_tokens > 1 and "tokens" not in self.parts:
+            raise InputError("tile_tokens above 1 needs the part 'tokens'.")
+        # One order, so that equal laws are equal.
+        object.__setattr__(self, "parts", tuple(p for p in PARTS if p in self.parts))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the coefficients this law needs."""
+        added = [ADDED[part].terms for part in self.parts if part in ADDED]
+        return (*LINEAR.terms, *(term for terms in added for term in terms), *TTFT_TERMS)
+
+    @property
+    def stalls(self) -> bool:
+        """Whether other requests' prefills stall decoding instead of delaying the first token."""
+        return "stalls" in self.parts
+
+    def stages(self, coefficients: Any, sizes: Any, workload: Any) -> Stages:
+        """Stage costs in seconds: the sum of the parts, times the server's own factors.
+
+        Parameters
+        ----------
+        coefficients : mapping
+            By name, and the factors of verifier, drafter and server: see
+            :func:`bayes_sd.model.design.coefficients`.
+        sizes : mapping
+            ``active``, ``shared``, ``expert``, ``drafter`` (1e9 parameters, ``drafter`` 0 if
+            none), ``layers``, ``kv_gb``; see :func:`bayes_sd.runs.sizes.features`.
+        workload : mapping
+            ``k``, ``prompt_tokens``, ``output_tokens``.
+        """
+        parts = [LINEAR, *(ADDED[part] for part in self.parts if part in ADDED)]
+        total = add(*(p.costs(coefficients, sizes, workload, self.tile_tokens) for p in parts))
+        slowness, crowding = coefficients["factor_slowness"], coefficients["factor_crowding"]
+        return scaled(scaled(total, Stages._fields, slowness), (*OTHERS, "tile_token"), crowding)
+
+
+FULL = Law()
 
 
 class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 
-    `decode_s` is what follows the first token, `prefill_s` a request's own prefill.
-    `others_share` is the share of the latency that other requests cause; at an offered rate it is
-    the utilization ``x``. `growth` is the relative change
-    of the latency for one of C2: ``B C2 / C1 = x / (1 - x)`` at a rate, ``B C2 / L`` at a
-    concurrency. `utilization` is ``rate * C2``, 0 at a fixed concurrency.
+    `decode_s` follows the first token, `prefill_s` is a request's own prefill, `others` are the
+    requests in flight beside one's own. `others_share` is the share of the latency that they
+    cause; at an offered rate it is the utilization ``x``. `growth` is the relative change of the
+    latency for one of C2: ``x / (1 - x)`` at a rate, ``B C2 / L`` at a concurrency. `utilization`
+    is ``rate * C2``, 0 at a fixed concurrency.
     """
 
     e2e_s: Any
@@ -31,49 +121,49 @@ class Outcome(NamedTuple):
     prefill_s: Any
     c1_s: Any
     c2_s: Any
-    in_flight: Any
+    others: Any
     others_share: Any
     growth: Any
     utilization: Any
 
-
-def system_stages(theta: Any, system: Any, load: Any, law: Law = FULL) -> Stages:
-    """Stage costs with the server's own factors ``f_speed`` and ``f_capacity``."""
-    alone, others = theta["f_speed"], theta["f_speed"] * theta["f_capacity"]
-    stages = law.stages(theta, system, load)
-    return Stages(
-        *(
-            scaled(cost, alone if name.startswith("c1") else others)
-            for name, cost in stages._asdict().items()
-        )
-    )
+    def mean_s(self, metric: str, output_tokens: Any) -> Any:
+        """Mean of "e2e" latency, "ttft", or "tpot" = ``(e2e - ttft) / (g - 1)``."""
+        if metric == "tpot":
+            return self.decode_s / (output_tokens - 1)
+        return self.e2e_s if metric == "e2e" else self.ttft_s
 
 
-def latency_beside(total: Cycle, system: Any, others: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency (s) beside `others` requests, from its :func:`bayes_sd.physics.combine`."""
+def latency_beside(totals: Totals, sizes: Any, others: Any, k: Any, law: Law = FULL) -> Any:
+    """Mean latency beside `others` requests, s: ``C1 + B C2``."""
     tokens = tokens_in_pass(others, k)
-    c1 = total.c1 + coverage(system["idle"], tokens) * total.c1_experts
+    c1 = totals.c1 + coverage(sizes["idle"], tokens) * totals.experts
     if law.tile_tokens > 1:
-        c1 = c1 - total.token * free_tokens(tokens, law.tile_tokens)
-    return latency_closed(c1, total.c2, others)
+        c1 = c1 - totals.tile_token * free_tokens(tokens, law.tile_tokens)
+    return c1 + others * totals.c2
 
 
-def latency_at_rate(total: Cycle, system: Any, rate: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency (s) at a rate below the pole, from its :func:`bayes_sd.physics.combine`."""
-    room = headroom(utilization(total.c2, rate))
-    others = in_flight_open(total, system, rate, room, k, law.tile_tokens, NEWTON_STEPS)
-    return latency_beside(total, system, others, k, law)
+def latency_at_rate(totals: Totals, sizes: Any, rate_rps: Any, k: Any, law: Law = FULL) -> Any:
+    """Mean latency at a rate below the pole, s."""
+    room = headroom(rate_rps * totals.c2)
+    others = in_flight_at_rate(totals, sizes, rate_rps, room, k, law.tile_tokens)
+    return latency_beside(totals, sizes, others, k, law)
+
+
+def queue_s(service_s: Any, utilization: Any, softness: float = 0.0) -> Any:
+    """Mean wait in a queue with constant service and Poisson arrivals, s."""
+    return utilization * service_s / (2 * headroom(utilization, softness))
 
 
 def outcome(
-    theta: Any,
-    system: Any,
-    load: Any,
+    stages: Stages,
+    queue_cycles: Any,
+    sizes: Any,
+    workload: Any,
     softness: float = 0.0,
     detach: Any = None,
     law: Law = FULL,
 ) -> Outcome:
-    r"""Mean latency and TTFT at a load.
+    r"""Mean latency and TTFT of stage costs at a load.
 
     .. math::
         L &= C_1(\phi(B)) + B\, C_2, \qquad B = \lambda L \text{ or given} \\
@@ -86,96 +176,68 @@ def outcome(
 
     Parameters
     ----------
-    theta : mapping
-        Coefficients, see :meth:`bayes_sd.physics.Law.stages`, and ``f_speed``, ``f_capacity``,
-        ``wait``.
-    system : mapping
-        Sizes in 1e9 parameters; ``idle`` and ``log_idle`` of the experts.
-    load : mapping
-        ``k``, ``prompt_tokens``, ``output_tokens``, ``cycles``; ``closed`` (1 for a fixed
-        concurrency, 0 for a rate), ``rate_rps`` and ``others`` (requests beside one's own). Where
-        they are not ``k``, ``draft_passes`` (see :func:`bayes_sd.physics.draft_passes`); where they
-        were measured, ``pass_tokens``, which with tiles stand in for those at the fixed point.
+    stages : Stages
+        From :meth:`Law.stages`.
+    queue_cycles : array_like
+        `w`.
+    sizes : mapping
+        ``expert``, ``idle`` and ``log_idle``.
+    workload : mapping
+        See :func:`bayes_sd.model.design.workload`. Where ``pass_tokens`` are given (as measured),
+        laws with tiles take them instead of those at the fixed point.
     softness : float
-        Rounding of the pole, see :func:`bayes_sd.physics.headroom`; 0 is exact (infinite past it).
+        Rounding of the pole, see :func:`bayes_sd.physics.queue.headroom`; 0 is exact (infinite
+        past it).
     detach : callable, optional
-        See :func:`bayes_sd.physics.in_flight_with_experts`.
+        See :func:`bayes_sd.physics.queue.in_flight_at_rate`.
     law : Law
-        Which parts.
-
-    Returns
-    -------
-    Outcome
     """
-    stages = system_stages(theta, system, load, law)
-    return outcome_of(stages, theta, system, load, softness, detach, law)
-
-
-def outcome_of(
-    stages: Stages,
-    theta: Any,
-    system: Any,
-    load: Any,
-    softness: float = 0.0,
-    detach: Any = None,
-    law: Law = FULL,
-) -> Outcome:
-    """See :func:`outcome`, of given stage costs: of `theta` only ``wait`` is read."""
-    k, rate, closed, tile = load["k"], load["rate_rps"], load["closed"], law.tile_tokens
-    drafts = load.get("draft_passes", k)
-    total = combine(stages, drafts, load["cycles"])
-    x = utilization(total.c2, rate)
-    own, own_law = total, law
-    if tile > 1 and "pass_tokens" in load:
+    k, rate, closed, tile = (*(workload[n] for n in ("k", "rate_rps", "closed")), law.tile_tokens)
+    passes = workload["draft_passes"]
+    totals = combine(stages, passes, workload["cycles"])
+    measured, measured_law = totals, law
+    if tile > 1 and "pass_tokens" in workload:
         # As measured, the tokens paid for are a number, and no fixed point crosses the staircase.
-        paid = computed_tokens(load["pass_tokens"], tile) - k
-        own = Cycle(
-            total.c1 + paid * total.token, total.c1_experts, total.c2 - (k + 1) * total.token
+        paid = computed_tokens(workload["pass_tokens"], tile) - k
+        measured = Totals(
+            totals.c1 + paid * totals.tile_token,
+            totals.experts,
+            totals.c2 - (k + 1) * totals.tile_token,
         )
-        own_law = replace(law, tile_tokens=1.0)
-    room = headroom(utilization(own.c2, rate), softness)
-    at_rate = in_flight_open(own, system, rate, room, k, own_law.tile_tokens, NEWTON_STEPS, detach)
-    others = (1 - closed) * at_rate + closed * load["others"]
+        measured_law = replace(law, tile_tokens=1.0)
+    room = headroom(rate * measured.c2, softness)
+    at_rate = in_flight_at_rate(measured, sizes, rate, room, k, measured_law.tile_tokens, detach)
+    others = (1 - closed) * at_rate + closed * workload["others"]
     tokens = tokens_in_pass(others, k)
-    phi = coverage(system["idle"], tokens)
-    c1 = total.c1 + phi * total.c1_experts
-    e2e = latency_beside(own, system, others, k, own_law)
-    added = others * total.c2
-    pass_s = stages.c1_verify + phi * stages.c1_experts + drafts * stages.c1_draft
-    shared_s = stages.c2_verify + drafts * stages.c2_draft
-    cycle_s = pass_s + others * shared_s
+    phi = coverage(sizes["idle"], tokens)
+    c1 = totals.c1 + phi * totals.experts
+    e2e = latency_beside(measured, sizes, others, k, measured_law)
+    added = others * totals.c2
+    pass_s = stages.verify_alone + phi * stages.experts + passes * stages.draft_alone
+    cycle_s = pass_s + others * (stages.verify_others + passes * stages.draft_others)
     if tile > 1:
-        paid = computed_tokens(load.get("pass_tokens", tokens), tile)
-        cycle_s = cycle_s + stages.token * (paid - (tokens - 1))
-        c1 = c1 - total.token * free_tokens(k + 1.0, tile)
+        paid = computed_tokens(workload.get("pass_tokens", tokens), tile)
+        cycle_s = cycle_s + stages.tile_token * (paid - (tokens - 1))
+        c1 = c1 - totals.tile_token * free_tokens(k + 1.0, tile)
         added = e2e - c1
     if law.stalls:
-        prefill_load = (1 - closed) * utilization(stages.c2_prefill, rate) + closed * (
-            others * stages.c2_prefill / e2e
-        )
-        ahead = prefill_load * stages.c2_prefill / (2 * headroom(prefill_load, 0.02))
+        at_concurrency = others * stages.prefill_others / e2e
+        prefills = (1 - closed) * rate * stages.prefill_others + closed * at_concurrency
+        ahead = queue_s(stages.prefill_others, prefills, PREFILL_SOFTNESS)
     else:
-        ahead = others * stages.c2_prefill
-    ttft = stages.c1_prefill + theta["wait"] * cycle_s + ahead
+        ahead = others * stages.prefill_others
+    ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead
     # At a rate an error of C2 feeds back through the requests in flight; a concurrency is fixed.
     growth = (1 - closed) * added / c1 + closed * added / e2e
     return Outcome(
         e2e_s=e2e,
         ttft_s=ttft,
         decode_s=e2e - ttft,
-        prefill_s=stages.c1_prefill,
+        prefill_s=stages.prefill_alone,
         c1_s=c1,
-        c2_s=total.c2,
-        in_flight=others,
+        c2_s=totals.c2,
+        others=others,
         others_share=added / e2e,
         growth=growth,
-        utilization=x,
+        utilization=rate * totals.c2,
     )
-
-
-def run_scale(alone: Any, growing: Any, growth: Any) -> Any:
-    """Scatter (log sd) of a run's mean: ``sqrt(alone^2 + (growing * growth)^2)``.
-
-    A relative error of C2 moves the latency ``growth = x / (1 - x)`` times as much.
-    """
-    return (alone**2 + (growing * growth) ** 2) ** 0.5

@@ -1,20 +1,28 @@
-"""Deployments: the same stage costs, placed otherwise than drafter and verifier on one server.
+"""What-if structures: the same stage costs, placed otherwise than drafter and verifier on a server.
 
-Each structure is a function ``(stages, system, load, its own terms) -> Placed``. What it adds is
-assumed, never measured; where its terms vanish, the colocated server is left.
+A structure's terms are numbers, or central 90% intervals ``(low, high)`` of your prior. What it
+adds is assumed, never measured; where its terms vanish, the colocated server is left.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Annotated, Any, ClassVar, NamedTuple, get_args
 
-from bayes_sd.physics.stages import Stages, scaled
+import numpy as np
 
-PREFILL = ("c1_prefill", "c2_prefill")
-VERIFY = ("c1_verify", "c1_experts", "c2_verify", "token")
-DRAFT = ("c1_draft", "c2_draft")
+from bayes_sd.errors import InputError
+from bayes_sd.physics.costs import Stages, scaled
+
+PREFILL = ("prefill_alone", "prefill_others")
+VERIFY = ("verify_alone", "experts", "verify_others", "tile_token")
+DRAFT = ("draft_alone", "draft_others")
+MOST = 1e4  # seconds, or a factor; beyond that nobody serves
+Z90 = 1.6448536269514722  # half a central 90% interval of a standard normal
 
 
 class Placed(NamedTuple):
-    """Stage costs in a deployment, and what a request spends away from the server, in seconds.
+    """Stage costs in a structure, and what a request spends away from the server, in seconds.
 
     A cycle takes as long as the slowest of `ways`. Seconds away are the request's own: they hold
     up nobody else, and no load stretches them. `before_s` precede the first token, `away_s` recur
@@ -29,156 +37,255 @@ class Placed(NamedTuple):
     waits: Any = 1.0
 
 
-def _scale(stages: Stages, names: tuple[str, ...], by: Any) -> Stages:
-    return stages._replace(**{name: scaled(getattr(stages, name), by) for name in names})
+class _Kind(NamedTuple):
+    """What a term may be, and the scale on which its prior is normal."""
+
+    says: str
+    holds: Callable[[float], bool]
+    ends: Callable[[float], bool]
+    to: Callable[[Any], Any] = np.log
+    back: Callable[[Any], Any] = np.exp
 
 
-def _at_once(stages: Stages, hidden: Any) -> tuple[Stages, ...]:
-    """Drafts beside verification: ``V + D - w min(V, D)`` is the larger of two sums.
+Term = float | tuple[float, float]
+_FACTOR = _Kind(
+    f"a number above 0, at most {MOST:g}, or an interval (low, high) of such",
+    lambda v: 0 < v <= MOST,
+    lambda v: 0 < v <= MOST,
+)
+_AMOUNT = _Kind(
+    f"a number from 0 to {MOST:g}, or an interval (low, high) above 0",
+    lambda v: 0 <= v <= MOST,
+    lambda v: 0 < v <= MOST,
+)
+_BANDWIDTH = _Kind(
+    "a number above 0, or an interval (low, high) above 0",
+    lambda v: v > 0,
+    lambda v: 0 < v < np.inf,
+)
+_SHARE = _Kind(
+    "a share from 0 to 1, or an interval (low, high) between 0 and 1",
+    lambda v: 0 <= v <= 1,
+    lambda v: 0 < v < 1,
+    lambda p: np.log(p) - np.log1p(-p),
+    lambda x: 1 / (1 + np.exp(-x)),
+)
+Amount = Annotated[Term, _AMOUNT]
+Factor = Annotated[Term, _FACTOR]
+Bandwidth = Annotated[Term, _BANDWIDTH]
+Share = Annotated[Term, _SHARE]
 
-    Neither which of the two is shorter nor at which load that turns needs to be known.
-    """
-    return _scale(stages, DRAFT, 1 - hidden), _scale(stages, VERIFY, 1 - hidden)
+
+def _checked(owner: str, name: str, kind: _Kind, value: Any) -> Term:
+    """A term as a float or an interval of floats."""
+    array = np.asarray(value)
+    number = array.dtype.kind in "iuf"
+    if number and array.shape == () and kind.holds(float(array)):
+        return float(array)
+    if number and array.shape == (2,) and all(kind.ends(float(v)) for v in array):
+        low, high = (float(v) for v in array)
+        if low > high:
+            raise InputError(f"{owner}: {name} = {value!r}: the interval is reversed.")
+        return low if low == high else (low, high)
+    raise InputError(f"{owner}: {name} = {value!r}: must be {kind.says}.")
 
 
-def edge(
-    stages: Stages,
-    system: Any,
-    load: Any,
-    round_trip_s: Any,
-    slowdown: Any = 1.0,
-    offloaded: Any = 1.0,
+@dataclass(frozen=True)
+class Structure:
+    """A structure with the terms it adds, each a number or a 90% interval."""
+
+    changes_plain: ClassVar[bool] = False
+    place: ClassVar[Callable[..., Placed]]
+
+    def __post_init__(self) -> None:
+        for name, kind in self._kinds().items():
+            value = _checked(type(self).__name__, name, kind, getattr(self, name))
+            object.__setattr__(self, name, value)
+
+    def _kinds(self) -> dict[str, _Kind]:
+        return {f.name: get_args(f.type)[1] for f in fields(self)}
+
+    def drawn(
+        self, draws: int, generator: Callable[[str], np.random.Generator]
+    ) -> Callable[..., Placed]:
+        """``(stages, sizes, workload) -> Placed`` with one value of each term a posterior draw."""
+        terms: dict[str, Any] = {}
+        for name, kind in self._kinds().items():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                low, high = (kind.to(v) for v in value)
+                z = generator(f"{type(self).__name__}.{name}").standard_normal(draws)
+                value = kind.back((low + high) / 2 + (high - low) / (2 * Z90) * z)[:, None]
+            terms[name] = value
+        return partial(type(self).place, **terms)
+
+
+def _edge(
+    stages: Stages, sizes: Any, workload: Any, round_trip_s: Any, slowdown: Any, offloaded: Any
 ) -> Placed:
-    r"""Drafts made on the users' devices, verified by one shared server.
+    k = workload["k"]
+    away = offloaded * (k > 0) * (round_trip_s + k * slowdown * stages.draft_alone)
+    return Placed((scaled(stages, DRAFT, 1 - offloaded),), away_s=away)
+
+
+@dataclass(frozen=True)
+class Edge(Structure):
+    r"""Drafts made on the users' devices, verified by one shared server; as in SLED.
 
     .. math::
-        \text{away} &= o\,(t_{trip} + k\, s\, c_{1,draft}) \quad \text{a cycle} \\
-        c_{i,draft} &\leftarrow (1 - o)\, c_{i,draft}
+        \text{away} = o\,(t_{trip} + k\, s\, c_{1,draft}) \text{ a cycle}, \qquad
+        c_{i,draft} \leftarrow (1 - o)\, c_{i,draft}
+
+    Plain decoding stays as it is.
 
     Parameters
     ----------
-    stages, system, load
-        Stage costs in seconds, sizes, and the load, as in :func:`bayes_sd.physics.law.outcome`.
-    round_trip_s : array_like
+    round_trip_s : float or (float, float)
         Network time a cycle: drafts up, verdict down.
-    slowdown : array_like
+    slowdown : float or (float, float)
         Drafting time on the device over that on the server `s`.
-    offloaded : array_like
+    offloaded : float or (float, float)
         Share of requests that draft on their device `o`; at 0 the colocated law.
 
     References
     ----------
-    As in SLED (arXiv 2506.09397): devices draft, a shared server verifies their drafts in batches.
+    SLED (arXiv 2506.09397): devices draft, a shared server verifies their drafts in batches.
 
     Examples
     --------
-    >>> placed = edge(Stages(c1_draft=0.001), {}, {"k": 5}, round_trip_s=0.02, slowdown=4.0)
-    >>> round(placed.away_s, 3), placed.ways[0].c1_draft
-    (0.04, 0.0)
+    >>> Edge(round_trip_s=(0.02, 0.05), slowdown=4).slowdown
+    4.0
     """
-    k = load["k"]
-    away = offloaded * (k > 0) * (round_trip_s + k * slowdown * stages.c1_draft)
-    return Placed((_scale(stages, DRAFT, 1 - offloaded),), away_s=away)
+
+    round_trip_s: Amount
+    slowdown: Factor = 1.0
+    offloaded: Share = 1.0
+    place: ClassVar[Callable[..., Placed]] = staticmethod(_edge)
 
 
-def overlapped(
-    stages: Stages, system: Any, load: Any, hidden: Any, interference: Any = 0.0
+def _at_once(stages: Stages, hidden: Any) -> tuple[Stages, ...]:
+    """Drafts beside verification: ``V + D - w min(V, D)`` is the larger of two sums."""
+    return scaled(stages, DRAFT, 1 - hidden), scaled(stages, VERIFY, 1 - hidden)
+
+
+def _overlapped(
+    stages: Stages, sizes: Any, workload: Any, hidden: Any, interference: Any
 ) -> Placed:
-    r"""Drafting beside chunked verification on the same GPUs.
+    drafting = workload["draft_passes"] > 0
+    return Placed(_at_once(scaled(stages, VERIFY, 1 + interference * drafting), hidden))
+
+
+@dataclass(frozen=True)
+class Overlapped(Structure):
+    r"""Drafting beside chunked verification on the same GPUs; as in FASER.
 
     .. math:: \text{cycle} = V + D - w \min(V, D), \qquad V = (1 + \iota)\, V_0
 
     with `V` and `D` the seconds of a cycle's verification and of its drafting, both at the load.
+    Plain decoding stays as it is.
 
     Parameters
     ----------
-    stages, system, load
-        See :func:`edge`.
-    hidden : array_like
-        Share of the shorter of the two that is hidden behind the longer `w`; at 0, without
-        interference, the colocated law.
-    interference : array_like
-        Verification that chunks and a drafter beside it add, as a share of its time.
+    hidden : float or (float, float)
+        Share `w` of the shorter of the two that the longer one hides; at 0 the colocated law.
+    interference : float or (float, float)
+        What chunks and the drafter beside it add to verification, as a share of its time.
 
     References
     ----------
-    As in FASER (arXiv 2604.20503): verification in chunks that run beside the draft phase. Its
-    draft lengths by request and its early pruning of rejected tokens are not in this law.
+    FASER (arXiv 2604.20503); its draft lengths by request and early pruning are not in this law.
 
     Examples
     --------
-    >>> costs = Stages(c1_verify=0.02, c1_draft=0.001)
-    >>> ways = overlapped(costs, {}, {"k": 5}, hidden=1.0).ways
-    >>> max(way.c1_verify + 5 * way.c1_draft for way in ways)  # drafts take 5 ms, all hidden
-    0.02
+    >>> Overlapped(hidden=(0.5, 0.9), interference=0.05)
+    Overlapped(hidden=(0.5, 0.9), interference=0.05)
     """
-    drafting = load.get("draft_passes", load["k"]) > 0
-    return Placed(_at_once(_scale(stages, VERIFY, 1 + interference * drafting), hidden))
+
+    hidden: Share
+    interference: Amount = 0.0
+    place: ClassVar[Callable[..., Placed]] = staticmethod(_overlapped)
 
 
-def asynchronous(
+def _asynchronous(
     stages: Stages,
-    system: Any,
-    load: Any,
-    sync_s: Any = 0.0,
-    verify_slowdown: Any = 1.0,
-    draft_slowdown: Any = 1.0,
-    wasted: Any = 0.0,
+    sizes: Any,
+    workload: Any,
+    sync_s: Any,
+    verify_slowdown: Any,
+    draft_slowdown: Any,
+    wasted: Any,
 ) -> Placed:
-    r"""Drafting and verifying at the same time, each on a group of GPUs of its own.
+    loaded, drafting = workload["draft_passes"] > 0, workload["k"] > 0
+    apart = scaled(stages, PREFILL + VERIFY, 1 + (verify_slowdown - 1) * loaded)
+    # With no draft to verify nobody waits for the drafter's group.
+    apart = scaled(apart, DRAFT, draft_slowdown * drafting)
+    ways = _at_once(apart, 1 - wasted)
+    wait = sync_s * drafting
+    return Placed(tuple(way._replace(verify_alone=way.verify_alone + wait) for way in ways))
+
+
+@dataclass(frozen=True)
+class Asynchronous(Structure):
+    r"""Drafting and verifying at the same time on GPU groups of their own; as in SwiftSpec.
 
     .. math:: \text{cycle} = \max(V, D) + u \min(V, D) + t_{sync}
 
-    with `V` and `D` at the load, each on its group. A cycle whose draft made ahead is of no use,
-    since a token before it was rejected, drafts and verifies in turn.
+    A cycle whose draft made ahead is of no use, since a token before it was rejected, drafts and
+    verifies in turn. A plain server has all GPUs and stays as it is; a schedule's k = 0 keeps the
+    drafter's group.
 
     Parameters
     ----------
-    stages, system, load
-        See :func:`edge`.
-    sync_s : array_like
+    sync_s : float or (float, float)
         Exchange of drafts and verdicts a cycle, which all requests of a batch wait for.
-    verify_slowdown : array_like
+    verify_slowdown : float or (float, float)
         Time of the verifier (prompts included) on its share of the GPUs over that on all.
-    draft_slowdown : array_like
+    draft_slowdown : float or (float, float)
         Likewise of a draft pass, at k > 0.
-    wasted : array_like
-        Share of cycles whose draft made ahead is of no use `u`: ``1 - alpha^k`` for a single
+    wasted : float or (float, float)
+        Share `u` of cycles whose draft made ahead is of no use: ``1 - alpha^k`` for a single
         sequence of drafts, less for a tree. At 1, with no slowdown, the colocated law.
 
     References
     ----------
-    As in SwiftSpec (arXiv 2506.11309): asynchronous and disaggregated drafting, which takes the
-    draft off the critical path. Its tree of drafts enters only by `wasted`.
+    SwiftSpec (arXiv 2506.11309); its tree of drafts enters only by `wasted`.
 
     Examples
     --------
-    >>> costs = Stages(c1_verify=0.02, c1_draft=0.001)
-    >>> ways = asynchronous(costs, {}, {"k": 5}, sync_s=0.001, wasted=0.2).ways
-    >>> round(max(way.c1_verify + 5 * way.c1_draft for way in ways), 4)
-    0.022
+    >>> Asynchronous(sync_s=0.001, verify_slowdown=(1.1, 1.4)).wasted
+    0.0
     """
-    k = load["k"]
-    loaded, drafting = load.get("draft_passes", k) > 0, k > 0
-    apart = _scale(stages, PREFILL + VERIFY, 1 + (verify_slowdown - 1) * loaded)
-    # With no draft to verify nobody waits for the drafter's group.
-    apart = _scale(apart, DRAFT, draft_slowdown * drafting)
-    wait = sync_s * drafting
-    ways = _at_once(apart, 1 - wasted)
-    return Placed(tuple(way._replace(c1_verify=way.c1_verify + wait) for way in ways))
+
+    sync_s: Amount = 0.0
+    verify_slowdown: Factor = 1.0
+    draft_slowdown: Factor = 1.0
+    wasted: Share = 0.0
+    place: ClassVar[Callable[..., Placed]] = staticmethod(_asynchronous)
 
 
-def disaggregated(
+def _disaggregated(
     stages: Stages,
-    system: Any,
-    load: Any,
-    transfer_s: Any = 0.0,
-    bandwidth_gb_per_s: Any = float("inf"),
-    separated: Any = 1.0,
-    prefill_slowdown: Any = 1.0,
-    decode_slowdown: Any = 1.0,
+    sizes: Any,
+    workload: Any,
+    transfer_s: Any,
+    bandwidth_gb_per_s: Any,
+    separated: Any,
+    prefill_slowdown: Any,
+    decode_slowdown: Any,
 ) -> Placed:
-    r"""Prompts read on a pool of their own; their keys and values go to the pool that decodes.
+    transfer = transfer_s + sizes["kv_gb"] * workload["prompt_tokens"] / bandwidth_gb_per_s
+    left = scaled(stages, PREFILL, 1 - separated)
+    return Placed(
+        (scaled(left, PREFILL + VERIFY + DRAFT, decode_slowdown),),
+        before_s=separated * (prefill_slowdown * stages.prefill_alone + transfer),
+        pool_s=separated * prefill_slowdown * stages.prefill_others,
+        waits=1 - separated,
+    )
+
+
+@dataclass(frozen=True)
+class Disaggregated(Structure):
+    r"""Prefill and decode on separate pools, with a transfer of keys and values; as in StreamServe.
 
     .. math::
         \text{before} &= z\,\Big(s_p\, c_{1,prefill} + t_{transfer} + \frac{kv\, P}{bw}\Big)
@@ -188,39 +295,38 @@ def disaggregated(
         c_{i,verify}, c_{i,draft} \leftarrow s_d\, c_{i,verify}, s_d\, c_{i,draft}
 
     The pool is a queue with constant service; of a share `z` at random its load is that of all
-    requests with `z` times the work. Prompts read elsewhere stall no decoding.
+    requests with `z` times the work. Plain decoding changes too.
 
     Parameters
     ----------
-    stages, system, load
-        See :func:`edge`; ``system["kv_gb"]`` are keys and values of one token.
-    transfer_s : array_like
+    transfer_s : float or (float, float)
         Time of a transfer, whatever its size.
-    bandwidth_gb_per_s : array_like
-        Of the link between the pools; infinite for none of its time.
-    separated : array_like
+    bandwidth_gb_per_s : float or (float, float)
+        Of the link between the pools, in 1e9 bytes/s; infinite for none of its time.
+    separated : float or (float, float)
         Share of prompts read on the prefill pool `z`; at 0, without a decode slowdown, the
         colocated law.
-    prefill_slowdown, decode_slowdown : array_like
+    prefill_slowdown, decode_slowdown : float or (float, float)
         Times on each pool's GPUs over those measured.
 
     References
     ----------
-    As in StreamServe (arXiv 2604.09562): prefill and decode on separate pools. Its adaptive depth
-    is the best k for a load, which :meth:`bayes_sd.Fit.schedule` chooses under this structure.
+    StreamServe (arXiv 2604.09562). Its adaptive depth is :meth:`bayes_sd.Fit.schedule`.
 
     Examples
     --------
-    >>> costs, load = Stages(c1_prefill=0.1, c2_prefill=0.08), {"k": 0, "prompt_tokens": 1000.0}
-    >>> placed = disaggregated(costs, {"kv_gb": 1e-4}, load, bandwidth_gb_per_s=10.0)
-    >>> round(placed.before_s, 3), placed.ways[0].c2_prefill
-    (0.11, 0.0)
+    >>> Disaggregated(transfer_s=0.005, bandwidth_gb_per_s=(10, 25)).separated
+    1.0
     """
-    transfer = transfer_s + system["kv_gb"] * load["prompt_tokens"] / bandwidth_gb_per_s
-    left = _scale(stages, PREFILL, 1 - separated)
-    return Placed(
-        (_scale(left, PREFILL + VERIFY + DRAFT, decode_slowdown),),
-        before_s=separated * (prefill_slowdown * stages.c1_prefill + transfer),
-        pool_s=separated * prefill_slowdown * stages.c2_prefill,
-        waits=1 - separated,
-    )
+
+    transfer_s: Amount = 0.0
+    bandwidth_gb_per_s: Bandwidth = float("inf")
+    separated: Share = 1.0
+    prefill_slowdown: Factor = 1.0
+    decode_slowdown: Factor = 1.0
+    changes_plain: ClassVar[bool] = True
+    place: ClassVar[Callable[..., Placed]] = staticmethod(_disaggregated)
+
+
+NAMES = {kind.__name__.lower(): kind for kind in (Edge, Overlapped, Asynchronous, Disaggregated)}
+"""Structures by the names they have on the command line."""

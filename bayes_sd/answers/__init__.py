@@ -1,0 +1,1 @@
+"""Answers from a posterior: NumPy over draws, never the model's graph again."""

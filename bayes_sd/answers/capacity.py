@@ -1,0 +1,402 @@
+"""Servers at one traffic: the most each sustains within a target, replicas, cost, who wins."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers.answer import COLORS, SAMPLE, Answer, axes_of, finish
+from bayes_sd.answers.latency import Arm, arm_of
+from bayes_sd.answers.servers import Server, listed
+from bayes_sd.answers.support import farthest
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.law import Outcome
+from bayes_sd.physics.noise import request_quantile_s, share_within
+from bayes_sd.physics.queue import find_roots
+from bayes_sd.runs.load import Load
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DRAWS = 2000
+WINDOWS = 24  # that stand for all of a traffic, see Load.thin; rates move by less than 1%
+HALVINGS = 20  # of a latency, in its range over windows
+NEAR_POLE = 34.0  # -log of the headroom left at the last rate looked at: that of a float
+WIDEST = 1e6  # times the concurrency asked about, the largest that is looked at
+HOUR_S, MILLION = 3600.0, 1e6
+WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
+RARE = 0.05  # chance of saturation below which an answer does not mention it
+
+Servers = Server | Sequence[Server] | Mapping[str, Server]
+Prices = float | Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Capacity(Answer):
+    """What servers sustain of a load within a latency target.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        Dims (chain, draw, server): ``scale``, the multiple of the load at which one server just
+        meets the target, 0 where it does not even at rest; ``mean_s``, mean latency of the replicas
+        in ``table``.
+    table : pandas.DataFrame
+        A row a server: ``max_rps`` or ``max_concurrency`` (sustained with the asked confidence; NaN
+        where the target cannot be kept at any load), its median, ``replicas`` (the fewest that keep
+        the target, or those asked for), ``prob_kept``, ``mean_s`` with its 90% interval,
+        ``prob_saturated`` (in any window), ``prob_best`` and ``regret_ms`` (mean latency expected
+        to be lost to the best server had it been known), ``needed``, ``prob_possible`` and
+        ``idle_s`` (chance that an idle server keeps the target, and the percentile there),
+        ``support``. With prices also ``per_hour``, ``price_per_million_tokens`` (output tokens),
+        ``prob_cheapest`` and ``regret_per_hour``.
+    beats : pandas.DataFrame
+        Chance that the server of the row has the lower mean latency than that of the column.
+    prob_none : float
+        Chance that every server saturates in some window; with all ``prob_best`` it sums to 1.
+    load : Load
+    slo_s, percentile, confidence : float
+    """
+
+    draws: xr.Dataset
+    rows: pd.DataFrame
+    beats: pd.DataFrame
+    prob_none: float
+    load: Load
+    slo_s: float
+    percentile: float
+    confidence: float
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a server."""
+        return self.rows
+
+    @property
+    def target(self) -> str:
+        """The target in words."""
+        return f"p{self.percentile:g} <= {self.slo_s:g} s"
+
+    @property
+    def impossible(self) -> list[str]:
+        """Why no number of servers keeps the target, a sentence a server that cannot."""
+        never = self.rows[self.rows["needed"].isna()]
+        return [
+            f"{row['server']}: {self.target} is impossible at any load with this confidence: an "
+            f"idle server keeps the target with probability {row['prob_possible']:.2f}, its "
+            f"p{self.percentile:g} is about {row['idle_s']:.3g} s."
+            for row in never.to_dict("records")
+        ]
+
+    def __str__(self) -> str:
+        able = self.rows[self.rows["replicas"].notna()]
+        kept = able[able["prob_kept"] >= self.confidence]
+        parts = []
+        if len(able) and self.prob_none < 0.5:
+            best = (kept if len(kept) else able).sort_values("regret_ms").iloc[0]
+            keeps = f"keeps {self.target} and " if len(kept) else ""
+            parts.append(
+                f"{best['server']} on {_replicas(best['replicas'])} {keeps}has the lowest expected "
+                f"latency, {best['mean_s']:.3g} s in the mean; it is the fastest with probability "
+                f"{best['prob_best']:.2f} ({best['support']})."
+            )
+            if best["prob_saturated"] >= RARE:
+                parts.append(
+                    f"In some window it is past capacity with probability "
+                    f"{best['prob_saturated']:.2f}; the backlog of one is not counted in the next."
+                )
+        elif len(kept):
+            served = [f"{r['server']} on {_replicas(r['replicas'])}" for _, r in kept.iterrows()]
+            parts.append(
+                f"Every server is past capacity in some window with probability "
+                f"{self.prob_none:.2f}, so none is the fastest; over all requests {self.target} is "
+                f"kept by {', '.join(served)}."
+            )
+        elif len(able):
+            parts.append(
+                "This load is beyond the capacity of every server with probability "
+                f"{self.prob_none:.2f}."
+            )
+        if len(kept) and "per_hour" in kept:
+            low = kept.sort_values("regret_per_hour").iloc[0]
+            parts.append(
+                f"The cheapest is {low['server']} on {_replicas(low['replicas'])}, with "
+                f"probability {low['prob_cheapest']:.2f}: {low['per_hour']:.4g} an hour, "
+                f"{low['price_per_million_tokens']:.3g} a million output tokens "
+                f"({low['support']})."
+            )
+        short = able[(able["prob_kept"] < self.confidence) & able["needed"].notna()]
+        parts += [
+            f"{r['server']} on {_replicas(r['replicas'])} keeps {self.target} with probability "
+            f"{r['prob_kept']:.2f} only and needs {_replicas(r['needed'])}."
+            for _, r in short.iterrows()
+        ]
+        return " ".join([*parts, *self.impossible])
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Median and 90% interval of what a server sustains."""
+        ax, unit = axes_of(ax), _unit(self.load)
+        values = self.draws["scale"] * _amount(self.load)
+        q = values.quantile([0.05, 0.5, 0.95], SAMPLE, method="inverted_cdf").values
+        y = np.arange(q.shape[1])
+        ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=COLORS[1])
+        ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
+        finish(ax, f"largest load with {self.target}, {unit}", "", legend=False)
+        return ax
+
+
+def capacity(
+    posterior: Posterior,
+    load: Load,
+    servers: Servers,
+    slo_s: float,
+    percentile: float = 95.0,
+    confidence: float = 0.9,
+    replicas: int | None = None,
+    price_per_hour: Prices | None = None,
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> Capacity:
+    """See :meth:`bayes_sd.Fit.capacity`."""
+    _check(slo_s, percentile, confidence, replicas)
+    named = _named(servers)
+    prices = _prices(price_per_hour, list(named))
+    if not load.is_traffic and load.cells.sizes and max(load.cells.sizes.values()) > 1:
+        raise InputError("Capacity is asked for one load, or a traffic over time; give one.")
+    few = load.thin(WINDOWS) if load.is_traffic else load
+    thin, share = posterior.thin(DRAWS), percentile / 100
+    rows, scales, means, bills = [], [], [], []
+    for name, server in named.items():
+        try:
+            arm = arm_of(thin, server, few, seed, extrapolate)
+        except (InputError, EvidenceError) as error:
+            raise type(error)(f"{name}: {error.message}") from None
+        windows = _Windows(arm, few)
+        scale, possible, idle_s = windows.sustained(slo_s, share)
+        sustained = float(np.quantile(scale, 1 - confidence, method="inverted_cdf"))
+        needed = _ceil(sustained)
+        count = needed if replicas is None else float(replicas)
+        row = {
+            "server": name,
+            f"max_{_short(load)}": sustained * _amount(load) if sustained > 0 else math.nan,
+            f"median_{_short(load)}": float(np.median(scale)) * _amount(load),
+        }
+        about, mean = windows.with_replicas(count, slo_s, share)
+        row |= about | {"needed": needed, "prob_possible": float(possible.mean())}
+        rows.append(row | {"idle_s": float(np.median(idle_s)), "support": windows.label(count)})
+        scales.append(scale)
+        means.append(mean)
+        with np.errstate(divide="ignore"):
+            wanted = np.ceil(1 / scale) if replicas is None else np.full(scale.size, count)
+        bills.append(wanted * prices.get(name, math.nan))
+    table, every = pd.DataFrame(rows), np.stack(means)
+    able = table["replicas"].notna().to_numpy()
+    best, regret, none = _compared(every, able)
+    table["prob_best"], table["regret_ms"] = best, 1e3 * regret
+    if prices:
+        table["per_hour"] = table["replicas"] * table["server"].map(prices)
+        serves = (table["prob_saturated"] <= 0.5).to_numpy()  # else nobody gets the tokens
+        tokens = _tokens_per_hour(few, every)
+        table["price_per_million_tokens"] = (table["per_hour"] * MILLION / tokens).where(serves)
+        cheapest, dearer, _ = _compared(np.stack(bills), able & serves)
+        table["prob_cheapest"], table["regret_per_hour"] = cheapest, dearer
+    table = table[[c for c in table if c != "support"] + ["support"]]
+    dims, names = (*SAMPLE, "server"), list(named)
+    shape = (*thin.shape, len(names))
+    draws = xr.Dataset(
+        {
+            n: (dims, np.stack(v, axis=-1).reshape(shape))
+            for n, v in (("scale", scales), ("mean_s", means))
+        },
+        coords={"server": names},
+    )
+    beats = _beats(every, able, names)
+    return Capacity(draws, table, beats, none, load, slo_s, percentile, confidence)
+
+
+class _Windows:
+    """One server at the windows of a load, each counting by its requests."""
+
+    def __init__(self, arm: Arm, load: Load) -> None:
+        self.arm, self.axis = arm, load.axis
+        self.shares = load.shares if load.is_traffic else np.ones(1)
+        self.values = arm.cells[load.axis]
+
+    def at(self, scale: np.ndarray) -> tuple[Outcome, np.ndarray]:
+        """The law at `scale` (draws, 1) times the load, and the variance of log latency."""
+        values = self.values * scale
+        if self.axis == "concurrency":
+            values = np.maximum(values, 1.0)
+        said, inputs = self.arm.outcome(values)
+        return said, self.arm.scatter(said, inputs)[1]
+
+    def within(self, said: Outcome, variance: np.ndarray, seconds: Any) -> np.ndarray:
+        """Share of all requests served within so many seconds; none of a saturated window."""
+        return np.asarray((share_within(seconds, said.e2e_s, variance) * self.shares).sum(axis=1))
+
+    def sustained(self, slo_s: float, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The multiple at which the target is met exactly, whether it is at rest, latency there."""
+        draws = self.arm.posterior.draws
+        at_rest = self.at(np.zeros((draws, 1)))
+        possible = self.within(*at_rest, slo_s) >= share
+        top = self._top(at_rest[0], share)
+
+        # Latency is about C1 / (1 - u) at u = scale / top, so that what is missed falls about in a
+        # straight line with -log(1 - u).
+        def scale_of(depth: np.ndarray) -> np.ndarray:
+            if self.axis == "concurrency":
+                return np.expm1(depth) / np.min(self.values)
+            return -np.expm1(-depth) * top
+
+        def missed(depth: np.ndarray, index: np.ndarray) -> np.ndarray:
+            full = np.zeros(draws)
+            full[rows[index]] = depth
+            return (self.within(*self.at(scale_of(full)[:, None]), slo_s) - share)[rows[index]]
+
+        rows, scale = np.flatnonzero(possible), np.zeros(draws)
+        if rows.size:
+            deepest = math.log1p(WIDEST) if self.axis == "concurrency" else NEAR_POLE
+            depth = np.zeros(draws)
+            depth[rows] = find_roots(missed, np.zeros(rows.size), np.full(rows.size, deepest))
+            scale = np.where(possible, scale_of(np.nan_to_num(depth, nan=deepest)), 0.0)
+        return scale, possible, self._quantile_s(*at_rest, share)
+
+    def _top(self, at_rest: Outcome, share: float) -> np.ndarray:
+        """The multiple at which windows with more requests saturate than may miss the target."""
+        if self.axis == "concurrency":
+            return np.ones(len(at_rest.e2e_s))
+        c2 = np.broadcast_to(at_rest.c2_s, at_rest.e2e_s.shape)
+        poles = 1 / (c2 * np.maximum(self.values, 1e-300))
+        order = np.argsort(poles, axis=-1)
+        saturated = np.cumsum(self.shares[order], axis=-1)
+        first = (saturated > 1 - share + 1e-12).argmax(axis=-1)[:, None]
+        return np.take_along_axis(np.take_along_axis(poles, order, -1), first, -1)[:, 0]
+
+    def _quantile_s(self, said: Outcome, variance: np.ndarray, share: float) -> np.ndarray:
+        """Percentile of latency over the requests of all windows."""
+        tail = request_quantile_s(said.e2e_s, variance, share)
+        low, high = tail.min(axis=1), tail.max(axis=1)
+        for _ in range(HALVINGS if tail.shape[1] > 1 else 0):
+            middle = (low * high) ** 0.5
+            enough = self.within(said, variance, middle[:, None]) >= share
+            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        return high
+
+    def with_replicas(
+        self, count: float, slo_s: float, share: float
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """What so many replicas do, and draws of their mean latency (s)."""
+        draws = self.arm.posterior.draws
+        names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")
+        if math.isnan(count):
+            return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)
+        said, variance = self.at(np.full((draws, 1), 1 / count))
+        mean = (said.e2e_s * self.shares).sum(axis=1)
+        low, middle, high = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
+        kept = float((self.within(said, variance, slo_s) >= share).mean())
+        saturated = float((said.utilization >= 1).any(axis=1).mean())
+        values = (kept, float(middle), float(low), float(high), saturated)
+        return {"replicas": count} | dict(zip(names, values, strict=True)), mean
+
+    def label(self, count: float) -> str:
+        """Support of the window farthest from the data, with the load split among replicas."""
+        scale = 0.0 if math.isnan(count) else 1 / count
+        values = self.values * scale
+        if self.axis == "concurrency":
+            values = np.maximum(values, 1.0)
+        arm = Arm(self.arm.posterior, self.arm.resolved, {**self.arm.cells, self.axis: values})
+        return farthest(arm.support(arm.outcome()[0]).ravel())
+
+
+def _check(slo_s: float, percentile: float, confidence: float, replicas: int | None) -> None:
+    if not (isinstance(slo_s, Real) and np.isfinite(slo_s) and slo_s > 0):
+        raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
+    if not 0 < percentile < 100:
+        raise InputError(f"percentile = {percentile!r}: must lie between 0 and 100.")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence = {confidence!r}: must lie between 0 and 1.")
+    if replicas is not None and not (isinstance(replicas, int) and replicas >= 1):
+        raise InputError(f"replicas = {replicas!r}: must be a whole number of at least 1.")
+
+
+def _named(servers: Servers) -> dict[str, Server]:
+    if not isinstance(servers, Mapping):
+        return {str(server): server for server in listed(servers)}
+    listed(list(servers.values()))
+    return {str(name): server for name, server in servers.items()}
+
+
+def _prices(given: Prices | None, names: list[str]) -> dict[str, float]:
+    if given is None:
+        return {}
+    prices = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
+    lacking, unknown = set(names) - set(prices), set(prices) - set(names)
+    if lacking or unknown:
+        raise InputError(
+            "price_per_hour must name every server and no other; "
+            f"{', '.join(sorted(lacking or unknown))} {'is missing' if lacking else 'is unknown'}."
+        )
+    for name, price in prices.items():
+        if not (isinstance(price, Real) and np.isfinite(price) and price > 0):
+            raise InputError(f"price_per_hour of {name} = {price!r}: must be a positive number.")
+    return prices
+
+
+def _ceil(scale: float) -> float:
+    """Replicas among which a load is split, of which one sustains `scale` of it; NaN for 0."""
+    return float(math.ceil(1 / scale - 1e-9)) if scale > 0 else math.nan
+
+
+def _short(load: Load) -> str:
+    return "rps" if load.axis == "rate_rps" else "concurrency"
+
+
+def _unit(load: Load) -> str:
+    return "requests/s" if load.axis == "rate_rps" else "requests in flight"
+
+
+def _amount(load: Load) -> float:
+    """The load in one number: mean rate, or concurrency."""
+    return load.mean_rps if load.is_traffic else float(load.cells[load.axis].values.ravel()[0])
+
+
+def _tokens_per_hour(load: Load, means: np.ndarray) -> Any:
+    """Output tokens an hour that the load asks for; of a concurrency, what each server makes."""
+    if load.is_traffic:
+        return load.output_tokens_total / load.seconds * HOUR_S
+    _, output = load.lengths
+    if load.axis == "rate_rps":
+        return _amount(load) * output * HOUR_S
+    return _amount(load) / np.median(means, axis=1) * output * HOUR_S
+
+
+def _compared(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """P(best) and expected regret of each, and the chance that all are infinite; ties are shared."""
+    best_of, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
+    if not able.any():
+        return best_of, regret, math.nan
+    own = losses[able]
+    best = own.min(axis=0)
+    finite = np.isfinite(best)
+    ties = (own == best) & finite
+    best_of[able] = (ties / np.maximum(ties.sum(axis=0), 1)).mean(axis=1)
+    if finite.any():
+        lost = np.minimum(own[:, finite], WORST * best[finite]) - best[finite]
+        regret[able] = lost.mean(axis=1)
+    return best_of, regret, float(1 - finite.mean())
+
+
+def _beats(means: np.ndarray, able: np.ndarray, names: list[str]) -> pd.DataFrame:
+    faster = (means[:, None] < means[None]).mean(axis=-1)
+    known = able[:, None] & able[None] & ~np.eye(len(names), dtype=bool)
+    return pd.DataFrame(np.where(known, faster, np.nan), names, names)
+
+
+def _replicas(count: float) -> str:
+    return f"{count:.0f} replica{'' if count == 1 else 's'}"

@@ -1,0 +1,348 @@
+"""One server against another: probability, speedup, and where their order changes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers.answer import (
+    COLORS,
+    SAMPLE,
+    UNITS,
+    Answer,
+    axes_of,
+    finish,
+    quantile,
+    tabulate,
+)
+from bayes_sd.answers.latency import Arm, arm_of, check_of, latency
+from bayes_sd.answers.servers import Server, listed
+from bayes_sd.answers.support import FACTOR, farthest
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.placed import take
+from bayes_sd.physics.queue import find_roots
+from bayes_sd.runs.load import Load
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OUTCOMES = ("below", "never", "always", "above", "between")
+CELLS = 16  # of the range of loads, to bracket a change of order
+TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
+RATES = 12  # asked about where none are given
+RATES_TOP = 0.95  # of the baseline's median capacity: the last rate at which it has an answer
+SURE = 0.9  # probability from which a sentence calls one server faster
+
+
+def require_measured(posterior: Posterior, server: Server) -> None:
+    """Refuse a plain server of a verifier that never ran plain: nothing would stand behind it."""
+    runs = posterior.servers
+    plain = runs[runs["drafter"] == "none"]
+    if server.drafter is not None:
+        return
+    if isinstance(server.verifier, str):
+        if server.verifier not in set(runs["verifier"]):
+            return  # who is unknown to the fit is said, with the known ones, by `resolve`
+        plain = plain[plain["verifier"] == server.verifier]
+    if server.environment is not None:
+        plain = plain[plain["environment"] == server.environment]
+    if plain.empty:
+        name = server.verifier if isinstance(server.verifier, str) else "any verifier"
+        raise EvidenceError(
+            f"No plain run of {name} was fitted, so P(SD beats plain) has nothing to stand on: "
+            "measure the same server without a drafter."
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Answer):
+    """How a server compares with a baseline over loads.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        Dims (chain, draw, load): ``speedup``, baseline over server latency: infinite where only
+        the baseline is saturated, 0 where only the server is, NaN where both are; ``faster`` and
+        ``both_saturated``, true or false; ``support`` (load), that of the server farther from the
+        data.
+    server, baseline : str
+    of : str
+        What was compared: "mean", "run" or "request".
+    """
+
+    draws: xr.Dataset
+    server: str
+    baseline: str
+    of: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``, which sum to
+        1; median and 90% interval of the speedup; support."""
+        faster, both = (self.draws[n].mean(SAMPLE) for n in ("faster", "both_saturated"))
+        q = quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
+        q = q.where(both < 1)
+        parts = {"prob_faster": faster, "prob_slower": 1 - faster - both}
+        parts |= {"prob_both_saturated": both}
+        names = ("speedup_p05", "speedup_p50", "speedup_p95")
+        parts |= {n: q.isel(quantile=i, drop=True) for i, n in enumerate(names)}
+        return tabulate(xr.Dataset(parts | {"support": self.draws["support"]}))
+
+    def __str__(self) -> str:
+        table = self.table
+        axis = next((a for a in UNITS if a in table), None)
+        unit = "" if axis is None else f" {UNITS[axis]}"
+
+        def places(rows: pd.DataFrame) -> str:
+            values = [] if axis is None else [f"{v:g}" for v in rows[axis]]
+            shown = f"{values[0]} to {values[-1]}" if len(values) > 3 else ", ".join(values)
+            return f" at {shown}{unit}" if values else ""
+
+        sure = table["prob_faster"] >= SURE
+        slower = table["prob_slower"] >= SURE
+        sentences = [
+            f"{verb}{places(table[rows])}"
+            for verb, rows in (("faster", sure), ("slower", slower), ("unclear", ~sure & ~slower))
+            if rows.any()
+        ]
+        return (
+            f"{self.server} against {self.baseline} ({self.of} latency, "
+            f"{farthest(table['support'])}): {'; '.join(sentences)}."
+        )
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """P(faster) against load."""
+        ax, table = axes_of(ax), self.table
+        axis = next((a for a in UNITS if a in table), None)
+        if axis is None:
+            raise InputError("A plot needs several rates or concurrencies.")
+        ax.plot(table[axis], table["prob_faster"], color=COLORS[1], lw=1.6, label=self.server)
+        ax.axhline(0.5, color=COLORS[0], lw=0.6, ls=":")
+        ax.set_ylim(-0.03, 1.03)
+        finish(ax, UNITS[axis], f"P(faster than {self.baseline})")
+        return ax
+
+
+def compare(
+    posterior: Posterior,
+    load: Load,
+    server: Server,
+    baseline: Server,
+    of: str = "mean",
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> Comparison:
+    """See :meth:`bayes_sd.Fit.compare`."""
+    check_of(of)
+    both = listed([server, baseline], fewest=2)
+    if not extrapolate:
+        for each in both:
+            require_measured(posterior, each)
+    draws = latency(posterior, load, both, "e2e", extrapolate, seed).draws
+    (value, plain), (stuck, plain_stuck) = (
+        [draws[name].isel(server=i, drop=True) for i in (0, 1)] for name in (f"{of}_s", "saturated")
+    )
+    with np.errstate(invalid="ignore"):
+        speedup = plain / value
+    labels = draws["support"].isel(server=0, drop=True)
+    text = [farthest(pair) for pair in draws["support"].values.reshape(2, -1).T]
+    data = xr.Dataset(
+        {
+            "speedup": speedup,
+            "faster": value < plain,
+            "both_saturated": stuck & plain_stuck,
+            "support": labels.copy(data=np.asarray(text, object).reshape(labels.shape)),
+        }
+    )
+    return Comparison(data, str(server), str(baseline), of)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BreakEven(Answer):
+    """Where a server stops (or starts) being faster than a baseline in the mean.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        Dims (chain, draw): ``rate_rps`` or ``concurrency`` at which both are equal, NaN in draws in
+        which they never are; ``outcome``: "below" (faster up to there), "above" (from there on),
+        "between" (from there on, but not near the top), "always" or "never" (at every load that
+        either sustains, or up to the top).
+    server, baseline : str
+    support : str
+    top : float
+        Highest concurrency that was looked at; of rates NaN, since capacity bounds them.
+    lengths : tuple of float
+        Prompt and output tokens.
+    """
+
+    draws: xr.Dataset
+    server: str
+    baseline: str
+    support: str
+    top: float
+    lengths: tuple[float, float]
+
+    @property
+    def axis(self) -> str:
+        """``rate_rps`` or ``concurrency``."""
+        return "rate_rps" if "rate_rps" in self.draws else "concurrency"
+
+    def prob(self, outcome: str) -> float:
+        """Probability of an outcome."""
+        return float((self.draws["outcome"] == outcome).mean())
+
+    def quantile(self, q: float | list[float]) -> xr.DataArray:
+        """Quantiles of the load up to which the server is faster, over all draws.
+
+        "never" counts as 0 and "always" as infinite: with probability 1 - q the server is faster
+        at any load below the quantile. Draws with "above" or "between" have no such load and count
+        as 0; their probability is stated beside.
+        """
+        outcome = self.draws["outcome"]
+        value = xr.where(outcome == "below", self.draws[self.axis], 0.0)
+        return quantile(xr.where(outcome == "always", np.inf, value), q)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row: quantiles of the load, and the probability of each outcome."""
+        unit = "rps" if self.axis == "rate_rps" else "concurrency"
+        values = self.quantile([0.05, 0.5, 0.95]).values
+        row = {f"{n}_{unit}": float(v) for n, v in zip(("p05", "p50", "p95"), values, strict=True)}
+        row |= {f"prob_{o}": self.prob(o) for o in OUTCOMES}
+        return pd.DataFrame([{"server": self.server, **row, "support": self.support}])
+
+    def __str__(self) -> str:
+        outcomes = {o: self.prob(o) for o in OUTCOMES}
+        likely = max(outcomes, key=lambda o: outcomes[o])
+        unit = UNITS[self.axis]
+        sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:g}"
+        text = {
+            "never": "is slower at every load " + sustained,
+            "always": "is faster at every load " + sustained,
+            "between": "is faster between two loads only",
+            "above": "is slower at low loads and faster at high ones",
+            "below": "is faster up to a break-even load",
+        }[likely]
+        if likely == "below":
+            low, middle, high = (
+                f"{v:.3g}" if np.isfinite(v) else "no limit"
+                for v in self.quantile([0.05, 0.5, 0.95]).values
+            )
+            text += f" of {middle} {unit} (90%: {low} to {high})"
+        prompt, output = self.lengths
+        return (
+            f"{self.server} {text} with probability {outcomes[likely]:.2f}, against "
+            f"{self.baseline} ({prompt:g} + {output:g} tokens, {self.support})."
+        )
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """P(faster at every load up to this one) against load."""
+        ax = axes_of(ax)
+        q = np.linspace(0.0, 1.0, 201)
+        ax.step(self.quantile(q.tolist()).values, 1 - q, color=COLORS[1], label=self.server)
+        ax.set_ylim(-0.03, 1.03)
+        finish(ax, UNITS[self.axis], f"P(faster than {self.baseline} up to here)")
+        return ax
+
+
+def default_rates(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
+    """Twelve rates up to 95% of the baseline's median capacity."""
+    load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
+    arm = arm_of(posterior, baseline, load, extrapolate=True)
+    top = RATES_TOP * float(np.median(arm.route().capacity_rps))
+    return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())
+
+
+def break_even(
+    posterior: Posterior,
+    load: Load,
+    server: Server,
+    baseline: Server,
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> BreakEven:
+    """See :meth:`bayes_sd.Fit.break_even`.
+
+    Without experts there is at most one change of order. With experts the fixed point has no closed
+    form and a server can win between two loads only, so a grid brackets the first change.
+    """
+    both = listed([server, baseline], fewest=2)
+    lengths, closed = load.lengths, load.axis == "concurrency"
+    least = load.with_axis([1.0 if closed else 0.0])
+    if not extrapolate:
+        for each in both:
+            require_measured(posterior, each)
+    arms = [arm_of(posterior, each, least, seed, extrapolate) for each in both]
+    served = [_ServedRate(arm, closed) for arm in arms]
+    if closed:
+        asked = float(load.cells["concurrency"].max())
+        top = max(asked, FACTOR * float(posterior.runs["in_flight"].max()))
+        low, high = np.ones((posterior.draws, 1)), np.full((posterior.draws, 1), top)
+        at_top = served[0](high, None) > served[1](high, None)
+    else:
+        capacity = [arm.route().capacity_rps for arm in arms]
+        top, low = np.nan, np.zeros((posterior.draws, 1))
+        high = np.broadcast_to(np.minimum(*capacity), low.shape) * TOP
+        at_top = np.broadcast_to(capacity[0] > capacity[1], low.shape)
+    shares = np.arange(CELLS + 1) / CELLS
+    grid = low + (high - low) * shares
+    gains = served[0](grid, None) - served[1](grid, None)
+    at_rest = gains[:, :1] > 0
+    changed = ((gains > 0) != at_rest)[:, 1:]
+    crosses, first = changed.any(axis=1), changed.argmax(axis=1)
+    row = np.flatnonzero(crosses)
+    value = np.full(posterior.draws, np.nan)
+    if row.size:
+        value[row] = find_roots(
+            lambda x, i: served[0](x, row[i]) - served[1](x, row[i]),
+            grid[row, first[row]],
+            grid[row, first[row] + 1],
+        )
+    at_rest, at_top = at_rest[:, 0], at_top[:, 0]
+    outcome = np.where(
+        crosses,
+        np.where(at_rest, "below", np.where(at_top, "above", "between")),
+        np.where(at_rest, "always", "never"),
+    )
+    typical = float(np.nanmedian(value)) if row.size else float(np.median(high)) / 2
+    there = load.with_axis([max(typical, 1.0) if closed else typical])
+    labels = [
+        arm.support(arm.outcome()[0])[0]
+        for arm in (arm_of(posterior, each, there, seed, True) for each in both)
+    ]
+    axis = "concurrency" if closed else "rate_rps"
+    draws = xr.Dataset(
+        {
+            axis: (SAMPLE, value.reshape(posterior.shape), {"units": UNITS[axis]}),
+            "outcome": (SAMPLE, outcome.reshape(posterior.shape).astype(object)),
+        }
+    )
+    return BreakEven(draws, str(server), str(baseline), farthest(labels), top, lengths)
+
+
+class _ServedRate:
+    """Requests served a second by one place in the batch of a server, ``1 / L``, at any load."""
+
+    def __init__(self, arm: Arm, closed: bool) -> None:
+        self.closed, self.k = closed, arm.resolved.server.k
+        self.law, self.arm = arm.posterior.law, arm
+        self.parts = (arm.route(), dict(arm.resolved.sizes))
+        self.shape = (arm.posterior.draws, 1)
+
+    def __call__(self, value: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """At loads `value` (draws, cells), or of some draws only (rows,)."""
+        if self.closed:
+            return self._beside(value, rows)
+        route, sizes = self.parts if rows is None else take(self.parts, self.shape, rows)
+        return np.asarray(1 / route.latency_s(sizes, value, self.k, self.law))
+
+    def _beside(self, value: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        if rows is None:
+            return np.asarray(1 / self.arm.outcome(value)[0].e2e_s)
+        full = np.broadcast_to(1.0, self.shape).copy()
+        full[rows, 0] = value
+        return np.asarray(1 / self.arm.outcome(full)[0].e2e_s[rows, 0])

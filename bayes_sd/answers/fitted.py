@@ -1,0 +1,212 @@
+"""The law at measured runs: fitted values and predictions; and tables of what was learned."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sd.answers.latency import scatter
+from bayes_sd.answers.servers import Server, resolve
+from bayes_sd.errors import EvidenceError
+from bayes_sd.model.design import NONE, SERVER, build_design, coefficients, run_workload
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
+from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
+from bayes_sd.physics.noise import NU, log_density
+from bayes_sd.runs.schema import Runs
+from bayes_sd.runs.sizes import Size
+
+FITTED_DRAWS = 400  # for the medians kept with a fit
+
+
+def _server_of(row: pd.Series, posterior: Posterior) -> Server:
+    """The server a run was measured on; models that the fit does not know are given by size."""
+    verifier: str | Size = str(row["verifier"])
+    if verifier not in posterior.verifiers.index:
+        optional = [row["verifier_layers"], row["verifier_kv_bytes"]]
+        verifier = Size(
+            row["verifier_params"],
+            row["verifier_active_params"],
+            int(row["experts"]),
+            int(row["experts_per_token"]),
+            *(None if np.isnan(x) else float(x) for x in optional),
+        )
+    drafter: str | Size | None = None if row["drafter"] == NONE else str(row["drafter"])
+    if isinstance(drafter, str) and drafter not in posterior.drafters.index:
+        drafter = Size(row["drafter_params"])
+    imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
+    # A run's own acceptance is in its workload; that of its server only tells which one it was.
+    acceptance = 0.0 if k and np.isnan(imposed) and not _knows(posterior, row) else imposed
+    return Server(
+        verifier,
+        drafter,
+        k,
+        None if np.isnan(acceptance) else float(acceptance),
+        str(row["environment"]) if row["environment"] in posterior.environments else None,
+    )
+
+
+def _knows(posterior: Posterior, row: pd.Series) -> bool:
+    """Whether a pair's acceptance was measured without being imposed."""
+    pair = {n: row[n] for n in ("verifier", "drafter", "acceptance_imposed")}
+    return posterior.acceptance(pair, 1) is not None
+
+
+def run_outcome(
+    posterior: Posterior, table: pd.DataFrame, metric: str = "e2e", seed: int = 0
+) -> tuple[Outcome, np.ndarray, np.ndarray]:
+    """What the law says of every run: arrays (draws, runs).
+
+    A verifier, drafter or server that the fit has not seen is drawn from its population, given its
+    size. Acceptance is the run's own, as it is in the likelihood.
+
+    Returns
+    -------
+    tuple
+        The law's :class:`Outcome`; scatter (scale) of the log mean, sampling error of the run's
+        requests included; variance of log latencies of its requests.
+    """
+    table = table.reset_index(drop=True)
+    known = posterior.environments
+    foreign = sorted(set(table["environment"].astype(str)) - set(known))
+    if foreign and len(known) > 1:
+        raise EvidenceError(
+            f"Runs of environment {foreign[0]!r} cannot be predicted: the fit knows "
+            f"{'; '.join(known)}."
+        )
+    shape = (posterior.draws, len(table))
+    columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
+    scale, variance = np.empty(shape), np.empty(shape)
+    for _, rows in table.groupby(SERVER, dropna=False):
+        resolved = resolve(posterior, _server_of(rows.iloc[0], posterior), seed)
+        inputs = run_workload(rows)
+        terms, law = resolved.coefficients, posterior.law
+        stages = law.stages(terms, resolved.sizes, inputs)
+        said = outcome(stages, terms["queue_cycles"], resolved.sizes, inputs, SOFTNESS, law=law)
+        requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
+        for name, values in said._asdict().items():
+            columns[name][:, at] = values
+        own, spread = scatter(posterior, said, inputs, metric, requests)
+        scale[:, at] = (own**2 + spread / requests) ** 0.5
+        variance[:, at] = spread
+    return Outcome(**columns), scale, variance
+
+
+def fitted_columns(posterior: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Posterior medians for each fitted run: mean latency and TTFT, C1, C2 (s), utilization."""
+    said, _, _ = run_outcome(posterior.thin(FITTED_DRAWS), table)
+    names = {
+        "fitted_e2e_s": said.e2e_s,
+        "fitted_ttft_s": said.ttft_s,
+        "fitted_c1_s": said.c1_s,
+        "fitted_c2_s": said.c2_s,
+        "utilization": said.others_share,
+    }
+    return {name: np.median(values, axis=0) for name, values in names.items()}
+
+
+def predict(posterior: Posterior, runs: Runs, prob: float = 0.9, seed: int = 0) -> pd.DataFrame:
+    """See :meth:`bayes_sd.Fit.predict`."""
+    from scipy.special import logsumexp
+
+    table = build_design(runs, censored=False).table
+    said, scale, _ = run_outcome(posterior, table, seed=seed)
+    log_mean = np.log(said.e2e_s)
+    rng = np.random.default_rng(seed)
+    drawn = log_mean + scale * rng.standard_t(NU, log_mean.shape)
+    tail = (1 - prob) / 2
+    low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=0))
+    observed = table["e2e_mean_s"].to_numpy()
+    density = log_density(np.log(observed), log_mean, scale)
+    return table.assign(
+        predicted_s=middle,
+        low_s=low,
+        high_s=high,
+        inside=(observed >= low) & (observed <= high),
+        log_score=logsumexp(density, axis=0) - np.log(len(density)),
+        pit=(drawn < np.log(observed)).mean(axis=0),
+    )
+
+
+def run_log_density(posterior: Posterior, table: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Log density of each run's log mean latency, draw by draw: (draws, runs)."""
+    said, scale, _ = run_outcome(posterior, table, seed=seed)
+    return log_density(np.log(table["e2e_mean_s"].to_numpy()), np.log(said.e2e_s), scale)
+
+
+def coefficient_table(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
+    """See :meth:`bayes_sd.Fit.coefficients`."""
+    data, meaning, rows = posterior.posterior, {p.name: p for p in ALL}, []
+    for group, dim in (
+        ("law", "law_term"),
+        ("moe_effect", "verifier_cost"),
+        ("scatter_verifier", "verifier_cost"),
+        ("scatter_drafter", "drafter_cost"),
+        ("scatter_server", "server_effect"),
+        ("scatter_environment", "hardware"),
+        ("noise", "noise_term"),
+    ):
+        if group not in data:
+            continue
+        named = group in ("law", "noise")
+        for term in data[dim].values:
+            draws = data[group].sel({dim: term}).values
+            prior = meaning[str(term) if named else group]
+            low, middle, high = np.quantile(draws, [(1 - prob) / 2, 0.5, (1 + prob) / 2])
+            name = str(term) if named else f"{group}[{term}]"
+            what = prior.meaning + ("" if named else f": {EFFECT_MEANINGS[str(term)]}")
+            rows.append((name, middle, low, high, prior.unit, what))
+    return pd.DataFrame(rows, columns=["name", "median", "low", "high", "unit", "meaning"])
+
+
+def families(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
+    """See :meth:`bayes_sd.Fit.families`."""
+    known = posterior.verifiers
+    moe = known["moe"].to_numpy() > 0
+    if moe.all() or not moe.any():
+        raise EvidenceError(
+            f"All {len(moe)} verifiers are {'mixtures of experts' if moe.all() else 'dense'}; "
+            "a comparison of families needs both."
+        )
+    terms = coefficients(posterior.law_terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
+    sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
+    mean = posterior.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
+    inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
+    stages = posterior.law.stages(terms, sizes | {"drafter": 0.0}, inputs)
+    costs = (
+        stages.prefill_alone,
+        stages.prefill_others,
+        stages.verify_alone + stages.experts,
+        stages.verify_others,
+    )
+    tail, rows = (1 - prob) / 2, []
+    for i, (name, dense) in enumerate(zip(VERIFIER_COSTS, costs, strict=True)):
+        ratio = np.exp(posterior.moe_effect[:, i])
+        dense_ms = 1e3 * np.ravel(dense)
+        low, middle, high = np.quantile(dense_ms * (ratio - 1), [tail, 0.5, 1 - tail])
+        rows.append(
+            {
+                "cost": EFFECT_MEANINGS[name],
+                "dense_ms": float(np.median(dense_ms)),
+                "moe_ms": float(np.median(dense_ms * ratio)),
+                "difference_ms": float(middle),
+                "low_ms": float(low),
+                "high_ms": float(high),
+                "ratio": float(np.median(ratio)),
+                "prob_slower": float((ratio > 1).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy(table: pd.DataFrame) -> dict[str, float]:
+    """Observed against fitted run means: R^2 in the log scale by family, mean relative error."""
+    observed, fitted = np.log(table["e2e_mean_s"]), np.log(table["fitted_e2e_s"])
+    result: dict[str, float] = {}
+    for family in ("dense", "moe"):
+        own = table["family"] == family
+        residual = ((observed - fitted)[own] ** 2).sum()
+        total = ((observed[own] - observed[own].mean()) ** 2).sum()
+        result[f"r2_{family}"] = float(1 - residual / total) if own.sum() > 1 else float("nan")
+    result["mean_error"] = float(np.abs(table["fitted_e2e_s"] / table["e2e_mean_s"] - 1).mean())
+    return result

@@ -1,0 +1,321 @@
+"""Posterior predictive latency of servers over loads, and what every answer looks like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers.answer import SAMPLE, UNITS, Answer, axes_of, band, finish, quantile, tabulate
+from bayes_sd.answers.servers import Resolved, Server, listed, resolve
+from bayes_sd.answers.support import refuse_far, support
+from bayes_sd.errors import InputError
+from bayes_sd.model.acceptance import generator
+from bayes_sd.model.design import workload
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.law import SOFTNESS, Outcome
+from bayes_sd.physics.noise import (
+    METRICS,
+    NU,
+    draw_requests,
+    draw_runs,
+    request_variance,
+    run_scale,
+)
+from bayes_sd.physics.placed import Route, placed_outcome, route
+from bayes_sd.physics.structures import Placed
+from bayes_sd.runs.load import Load
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OF = ("mean", "run", "request")
+
+
+def check_of(of: str) -> None:
+    """Refuse what is no kind of latency."""
+    if of not in OF:
+        raise InputError(f"of = {of!r}: must be one of {', '.join(OF)}.")
+
+
+def cells_of(load: Load) -> dict[str, np.ndarray]:
+    """Flat arrays of a load, one entry a cell."""
+    data = load.cells
+    names = [str(n) for n in data.data_vars if n != "seconds"]
+    return {
+        n: np.ravel(a.values)
+        for n, a in zip(names, xr.broadcast(*(data[n] for n in names)), strict=True)
+    }
+
+
+def as_array(posterior: Posterior, load: Load, values: Any) -> xr.DataArray:
+    """(draws, cells) as dims (chain, draw, the load's)."""
+    dims = xr.broadcast(*load.cells.data_vars.values())[0]
+    shape = posterior.draws, dims.size
+    values = np.broadcast_to(values, shape).reshape(*posterior.shape, *dims.shape)
+    return xr.DataArray(values, dims.coords, (*SAMPLE, *dims.dims))
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A server at the lengths of a load: what no rate or concurrency changes is computed once."""
+
+    posterior: Posterior
+    resolved: Resolved
+    cells: dict[str, np.ndarray]
+
+    def inputs(self, axis_values: Any = None) -> dict[str, Any]:
+        """The law's workload at the load's own rates or concurrencies, or at others."""
+        axis = "concurrency" if "concurrency" in self.cells else "rate_rps"
+        server, cells = self.resolved.server, self.cells
+        return workload(
+            k=server.k,
+            drafter_loaded=int(server.drafter is not None),
+            acceptance=self.resolved.acceptance,
+            prompt_tokens=cells["prompt_tokens"],
+            output_tokens=cells["output_tokens"],
+            prompt_cv=cells.get("prompt_cv", 0.0),
+            output_cv=cells.get("output_cv", 0.0),
+            **{axis: cells[axis] if axis_values is None else axis_values},
+        )
+
+    def placed(self, inputs: dict[str, Any]) -> Placed:
+        """Stage costs where they run: on one server, or in an assumed structure."""
+        terms, sizes = self.resolved.coefficients, self.resolved.sizes
+        stages = self.posterior.law.stages(terms, sizes, inputs)
+        place = self.resolved.place
+        return Placed((stages,)) if place is None else place(stages, sizes, inputs)
+
+    def route(self) -> Route:
+        """Latency coefficients, which no rate changes."""
+        inputs = self.inputs()
+        return route(self.placed(inputs), inputs)
+
+    def outcome(self, axis_values: Any = None) -> tuple[Outcome, dict[str, Any]]:
+        """What the law says, infinite past the pole, and the workload it says it of."""
+        inputs, resolved = self.inputs(axis_values), self.resolved
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            said = placed_outcome(
+                self.placed(inputs),
+                resolved.coefficients["queue_cycles"],
+                resolved.sizes,
+                inputs,
+                self.posterior.law,
+            )
+            # Past the pole the fixed point has no root and infinity times zero is not a number.
+            said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
+        return said, inputs
+
+    def scatter(
+        self, said: Outcome, inputs: dict[str, Any], metric: str = "e2e", requests: Any = np.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scale of a run's log mean, and variance of log latencies of its requests."""
+        return scatter(self.posterior, said, inputs, metric, requests)
+
+    def support(self, said: Outcome) -> np.ndarray:
+        """Label of every cell."""
+        return support(self.posterior, self.resolved, self.cells, said)
+
+
+def scatter(
+    posterior: Posterior, said: Outcome, inputs: Any, metric: str, requests: Any = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """See :meth:`Arm.scatter`; finite past the pole too."""
+    finite = np.isfinite(said.e2e_s)
+
+    def kept(value: Any, otherwise: Any) -> np.ndarray:
+        return np.where(finite & np.isfinite(value), value, otherwise)
+
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        bounded = said._replace(
+            e2e_s=kept(said.e2e_s, 1.0),
+            ttft_s=kept(said.ttft_s, 1.0),
+            decode_s=kept(said.decode_s, 0.0),
+            prefill_s=kept(said.prefill_s, 0.0),
+            c1_s=kept(said.c1_s, said.c2_s),
+            others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
+        )
+        growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
+        scale = run_scale(metric, posterior.noise, growth, requests)
+        return scale, request_variance(metric, posterior.noise, bounded, inputs)
+
+
+def arm_of(
+    posterior: Posterior,
+    server: Server,
+    load: Load,
+    seed: int = 0,
+    extrapolate: bool = False,
+    started_anew: str | None = None,
+) -> Arm:
+    """A server at a load, within what may be asked of the fit."""
+    if not isinstance(load, Load):
+        raise InputError(f"load = {load!r}: must be bsd.Load(...).")
+    resolved = resolve(posterior, server, seed, started_anew)
+    cells = cells_of(load)
+    refuse_far(posterior, resolved, cells, extrapolate)
+    return Arm(posterior, resolved, cells)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Latency(Answer):
+    """Posterior predictive latency.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        Dims (chain, draw, server, load): ``mean_s``, the long-run mean; ``run_s``, the mean of one
+        run or hour; ``request_s``, one request drawn at random; seconds, infinite where
+        ``saturated``. ``support`` (server, load) is measured, interpolated, extrapolated or
+        assumed structure.
+    metric : str
+        "e2e", "ttft" or "tpot".
+    measured : pandas.DataFrame
+        Runs of these servers, for plots: ``server``, ``rate_rps``, ``concurrency``, ``mean_s``.
+    """
+
+    draws: xr.Dataset
+    metric: str
+    measured: pd.DataFrame
+
+    @property
+    def prob_saturated(self) -> xr.DataArray:
+        """Probability that the rate is at or past capacity, by server and load."""
+        return self.draws["saturated"].mean(SAMPLE)
+
+    def quantile(self, q: float | Sequence[float], of: str = "request") -> xr.DataArray:
+        """Quantiles in seconds of a "request", a "run" or the "mean"; infinite past saturation."""
+        check_of(of)
+        return quantile(self.draws[f"{of}_s"], q)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a server and load: median and 90% interval of the long-run mean and of one run,
+        request percentiles, P(saturated), support."""
+        parts: dict[str, Any] = {}
+        for of, probs in (
+            ("mean", (0.05, 0.5, 0.95)),
+            ("run", (0.05, 0.95)),
+            ("request", (0.5, 0.95, 0.99)),
+        ):
+            values = self.quantile(probs, of)
+            for i, p in enumerate(probs):
+                parts[f"{of}_p{100 * p:02.0f}_s"] = values.isel(quantile=i, drop=True)
+        parts |= {"prob_saturated": self.prob_saturated, "support": self.draws["support"]}
+        return tabulate(xr.Dataset(parts))
+
+    def __str__(self) -> str:
+        sentences = []
+        for row in self.table.groupby("server", sort=False).tail(1).to_dict("records"):
+            axis = next((a for a in UNITS if a in row), None)
+            where = "" if axis is None else f" at {row[axis]:g} {UNITS[axis]}"
+            sentences.append(
+                f"{row['server']}{where}: mean {self.metric} {row['mean_p50_s']:.3g} s (90%: "
+                f"{row['mean_p05_s']:.3g} to {row['mean_p95_s']:.3g}), 95% of requests within "
+                f"{row['request_p95_s']:.3g} s, P(saturated) {row['prob_saturated']:.2f} "
+                f"({row['support']})."
+            )
+        return "\n".join(sentences)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Mean of a run against load with 90% bands, a line a server, and the measured runs."""
+        ax = axes_of(ax)
+        axis = next((a for a in UNITS if a in self.draws.dims), None)
+        if axis is None:
+            raise InputError("A plot needs several rates or concurrencies.")
+        data = self.draws["run_s"]
+        data = data.isel({d: 0 for d in data.dims if d not in (*SAMPLE, "server", axis)})
+        for i, name in enumerate(self.draws["server"].values):
+            values = quantile(data.sel(server=name), [0.05, 0.5, 0.95])
+            own = self.measured[self.measured["server"] == name]
+            band(ax, data[axis].values, values.values, i, str(name), own[axis], own["mean_s"])
+        label = {"e2e": "mean latency", "ttft": "mean TTFT", "tpot": "mean TPOT"}[self.metric]
+        finish(ax, UNITS[axis], f"{label}, s", log=True)
+        return ax
+
+
+def observable(
+    posterior: Posterior,
+    mean_s: Any,
+    saturated: Any,
+    scale: Any,
+    variance: Any,
+    label: str,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """What would be measured: the mean of a run, and one request of it.
+
+    A server's draws share their random numbers over all loads, so that what else is asked changes
+    nothing; servers have random numbers of their own.
+    """
+    rng = generator(seed, f"runs of {label}")
+    t, z = (
+        d(size=(posterior.draws, 1))
+        for d in (lambda size: rng.standard_t(NU, size), rng.standard_normal)
+    )
+    run = draw_runs(mean_s, scale, t)
+    with np.errstate(invalid="ignore"):
+        request = draw_requests(run, variance, z)
+    return {
+        "mean_s": mean_s,
+        "run_s": np.where(saturated, np.inf, run),
+        "request_s": np.where(saturated, np.inf, request),
+        "saturated": saturated,
+    }
+
+
+def labelled(
+    posterior: Posterior, load: Load, values: dict[str, Any], labels: np.ndarray, server: str
+) -> xr.Dataset:
+    """Draws of one server as a dataset with a dim ``server``."""
+    data = xr.Dataset({n: as_array(posterior, load, v) for n, v in values.items()})
+    shape = data["mean_s"].isel(chain=0, draw=0, drop=True)
+    text = np.asarray(labels, dtype=object).reshape(shape.shape)
+    return data.assign(support=shape.copy(data=text)).expand_dims(server=[server])
+
+
+def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
+    """Runs of the servers asked about at the lengths asked about."""
+    rows = []
+    for arm in arms:
+        names = posterior.servers["server"][arm.resolved.measured]
+        own = posterior.runs[posterior.runs["server"].isin(names)]
+        for name in ("prompt_tokens", "output_tokens"):
+            own = own[own[name].isin(np.unique(arm.cells[name]))]
+        rows.append(
+            own[["rate_rps", "concurrency"]].assign(
+                server=arm.resolved.label, mean_s=own[f"{metric}_mean_s"]
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def latency(
+    posterior: Posterior,
+    load: Load,
+    servers: Server | Sequence[Server],
+    metric: str = "e2e",
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> Latency:
+    """See :meth:`bayes_sd.Fit.latency`."""
+    if metric not in METRICS:
+        raise InputError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}.")
+    arms = [arm_of(posterior, server, load, seed, extrapolate) for server in listed(servers)]
+    if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
+        raise InputError("Time per output token needs answers of more than one token.")
+    parts = []
+    for arm in arms:
+        said, inputs = arm.outcome()
+        saturated = said.utilization >= 1
+        mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
+        scale, variance = arm.scatter(said, inputs, metric)
+        label = arm.resolved.label
+        values = observable(posterior, mean, saturated, scale, variance, label, seed)
+        parts.append(labelled(posterior, load, values, arm.support(said), label))
+    draws = xr.concat(parts, dim="server").transpose(*SAMPLE, "server", ...)
+    for name in ("mean_s", "run_s", "request_s"):
+        draws[name].attrs["units"] = "s"
+    return Latency(draws, metric, measured_points(posterior, arms, metric))

@@ -1,0 +1,323 @@
+"""What deciding now may cost, and which runs would lower that most: value of information."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, finish
+from bayes_sd.answers.capacity import WORST
+from bayes_sd.answers.latency import arm_of
+from bayes_sd.answers.schedule import STARTED_ANEW
+from bayes_sd.answers.servers import Server, listed
+from bayes_sd.answers.support import farthest
+from bayes_sd.errors import InputError
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.noise import T_VARIANCE
+from bayes_sd.runs.load import Load
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DRAWS = 1000
+OUTERMOST, TINY = 0.02, 1e-12
+LIKELY_FULL = 0.2  # a run this likely to saturate says little and is no candidate
+NEGLIGIBLE = 1e-3  # of what perfect information is worth: a run that saves less is not proposed
+BEYOND = 3.0  # log latency over the longest that a run shows which turns out to be saturated
+FEWEST_REQUESTS = 4.0
+
+
+class Preposterior:
+    r"""What may be learned about some decisions from runs not yet made.
+
+    How much worse each option is than the one chosen now, and what each run would show, are taken
+    to be jointly normal with the moments of the draws (the knowledge gradient). A run then moves
+    the expected difference :math:`\mu` by a normal amount of standard deviation
+
+    .. math:: \sigma = |c| / \sqrt{v + e^2}, \qquad \text{and is worth} \quad
+        \sigma \varphi(\mu/\sigma) - \mu \Phi(-\mu/\sigma)
+
+    with `c` its covariance with the difference, `v` its variance over draws and `e` its scatter.
+    Of a decision's options the one most worth it counts. Weighting draws by the likelihood of what
+    a run shows needs no normality, and too many draws: a few are left, which agree by chance.
+
+    Parameters
+    ----------
+    losses : numpy.ndarray
+        Loss of every option of every decision in every draw, (decisions, options, draws), on a
+        scale on which they are about normal; an option that a decision lacks has an infinite loss
+        throughout.
+    mean, scale : numpy.ndarray
+        What each possible run would show: the law's log mean latency and the run's scatter about
+        it, (runs, draws).
+
+    References
+    ----------
+    Frazier, Powell, Dayanik (2009), the correlated knowledge gradient.
+    """
+
+    def __init__(self, losses: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
+        apart, decisions = [np.zeros((0, losses.shape[-1]))], list[int]()
+        for decision, options in enumerate(losses):
+            real = options[np.isfinite(options).all(axis=1)]
+            if not len(real):
+                continue
+            best = int(real.mean(axis=1).argmin())
+            others = np.delete(real, best, axis=0) - real[best]
+            apart.append(others)
+            decisions += [decision] * len(others)
+        self._decision = np.array(decisions, int)
+        difference, shown = _bulk(np.concatenate(apart)), _bulk(mean)
+        self._mu = np.abs(difference.mean(axis=1))
+        centred = [x - x.mean(axis=1, keepdims=True) for x in (difference, shown)]
+        draws = losses.shape[-1]
+        self._variance = (centred[0] ** 2).mean(axis=1)
+        self._with_runs = centred[0] @ centred[1].T / draws
+        self._among_runs = centred[1] @ centred[1].T / draws
+        known = np.isfinite(scale)  # a draw that says "saturated" knows no scatter
+        squares = np.where(known, scale, 0.0) ** 2
+        self._noise = squares.sum(axis=1) / np.maximum(known.sum(axis=1), 1) * T_VARIANCE
+
+    def worth(self, chosen: Sequence[int] = ()) -> np.ndarray:
+        """What each run is worth after those in `chosen`, and they with it: (runs,).
+
+        As a share of what perfect information is worth.
+        """
+        told, towards, among = np.zeros(len(self._mu)), self._with_runs, self._among_runs
+        for run in chosen:
+            total = among[run, run] + self._noise[run]
+            told = told + towards[:, run] ** 2 / total
+            towards = towards - np.outer(towards[:, run], among[run]) / total
+            among = among - np.outer(among[:, run], among[run]) / total
+        gain = towards**2 / (np.diag(among) + self._noise)
+        most = self._saved(self._variance[:, None])[0]
+        saved = self._saved(np.minimum(told[:, None] + gain, self._variance[:, None]))
+        return np.asarray(saved / most if most > 0 else 0.0 * saved)
+
+    def _saved(self, variance: np.ndarray) -> np.ndarray:
+        """Loss that is expected to be saved, by column of what is learned of the differences."""
+        from scipy.special import ndtr
+
+        sigma = np.sqrt(np.maximum(variance, TINY))
+        z = self._mu[:, None] / sigma
+        density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+        each = np.maximum(sigma * (density - z * ndtr(-z)), 0.0)
+        best = np.zeros((self._decision.max(initial=-1) + 1, variance.shape[1]))
+        np.maximum.at(best, self._decision, each)
+        return np.asarray(best.sum(axis=0))
+
+
+def regret(losses: np.ndarray) -> float:
+    """Expected loss of the best choices now beyond that of choices made with all known."""
+    best = losses.mean(axis=-1).min(axis=1)
+    return float((best - losses.min(axis=1).mean(axis=-1)).mean())
+
+
+def _bulk(values: np.ndarray) -> np.ndarray:
+    """Rows with their outermost draws drawn in: moments are to speak of the bulk."""
+    low, high = np.quantile(values, [OUTERMOST, 1 - OUTERMOST], axis=1, keepdims=True)
+    return np.asarray(np.clip(values, low, high))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NextRuns(Answer):
+    """Deciding now, and what else to measure.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        Dims (chain, draw, server, load): ``mean_s``, of which the choice is made.
+    choices : pandas.DataFrame
+        A row a load: ``server`` to run now, ``prob_best``, ``prob_all_saturated`` (no server
+        serves that rate), ``regret_ms`` (expected latency lost to the best server had it been
+        known), ``support``.
+    regret_ms : float
+        Its mean over the loads: what perfect information is worth, per request.
+    table : pandas.DataFrame
+        Runs worth measuring, the best first: ``server``, the load, ``minutes``, ``saves_ms``,
+        ``saves_ms_per_minute``, ``regret_left_ms``.
+    servers : list of Server
+    load : Load
+    """
+
+    draws: xr.Dataset
+    choices: pd.DataFrame
+    regret_ms: float
+    rows: pd.DataFrame
+    servers: list[Server]
+    load: Load
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Runs worth measuring, the best first."""
+        return self.rows
+
+    def __str__(self) -> str:
+        said = f"Deciding now is expected to cost {self.regret_ms:.3g} ms a request"
+        if self.rows.empty:
+            return f"{said}; no run would pay."
+        first = self.rows.iloc[0]
+        return (
+            f"{said}; measure first {first['server']} at {first[self.load.axis]:g} "
+            f"{UNITS[self.load.axis]}, which saves {first['saves_ms']:.3g} ms of it in "
+            f"{first['minutes']:.3g} minutes."
+        )
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Expected regret left against minutes of measuring."""
+        ax = axes_of(ax)
+        minutes = [0.0, *self.rows["minutes"].cumsum()]
+        left = [self.regret_ms, *self.rows["regret_left_ms"]]
+        ax.step(minutes, left, where="post", color=COLORS[1], marker="o")
+        ax.set_ylim(0, None)
+        finish(ax, "minutes of measuring", "expected regret, ms a request", legend=False)
+        return ax
+
+    def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
+        """The proposed runs by server: rate_rps or concurrency, and lengths."""
+        prompt, output = self.load.lengths
+        grouped = []
+        for server in self.servers:
+            rows = self.rows[self.rows["server"] == str(server)]
+            lengths = {"prompt": int(prompt), "output": int(output)}
+            runs = [{self.load.axis: float(v)} | lengths for v in rows[self.load.axis]]
+            if runs:
+                grouped.append((server, runs))
+        return grouped
+
+
+def next_runs(
+    posterior: Posterior,
+    load: Load,
+    servers: Sequence[Server],
+    runs: int = 6,
+    run_seconds: float = 30.0,
+    server_seconds: float = 60.0,
+    server: str = "measured",
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> NextRuns:
+    """See :meth:`bayes_sd.Fit.next_runs`."""
+    if server not in ("measured", "next"):
+        raise InputError(f"server = {server!r}: must be measured or next.")
+    each = listed(servers, fewest=2)
+    if not (isinstance(runs, int) and runs >= 0):
+        raise InputError(f"runs = {runs!r}: must be a whole number of at least 0.")
+    for name, value in (("run_seconds", run_seconds), ("server_seconds", server_seconds)):
+        if not (np.isfinite(value) and value >= 0) or (name == "run_seconds" and value == 0):
+            raise InputError(f"{name} = {value!r}: must be a positive number of seconds.")
+    if any(one.structure is not None for one in each):
+        raise InputError(
+            "An assumed structure cannot be measured: ask about the server as it runs, without it."
+        )
+    thin, values = posterior.thin(DRAWS), np.ravel(load.cells[load.axis].values).astype(float)
+    load = load.with_axis(values.tolist())
+    if (values <= 0).any():
+        raise InputError("The rates that are chosen for must be above 0.")
+    losses, means, scales, reach = [], [], [], []
+    for one in each:
+        arm = arm_of(thin, one, load, seed, extrapolate)
+        said, inputs = arm.outcome()
+        mean = said.e2e_s
+        if server == "next":  # not one of those whose luck has been measured
+            mean = arm_of(thin, one, load, seed, extrapolate, STARTED_ANEW).outcome()[0].e2e_s
+        losses.append(mean.T)
+        served = values if load.axis == "rate_rps" else np.median(values / said.e2e_s, axis=0)
+        requests = np.maximum(served * run_seconds, FEWEST_REQUESTS)
+        scale, variance = arm.scatter(said, inputs, requests=requests)
+        means.append(np.log(np.where(np.isfinite(said.e2e_s), said.e2e_s, np.nan)).T)
+        scales.append(np.where(np.isfinite(said.e2e_s), scale**2 + variance / requests, np.nan).T)
+        reach.append(np.ravel(arm.support(said)))
+    latency_s = np.stack(losses, axis=1)  # (loads, servers, draws)
+    cost = _bounded(latency_s)
+    names = [str(one) for one in each]
+    served_by_any = np.isfinite(latency_s).any(axis=1)
+    choices = _choices(cost, names, load.axis, values, np.stack(reach), served_by_any)
+    every, saturates = np.concatenate(means), np.isnan(np.concatenate(means)).mean(axis=1)
+    usable = np.flatnonzero(saturates < LIKELY_FULL)
+    # Where a draw says "saturated", the run would show a latency beyond all others.
+    longest = np.nanmax(every[usable]) if usable.size else 0.0
+    shown = np.where(np.isnan(every[usable]), longest + BEYOND, every[usable])
+    known = Preposterior(np.log(cost), shown, np.sqrt(np.concatenate(scales)[usable]))
+    candidates = [(names[i // len(values)], float(values[i % len(values)])) for i in usable]
+    perfect_ms = 1e3 * regret(cost)
+    minutes = run_seconds / 60, server_seconds / 60
+    rows = _greedy(known, perfect_ms, candidates, load.axis, runs, minutes)
+    shape = (*thin.shape, len(names), len(values))
+    draws = xr.Dataset(
+        {"mean_s": ((*SAMPLE, "server", load.axis), latency_s.transpose(2, 1, 0).reshape(shape))},
+        coords={"server": names, load.axis: values},
+    )
+    return NextRuns(draws, choices, perfect_ms, rows, each, load)
+
+
+def _bounded(losses: np.ndarray) -> np.ndarray:
+    """Losses up to a multiple of the best server's, so that a saturated one has a finite one."""
+    best = losses.min(axis=1)
+    known = best[np.isfinite(best)]
+    ceiling = WORST * (np.median(known) if known.size else 1.0)
+    return np.minimum(losses, np.minimum(WORST * best[:, None, :], ceiling))
+
+
+def _choices(
+    cost: np.ndarray,
+    names: list[str],
+    axis: str,
+    values: np.ndarray,
+    labels: np.ndarray,
+    served: np.ndarray,
+) -> pd.DataFrame:
+    pick = cost.mean(axis=-1).argmin(axis=1)
+    at = np.arange(len(values))
+    chosen, best = cost[at, pick], cost.min(axis=1)
+    return pd.DataFrame(
+        {
+            axis: values,
+            "server": np.array(names, object)[pick],
+            "prob_best": ((chosen <= best) & served).mean(axis=-1),
+            "prob_all_saturated": (~served).mean(axis=-1),
+            "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
+            "support": [farthest(column) for column in labels.T],
+        }
+    )
+
+
+def _greedy(
+    known: Preposterior,
+    perfect_ms: float,
+    candidates: list[tuple[str, float]],
+    axis: str,
+    runs: int,
+    minutes: tuple[float, float],
+) -> pd.DataFrame:
+    """One run after the other, each the one that saves most per minute after those before."""
+    share, begun, chosen = 0.0, set[str](), list[int]()
+    rows: list[dict[str, Any]] = []
+    while len(chosen) < min(runs, len(candidates)):
+        saves = known.worth(chosen) - share
+        options = []
+        for i in set(np.flatnonzero(saves > NEGLIGIBLE).tolist()) - set(chosen):
+            takes = minutes[0] + (0.0 if candidates[i][0] in begun else minutes[1])
+            options.append((perfect_ms * saves[i] / takes, takes, i))
+        if not options:
+            break
+        rate, takes, best = max(options)
+        name, value = candidates[best]
+        chosen.append(best)
+        begun.add(name)
+        share += float(saves[best])
+        rows.append(
+            {
+                "server": name,
+                axis: value,
+                "minutes": takes,
+                "saves_ms": rate * takes,
+                "saves_ms_per_minute": rate,
+                "regret_left_ms": perfect_ms * (1 - share),
+            }
+        )
+    columns = ["server", axis, "minutes", "saves_ms", "saves_ms_per_minute", "regret_left_ms"]
+    return pd.DataFrame(rows, columns=columns)

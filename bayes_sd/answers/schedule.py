@@ -1,0 +1,323 @@
+"""The best draft length for every batch size, as the table vLLM takes, and what it will do."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, finish
+from bayes_sd.answers.latency import Arm, Latency, arm_of, labelled, measured_points, observable
+from bayes_sd.answers.servers import Server, draft_lengths, name_of
+from bayes_sd.answers.support import farthest
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.noise import (
+    explained,
+    request_quantile_s,
+    run_scale,
+    share_within,
+    spread,
+)
+from bayes_sd.physics.queue import mean_in_flight, occupancy
+from bayes_sd.runs.load import Load
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
+BATCH_MAX = 1024
+HOPELESS = 0.999  # chance of missing an SLO even alone from which no schedule is given
+STARTED_ANEW = "scheduled server"  # its own effect is one draw, whatever it drafts
+REACHED = 0.01  # probability of a batch size at a rate from which its support matters
+PLACEHOLDER = "PATH_OR_NAME_OF_{}"  # where vLLM needs a drafter's path that nobody gave
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Schedule(Answer):
+    """Draft tokens by batch size, and the latency of a server that follows them.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no other
+        candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost to
+        the best candidate had it been known; for an SLO the probability lost, in
+        ``expected_regret``), ``support``.
+    latency : Latency
+        At the loads asked about.
+    drafter : str
+    candidates : tuple of int
+        Draft lengths that were compared.
+    method, model : str
+        Of vLLM's ``--speculative-config``: as recorded with the runs; "" where unknown.
+    """
+
+    rows: pd.DataFrame
+    latency: Latency
+    drafter: str
+    candidates: tuple[int, ...]
+    method: str = ""
+    model: str = ""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for neighbouring batch sizes of one draft length."""
+        return self.rows
+
+    @property
+    def draws(self) -> xr.Dataset:  # type: ignore[override]
+        """Latency under the schedule, as in :class:`Latency`."""
+        return self.latency.draws
+
+    def __str__(self) -> str:
+        parts = [
+            f"k = {row['k']} for {row['lo']}"
+            + (f" to {row['hi']}" if row["hi"] > row["lo"] else "")
+            for row in self.rows.to_dict("records")
+        ]
+        label = farthest(self.rows["support"])
+        return (
+            f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)} ({label})."
+        )
+
+    def to_vllm(self) -> list[list[int]]:
+        """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
+        columns = (self.rows[name].tolist() for name in ("lo", "hi", "k"))
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def speculative_config(self, **keys: Any) -> dict[str, Any]:
+        """The object of ``--speculative-config``.
+
+        Parameters
+        ----------
+        **keys
+            ``method``, ``model`` or any other key of vLLM's, in place of what the runs recorded. A
+            model that neither says is an obvious placeholder.
+
+        Raises
+        ------
+        EvidenceError
+            If no batch size drafts: then a plain server is the answer.
+        """
+        top = int(self.rows["k"].max())
+        if top == 0:
+            raise EvidenceError(
+                "No batch size is worth drafting for: serve without a speculative config."
+            )
+        method = keys.get("method") or self.method or "draft_model"
+        config: dict[str, Any] = {"method": method}
+        if method not in ("ngram", "suffix", "mtp"):  # these have no model of their own
+            config["model"] = self.model or PLACEHOLDER.format(self.drafter)
+        config |= {
+            "num_speculative_tokens": top,
+            "num_speculative_tokens_per_batch_size": self.to_vllm(),
+        }
+        return config | {name: value for name, value in keys.items() if value}
+
+    def command_line(self, **keys: Any) -> str:
+        """The option to paste behind ``vllm serve``; arguments as of `speculative_config`."""
+        return f"--speculative-config '{json.dumps(self.speculative_config(**keys))}'"
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draft length against requests in flight."""
+        ax = axes_of(ax)
+        edges = [*self.rows["lo"], self.rows["hi"].iloc[-1] + 1]
+        ax.stairs(self.rows["k"], edges, color=COLORS[1], lw=1.6, baseline=None, label=self.drafter)
+        ax.set_yticks(self.candidates)
+        finish(ax, UNITS["concurrency"], "draft tokens per cycle")
+        return ax
+
+
+def schedule(
+    posterior: Posterior,
+    load: Load,
+    server: Server,
+    k: Sequence[int],
+    max_batch: int | None = None,
+    loss: str = "mean",
+    slo_s: float | None = None,
+    confidence: float = 0.6,
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> Schedule:
+    """See :meth:`bayes_sd.Fit.schedule`."""
+    ks = sorted(draft_lengths(k))
+    top = 64 if max_batch is None else max_batch
+    if load.axis == "concurrency" and max_batch is None:
+        top = max(top, int(np.ceil(load.cells["concurrency"].max())))
+    _check(ks, top, loss, slo_s, confidence)
+    if server.drafter is None:
+        raise InputError("A schedule is for a server with a drafter: give <<drafter>>.")
+    prompt, output = load.lengths
+    batches = Load(concurrency=list(range(1, top + 1)), prompt=prompt, output=output)
+    thin = posterior.thin(DRAWS)
+    # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0 the
+    # drafter stays loaded: that is the server a schedule falls back to.
+    arms = [
+        arm_of(thin, server.with_k(one), batches, seed, extrapolate, STARTED_ANEW) for one in ks
+    ]
+    said = [arm.outcome() for arm in arms]
+    each = [
+        (outcome.e2e_s, arm.scatter(outcome, w)[1])
+        for arm, (outcome, w) in zip(arms, said, strict=True)
+    ]
+    losses = np.stack([_loss(mean, variance, loss, slo_s) for mean, variance in each])
+    labels = np.stack([arm.support(outcome) for arm, (outcome, _) in zip(arms, said, strict=True)])
+    if slo_s is not None and losses[:, :, 0].mean(axis=1).min() > HOPELESS:
+        alone_s = min(float(np.median(mean[:, 0])) for mean, _ in each)
+        raise EvidenceError(
+            f"slo_s = {slo_s:g}: no request can be expected to be served within it at any load; "
+            f"alone and at the best draft length one takes about {alone_s:.3g} s."
+        )
+    chosen = _choose(losses, confidence)
+    rows = _rows(_cells(losses, labels, chosen, ks, slo_s is not None), slo_s is not None)
+    at = np.arange(top)
+    mean = np.stack([m for m, _ in each])[chosen, :, at].T
+    lengths = np.stack([np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said])[
+        chosen, :, at
+    ].T
+    followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
+    method, model = _recorded(posterior, server)
+    return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
+
+
+def _check(
+    ks: list[int], max_batch: int, loss: str, slo_s: float | None, confidence: float
+) -> None:
+    if len(ks) < 2:
+        raise InputError(f"k = {ks}: give at least two draft lengths to choose from.")
+    if not (isinstance(max_batch, int) and 1 <= max_batch <= BATCH_MAX):
+        raise InputError(f"max_batch = {max_batch!r}: must be a whole number, 1 to {BATCH_MAX}.")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence = {confidence!r}: must lie in [0.5, 1).")
+    percentile = isinstance(loss, str) and loss[:1] == "p" and loss[1:].isdigit()
+    if loss != "mean" and not (percentile and 0 < int(loss[1:]) < 100):
+        raise InputError(f"loss = {loss!r}: must be 'mean', or a percentile as 'p95'.")
+    if slo_s is not None and loss != "mean":
+        raise InputError(f"loss = {loss!r} and slo_s = {slo_s!r}: give one of the two.")
+    if slo_s is not None and not (np.isreal(slo_s) and np.isfinite(slo_s) and slo_s > 0):
+        raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
+
+
+def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
+    """Loss of every draw: mean latency, a percentile of single requests, or P(over the SLO)."""
+    if slo_s is not None:
+        return 1 - share_within(slo_s, mean_s, variance)
+    if loss == "mean":
+        return np.asarray(mean_s)
+    return np.asarray(request_quantile_s(mean_s, variance, int(loss[1:]) / 100))
+
+
+def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
+    """Index of the smallest k that the best one does not beat with `confidence`, by batch size."""
+    best = losses.mean(axis=1).argmin(axis=0)
+    of_best = np.take_along_axis(losses, best[None, None, :], axis=0)
+    beaten = (of_best < losses).mean(axis=1) >= confidence
+    return np.asarray((~beaten).argmax(axis=0))
+
+
+def _cells(
+    losses: np.ndarray, labels: np.ndarray, chosen: np.ndarray, ks: list[int], slo: bool
+) -> pd.DataFrame:
+    """One row a batch size."""
+    pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
+    best, at = losses.min(axis=0), np.arange(len(chosen))
+    cells = {
+        "k": np.array(ks)[chosen],
+        "prob_best": (pick <= best).mean(axis=0),
+        "regret": (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
+        "support": labels[chosen, at],
+    }
+    if slo:
+        cells["prob_within"] = 1 - pick.mean(axis=0)
+    return pd.DataFrame(cells, index=at + 1)
+
+
+def _rows(cells: pd.DataFrame, slo: bool) -> pd.DataFrame:
+    """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
+    group = (cells["k"] != cells["k"].shift()).cumsum()
+    rows = []
+    for _, own in cells.groupby(group):
+        row = {
+            "lo": int(own.index[0]),
+            "hi": int(own.index[-1]),
+            "k": int(own["k"].iloc[0]),
+            "prob_best": float(own["prob_best"].mean()),
+            "expected_regret" if slo else "expected_regret_ms": float(own["regret"].mean()),
+        }
+        if slo:
+            row["prob_within_slo"] = float(own["prob_within"].min())
+        rows.append(row | {"support": farthest(own["support"])})
+    return pd.DataFrame(rows)
+
+
+def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
+    """How vLLM was told to draft in the runs of this drafter, where they agree."""
+    runs = posterior.runs
+    own = runs[runs["drafter"] == server.drafter]
+    if isinstance(server.verifier, str) and (own["verifier"] == server.verifier).any():
+        own = own[own["verifier"] == server.verifier]
+    values = []
+    for name in ("drafter_method", "drafter_path"):
+        known = own[name][own[name] != ""].unique() if name in own else []
+        values.append(str(known[0]) if len(known) == 1 else "")
+    return values[0], values[1]
+
+
+def _followed(
+    posterior: Posterior,
+    load: Load,
+    arm: Arm,
+    mean_s: np.ndarray,
+    lengths: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+) -> Latency:
+    """Latency of a server whose requests in flight decide its draft length.
+
+    At a rate requests come and go at random, and the draft length with their number, so latency is
+    Little's over the distribution of the requests in flight, see
+    :func:`bayes_sd.physics.queue.occupancy`. `mean_s` and `lengths` (the variance of log latency
+    that accepted lengths explain) are by batch size.
+    """
+    values = np.ravel(load.cells[load.axis].values).astype(float)
+    top = mean_s.shape[1]
+    if load.axis == "concurrency":
+        at = np.minimum(np.ceil(values).astype(int), top) - 1
+        mean, explained_at = mean_s[:, at], lengths[:, at]
+        crowding = (mean / mean_s[:, :1] - 1) * (
+            mean_s[:, 1:2] / mean_s[:, :1] - 1 if top > 1 else 0
+        )
+        crowding, stuck, reach = np.maximum(crowding, 0.0), np.zeros(mean.shape, bool), labels[at]
+    else:
+        if (values <= 0).any():
+            raise InputError("A schedule is asked about at rates above 0.")
+        p = occupancy(mean_s[:, None, :], values)
+        with np.errstate(invalid="ignore"):
+            mean = mean_in_flight(p, mean_s[:, None, :], values) / values
+        # Requests see the server at the batch sizes at which they spend their time.
+        seen = p[..., 1:] * np.arange(1.0, top + 1)
+        seen = seen / seen.sum(axis=-1, keepdims=True)
+        typical = (seen * mean_s[:, None, :]).sum(axis=-1)
+        crowd = p[..., 1:] / np.maximum(p[..., 1:].sum(axis=-1, keepdims=True), 1e-300)
+        centre = (crowd * mean_s[:, None, :]).sum(axis=-1, keepdims=True)
+        crowding = (crowd * (mean_s[:, None, :] - centre) ** 2).sum(axis=-1) / typical**2
+        explained_at = (seen * lengths[:, None, :]).sum(axis=-1)
+        stuck = ~np.isfinite(mean)
+        reached = (p.mean(axis=0) > REACHED)[:, 1:]
+        reach = np.array(
+            [farthest(labels[row] if row.any() else labels[:1]) for row in reached], object
+        )
+    variance = spread("e2e", posterior.noise, crowding, explained_at)
+    growth = np.maximum(np.where(stuck, 1.0, mean) / mean_s[:, :1] - 1, 0.0)
+    scale = run_scale("e2e", posterior.noise, np.where(stuck, 0.0, growth))
+    label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
+    draws = observable(posterior, mean, stuck, scale, variance, label, seed)
+    data = labelled(posterior, load, draws, reach, label).transpose(*SAMPLE, "server", ...)
+    for name in ("mean_s", "run_s", "request_s"):
+        data[name].attrs["units"] = "s"
+    return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

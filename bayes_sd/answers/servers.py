@@ -1,0 +1,291 @@
+"""Which server a question is about: measured ones by name, new ones by size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.model.acceptance import generator
+from bayes_sd.model.design import NONE, SERVER, coefficients, same_key, server_label
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
+from bayes_sd.physics.structures import Placed, Structure
+from bayes_sd.runs.sizes import Size
+
+
+@dataclass(frozen=True)
+class Server:
+    """A verifier, and for speculative decoding a drafter and its draft length.
+
+    Parameters
+    ----------
+    verifier : str or Size
+        A measured verifier by name, or an unmeasured one by size.
+    drafter : str or Size, optional
+        Likewise. Without one the server is plain.
+    k : int
+        Draft tokens per cycle; 0 with a drafter is a server that could draft and does not.
+    acceptance : float or sequence of float, optional
+        Acceptance rate per token, or one for each position, in [0, 1]. By default what was
+        measured on this pair, with its uncertainty; a pair nobody measured needs it.
+    environment : str, optional
+        Where it runs, of the measured environments; may be left out when the verifier has run in
+        one only.
+    structure : Structure, optional
+        What to assume of where drafting, verifying and prefill run, of :mod:`bayes_sd.structures`;
+        by default all on one server, as measured. Answers are labelled "assumed structure".
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> print(bsd.Server("llama-8b", bsd.Size(0.5e9), k=3, acceptance=0.7))
+    llama-8b + new 5e+08 (5e+08 active) @ 0.7, k = 3
+    """
+
+    verifier: str | Size
+    drafter: str | Size | None = None
+    k: int = 0
+    acceptance: float | Sequence[float] | None = None
+    environment: str | None = None
+    structure: Structure | None = None
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("verifier", str | Size), ("drafter", str | Size | None)):
+            if not isinstance(getattr(self, name), kinds):
+                raise InputError(
+                    f"{name} = {getattr(self, name)!r}: must be the name of a measured one, or "
+                    "the size of a new one."
+                )
+        object.__setattr__(self, "k", draft_lengths(self.k)[0])
+        if self.k > 0 and self.drafter is None:
+            raise InputError(f"k = {self.k} needs a drafter: give <<drafter>>.")
+        if not isinstance(self.structure, Structure | None):
+            raise InputError(f"structure = {self.structure!r}: must be one of bsd.structures.")
+        if self.acceptance is not None:
+            rates = np.asarray(self.acceptance)
+            number = rates.dtype.kind in "iuf" and rates.ndim <= 1 and rates.size > 0
+            if not number or not ((rates >= 0) & (rates <= 1)).all():
+                raise InputError(
+                    f"acceptance = {self.acceptance!r}: must be a number in [0, 1], or one for "
+                    "each position."
+                )
+            plain = float(rates) if rates.ndim == 0 else tuple(float(r) for r in rates)
+            object.__setattr__(self, "acceptance", plain)
+
+    def __str__(self) -> str:
+        words = name_of(self.verifier)
+        if self.drafter is None:
+            words += ", plain"
+        else:
+            words += f" + {name_of(self.drafter)}"
+            if self.acceptance is not None:
+                rates = np.atleast_1d(self.acceptance)
+                words += " @ " + ", ".join(f"{rate:g}" for rate in rates)
+            words += f", k = {self.k}"
+        return words + (f", {self.environment}" if self.environment else "")
+
+    def with_k(self, k: int) -> "Server":
+        """The same server with another draft length, its drafter loaded."""
+        return replace(self, k=k)
+
+
+def name_of(model: str | Size | None) -> str:
+    """A model's name, or what a new one is called."""
+    return NONE if model is None else model if isinstance(model, str) else model.label
+
+
+def draft_lengths(k: int | Sequence[int], lowest: int = 0) -> list[int]:
+    """Draft lengths asked for, checked, each once."""
+    values = np.atleast_1d(np.asarray(k))
+    if (
+        values.size == 0
+        or values.dtype.kind not in "iuf"
+        or not np.isfinite(values).all()
+        or (values != np.floor(values)).any()
+        or (values < lowest).any()
+        or (values > DRAFT_TOKENS_MAX).any()
+    ):
+        raise InputError(
+            f"k = {k!r}: must be one or more whole numbers of at least {lowest}, "
+            f"at most {DRAFT_TOKENS_MAX}."
+        )
+    return list(dict.fromkeys(int(v) for v in values.ravel()))
+
+
+def listed(servers: Server | Sequence[Server], fewest: int = 1) -> list[Server]:
+    """The servers of a question, each once."""
+    each = [servers] if isinstance(servers, Server) else list(servers)
+    for server in each:
+        if not isinstance(server, Server):
+            raise InputError(f"servers = {server!r}: must be bsd.Server(...), or a list of them.")
+    each = list(dict.fromkeys(each))
+    if len(each) < fewest:
+        raise InputError(f"servers: at least {fewest} different ones are needed, got {len(each)}.")
+    return each
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A server ready to compute with.
+
+    `coefficients` are (draws, 1) arrays, `sizes` numbers, `acceptance` a rate for each position;
+    `measured` says that this very server ran, and `positions` at how many positions its pair's
+    acceptance was counted (None where acceptance is given); `place` puts stage costs where an
+    assumed structure has them, None where it changes nothing.
+    """
+
+    server: Server
+    coefficients: Mapping[str, Any]
+    sizes: Mapping[str, float]
+    acceptance: list[Any]
+    environment: str
+    measured: np.ndarray
+    positions: int | None
+    place: Callable[..., Placed] | None
+
+    @property
+    def label(self) -> str:
+        """Name in answers."""
+        return str(self.server)
+
+
+def environment_of(posterior: Posterior, server: Server) -> str:
+    """Where a server runs."""
+    known = posterior.environments
+    if server.environment is not None:
+        if server.environment not in known:
+            raise InputError(
+                f"The fit has no environment {server.environment!r}; it knows {'; '.join(known)}."
+            )
+        return server.environment
+    ran = posterior.servers
+    ran = ran[ran["verifier"] == server.verifier] if isinstance(server.verifier, str) else ran
+    own = sorted(str(e) for e in ran["environment"].unique()) or known
+    if len(own) > 1:
+        raise InputError(
+            f"{name_of(server.verifier)} could run in {len(own)} environments; choose one with "
+            f"<<environment>>: {'; '.join(own)}."
+        )
+    return own[0]
+
+
+def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
+    """The measured pair of a server; None if it is new or nothing is drafted."""
+    v, d, given = server.verifier, server.drafter, server.acceptance
+    if not isinstance(v, str) or not isinstance(d, str):
+        return None
+    table = posterior.servers
+    rows = table[(table["verifier"] == v) & (table["drafter"] == d) & (table["draft_tokens"] > 0)]
+    imposed = sorted(rows["acceptance_imposed"].dropna().unique())
+    pair: dict[str, Any] = {"verifier": v, "drafter": d}
+    if rows["acceptance_imposed"].isna().any():
+        return pair | {"acceptance_imposed": np.nan}
+    if isinstance(given, float):
+        return pair | {"acceptance_imposed": given} if given in imposed else None
+    if given is None and len(imposed) > 1:
+        rates = ", ".join(f"{a:g}" for a in imposed)
+        raise InputError(
+            f"{v} + {d} was measured at acceptance {rates}; choose one with <<acceptance>>."
+        )
+    return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
+
+
+def _row_of(known: Any, level: str, model: str | Size | None, flag: str) -> int | None:
+    """Position of a measured model in its table; None for a new one."""
+    if not isinstance(model, str):
+        return None
+    names = known.index.tolist()
+    if model not in names:
+        raise InputError(
+            f"The fit has no {level} {model!r}; it knows {', '.join(names) or 'none'}. "
+            f"For one nobody measured give its size ({flag})."
+        )
+    return int(names.index(model))
+
+
+def resolve(
+    posterior: Posterior, server: Server, seed: int = 0, started_anew: str | None = None
+) -> Resolved:
+    """Coefficients, sizes and acceptance of a server.
+
+    By default it is the one that was measured, if it was; with `started_anew` it is another of
+    that name, whose own effect is drawn, the same for every draft length.
+
+    Raises
+    ------
+    InputError
+        If a name is not known to the fit, or a choice is open.
+    EvidenceError
+        If its acceptance was neither given nor measured.
+    """
+    v, d = server.verifier, server.drafter
+    verifier_i = _row_of(posterior.verifiers, "verifier", v, "<<new_verifier>>")
+    if isinstance(v, Size):
+        sizes = {name: float(value) for name, value in v.features().items()}
+    else:
+        sizes = {str(n): float(x) for n, x in posterior.verifiers.iloc[verifier_i].items()}
+    drafter_i = _row_of(posterior.drafters, "drafter", d, "<<new_drafter>>")
+    sizes["drafter"] = d.active / 1e9 if isinstance(d, Size) else 0.0
+    if drafter_i is not None:
+        sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])
+    environment, pair = environment_of(posterior, server), find_pair(posterior, server)
+    key = {
+        "verifier": v if isinstance(v, str) else "",
+        "drafter": name_of(d) if d is None or isinstance(d, str) else "",
+        "acceptance_imposed": pair["acceptance_imposed"] if pair and server.k else np.nan,
+        "draft_tokens": server.k,
+        "environment": environment,
+    }
+    known = same_key(posterior.servers, SERVER, key)
+    if server.k and pair is None:
+        known &= False
+    index = int(np.flatnonzero(known)[0]) if known.any() and started_anew is None else None
+    label = f"{started_anew} of {name_of(v)}"
+    if started_anew is None:
+        names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
+        label = server_label(names, len(posterior.environments) > 1)
+    ones = [1.0, 1.0]
+    drafter = ones if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
+    terms = coefficients(
+        posterior.law_terms,
+        verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
+        drafter=drafter,
+        server=posterior.factors("server", index, label, seed),
+        environment=posterior.environment_factors(environment),
+    )
+    place = None
+    if server.structure is not None and (d is not None or server.structure.changes_plain):
+        place = server.structure.drawn(posterior.draws, lambda name: generator(seed, name))
+    rates, positions = _acceptance(posterior, server, pair, seed)
+    return Resolved(server, terms, sizes, rates, environment, known, positions, place)
+
+
+def _acceptance(
+    posterior: Posterior, server: Server, pair: dict[str, Any] | None, seed: int
+) -> tuple[list[Any], int | None]:
+    """Acceptance by position, given or measured, and how many positions were counted."""
+    k, given = server.k, server.acceptance
+    if k == 0:
+        return [], None
+    # A single rate may only say which measured pair is meant; that pair's counts then tell it.
+    chooses = pair is not None and isinstance(given, float) and given == pair["acceptance_imposed"]
+    if given is not None and not chooses:
+        if isinstance(given, float):
+            return [given] * k, None
+        if len(given) < k:
+            raise InputError(f"k = {k} needs {k} acceptance rates, {len(given)} given.")
+        return list(given[:k]), None
+    rates = None if pair is None else posterior.acceptance(pair, k, seed)
+    if rates is None:
+        raise EvidenceError(
+            f"No acceptance was measured for {name_of(server.verifier)} + "
+            f"{name_of(server.drafter)}; give one with <<acceptance>>, as 0.7."
+        )
+    return rates, posterior.measured_positions(pair or {}) or None

@@ -1,1 +1,0 @@
-"""Drive a real vLLM server over a plan of runs and save what it measured."""

@@ -1,1 +1,0 @@
-"""Decisions from a fit: draft schedules."""

@@ -1,1 +1,0 @@
-"""Sampling, the convergence gate, and the frozen Fit."""

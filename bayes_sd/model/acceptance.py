@@ -1,0 +1,110 @@
+"""Acceptance of draft tokens: its own likelihood, solved exactly, and positions nobody measured."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.model.design import NONE, PAIR, observed_acceptance, same_key
+
+PRIOR_TRIALS = 10.0  # weight, in tokens, of a pair's mean rate on the rate of one position
+STEP_SD = 0.3  # of the logit of acceptance from one position to the next, before any is measured
+
+
+def generator(seed: int, label: str) -> np.random.Generator:
+    """Random numbers of one named thing, so that all answers about it share them."""
+    return np.random.default_rng([seed, zlib.crc32(label.encode("utf-8", "replace"))])
+
+
+def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> xr.Dataset:
+    """Posterior draws of acceptance for every verifier-drafter pair.
+
+    Accepted counts by position are a chain of binomials, ``accepted_j ~ Binomial(accepted_{j-1},
+    p_j)`` with ``accepted_0`` the number of cycles, so a Beta prior gives a Beta posterior: no
+    sampler is needed. Counts without positions stand for those that one rate, equal at all
+    positions, would have given. A position nobody measured is NaN; a pair without counts has its
+    imposed rate, or NaN.
+    """
+    drafted = table[(table["drafter"] != NONE) & (table["draft_tokens"] > 0)]
+    groups = list(drafted.groupby(PAIR, dropna=False, sort=True))
+    last = int(drafted["draft_tokens"].max()) if len(drafted) else 1
+    by_position = np.full((*shape, len(groups), last), np.nan)
+    positions, imposed_only = np.zeros(len(groups), int), np.zeros(len(groups), bool)
+    for i, (key, rows) in enumerate(groups):
+        rng = np.random.default_rng([seed, i])
+        counted = rows[rows["drafts"].notna() & rows["accepted_tokens"].notna()]
+        if counted.empty:
+            by_position[..., i, :] = key[-1]
+            imposed_only[i] = not np.isnan(key[-1])
+            continue
+        tried, won = _trials(counted, last)
+        positions[i] = int((tried > 0).sum())
+        lost = np.maximum(tried - won, 0)
+        mean = (1 + won.sum()) / (2 + won.sum() + lost.sum())
+        for j in range(positions[i]):
+            a, b = PRIOR_TRIALS * mean + won[j], PRIOR_TRIALS * (1 - mean) + lost[j]
+            by_position[..., i, j] = rng.beta(a, b, shape)
+    keys = pd.DataFrame([key for key, _ in groups], columns=PAIR)
+    return xr.Dataset(
+        {
+            "by_position": (("chain", "draw", "pair", "position"), by_position),
+            "positions": ("pair", positions),
+            "imposed_only": ("pair", imposed_only),
+            **{
+                n: ("pair", keys[n].to_numpy(float if n == "acceptance_imposed" else object))
+                for n in PAIR
+            },
+        },
+        coords={"position": np.arange(1, last + 1)},
+    )
+
+
+def _trials(counted: pd.DataFrame, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Drafted tokens that were tried and accepted at each position, over runs."""
+    rates, k = observed_acceptance(counted), counted["draft_tokens"].to_numpy()
+    reached, tried, won = counted["drafts"].to_numpy(float), np.zeros(last), np.zeros(last)
+    for j, rate in enumerate(rates):
+        here = np.where(k > j, reached, 0.0)
+        accepted = here * rate
+        tried[j], won[j] = here.sum(), accepted.sum()
+        reached = accepted
+    return tried, won
+
+
+def pair_index(group: xr.Dataset, pair: Mapping[str, Any]) -> int | None:
+    """Where a pair is in the draws of :func:`acceptance_draws`."""
+    index = np.flatnonzero(same_key(group[PAIR].to_dataframe(), PAIR, pair))
+    return int(index[0]) if index.size else None
+
+
+def at_positions(group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int) -> list[Any] | None:
+    """Draws (draws, 1) of a pair's acceptance at `k` positions; None where nothing is known.
+
+    Positions beyond those measured go on from the last one, with the mean step between the
+    measured ones (in the logit, never upwards) and its uncertainty, which grows with distance.
+    """
+    index = pair_index(group, pair)
+    if index is None:
+        return None
+    rates = group["by_position"].values[:, :, index, :].reshape(-1, group.sizes["position"])
+    if group["imposed_only"].values[index]:
+        return [rates[:, :1]] * k
+    measured = int(group["positions"].values[index])
+    if not measured:
+        return None
+    known = [rates[:, j, None] for j in range(min(k, measured))]
+    logits = _logit(rates[:, :measured])
+    steps = np.diff(logits.mean(axis=0))
+    mean = min(steps.sum() / (len(steps) + 1), 0.0)
+    sd = np.sqrt((((steps - mean) ** 2).sum() + STEP_SD**2) / (len(steps) + 1))
+    trend = mean + sd * generator(seed, f"acceptance {dict(pair)}").standard_normal(len(rates))
+    further = [logits[:, -1] + step * trend for step in range(1, k - measured + 1)]
+    return known + [(1 / (1 + np.exp(-beyond)))[:, None] for beyond in further]
+
+
+def _logit(rate: np.ndarray) -> np.ndarray:
+    rate = np.clip(rate, 1e-6, 1 - 1e-6)
+    return np.log(rate) - np.log1p(-rate)

@@ -1,0 +1,319 @@
+"""The posterior as data: draws, the runs they come from, what was fitted and how; and its file."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.errors import InputError
+from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
+from bayes_sd.model.design import Design
+from bayes_sd.model.graph import EFFECT_DIMS, UNPOOLED_SD
+from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS
+from bayes_sd.physics.law import Law
+
+FORMAT = 4  # of the file; raised when a reader must know
+GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters", "servers")
+SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
+FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
+
+
+def writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before minutes are spent on what goes into it."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the file to write.")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Posterior:
+    """What a fit holds and how it is kept; its answers are those of :class:`bayes_sd.Fit`.
+
+    `tree` has the groups ``posterior`` (natural units; dims chain, draw and the levels),
+    ``acceptance``, ``runs``, ``verifiers``, ``drafters`` and ``servers``; JSON in the attributes
+    ``spec``, ``provenance`` and ``sampling``. Arrays for computing have all draws on their first
+    axis and one axis for loads: (draws, 1).
+    """
+
+    tree: xr.DataTree
+
+    @property
+    def posterior(self) -> xr.Dataset:
+        """Draws in natural units, dims (chain, draw, ...)."""
+        return self.tree["posterior"].to_dataset()
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Chains, and draws of each."""
+        sizes = self.tree["posterior"].sizes
+        return sizes["chain"], sizes["draw"]
+
+    @property
+    def draws(self) -> int:
+        """Draws of all chains."""
+        return self.shape[0] * self.shape[1]
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """The fitted steady runs, with fitted latency (s) and utilization."""
+        return self._table[~self._table["saturated"]].reset_index(drop=True)
+
+    @cached_property
+    def censored_runs(self) -> pd.DataFrame:
+        """The runs past saturation that bounded the latency from below; columns as `runs`."""
+        return self._table[self._table["saturated"]].reset_index(drop=True)
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        return self._frame("runs").reset_index(drop=True).astype({"saturated": bool})
+
+    def _frame(self, group: str) -> pd.DataFrame:
+        return self.tree[group].to_dataset().to_dataframe()
+
+    @cached_property
+    def verifiers(self) -> pd.DataFrame:
+        """Sizes of the verifiers, see :func:`bayes_sd.runs.sizes.features`; a row each."""
+        return self._frame("verifiers")
+
+    @cached_property
+    def drafters(self) -> pd.DataFrame:
+        """``drafter_params`` (1e9) of the drafters; a row each."""
+        return self._frame("drafters")
+
+    @cached_property
+    def servers(self) -> pd.DataFrame:
+        """Verifier, drafter, imposed acceptance, draft tokens and environment of the servers."""
+        return self._frame("servers").reset_index()
+
+    @cached_property
+    def environments(self) -> list[str]:
+        """Where the runs were made."""
+        return sorted(str(e) for e in self.servers["environment"].unique())
+
+    @cached_property
+    def law(self) -> Law:
+        """The law that was fitted."""
+        law = self.spec["law"]
+        return Law(tuple(law["parts"]), law["tile_tokens"])
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """Law, priors, pooling and sampler settings."""
+        return dict(json.loads(self.tree.attrs["spec"]))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """When, from what data, with which versions."""
+        return dict(json.loads(self.tree.attrs["provenance"]))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Convergence summary and seconds spent."""
+        return dict(json.loads(self.tree.attrs["sampling"]))
+
+    def __repr__(self) -> str:
+        s, p = self.sampling, self.provenance
+        return (
+            f"Fit of {p['runs']} runs ({p['requests']} requests) on {p['environment']}: "
+            f"{len(self.verifiers)} verifiers, {len(self.servers)} servers\n"
+            f"R-hat <= {s['rhat_max']:.3f}, ESS >= {s['ess_bulk_min']:.0f} bulk and "
+            f"{s['ess_tail_min']:.0f} tail, {s['divergences']} divergences, "
+            f"{s['chains']} x {s['draws']} draws"
+        )
+
+    def _values(self, name: str) -> np.ndarray:
+        """Draws of a variable with all draws on the first axis."""
+        values = self.tree["posterior"][name].values
+        return np.asarray(values.reshape(self.draws, *values.shape[2:]))
+
+    def _named(self, name: str, dim: str) -> dict[str, np.ndarray]:
+        terms = self.tree["posterior"][dim].values
+        values = self._values(name)
+        return {str(term): values[:, i, None] for i, term in enumerate(terms)}
+
+    @cached_property
+    def law_terms(self) -> dict[str, np.ndarray]:
+        """Draws of the population coefficients."""
+        return self._named("law", "law_term")
+
+    @cached_property
+    def noise(self) -> dict[str, np.ndarray]:
+        """Draws of the scales of what the law leaves open."""
+        return self._named("noise", "noise_term")
+
+    def _prior(self, name: str) -> dict[str, Any]:
+        return next(dict(p) for p in self.spec["priors"] if p["name"] == name)
+
+    @cached_property
+    def moe_effect(self) -> np.ndarray:
+        """Draws of the log factors of mixtures of experts; their prior where none was fitted."""
+        if "moe_effect" in self.tree["posterior"]:
+            return self._values("moe_effect")
+        prior = self._prior("moe_effect")
+        z = generator(0, "moe_effect").standard_normal((self.draws, len(VERIFIER_COSTS)))
+        return np.asarray(prior["a"] + prior["b"] * z)
+
+    def scatter(self, level: str) -> np.ndarray:
+        """Draws (draws, effects) of how far levels lie off the size laws (log)."""
+        name, n = f"scatter_{level}", len(self.effects(level))
+        if name in self.tree["posterior"]:
+            return self._values(name)
+        if self.spec["pooling"] == "none":
+            return np.full((self.draws, n), UNPOOLED_SD)
+        prior = self._prior(name)
+        z = generator(0, name).standard_normal((self.draws, n))
+        return np.asarray(prior["a"] * np.exp(prior["b"] * z))
+
+    def effects(self, level: str) -> tuple[str, ...]:
+        """Names of the effects of a level."""
+        known = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS}
+        return known.get(level) or tuple(self.spec["server_effects"])
+
+    def factors(
+        self, level: str, index: int | None, label: str, seed: int, moe: float = 0.0
+    ) -> list[Any]:
+        """Factors of a level: fitted, or with no `index` those of a new one called `label`.
+
+        A new one is drawn from its population; a mixture of experts (`moe` = 1) around its family.
+        """
+        name = f"factor_{level}"
+        if index is not None and name in self.tree["posterior"]:
+            values = self._values(name)[:, :, index]
+        else:
+            log = 0.0 * self.scatter(level)
+            if index is None:
+                scatter = self.scatter(level)
+                log = scatter * generator(seed, label).standard_normal(scatter.shape)
+            values = np.exp(log + moe * self.moe_effect if moe else log)
+        return [values[:, i, None] for i in range(values.shape[1])]
+
+    def environment_factors(self, environment: str) -> list[Any] | None:
+        """Factors of an environment on the groups of `HARDWARE`; None where there is only one."""
+        if "factor_environment" not in self.tree["posterior"]:
+            return None
+        names = [str(e) for e in self.tree["posterior"]["environment"].values]
+        values = self._values("factor_environment")[:, :, names.index(environment)]
+        return [values[:, i, None] for i in range(len(HARDWARE))]
+
+    def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> list[Any] | None:
+        """Draws of a pair's acceptance rate at `k` positions; None where nothing is known of it."""
+        return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
+
+    def measured_positions(self, pair: Mapping[str, Any]) -> int:
+        """Positions at which a pair's acceptance was counted; 0 where it was not."""
+        group = self.tree["acceptance"].to_dataset()
+        index = pair_index(group, pair)
+        return 0 if index is None else int(group["positions"][index])
+
+    def with_columns(self, **columns: np.ndarray) -> Self:
+        """The same fit with columns added to its runs."""
+        parts = {name: node.to_dataset() for name, node in self.tree.children.items()}
+        parts["runs"] = parts["runs"].assign({n: ("run", v) for n, v in columns.items()})
+        return type(self)(_tree(parts, self.tree.attrs))
+
+    def thin(self, draws: int) -> Self:
+        """The same fit with every n-th draw, at least `draws` of them if there are so many."""
+        step = max(1, self.draws // draws)
+        parts = {}
+        for name, node in self.tree.children.items():
+            data = node.to_dataset()
+            parts[name] = data.isel(draw=slice(None, None, step)) if "draw" in data.dims else data
+        return type(self)(_tree(parts, self.tree.attrs))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fit to one netCDF file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Overwritten if it exists.
+
+        Raises
+        ------
+        InputError
+            If the folder does not exist, or `path` is one.
+        """
+        path = Path(path)
+        writable(path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self.tree.to_netcdf(draft, engine="h5netcdf")
+            os.replace(draft, path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a saved fit; needs no PyMC.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, is not a fit, or was saved in another format.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file.")
+        try:
+            with xr.open_datatree(path, engine="h5netcdf") as opened:
+                tree = opened.load()
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: not a netCDF file of a fit ({error}).") from None
+        version = tree.attrs.get("format")
+        if tree.attrs.get("kind") == "bayes_sd fit" and version != FORMAT:
+            older = isinstance(version, int | np.integer) and version < FORMAT
+            raise InputError(
+                f"{path}: was saved in format {version} by {'an older' if older else 'another'} "
+                f"version of bayes_sd; this one reads {FORMAT}: fit the runs again."
+            )
+        if tree.attrs.get("kind") != "bayes_sd fit" or any(g not in tree for g in GROUPS):
+            raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
+        return cls(tree)
+
+
+def _tree(parts: Mapping[str, xr.Dataset], attrs: Mapping[Any, Any]) -> xr.DataTree:
+    tree = xr.DataTree.from_dict(dict(parts))
+    tree.attrs = dict(attrs)
+    return tree
+
+
+def _plain(values: pd.Series) -> np.ndarray:
+    """Values that netCDF can hold: text as objects."""
+    if values.dtype.kind in "biuf":
+        return values.to_numpy()
+    return values.astype(object).to_numpy()
+
+
+def assemble(
+    sampled: xr.DataTree, design: Design, spec: dict[str, Any], attrs: dict[str, Any], seed: int
+) -> Posterior:
+    """Put draws, data, specification and provenance into one tree."""
+    posterior = sampled["posterior"].to_dataset()
+    posterior = posterior[[name for name in (*SAMPLED, *FACTORS) if name in posterior]]
+    posterior = posterior.drop_vars(("chain", "draw"), errors="ignore")
+    posterior.attrs = {}
+    shape = posterior.sizes["chain"], posterior.sizes["draw"]
+
+    def frame(table: pd.DataFrame, dim: str) -> xr.Dataset:
+        columns = {str(n): (dim, _plain(v)) for n, v in table.items()}
+        return xr.Dataset(columns, coords={dim: _plain(table.index.to_series())})
+
+    parts = {
+        "posterior": posterior,
+        "acceptance": acceptance_draws(design.table, shape, seed),
+        "runs": frame(design.table, "run"),
+        "verifiers": frame(design.verifiers, "verifier"),
+        "drafters": frame(design.drafters, "drafter"),
+        "servers": frame(design.servers.set_index("server"), "server"),
+    }
+    texts = {name: json.dumps(value) for name, value in (("spec", spec), *attrs.items())}
+    return Posterior(_tree(parts, {"kind": "bayes_sd fit", "format": FORMAT, **texts}))

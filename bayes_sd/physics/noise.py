@@ -1,0 +1,132 @@
+r"""What the law leaves open: scatter of runs, spread of requests, and their likelihoods and draws.
+
+A run's log mean latency scatters about the law by a Student t of scale :func:`run_scale`; log
+latencies of its requests have the variance :func:`request_variance`. The model's likelihood,
+predictions, decisions and checks all take both from here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+METRICS = ("e2e", "ttft", "tpot")
+NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
+T_VARIANCE = NU / (NU - 2)  # of a standard Student t
+LOG_MAX = 300.0  # bound of a log scatter: a t draw has no bound, a float has one
+
+
+def run_scale(metric: str, noise: Mapping[str, Any], growth: Any, requests: Any = np.inf) -> Any:
+    r"""Scatter (log scale) of a run's mean, sampling error apart.
+
+    .. math:: \sqrt{\sigma_{run}^2 + (\sigma_{C2}^2 + \sigma_{arrival}^2 / n)\, growth^2}
+
+    A relative error of C2 moves the latency ``growth = x / (1 - x)`` times as much.
+    """
+    if metric == "ttft":
+        alone, growing = noise["ttft_sd"], noise["ttft_capacity_sd"]
+    else:
+        alone = noise["run_sd"]
+        growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / requests) ** 0.5
+    return (alone**2 + (growing * growth) ** 2) ** 0.5
+
+
+def request_variance(metric: str, noise: Mapping[str, Any], outcome: Any, workload: Any) -> Any:
+    r"""Variance of the log latency of single requests: ``alone^2 + load^2 crowding + explained``.
+
+    While a request stays for L, a Poisson number of others arrives, each adding C2, so crowding is
+    about :math:`x C_2 / C_1` in units of :math:`L^2`. A first token waits for others: ``x^2``.
+    """
+    share = outcome.others_share
+    crowding = share**2 if metric == "ttft" else share * outcome.c2_s / outcome.c1_s
+    return spread(metric, noise, crowding, explained(metric, outcome, workload))
+
+
+def spread(metric: str, noise: Mapping[str, Any], crowding: Any, explained: Any) -> Any:
+    """Variance of log latencies of given crowding, see :func:`request_variance`."""
+    name = "ttft_spread" if metric == "ttft" else "spread"
+    return noise[f"{name}_alone"] ** 2 + noise[f"{name}_load"] ** 2 * crowding + explained
+
+
+def explained(metric: str, outcome: Any, workload: Any) -> Any:
+    r"""Variance of the log latency that accepted and requested lengths explain.
+
+    .. math::
+        e2e:&\; \Big(\frac{D}{L}\Big)^2 \Big(\frac{Var(n)}{n^2} + v_g\Big)
+              + \Big(\frac{c_{1,prefill}}{L}\Big)^2 v_P, \qquad
+        TPOT:\; \frac{Var(n)}{n^2}, \qquad
+        TTFT:\; \Big(\frac{c_{1,prefill}}{TTFT}\Big)^2 v_P
+
+    with `D` the seconds after the first token, of `n` cycles that take about the same time, and
+    `v` the squared coefficients of variation of the lengths of a run's requests.
+
+    Parameters
+    ----------
+    metric : {"e2e", "ttft", "tpot"}
+    outcome : Outcome
+        Of the law; not observed means, which a first token's wait is part of.
+    workload : mapping
+        ``cycles``, ``cycles_var``, ``prompt_cv2``, ``output_cv2``.
+    """
+    if metric == "ttft":
+        return workload["prompt_cv2"] * (outcome.prefill_s / outcome.ttft_s) ** 2
+    cycles = workload["cycles"]
+    accepted = workload["cycles_var"] / (cycles + (cycles <= 0)) ** 2
+    if metric == "tpot":
+        return accepted
+    lengths = (accepted + workload["output_cv2"]) * outcome.decode_s**2
+    return (lengths + workload["prompt_cv2"] * outcome.prefill_s**2) / outcome.e2e_s**2
+
+
+def spread_error(n_eff: Any, spread_sd: Any) -> Any:
+    """Standard deviation of an observed log variance: of `n_eff` logs, and from run to run."""
+    return (2 / (n_eff - 1) + (2 * spread_sd) ** 2) ** 0.5
+
+
+def t_cdf(z: Any, arctan: Any) -> Any:
+    r"""P(T <= z) of Student's t with `NU` = 5 degrees of freedom, in closed form.
+
+    .. math:: \frac12 + \frac1\pi \Big(\theta + \sin\theta\cos\theta\,
+        (1 + \tfrac23 \cos^2\theta)\Big), \qquad \theta = \arctan(z / \sqrt\nu)
+
+    `arctan` is NumPy's or PyTensor's. The series belongs to five degrees of freedom.
+    """
+    tangent = z / NU**0.5
+    square = 1 / (1 + tangent**2)  # of the cosine
+    return 0.5 + (arctan(tangent) + tangent * square * (1 + 2 / 3 * square)) / np.pi
+
+
+def log_density(observed_log: Any, log_mean: Any, scale: Any) -> np.ndarray:
+    """Log density of an observed log mean under the t of this scale."""
+    from scipy.special import gammaln
+
+    z = (observed_log - log_mean) / scale
+    constant = gammaln((NU + 1) / 2) - gammaln(NU / 2) - 0.5 * np.log(NU * np.pi)
+    return np.asarray(constant - (NU + 1) / 2 * np.log1p(z**2 / NU) - np.log(scale))
+
+
+def draw_runs(mean_s: Any, scale: Any, t_draws: np.ndarray) -> np.ndarray:
+    """Means of runs that would be measured, s: the law's mean times the exponent of its scatter."""
+    with np.errstate(invalid="ignore"):
+        shift = np.clip(np.nan_to_num(scale * t_draws), -LOG_MAX, LOG_MAX)
+        return np.asarray(mean_s * np.exp(shift))
+
+
+def draw_requests(run_s: Any, variance: Any, normal_draws: np.ndarray) -> np.ndarray:
+    """Single requests of such runs, s: log-normal with the run's mean."""
+    return np.asarray(run_s * np.exp(variance**0.5 * normal_draws - variance / 2))
+
+
+def request_quantile_s(mean_s: Any, variance: Any, prob: float) -> Any:
+    """Quantile of single requests' latency, s."""
+    from scipy.special import ndtri
+
+    return mean_s * np.exp(float(ndtri(prob)) * variance**0.5 - variance / 2)
+
+
+def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
+    """Share of requests served within so many seconds; 0 where the mean is infinite."""
+    from scipy.special import ndtr
+
+    with np.errstate(divide="ignore"):
+        return np.asarray(ndtr((np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5))

@@ -1,0 +1,348 @@
+"""Which servers to measure at which loads, spread evenly within a time budget."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bayes_sd.errors import InputError
+from bayes_sd.plan.sweep import Point, SweepServer, VllmOptions, write_sweep
+from bayes_sd.runs.config import Positive, PositiveCount, sentence
+from bayes_sd.runs.read import load_yaml
+from bayes_sd.runs.vllm import short_name
+
+ACCEPTANCE_STEP = 0.05
+DEFAULT_CONCURRENCY = 32
+TOWARDS_IDLE = 1.4  # above 1, shares of the capacity are denser where servers are usually run
+LOAD_MAX = 2.0  # share of the capacity beyond which a run says nothing new
+PROMPT_WEIGHT = 0.25  # cost of a prompt token in output tokens
+HALF_FULL = 8  # a closed loop of B reaches about B / (B + this) of the capacity
+ROUNDS = 4  # a closed loop answers at least so many requests a place
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Drafter(_Described):
+    """A drafter; ``{percent}`` in `model` stands for 100 x acceptance, a checkpoint for each."""
+
+    name: Name
+    model: str = ""
+    method: str = ""
+
+    @model_validator(mode="after")
+    def _startable(self) -> "Drafter":
+        if not (self.model or self.method):
+            raise ValueError(f"of {self.name!r} needs a model or a method, as ngram or mtp")
+        return self
+
+
+PARTS: dict[str, type[BaseModel]] = {"drafters": Drafter, "vllm": VllmOptions}
+
+
+class Description(_Described):
+    """What to cover; pairs are lowest and highest.
+
+    The expected time rests on guesses: ``token_s``, a lone request's seconds a token,
+    ``startup_s`` and ``run_overhead_s``.
+    """
+
+    verifiers: tuple[Name, ...] = Field(min_length=1)
+    drafters: tuple[Drafter, ...] = ()
+    k: tuple[int, int] = (1, 5)
+    acceptance: tuple[float, float] | None = None
+    synthetic_acceptance: bool = False
+    sd_servers_per_verifier: int = Field(default=3, ge=0)
+    idle_drafter_servers: int = Field(default=0, ge=0)
+    runs_per_server: tuple[int, int] = (4, 8)
+    replicated_cells: int = Field(default=0, ge=0)
+    max_concurrency: int | None = Field(default=None, ge=1)
+    rates_rps: tuple[Positive, ...] = ()
+    capacity_rps: float | None = Field(default=None, gt=0)
+    loads: tuple[float, float] = (0.05, 1.2)
+    prompts: tuple[PositiveCount, ...] = Field(default=(128, 512), min_length=1)
+    outputs: tuple[PositiveCount, ...] = Field(default=(64, 256), min_length=1)
+    run_seconds: float = Field(default=20, gt=0)
+    min_requests: int = Field(default=16, ge=1)
+    time_budget_minutes: float = Field(default=60, gt=0)
+    seed: int = 1
+    environment: str = ""
+    vllm: VllmOptions = VllmOptions()
+    token_s: float = Field(default=0.01, gt=0)
+    startup_s: float = Field(default=90, ge=0)
+    run_overhead_s: float = Field(default=15, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Description":
+        for name in ("k", "acceptance", "runs_per_server", "loads"):
+            ends = getattr(self, name)
+            if ends is not None and not 0 < ends[0] <= ends[1]:
+                raise ValueError(f"{name} must be [lowest, highest], both above 0, got {ends}")
+        if self.acceptance is not None and self.acceptance[1] > 1:
+            raise ValueError(f"acceptance must not be above 1, got {self.acceptance[1]}")
+        if self.loads[1] > LOAD_MAX:
+            raise ValueError(f"loads are shares of the capacity, at most 2, got {self.loads[1]}")
+        if self.rates_rps and self.capacity_rps is not None:
+            raise ValueError("rates_rps and capacity_rps are both given; give one of them")
+        if (self.sd_servers_per_verifier or self.idle_drafter_servers) and not self.drafters:
+            raise ValueError("drafters are missing; give some, or sd_servers_per_verifier 0")
+        for_each = any("{percent}" in drafter.model for drafter in self.drafters)
+        if (for_each or self.synthetic_acceptance) and self.acceptance is None:
+            raise ValueError("acceptance is missing; synthetic_acceptance and {percent} need it")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: servers, the runs of each, and how long they are expected to take.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row a server: models, draft tokens, number of runs, lowest and highest load and
+        lengths, expected minutes.
+    minutes : float
+        Expected time of all servers and runs.
+    servers, points : tuple
+        The servers, and for each the runs.
+    path : Path or None
+        The ``run.sh`` to start, None if nothing was written.
+    """
+
+    table: pd.DataFrame
+    minutes: float
+    servers: tuple[SweepServer, ...]
+    points: tuple[tuple[Point, ...], ...]
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        runs = sum(map(len, self.points))
+        start = "" if self.path is None else f"; start {self.path} where vLLM is"
+        return f"{len(self.servers)} servers, {runs} runs, about {self.minutes:.0f} minutes{start}"
+
+
+def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> Plan:
+    """Design a campaign and write what ``vllm bench sweep serve`` runs.
+
+    Every verifier is measured plain and with several SD servers; draft tokens, acceptances and
+    drafters are spread evenly over those, loads and lengths over the runs of each server. There
+    are as many runs a server as the time budget allows.
+
+    Parameters
+    ----------
+    description : path or mapping
+        What to cover, in YAML: ``verifiers``, ``drafters``, ``k``, ... as in docs/plan.md.
+    folder : path, optional
+        New folder for the files; without it the plan is only made.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InputError
+        If the description has an unknown key or an impossible value, or does not fit its budget.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> small = {"verifiers": ["org/llama-8b"], "drafters": [{"name": "ngram", "method": "ngram"}],
+    ...          "sd_servers_per_verifier": 2, "max_concurrency": 16}
+    >>> print(bsd.plan(small))
+    3 servers, 24 runs, about 17 minutes
+    """
+    where = "description" if isinstance(description, Mapping) else str(description)
+    base = Path() if isinstance(description, Mapping) else Path(description).parent
+    d = _described(description, where)
+    fewest, most = d.runs_per_server
+    for runs in range(most, fewest - 1, -1):
+        made = _design(d, runs, base, where)
+        if made.minutes <= d.time_budget_minutes:
+            break
+    else:
+        raise InputError(
+            f"{where}: {len(made.servers)} servers with {fewest} runs each take "
+            f"{made.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
+            "take fewer verifiers or sd_servers_per_verifier"
+        )
+    if folder is None:
+        return made
+    path = write_sweep(
+        folder, made.servers, made.points, options=d.vllm, environment=d.environment, seed=d.seed
+    )
+    return replace(made, path=path)
+
+
+def _described(description: str | Path | Mapping[str, Any], where: str) -> Description:
+    """A checked description; an unknown key is refused with the known ones."""
+    data = description if isinstance(description, Mapping) else load_yaml(description)
+    try:
+        return Description.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key also makes the right one missing: the misspelt one has to be named.
+        extra = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+        if not extra:
+            raise InputError(f"{where}: {sentence(error)}") from None
+        *parents, key = extra[0]
+        part = str(parents[0]) if parents else ""
+        kind: type[BaseModel] = PARTS.get(part, Description)
+        raise InputError(
+            f"{where}: {part and part + ' has '}unknown key {key!r}; "
+            f"known are {', '.join(kind.model_fields)}"
+        ) from None
+
+
+def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
+    """The plan with so many runs a server."""
+    rng = random.Random(d.seed)
+    servers = _servers(d, rng, base, where)
+    n, most = len(servers), runs // 2
+    if d.replicated_cells > n * most:
+        raise InputError(
+            f"{where}: replicated_cells is {d.replicated_cells}; {n} servers can have {n * most}"
+        )
+    twice = [d.replicated_cells * (i + 1) // n - d.replicated_cells * i // n for i in range(n)]
+    points = tuple(tuple(_points(d, runs, extra, rng)) for extra in twice)
+    rows = []
+    for server, cells in zip(servers, points, strict=True):
+        seconds = d.startup_s
+        for p in cells:
+            seconds += p.requests / _served_rps(d, p) + d.run_overhead_s
+        loads = ("concurrency", "rate_rps", "prompt_tokens", "output_tokens")
+        rows.append(
+            {
+                "server": server.name,
+                "verifier": short_name(server.model),
+                "drafter": server.drafter or "none",
+                "draft_tokens": server.draft_tokens,
+                "runs": len(cells),
+                **{name: _ends([getattr(p, name) for p in cells]) for name in loads},
+                "minutes": round(seconds / 60, 1),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return Plan(table, float(table["minutes"].sum()), tuple(servers), points)
+
+
+def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list[SweepServer]:
+    """Every verifier plain and with its SD servers, some with a drafter that never drafts."""
+    per_verifier, (low, high) = d.sd_servers_per_verifier, d.k
+    count = len(d.verifiers) * per_verifier
+    deals = [_deal(x, count, rng) for x in (d.drafters, range(low, high + 1), _acceptances(d))]
+    arms = list(zip(*deals, strict=True))
+    idle = rng.sample(d.verifiers, min(d.idle_drafter_servers, len(d.verifiers)))
+    servers: dict[str, SweepServer] = {}
+    for i, verifier in enumerate(d.verifiers):
+        model = _path(verifier, base, where)
+        plain = SweepServer(f"{short_name(verifier)}_plain", model)
+        servers[plain.name] = plain
+        mine = arms[i * per_verifier : (i + 1) * per_verifier]
+        if verifier in idle:
+            mine.append((rng.choice(d.drafters), 0, rng.choice(_acceptances(d))))
+        for drafter, dealt_k, alpha in mine:
+            percent = "" if alpha is None else f"{100 * alpha:g}"
+            path = drafter.model.replace("{percent}", percent)
+            path = path and _path(path, base, where, hub="{percent}" not in drafter.model)
+            imposed = alpha if d.synthetic_acceptance else None
+            # The same drafter, k and acceptance twice would only measure the restart.
+            for k in [dealt_k, *range(low, high + 1)] if dealt_k else [0]:
+                name = f"{short_name(verifier)}_{drafter.name}_k{k}" + (percent and f"_a{percent}")
+                if name not in servers:
+                    about = (model, drafter.name, path, drafter.method, k, imposed)
+                    servers[name] = SweepServer(name, *about)
+                    break
+    return list(servers.values())
+
+
+def _path(model: str, base: Path, where: str, hub: bool = True) -> str:
+    """A model folder as an absolute path; a name on a hub, or a folder elsewhere, as it is."""
+    if (base / model).is_dir():
+        return str((base / model).resolve())
+    if not (model.startswith("/") or (hub and model[0] not in ".~" and model.count("/") == 1)):
+        raise InputError(
+            f"{where}: {model!r} is no folder; give a checkpoint, ORG/MODEL, or the absolute "
+            "path on the machine that has vLLM"
+        )
+    return model
+
+
+def _acceptances(d: Description) -> Sequence[float | None]:
+    """Acceptances to choose from."""
+    if d.acceptance is None:
+        return [None]
+    low, high = d.acceptance
+    steps = int((high - low) / ACCEPTANCE_STEP + 1e-9)
+    return [round(low + i * ACCEPTANCE_STEP, 4) for i in range(steps + 1)]
+
+
+def _deal[Item](items: Sequence[Item], count: int, rng: random.Random) -> list[Item]:
+    """`count` items in random order, each as often as the others."""
+    dealt: list[Item] = []
+    while len(dealt) < count:
+        dealt += rng.sample(list(items), len(items))
+    return dealt[:count]
+
+
+def _points(d: Description, runs: int, twice: int, rng: random.Random) -> list[Point]:
+    """Runs of a server: loads over their whole range, lengths evenly; `twice` of them repeated."""
+    cells = runs - twice
+    has_rates = bool(d.rates_rps) or d.capacity_rps is not None
+    most = d.max_concurrency or (0 if has_rates else DEFAULT_CONCURRENCY)
+    closed = 0 if not most else cells - cells // 2 if has_rates else cells
+    rates = _deal(sorted(set(d.rates_rps)), cells - closed, rng) if d.rates_rps else []
+    points: dict[str, Point] = {}
+    for i, (prompt, output) in enumerate(_deal(list(product(d.prompts, d.outputs)), cells, rng)):
+        point = Point(prompt, output, d.min_requests)
+        if i < closed:
+            concurrency = round(most ** (i / max(closed - 1, 1)))
+            least = max(d.min_requests, ROUNDS * concurrency)
+            point = replace(point, concurrency=concurrency, requests=least)
+        elif rates:
+            point = replace(point, rate_rps=rates[i - closed])
+        else:
+            stratum = ((i - closed + rng.random()) / (cells - closed)) ** TOWARDS_IDLE
+            share = d.loads[0] + (d.loads[1] - d.loads[0]) * stratum
+            point = replace(point, rate_rps=float(f"{share * _capacity_rps(d, point):.3g}"))
+        wanted = round(_served_rps(d, point) * d.run_seconds)
+        _add(points, replace(point, requests=max(wanted, point.requests)))
+    for point in rng.sample(list(points.values()), twice):
+        _add(points, point)
+    return list(points.values())
+
+
+def _add(points: dict[str, Point], point: Point) -> None:
+    """One more run, numbered where it is there already."""
+    while point.name in points:
+        point = replace(point, replicate=point.replicate + 1)
+    points[point.name] = point
+
+
+def _capacity_rps(d: Description, point: Point) -> float:
+    """Guess of the most requests a second at the lengths of a run."""
+    tokens = PROMPT_WEIGHT * point.prompt_tokens + point.output_tokens
+    if d.capacity_rps is None:
+        return (1 + HALF_FULL) / (tokens * d.token_s)
+    prompt, output = (sorted(x)[(len(x) - 1) // 2] for x in (d.prompts, d.outputs))
+    return d.capacity_rps * (PROMPT_WEIGHT * prompt + output) / tokens
+
+
+def _served_rps(d: Description, point: Point) -> float:
+    """Guess of the requests a second that a run is served at."""
+    capacity_rps = _capacity_rps(d, point)
+    if point.concurrency is not None:
+        return capacity_rps * point.concurrency / (point.concurrency + HALF_FULL)
+    return min(point.rate_rps or capacity_rps, capacity_rps)
+
+
+def _ends(values: Sequence[float | None]) -> str:
+    """Lowest and highest of the values that are there."""
+    known = sorted({value for value in values if value is not None})
+    return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:]))

@@ -1,0 +1,148 @@
+"""Files that ``vllm bench sweep serve`` runs, on a machine that has only vLLM."""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs.vllm import WEIGHTLESS
+
+PLACEHOLDER = "PUT-PATH-HERE"
+LARGEST_BATCH = 4096  # "any batch" in a schedule of draft tokens
+SEEDS = 1000  # seeds of a server: no two runs of a campaign send the same prompts
+# Greedy requests: at vLLM's default temperature a drafter is accepted far less often.
+BENCH_ARGS = (
+    "--backend vllm --dataset-name random --random-range-ratio 0 --ignore-eos --temperature 0 "
+    "--save-detailed --metric-percentiles 50,90,95,99 --num-warmups 2 --disable-tqdm "
+)
+RUN_SH = Path(__file__).with_name("run.sh")
+
+
+class VllmOptions(BaseModel):
+    """How vLLM is called, beside what the plan says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    serve_args: str = ""
+    bench_args: str = ""
+    env: dict[str, str] = {}
+    startup_timeout_s: int = Field(default=900, ge=1)
+
+
+@dataclass(frozen=True)
+class SweepServer:
+    """A server to start: what it is called, its checkpoints and how it drafts.
+
+    A drafter with 0 draft tokens is loaded and never used. `acceptance` is imposed on it.
+    """
+
+    name: str
+    model: str = ""
+    drafter: str = ""
+    drafter_path: str = ""
+    drafter_method: str = ""
+    draft_tokens: int = 0
+    acceptance: float | None = None
+
+    def params(self) -> dict[str, Any]:
+        """What ``vllm serve`` is given beside the model; a placeholder for an unknown path."""
+        if not (self.drafter or self.drafter_path or self.drafter_method):
+            return {}
+        config: dict[str, Any] = {"num_speculative_tokens": max(self.draft_tokens, 1)}
+        if self.drafter_method:
+            config["method"] = self.drafter_method
+        built_in = self.drafter_method in WEIGHTLESS or self.drafter_method.endswith("mtp")
+        if self.drafter_path or not built_in:
+            config["model"] = self.drafter_path or f"{PLACEHOLDER}-{self.drafter or 'drafter'}"
+        if self.draft_tokens == 0:
+            config["num_speculative_tokens_per_batch_size"] = [[1, LARGEST_BATCH, 0]]
+        elif self.acceptance is not None:
+            config["rejection_sample_method"] = "synthetic"
+            # vLLM wants the share of drafts that reach each position, ours is per token.
+            reached = (self.acceptance**j for j in range(1, self.draft_tokens + 1))
+            config["synthetic_acceptance_rates"] = [round(share, 6) for share in reached]
+        return {"speculative_config": config}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: lengths, number of requests, and a concurrency or a rate."""
+
+    prompt_tokens: int
+    output_tokens: int
+    requests: int
+    concurrency: int | None = None
+    rate_rps: float | None = None
+    replicate: int = 0
+
+    @property
+    def name(self) -> str:
+        """Short name of its folder."""
+        load = f"r{self.rate_rps:g}" if self.concurrency is None else f"c{self.concurrency}"
+        again = f"_{self.replicate}" if self.replicate else ""
+        return f"{load}_p{self.prompt_tokens}_g{self.output_tokens}{again}"
+
+    def params(self, seed: int) -> dict[str, Any]:
+        """What ``vllm bench serve`` is given."""
+        load: dict[str, Any] = {"max_concurrency": self.concurrency, "request_rate": self.rate_rps}
+        return {name: value for name, value in load.items() if value is not None} | {
+            "num_prompts": self.requests,
+            "random_input_len": self.prompt_tokens,
+            "random_output_len": self.output_tokens,
+            "seed": seed,
+        }
+
+
+def write_sweep(
+    folder: str | Path,
+    servers: Sequence[SweepServer],
+    points: Sequence[Sequence[Point]],
+    *,
+    options: VllmOptions | None = None,
+    environment: str = "",
+    seed: int = 1,
+) -> Path:
+    """Write a sub-folder a server and ``run.sh``, which measures all of them; its path.
+
+    `points` are the runs of each server. `environment` is noted in every result.
+    """
+    options = options or VllmOptions()
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already; give a new folder for the plan")
+    names = [re.sub(r"[^\w.+-]+", "-", server.name).lstrip(".-") for server in servers]
+    twice = next((name for name in names if not name or names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"server name {twice!r} is blank or there twice; names must differ")
+    bench_args = BENCH_ARGS + options.bench_args
+    if environment:
+        bench_args += " --metadata " + shlex.quote(f"environment={environment}")
+    settings = [f"export {name}={shlex.quote(value)}" for name, value in options.env.items()]
+    settings += [
+        f"serve_args={shlex.quote(options.serve_args)}",
+        f"bench_args={shlex.quote(bench_args)}",
+        f"startup_timeout_s={options.startup_timeout_s}",
+        f"servers=({shlex.join(names)})",
+        f"models=({shlex.join(server.model or PLACEHOLDER for server in servers)})",
+    ]
+    files = {"settings.sh": "\n".join(settings) + "\n", "run.sh": RUN_SH.read_text("utf-8")}
+    for i, (name, server, runs) in enumerate(zip(names, servers, points, strict=True)):
+        bench = {run.name: run.params(seed + SEEDS * i + j) for j, run in enumerate(runs)}
+        if len(bench) < len(runs):
+            raise InputError(f"{server.name}: a run is there twice; number them by replicate")
+        for kind, params in (("serve", {name: server.params()}), ("bench", bench)):
+            files[f"{name}/{kind}_params.json"] = json.dumps(params, indent=1) + "\n"
+    try:
+        for file, text in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8")
+        (folder / "run.sh").chmod(0o755)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    return folder / "run.sh"

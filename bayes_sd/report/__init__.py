@@ -1,1 +1,0 @@
-"""Tables and figures of answers; nothing here computes a latency."""

@@ -1,0 +1,322 @@
+"""Loads to ask about: a grid of rates or concurrencies and lengths, or traffic over time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sd.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LENGTHS = ("prompt_tokens", "output_tokens")
+Numbers = float | Sequence[float] | np.ndarray
+Source = str | Path | pd.DataFrame
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Load:
+    """What is asked of a server: how many requests, and how long prompts and answers are.
+
+    Every list becomes a dimension, every number holds everywhere. `Load.read` makes a load of
+    windows of time instead, from a table or a log of requests.
+
+    Parameters
+    ----------
+    rps : float or sequence, optional
+        Offered rate, requests/s.
+    concurrency : float or sequence, optional
+        Requests kept in flight, at least 1; instead of `rps`.
+    prompt, output : float or sequence
+        Prompt and output tokens of a request, at least 1.
+
+    Raises
+    ------
+    InputError
+        If not exactly one of `rps` and `concurrency` is given, or a number is out of range.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> load = bsd.Load(rps=[1, 2, 4], prompt=512, output=[64, 256])
+    >>> print(load)
+    1, 2, 4 requests/s of 512 + 64, 256 tokens
+    >>> dict(load.cells.sizes)
+    {'rate_rps': 3, 'output_tokens': 2}
+    """
+
+    name: str
+    _cells: "xr.Dataset"
+    _windows: pd.DataFrame  # empty unless traffic
+
+    def __init__(
+        self,
+        *,
+        rps: Numbers | None = None,
+        concurrency: Numbers | None = None,
+        prompt: Numbers,
+        output: Numbers,
+    ) -> None:
+        if (rps is None) == (concurrency is None):
+            raise InputError(
+                "a load needs exactly one of rps (requests/s) and concurrency (requests in flight)"
+            )
+        if rps is not None:
+            cells = {"rate_rps": _axis("rate_rps", "rps", rps, 0.0)}
+        else:
+            cells = {"concurrency": _axis("concurrency", "concurrency", concurrency, 1.0)}
+        cells["prompt_tokens"] = _axis("prompt_tokens", "prompt", prompt, 1.0)
+        cells["output_tokens"] = _axis("output_tokens", "output", output, 1.0)
+        self._set("", cells, pd.DataFrame())
+
+    def _set(self, name: str, cells: Mapping[str, Any], windows: pd.DataFrame) -> "Load":
+        import xarray as xr
+
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "_cells", xr.Dataset(cells))
+        object.__setattr__(self, "_windows", windows)
+        return self
+
+    @classmethod
+    def read(
+        cls, source: Source, window_s: float = 60.0, columns: Mapping[str, str] | None = None
+    ) -> "Load":
+        """Read traffic from a table of windows or a log of requests.
+
+        Parameters
+        ----------
+        source : path or pandas.DataFrame
+            A CSV file or a table. With a column ``rate_rps`` it has a window a row, with
+            ``prompt_tokens`` and ``output_tokens`` (means, missing only where the rate is 0) and,
+            if known, ``prompt_tokens_sd``, ``output_tokens_sd`` and ``seconds`` (by default all
+            windows are alike). Otherwise it has a request a row, in order of ``timestamp``
+            (seconds, or ISO 8601), with both lengths; Azure's public logs are read as they are.
+        window_s : float
+            Length of the windows a log is cut into, seconds; changed as little as makes a whole
+            number of them cover the log. Load is taken to be steady in a window, so it should be
+            longer than requests are served; the shorter, the more of chance counts as load.
+        columns : mapping, optional
+            Our column name to theirs.
+
+        Returns
+        -------
+        Load
+
+        Raises
+        ------
+        InputError
+            If the source cannot be used; names the column and the row, counted from 0.
+
+        Examples
+        --------
+        >>> log = pd.DataFrame({"timestamp": [0, 1, 2, 9], "in": [100, 300, 200, 50], "out": 20})
+        >>> traffic = Load.read(log, 4, {"prompt_tokens": "in", "output_tokens": "out"})
+        >>> traffic.windows[["rate_rps", "prompt_tokens", "seconds"]]
+           rate_rps  prompt_tokens  seconds
+        0      0.75          200.0      4.0
+        1      0.00            NaN      4.0
+        2      0.25           50.0      4.0
+        """
+        from bayes_sd.runs.table import read_windows
+
+        return cls._traffic(*read_windows(source, window_s, columns or {}))
+
+    @classmethod
+    def _traffic(cls, name: str, windows: pd.DataFrame) -> "Load":
+        """A load of checked windows."""
+        busy = windows[windows["rate_rps"] > 0]
+        names = ("rate_rps", *LENGTHS)
+        cells = {column: ("window", busy[column].to_numpy(float)) for column in names}
+        for length in LENGTHS:
+            if (cv := _relative_spread(busy, length)) is not None:
+                cells[length.replace("tokens", "cv")] = ("window", cv)
+        return object.__new__(cls)._set(name, cells, windows)
+
+    def __str__(self) -> str:
+        if not self.is_traffic:
+            unit = "requests/s" if self.axis == "rate_rps" else "requests in flight"
+            load, prompt, output = (_list(self._cells[n].values) for n in (self.axis, *LENGTHS))
+            return f"{load} {unit} of {prompt} + {output} tokens"
+        rate = self._windows["rate_rps"]
+        prompt, output = (f"{self.shares @ self._busy[name]:.0f}" for name in LENGTHS)
+        idle = f", {(rate == 0).sum()} of them without requests" if (rate == 0).any() else ""
+        return (
+            f"{self.name}: {self.requests:.0f} requests in {self.seconds:.0f} s, "
+            f"{self.mean_rps:.3g} requests/s (peak {rate.max():.3g}), "
+            f"{prompt} + {output} tokens, {len(rate)} windows{idle}"
+        )
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Load) or self.name != other.name:
+            return False
+        return self._cells.equals(other._cells) and self._windows.equals(other._windows)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @property
+    def cells(self) -> "xr.Dataset":
+        """``rate_rps`` or ``concurrency``, ``prompt_tokens``, ``output_tokens`` of every cell.
+
+        Of traffic, the windows with requests (dim ``window``), with ``prompt_cv`` and
+        ``output_cv``, the relative spread of lengths within a window, if known.
+        """
+        return self._cells.copy(deep=True)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a cell."""
+        names = [n for n in (self.axis, *LENGTHS, "prompt_cv", "output_cv") if n in self._cells]
+        return self._cells.expand_dims("one").to_dataframe().reset_index()[names]
+
+    @property
+    def axis(self) -> str:
+        """``rate_rps`` or ``concurrency``."""
+        return "rate_rps" if "rate_rps" in self._cells else "concurrency"
+
+    @property
+    def is_traffic(self) -> bool:
+        """Whether the cells are windows of time, not a grid."""
+        return not self._windows.empty
+
+    @property
+    def lengths(self) -> tuple[float, float]:
+        """Prompt and output tokens, where all cells have the same."""
+        prompt, output = (np.unique(self._cells[name].values) for name in LENGTHS)
+        if len(prompt) > 1 or len(output) > 1:
+            raise InputError(f"{self}: one prompt and one output length are needed here")
+        return float(prompt[0]), float(output[0])
+
+    @property
+    def windows(self) -> pd.DataFrame:
+        """Windows of traffic, those without requests included; a single rate is one of 1 s."""
+        if self.is_traffic:
+            return self._windows.copy()
+        if self.axis != "rate_rps" or self._cells.sizes:
+            raise InputError(f"{self}: traffic over time, or one rate and one length, is needed")
+        return self.table.assign(seconds=1.0)
+
+    @property
+    def seconds(self) -> float:
+        """Time covered by traffic, windows without requests included."""
+        return float(self.windows["seconds"].sum())
+
+    @property
+    def requests(self) -> float:
+        """Requests in that time."""
+        return float((self.windows["rate_rps"] * self.windows["seconds"]).sum())
+
+    @property
+    def mean_rps(self) -> float:
+        """Requests/s over all the time."""
+        return self.requests / self.seconds
+
+    @property
+    def output_tokens_total(self) -> float:
+        """Tokens of all answers together."""
+        return self.requests * float(self.shares @ self._busy["output_tokens"])
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of all requests by window with requests."""
+        requests = (self._busy["rate_rps"] * self._busy["seconds"]).to_numpy()
+        return requests / requests.sum()
+
+    @property
+    def _busy(self) -> pd.DataFrame:
+        return self.windows[self.windows["rate_rps"] > 0]
+
+    def with_axis(self, values: Numbers) -> "Load":
+        """The same lengths at other rates (or concurrencies, where this load has those)."""
+        prompt, output = self.lengths
+        key = "rps" if self.axis == "rate_rps" else "concurrency"
+        return Load(**{key: values}, prompt=prompt, output=output)
+
+    def scaled(self, factor: float) -> "Load":
+        """The same load at `factor` times the rates or concurrencies."""
+        if not (np.isfinite(factor) and factor > 0):
+            raise InputError(f"factor must be a positive number, got {factor!r}")
+        if self.is_traffic:
+            rates = self._windows.assign(rate_rps=self._windows["rate_rps"] * factor)
+            return Load._traffic(f"{factor:g} x {self.name}", rates)
+        key = "rps" if self.axis == "rate_rps" else "concurrency"
+        axis, prompt, output = (self._cells[n].values for n in (self.axis, *LENGTHS))
+        return Load(**{key: axis * factor}, prompt=prompt, output=output)
+
+    def thin(self, windows: int) -> "Load":
+        """At most so many windows with requests; time, requests, tokens and peak stay.
+
+        Windows are sorted by their tokens a second and joined in groups of equal numbers of
+        requests; what lengths differ within a group becomes spread. The fullest window stays
+        alone, since it saturates first. All time without requests becomes one window.
+        """
+        if not (isinstance(windows, int) and windows >= 2):
+            raise InputError(f"windows must be a whole number of at least 2, got {windows!r}")
+        if not self.is_traffic or len(self._busy) <= windows:
+            return self
+        joined = _joined(self._busy, windows)
+        idle_s = self._windows.loc[self._windows["rate_rps"] == 0, "seconds"].sum()
+        if idle_s > 0:
+            idle = pd.DataFrame([{"seconds": idle_s, "rate_rps": 0.0}])
+            joined = pd.concat([joined, idle], ignore_index=True)
+        return Load._traffic(self.name, joined)
+
+
+def _axis(name: str, argument: str, values: Any, least: float) -> "xr.DataArray":
+    """A number, or a list of them as a dimension of its own."""
+    import xarray as xr
+
+    array = np.asarray(values)
+    is_number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
+    array = array.astype(float) if is_number else array
+    if not is_number or not np.isfinite(array).all() or (array < least).any():
+        raise InputError(f"{argument} must be finite numbers of at least {least:g}, got {values!r}")
+    return xr.DataArray(array) if array.ndim == 0 else xr.DataArray(array, {name: array}, [name])
+
+
+def _list(values: np.ndarray) -> str:
+    """Numbers for a sentence, many of them as a range."""
+    values = np.atleast_1d(values)
+    if len(values) > 5:
+        return f"{values.min():g} to {values.max():g}"
+    return ", ".join(f"{v:g}" for v in values)
+
+
+def _joined(busy: pd.DataFrame, windows: int) -> pd.DataFrame:
+    """Windows with requests joined to fewer, see `Load.thin`."""
+    requests = busy["rate_rps"] * busy["seconds"]
+    parts: dict[str, pd.Series] = {"seconds": busy["seconds"], "requests": requests}
+    for name in LENGTHS:
+        cv = _relative_spread(busy, name)
+        square = busy[name] ** 2 * (1 + (0.0 if cv is None else cv**2))
+        parts |= {name: requests * busy[name], f"{name}_sd": requests * square}
+    tokens_per_s = busy["rate_rps"] * (busy["prompt_tokens"] + busy["output_tokens"])
+    order = np.argsort(tokens_per_s.to_numpy(), kind="stable")
+    before = requests.to_numpy()[order][:-1]
+    middle = (np.cumsum(before) - before / 2) / before.sum()
+    group = np.append(np.floor(middle * (windows - 1)), windows)
+    total = pd.DataFrame(parts).iloc[order].groupby(group).sum()
+    joined = pd.DataFrame(
+        {"seconds": total["seconds"], "rate_rps": total["requests"] / total["seconds"]}
+    )
+    for name in LENGTHS:
+        joined[name] = total[name] / total["requests"]
+        variance = total[f"{name}_sd"] / total["requests"] - joined[name] ** 2
+        joined[f"{name}_sd"] = np.sqrt(variance.clip(lower=0.0))
+    return joined
+
+
+def _relative_spread(busy: pd.DataFrame, name: str) -> np.ndarray | None:
+    """Sd of a length over its mean by window, the usual one where unknown; None if all are."""
+    if f"{name}_sd" not in busy or busy[f"{name}_sd"].isna().all():
+        return None
+    mean, sd = busy[name].to_numpy(), busy[f"{name}_sd"].to_numpy()
+    requests = (busy["rate_rps"] * busy["seconds"]).to_numpy() * ~np.isnan(sd)
+    usual = np.sqrt((requests * np.nan_to_num(sd) ** 2).sum() / (requests * mean**2).sum())
+    return np.where(np.isnan(sd), usual, sd / mean)

@@ -1,0 +1,271 @@
+"""Runs from a production server's own metrics: one a window of steady load.
+
+They come as scrapes of ``/metrics`` or as answers of Prometheus to ``query_range``. The offered
+rate is that of finished requests. Mean latencies are exact; mean and variance of their log are
+those of a log-normal fitted to the histograms.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs.config import absent, configure, sentence
+from bayes_sd.runs.rows import Drafting, Latency, Workload, fingerprint, run_id, run_row
+from bayes_sd.runs.windows import (
+    E2E,
+    GAUGES,
+    HISTOGRAMS,
+    Window,
+    check_steady,
+    fit_lognormal,
+    windows,
+)
+
+LENGTHS = {
+    "prompt_tokens": ("vllm:request_prompt_tokens", "vllm:prompt_tokens_total"),
+    "output_tokens": ("vllm:request_generation_tokens", "vllm:generation_tokens_total"),
+}
+DRAFTING = {
+    "drafts": "vllm:spec_decode_num_drafts_total",
+    "drafted_tokens": "vllm:spec_decode_num_draft_tokens_total",
+    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens_total",
+}
+PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+FINISHED = "vllm:request_success_total"
+USED = frozenset(
+    {f"{name}_{part}" for name in HISTOGRAMS.values() for part in ("bucket", "sum", "count")}
+    | {f"{name}_{part}" for name, _ in LENGTHS.values() for part in ("sum", "count")}
+    | {total for _, total in LENGTHS.values()}
+    | {*GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
+)
+# Labels that tell apart the series of one metric; all others tell apart servers.
+WITHIN = {"le", "position", "finished_reason"}
+SCRAPE = re.compile(r"^(# (time|HELP|TYPE) |vllm:)", re.MULTILINE)
+TIME_LINE = re.compile(r"^# time (\S+)\s*$", re.MULTILINE)
+TIME_NAME = re.compile(r"(?<!\d)\d{10}(\.\d+)?(?!\d)")
+HOW_TO = 'put a line "# time SECONDS" before it or name the file by them (date +%s)'
+
+Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, labels, value
+Servers = dict[tuple[tuple[str, str], ...], pd.DataFrame]
+
+
+def is_answer(data: Mapping[str, Any]) -> bool:
+    """Whether a JSON object looks like an answer of Prometheus."""
+    return "status" in data and bool({"data", "error"} & set(data))
+
+
+def is_scrape(text: str) -> bool:
+    """Whether a text looks like a scrape of ``/metrics``."""
+    return SCRAPE.search(text) is not None
+
+
+def samples(text: str) -> Iterator[Sample]:
+    """The metrics of vLLM that are read, out of one ``/metrics`` text."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    # Parsing all of it would take fifty times as long.
+    lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] in USED]
+    try:
+        families = list(text_string_to_metric_families("\n".join(lines) + "\n"))
+    except ValueError as error:
+        raise InputError(
+            f"is cut off or no text of a metrics endpoint ({' '.join(str(error).split())[:60]})"
+        ) from None
+    for family in families:
+        for s in family.samples:
+            time_s = None if s.timestamp is None else float(s.timestamp)
+            yield time_s, s.name, s.labels, float(s.value)
+
+
+def runs_of(
+    contents: Mapping[Path, Any], configuration: Mapping[str, Any], window_s: float
+) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """Run of each window of all files together (texts, or JSON objects), or why it has none."""
+    number = -1
+    for labels, table in servers_of(contents).items():
+        values = dict(configuration)
+        if not absent(model := dict(labels).get("model_name")):
+            values.setdefault("verifier", model)
+        for window in windows(table, window_s):
+            number += 1
+            try:
+                if isinstance(window, InputError):
+                    raise window
+                check_steady(window)
+                row = _run(window, values)
+            except InputError as error:
+                yield number, error
+            else:
+                # Two windows may have the same numbers: when they were tells them apart.
+                when = {"run": run_id(row), "start_s": float(window.times[0])}
+                yield number, row | {"run_id": fingerprint(when)}
+
+
+def servers_of(contents: Mapping[Path, Any]) -> Servers:
+    """Readings of all files, one table (see Window) for each set of labels."""
+    servers: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], dict[float, float]]] = {}
+    for file, content in contents.items():
+        try:
+            found = _scrapes(content, file) if isinstance(content, str) else _range(content)
+            for time_s, name, labels, value in found:
+                if time_s is None:
+                    raise InputError(f"does not say when it was scraped; {HOW_TO}")
+                key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
+                series = servers.setdefault(key, {}).setdefault((name, _own(labels)), {})
+                if series.setdefault(time_s, value) != value and not math.isnan(value):
+                    raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+    if not servers:
+        raise InputError(f"no metric of vLLM is in these files; needed is {E2E}")
+    tables = {}
+    for key, readings in sorted(servers.items()):
+        table = pd.DataFrame({column: pd.Series(values) for column, values in readings.items()})
+        table.columns = pd.MultiIndex.from_tuples(list(readings), names=["name", "label"])
+        tables[key] = table.sort_index().sort_index(axis=1)
+    return tables
+
+
+def _own(labels: Mapping[str, str]) -> str:
+    """What tells a series from the others of its metric."""
+    if "le" in labels:
+        try:
+            return f"{float(labels['le']):g}"
+        except ValueError:
+            raise InputError(f"has a bucket with le {labels['le']!r}; a number is needed") from None
+    return labels.get("position", labels.get("finished_reason", ""))
+
+
+def _range(answer: Mapping[str, Any]) -> Iterator[Sample]:
+    """Samples of an answer to query_range."""
+    if answer["status"] != "success":
+        raise InputError(f"is an error of Prometheus: {answer.get('error', answer['status'])}")
+    data = answer.get("data")
+    data = data if isinstance(data, dict) else {}
+    if data.get("resultType") != "matrix":
+        kind = data.get("resultType")
+        raise InputError(f"data.resultType is {kind!r}; query_range gives 'matrix'")
+    for i, series in enumerate(data.get("result") or ()):
+        try:
+            labels = dict(series["metric"])
+            values = [(float(t), float(v)) for t, v in series["values"]]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"data.result[{i}] lacks metric or values [[seconds, number], ...]"
+            ) from None
+        name = labels.pop("__name__", None)
+        if name is None:
+            raise InputError(
+                f"data.result[{i}] has no __name__; export the metric itself, "
+                "not rate() or another function of it"
+            )
+        if name in USED:
+            yield from ((t, name, labels, v) for t, v in values)
+
+
+def _scrapes(text: str, file: Path) -> Iterator[Sample]:
+    """Samples of scrapes, one after the other, with the times they were made."""
+    parts = TIME_LINE.split(text)
+    named = TIME_NAME.search(file.name)
+    scrapes = list(zip(parts[1::2], parts[2::2], strict=True)) or [(named and named[0], text)]
+    for stamp, scrape in scrapes:
+        try:
+            time_s = None if stamp is None else float(stamp)
+        except ValueError:
+            raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
+        for own_s, name, labels, value in samples(scrape):
+            yield time_s if own_s is None else own_s, name, labels, value
+
+
+def _run(window: Window, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    positions = _positions(window)
+    config = configure({"draft_tokens": len(positions), **configuration})
+    requests = window.gain(f"{E2E}_count")
+    latencies = {metric: _latency(window, name) for metric, name in HISTOGRAMS.items()}
+    if math.isnan(latencies["e2e"].mean):
+        raise InputError(f"{E2E}_sum is missing, so mean latency is unknown")
+    in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
+    lost = window.gain(FINISHED, "abort") + window.gain(FINISHED, "error")
+    load: dict[str, Any] = {
+        "loop": "open",
+        "rate_rps": requests / window.duration_s,
+        "achieved_rps": requests / window.duration_s,
+        "requests": requests,
+        "failed": 0 if math.isnan(lost) else lost,
+        "span_s": window.duration_s,
+        "duration_s": window.duration_s,
+        **{ours: _length(window, *names) for ours, names in LENGTHS.items()},
+        **({"in_flight": in_flight} if in_flight > 0 else {}),
+    }
+    try:
+        workload = Workload(**load)
+        drafting = _drafting(window, positions) if config.draft_tokens else Drafting()
+    except ValidationError as error:
+        raise InputError(sentence(error)) from None
+    flags = frozenset({"rate-from-achieved"})
+    return run_row(config, workload, latencies, drafting, detail=False, flags=flags)
+
+
+def _latency(window: Window, name: str) -> Latency:
+    """Latency of a histogram."""
+    n, total = window.gain(f"{name}_count"), window.gain(f"{name}_sum")
+    if not (n > 0 and total > 0):
+        return Latency()
+    bounds, after = _buckets(window.table.iloc[-1], name)
+    same, before = _buckets(window.table.iloc[0], name)
+    if not len(bounds) or not np.array_equal(bounds, same):
+        return Latency(mean=total / n)
+    upto = after - before
+    if not math.isinf(bounds[-1]) or (np.diff(upto) < 0).any() or upto[-1] != n:
+        raise InputError(f"the buckets of {name} do not add up to its count of {n:.0f}")
+    counts = np.diff(upto, prepend=0.0)
+    lowest = counts @ np.concatenate([[0.0], bounds[:-1]])
+    highest = counts[counts > 0] @ bounds[counts > 0]
+    if not lowest * (1 - 1e-9) <= total <= highest * (1 + 1e-9):
+        raise InputError(
+            f"{name} sums to {total:g} s, but its buckets allow {lowest:g} to {highest:g}"
+        )
+    fit = fit_lognormal(bounds, counts, total)
+    if fit is None:
+        return Latency(mean=total / n)
+    return Latency(
+        mean=total / n, log_mean=fit.log_mean, log_var=fit.log_var, log_var_n_eff=fit.n_eff
+    )
+
+
+def _buckets(reading: pd.Series, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Upper bounds and counts of values up to them, at one time."""
+    if f"{name}_bucket" not in reading:
+        return np.array([]), np.array([])
+    known = reading[f"{name}_bucket"].dropna()
+    bounds = known.index.to_numpy().astype(float)
+    order = np.argsort(bounds)
+    return bounds[order], known.to_numpy(float)[order]
+
+
+def _length(window: Window, histogram: str, counter: str) -> float:
+    """Mean tokens of a finished request; of all requests where only the counter is there."""
+    mean = window.gain(f"{histogram}_sum") / (window.gain(f"{histogram}_count") or math.nan)
+    return window.gain(counter) / window.gain(f"{E2E}_count") if math.isnan(mean) else mean
+
+
+def _positions(window: Window) -> list[str]:
+    if PER_POSITION not in window.table:
+        return []
+    return sorted(filter(str.isdigit, window.table[PER_POSITION].columns), key=int)
+
+
+def _drafting(window: Window, positions: list[str]) -> Drafting:
+    gains = {ours: window.gain(name) for ours, name in DRAFTING.items()}
+    accepted = [window.gain(PER_POSITION, p) for p in positions]
+    known: dict[str, Any] = {k: v for k, v in gains.items() if not math.isnan(v)}
+    return Drafting(
+        **known, positions=() if np.isnan(accepted).any() else tuple(map(int, accepted))
+    )

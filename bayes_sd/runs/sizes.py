@@ -1,0 +1,228 @@
+"""How large a model is: from numbers, or from the config.json of its checkpoint."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayes_sd.errors import InputError
+
+GIGA = 1e9
+KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
+
+
+def typical_layers(active: Any, total: Any) -> Any:
+    r"""Layers of a transformer of this size (1e9 parameters, no embedding): ``25 N^0.29``.
+
+    `N` is the geometric mean of active and total. Real models differ: the guess is 37% above
+    Llama-3.1-8B, 54% above Qwen2.5-7B and 30% below Qwen3-0.6B.
+    """
+    return 25.0 * (active * total) ** 0.145
+
+
+def typical_kv_gb(active: Any, layers: Any) -> Any:
+    """Keys and values of one token in 16 bits, GB: ``4 bytes x layers x min(width, 1024)``.
+
+    The width is ``sqrt(N / 12 layers)``. With guessed layers it is 37% above Llama-3.1-8B and
+    three times (208% above) Qwen2.5-7B, which has four key-value heads, not eight.
+    """
+    width = (active * GIGA / (12 * layers)) ** 0.5
+    narrow = (width + KV_WIDTH_MAX - abs(width - KV_WIDTH_MAX)) / 2  # the smaller, by operators
+    return 4e-9 * layers * narrow
+
+
+def features(
+    params: Any,
+    active: Any,
+    experts: Any = 0,
+    per_token: Any = 0,
+    layers: Any = np.nan,
+    kv_bytes: Any = np.nan,
+) -> dict[str, Any]:
+    """What the cost law knows of models: ``active``, ``shared``, ``expert`` in 1e9, and more.
+
+    Every token uses all but the idle experts: ``active = shared + (m / M) expert`` and ``total =
+    shared + expert`` give both parts. Layers and keys and values that are NaN are typical ones.
+    """
+    params, active = np.asarray(params, float) / GIGA, np.asarray(active, float) / GIGA
+    experts, per_token = np.asarray(experts, float), np.asarray(per_token, float)
+    moe = (experts > per_token) & (experts > 0)
+    # The idle share of a dense model multiplies nothing; 0.5 keeps its log finite.
+    idle = np.where(moe, 1 - per_token / np.where(moe, experts, 1), 0.5)
+    expert = np.where(moe, (params - active) / idle, 0.0)
+    layers, kv_gb = np.asarray(layers, float), np.asarray(kv_bytes, float) / GIGA
+    layers = np.where(np.isnan(layers), typical_layers(active, params), layers)
+    return {
+        "active": active,
+        "shared": params - expert,
+        "expert": expert,
+        "idle": idle,
+        "log_idle": np.log(idle),
+        "moe": moe.astype(float),
+        "layers": layers,
+        "kv_gb": np.where(np.isnan(kv_gb), typical_kv_gb(active, layers), kv_gb),
+    }
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model given by its size only, as a verifier or drafter that nobody measured.
+
+    Parameters
+    ----------
+    params : float
+        Parameters without embedding and head, a count (``8e9``).
+    active_params : float, optional
+        Parameters used for one token; equal to `params` for a dense model.
+    experts, experts_per_token : int
+        Experts of a layer and how many a token uses; 0 for a dense model.
+    layers : float, optional
+        Layers; by default what is typical at this size, which can be off by 50%.
+    kv_bytes : float, optional
+        Bytes of one token's keys and values; by default what is typical at this size, which can
+        be off by a factor of 3.
+
+    Raises
+    ------
+    InputError
+        If a number is impossible or contradicts another.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> bsd.Size(30e9, active_params=3e9, experts=128, experts_per_token=8).label
+    'new 3e+10 (3e+09 active, 8/128 experts)'
+    """
+
+    params: float
+    active_params: float | None = None
+    experts: int = 0
+    experts_per_token: int = 0
+    layers: float | None = None
+    kv_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise InputError(f"{field.name} = {value!r}: must be a number (a count, as 8e9).")
+            zero_allowed = field.default == 0
+            if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
+                least = "at least 0" if zero_allowed else "above 0"
+                raise InputError(f"{self}: {field.name} must be {least} and finite.")
+        if self.active > self.params:
+            raise InputError(f"{self}: active_params must be at most params (counts, as in 8e9).")
+        if not min(self.experts, 1) <= self.experts_per_token <= self.experts:
+            raise InputError(f"{self}: needs 1 <= experts_per_token <= experts, or 0 of both.")
+        if self.experts > self.experts_per_token:
+            if self.active_params is None:
+                raise InputError(f"{self}: a mixture of experts needs active_params.")
+            least_active = self.params * self.experts_per_token / self.experts
+            # Counts are often given rounded to three digits.
+            if self.active < least_active * (1 - 1e-6):
+                raise InputError(
+                    f"{self}: {self.experts_per_token} of {self.experts} experts are at least "
+                    f"{least_active:.3g} active parameters."
+                )
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Size":
+        """Size of a checkpoint, from the ``config.json`` of a Llama-like or MoE model.
+
+        Parameters
+        ----------
+        path : path
+            The checkpoint's folder, or its ``config.json``.
+
+        Returns
+        -------
+        Size
+            Attention, feed-forward and router matrices of all blocks are counted; norms,
+            embedding and head are not.
+
+        Raises
+        ------
+        InputError
+            If there is no such file, or it lacks what is needed.
+
+        Examples
+        --------
+        >>> import bayes_sd as bsd
+        >>> bsd.Size.read("models/llama-8b").layers  # doctest: +SKIP
+        32
+        """
+        file = Path(path)
+        file = file / "config.json" if file.is_dir() else file
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+        except ValueError:
+            raise InputError(f"{file}: is not JSON; a checkpoint's config.json is needed") from None
+        config = config.get("text_config", config) if isinstance(config, dict) else config
+        if not isinstance(config, dict):
+            raise InputError(f"{file}: is not a JSON object; a checkpoint's config.json is needed")
+        return _of_config(config, str(file))
+
+    @property
+    def active(self) -> float:
+        """Parameters used for one token."""
+        return self.params if self.active_params is None else self.active_params
+
+    @property
+    def label(self) -> str:
+        """Name for display; equal for all answers about one new model."""
+        moe = f", {self.experts_per_token}/{self.experts} experts" if self.experts else ""
+        depth = "" if self.layers is None else f", {self.layers:g} layers"
+        return f"new {self.params:g} ({self.active:g} active{moe}{depth})"
+
+    def features(self) -> dict[str, float]:
+        """What the cost law knows of this model, see :func:`bayes_sd.runs.sizes.features`."""
+        depth = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
+        values = features(self.params, self.active, self.experts, self.experts_per_token, *depth)
+        return {name: float(value) for name, value in values.items()}
+
+
+def _of_config(config: Mapping[str, Any], where: str) -> Size:
+    """Size from the content of a ``config.json``; `where` names it in errors."""
+
+    def whole(*names: str, default: int | None = None) -> int:
+        for name in names:
+            value = config.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+            if value is not None:
+                raise InputError(f"{where}: {name} must be a positive whole number, got {value!r}")
+        if default is None:
+            raise InputError(f"{where}: {names[0]} is missing; give the model's sizes instead")
+        return default
+
+    hidden, layers = whole("hidden_size"), whole("num_hidden_layers")
+    heads = whole("num_attention_heads")
+    head = whole("head_dim", default=hidden // heads)
+    kv_heads = whole("num_key_value_heads", default=heads)
+    kv_bytes = 4 * layers * head * kv_heads
+    attention = 2 * hidden * head * (heads + kv_heads)
+    if all(config.get(name) is None for name in EXPERTS):
+        params = layers * (attention + 3 * hidden * whole("intermediate_size"))
+        return Size(params, params, layers=layers, kv_bytes=kv_bytes)
+    experts, per_token = whole(*EXPERTS), whole(*EXPERTS_PER_TOKEN)
+    expert = 3 * hidden * whole("moe_intermediate_size", "intermediate_size")
+    shared = attention + hidden * experts
+    return Size(
+        layers * (shared + experts * expert),
+        layers * (shared + per_token * expert),
+        experts,
+        per_token,
+        layers,
+        kv_bytes,
+    )

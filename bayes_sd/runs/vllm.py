@@ -1,0 +1,329 @@
+"""Runs from results of ``vllm bench serve``, and of ``vllm bench sweep serve``, which calls it.
+
+A sweep adds to each result the parameters of the server and of the benchmark. They say what a
+bare result does not: which drafter, how many draft tokens, and where the models are.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs import config as c
+from bayes_sd.runs import rows
+from bayes_sd.runs.rows import Latency, Requests
+from bayes_sd.runs.sizes import Size
+
+TOTALS = ("total_input_tokens", "total_output_tokens")
+REQUIRED = ("duration", "completed", *TOTALS, "request_rate")
+SWEEP_FILES = ("serve_params.json", "bench_params.json", "summary.json", "warmup.json")
+SWEEP_SUFFIXES = ("failure.json", ".pytorch.json")
+WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix")  # methods that draft without a model
+STATISTICS = {"median": "p50", **{x: x for x in ("mean", "std", "p50", "p90", "p95", "p99")}}
+METRICS = {"e2e": "e2el", "ttft": "ttft", "tpot": "tpot"}
+TWICE = 2.0  # tokens listed and counted may differ by failed requests, not by more
+MANY, FAR = 20, 10.0  # from so many arrivals on, their rate is within this factor of the asked one
+FOLDERS_UP = 6  # a relative model path is looked for in so many folders above the result
+
+
+class BenchResult(c.Record):
+    """The fields used of one result; lists hold one entry a request, seconds and tokens."""
+
+    duration: c.Positive
+    completed: c.Count
+    failed: c.Count | None = None
+    num_prompts: c.Count | None = None
+    total_input_tokens: c.Count
+    total_output_tokens: c.Count
+    request_rate: c.PositiveOrInfinite
+    max_concurrency: c.PositiveCount | None = None
+    burstiness: c.Positive | None = None
+    input_lens: list[c.Count] | None = None
+    output_lens: list[c.Count] | None = None
+    ttfts: list[c.Number] | None = None
+    latencies: list[c.Number] | None = None
+    itls: list[list[c.NonNegative]] | None = None
+    start_times: list[c.Number] | None = None
+    errors: list[str | None] | None = None
+    spec_decode_num_drafts: c.Count | None = None
+    spec_decode_draft_tokens: c.Count | None = None
+    spec_decode_accepted_tokens: c.Count | None = None
+    spec_decode_per_position_acceptance_rates: list[c.Fraction] | None = None
+
+
+def is_result(data: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is, perhaps damaged, a result of ``vllm bench serve``."""
+    return sum(key not in data for key in REQUIRED) <= 2
+
+
+def companion(path: Path) -> bool:
+    """Whether a file of this name lies beside the runs of a sweep without being a run."""
+    return path.name in SWEEP_FILES or path.name.endswith(SWEEP_SUFFIXES)
+
+
+def stated(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration that a result states in its metadata and its speculative config."""
+    return c.merge([("the metadata", c.canonical(data)), ("speculative_config", _drafter(data))])
+
+
+def runs_of(
+    data: Mapping[str, Any], configuration: Mapping[str, Any], path: Path
+) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """The run of a result, under `configuration` from the file, sidecar and arguments together."""
+    missing = [key for key in REQUIRED if key not in data]
+    if missing:
+        raise InputError(f"{missing[0]} is missing; vllm bench serve always writes it")
+    if not c.absent(data.get("ramp_up_strategy")):
+        raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
+    if data.get("run_number") == -1:
+        raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
+    try:
+        result = BenchResult.model_validate(data)
+    except ValidationError as error:
+        raise InputError(c.sentence(error)) from None
+    values = {**_models(data, configuration, path), **configuration}
+    values.setdefault("draft_tokens", _draft_tokens(result, values))
+    server = c.configure({key: value for key, value in values.items() if value is not None})
+    if result.completed == 0:
+        raise InputError(rows.ALL_FAILED)
+    requests = _requests(result)
+    latencies = {ours: _aggregate(data, theirs) for ours, theirs in METRICS.items()}
+    load, n, failed = _load(result), result.completed, result.failed
+    if failed is None:
+        failed = max((result.num_prompts or 0) - n, 0)
+    if requests is None:
+        if math.isnan(latencies["e2e"].mean):
+            raise InputError(
+                "mean_e2el_ms is missing; run vllm bench serve with --save-detailed or with "
+                "--percentile-metrics ttft,tpot,e2el"
+            )
+        load["prompt_tokens"] = result.total_input_tokens / n
+        load["output_tokens"] = result.total_output_tokens / n
+    else:
+        reported, latencies = latencies, rows.latencies_of(requests, result.duration)
+        rows.compare_means(latencies, reported)
+        listed = len(result.output_lens or ())
+        # Some files list only the successful requests and count the failed ones apart.
+        n, failed = len(requests), listed - len(requests) + max(n + failed - listed, 0)
+        load |= {
+            "prompt_tokens": float(requests.prompt.mean()),
+            "output_tokens": float(requests.output.mean()),
+            "prompt_tokens_sd": float(requests.prompt.std()),
+            "output_tokens_sd": float(requests.output.std()),
+            "in_flight": float(requests.e2e.sum() / result.duration),
+        }
+    load |= {"requests": n, "failed": failed, "achieved_rps": n / result.duration}
+    try:
+        workload = rows.Workload(**load)
+    except ValidationError as error:
+        raise InputError(c.sentence(error)) from None
+    detail = requests is not None
+    yield -1, rows.run_row(server, workload, latencies, _counts(result), detail=detail)
+
+
+def _speculative(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The speculative config a sweep gave the server, whole or in dotted keys; {} without one."""
+    config: dict[str, Any] = {}
+    for key, value in data.items():
+        name, _, inner = str(key).replace("-", "_").partition(".")
+        if name not in ("speculative_config", "sc"):
+            continue
+        if isinstance(value, str) and not inner:
+            with suppress(ValueError):
+                value = json.loads(value)
+        if inner:
+            config[inner] = value
+        elif isinstance(value, Mapping):
+            config |= value
+        elif not c.absent(value):
+            raise InputError(f"{key} must be a JSON object, got {str(data[key])[:40]!r}")
+    return config
+
+
+def _drafter(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a speculative config says for certain: method, path and draft tokens."""
+    config = _speculative(data)
+    if not config:
+        return {}
+    model = str(config.get("model") or "")
+    method = str(config.get("method") or _method(model))
+    known: dict[str, Any] = {"drafter_method": method.strip("[]")}
+    known["drafter_path"] = "" if method in WEIGHTLESS else model
+    known["draft_tokens"] = config.get("num_speculative_tokens")
+    schedule = config.get("num_speculative_tokens_per_batch_size")
+    if schedule:
+        entries = schedule if isinstance(schedule, list) else []
+        levels = {str(entry[-1]) if isinstance(entry, list) and entry else "" for entry in entries}
+        if len(levels) != 1:
+            raise InputError(
+                "num_speculative_tokens_per_batch_size must give one number of draft tokens for "
+                f"all batch sizes, got {str(schedule)[:60]}"
+            )
+        known["draft_tokens"] = levels.pop()
+    rates = config.get("synthetic_acceptance_rates") or []
+    shares = isinstance(rates, list) and all(isinstance(r, float) and 0 <= r <= 1 for r in rates)
+    # vLLM wants the share of drafts that reach each position, ours is per token.
+    if shares and all(abs(r - rates[0] ** j) < 1e-3 for j, r in enumerate(rates, 1)):
+        known["acceptance_imposed"] = next(iter(rates), None)
+    return {key: value for key, value in known.items() if not c.absent(value)}
+
+
+def _method(model: str) -> str:
+    """The method vLLM takes where none is given."""
+    if model in WEIGHTLESS:
+        return model
+    name = model.lower()
+    if "eagle3" in name:
+        return "eagle3"
+    return "eagle" if "eagle-" in name else "draft_model"
+
+
+def _models(
+    data: Mapping[str, Any], configuration: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    """Names of the models, and sizes from those of their folders that are still there."""
+    values: dict[str, Any] = {}
+    model = data.get("model_id") if c.absent(data.get("model")) else data["model"]
+    served = data.get("served_model_name")
+    if not c.absent(model):
+        values["verifier"] = short_name(str(model if c.absent(served) else served))
+        size = None if "verifier_params" in configuration else _size(str(model), path)
+        if size is not None:
+            values |= {f"verifier_{x}": getattr(size, x) for x in ("params", "layers", "kv_bytes")}
+            values |= {x: getattr(size, x) for x in ("experts", "experts_per_token")}
+            values["verifier_active_params"] = size.active
+    method, drafter = (configuration.get(f"drafter_{x}", "") for x in ("method", "path"))
+    if method:
+        values["drafter"] = short_name(str(drafter)) or method
+        values["drafter_params"] = 0 if method in WEIGHTLESS else None
+        size = _size(str(drafter), path) if drafter else None
+        if size is not None:
+            values["drafter_params"] = size.params
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def short_name(model: str) -> str:
+    """Last part of a folder or of a name on a hub."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _size(model: str, result: Path) -> Size | None:
+    """Size of a checkpoint whose folder is still there; a relative one lies above the result."""
+    above = list(result.absolute().parents)[:FOLDERS_UP]
+    folders = (os.path.expanduser(model), *(os.path.join(folder, model) for folder in above))
+    files = (os.path.join(folder, "config.json") for folder in folders)
+    return next((Size.read(file) for file in files if os.path.isfile(file)), None)
+
+
+def _draft_tokens(r: BenchResult, values: Mapping[str, Any]) -> int | None:
+    """Draft tokens from what was counted, where nothing states them."""
+    drafts = r.spec_decode_num_drafts
+    if r.spec_decode_per_position_acceptance_rates:
+        return len(r.spec_decode_per_position_acceptance_rates)
+    if drafts and r.spec_decode_draft_tokens is not None:
+        k = r.spec_decode_draft_tokens / drafts
+        return int(k) if k == int(k) else None
+    return 0 if str(values.get("drafter", "none")).strip().lower() == "none" else None
+
+
+def _requests(r: BenchResult) -> Requests | None:
+    """Successful requests, or None if the result has no complete lists."""
+    if not (r.ttfts and r.input_lens and r.output_lens and (r.latencies or r.itls)):
+        return None
+    names = ("ttfts", "input_lens", "output_lens", "latencies", "itls", "start_times", "errors")
+    lengths = {name: len(x) for name in names if (x := getattr(r, name))}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        raise InputError(f"lists have unequal lengths ({listed}); one entry a request is needed")
+    output = np.asarray(r.output_lens)
+    for key, summed, total in (
+        ("input_lens", sum(r.input_lens), r.total_input_tokens),
+        ("output_lens", int(output.sum()), r.total_output_tokens),
+    ):
+        if not total / TWICE <= summed <= total * TWICE and r.completed == len(output):
+            raise InputError(
+                f"{key} sum to {summed} but total_{key[:-5]}_tokens is {total}; "
+                "they must be of the same requests"
+            )
+    ok = output > 0
+    if r.errors:
+        ok &= np.array([not error for error in r.errors])
+    if not ok.any():
+        raise InputError(rows.ALL_FAILED)
+    ttft = np.asarray(r.ttfts)
+    e2e = np.asarray(r.latencies) if r.latencies else ttft + [sum(x) for x in r.itls or ()]
+    unknown = np.flatnonzero(ok & np.isnan(ttft))
+    if unknown.size:
+        raise InputError(f"ttft of request {unknown[0]} must be a positive finite number, got nan")
+    start = np.asarray(r.start_times) if r.start_times else np.full(len(ok), np.nan)
+    prompt = np.asarray(r.input_lens)
+    return Requests(start[ok], e2e[ok], ttft[ok], prompt[ok], output[ok], np.flatnonzero(ok))
+
+
+def _load(r: BenchResult) -> dict[str, Any]:
+    """Offered load and its extent, without the requests."""
+    load: dict[str, Any] = {"duration_s": r.duration, "span_s": r.duration}
+    if r.max_concurrency is not None:
+        load["concurrency"] = r.max_concurrency
+    if not math.isfinite(r.request_rate):
+        return load | {"loop": "burst" if r.max_concurrency is None else "closed"}
+    load |= {"loop": "open", "rate_rps": r.request_rate}
+    if r.completed:
+        load["span_s"] = r.completed / r.request_rate
+    if r.burstiness is not None:
+        load["burstiness"] = r.burstiness
+    if not r.start_times:
+        return load
+    span = max(r.start_times) - min(r.start_times)
+    if not math.isfinite(span):
+        raise InputError("start_times must be finite numbers")
+    if span > r.duration * rows.UNIT_SLACK:
+        raise InputError(f"start_times spread over {span:g} s in a run of {r.duration:g} s")
+    if span > 0:
+        load["span_s"] = span
+    n = len(r.start_times)
+    if n >= MANY and span > 0 and r.max_concurrency is None:
+        arrived_rps = (n - 1) / span
+        if not arrived_rps / FAR <= r.request_rate <= arrived_rps * FAR:
+            raise InputError(
+                f"request_rate is {r.request_rate:g} but {n} start_times spread over "
+                f"{span:g} s, {arrived_rps:.3g} a second; check the units"
+            )
+    return load
+
+
+def _aggregate(data: Mapping[str, Any], metric: str) -> Latency:
+    """Statistics of one metric that the file gives in ms."""
+    values: dict[str, float] = {}
+    one_token = data["total_output_tokens"] == data["completed"]
+    for theirs, ours in STATISTICS.items():
+        key = f"{theirs}_{metric}_ms"
+        # vLLM writes 0.0 for the statistics of nothing, here of tokens after the first.
+        if c.absent(data.get(key)) or (metric == "tpot" and one_token):
+            continue
+        try:
+            values[ours] = (c.nonnegative if ours == "std" else c.positive)(data[key]) / 1000
+        except ValueError as error:
+            raise InputError(f"{key} {error}") from None
+    try:
+        return Latency(**values)
+    except ValidationError as error:
+        raise InputError(f"{metric}: {c.sentence(error)}") from None
+
+
+def _counts(r: BenchResult) -> rows.Drafting:
+    """Drafts and accepted tokens, as counts."""
+    drafts, rates = r.spec_decode_num_drafts, r.spec_decode_per_position_acceptance_rates
+    return rows.Drafting(
+        drafts=drafts,
+        drafted_tokens=r.spec_decode_draft_tokens,
+        accepted_tokens=r.spec_decode_accepted_tokens,
+        positions=tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
+    )

@@ -1,0 +1,186 @@
+"""What check() says about sets of runs made to lack one thing each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_helpers import CORPUS, PLAIN, SD, TABLE, changed, raw, read_table, write
+
+from bayes_sd.runs.read import read
+from bayes_sd.runs.schema import Runs
+
+
+def found(runs: Runs, text: str) -> list[tuple[str, str, str]]:
+    """(level, where, consequence) of the findings that contain the text."""
+    findings = runs.check().findings
+    hit = findings[findings.finding.str.contains(text, regex=False)]
+    return list(hit[["level", "where", "consequence"]].itertuples(index=False, name=None))
+
+
+def test_the_corpus_passes(corpus: Runs) -> None:
+    result = corpus.check()
+    assert result.passed
+    saturated = corpus.table[corpus.table.saturated]
+    warned = result.findings[result.findings.level == "warning"]
+    assert len(warned) == saturated.groupby(["verifier", "drafter", "draft_tokens"]).ngroups
+    assert warned.finding.str.contains("are past saturation").all()
+    (note,) = result.findings[result.findings.level == "note"].itertuples()
+    assert note.finding.startswith("verifier_layers not given for dense-115m, dense-200m")
+
+
+def test_summary_counts(corpus: Runs) -> None:
+    summary = corpus.check().summary
+    assert summary.runs.sum() == len(corpus) == 144
+    assert summary.steady.sum() == len(corpus.steady)
+    assert summary.requests.sum() == corpus.table.requests.sum()
+    row = summary[(summary.verifier == "dense-115m") & (summary.drafter == "draft-12m")].iloc[0]
+    files = [raw(f) for f in sorted(CORPUS.glob("dense-115m_draft-12m*.json"))]
+    rates = [f["request_rate"] for f in files]
+    assert (row.runs, row.load_levels) == (5, 5)
+    assert (row.min_rps, row.max_rps) == (min(rates), max(rates))
+    shares = [f["spec_decode_acceptance_rate"] / 100 for f in files]
+    assert row.acceptance == pytest.approx(sum(shares) / 5, rel=1e-4)
+    assert (row.min_imposed, row.max_imposed) == (0.7, 0.7)
+    plain = summary[summary.drafter == "none"]
+    assert plain.acceptance.isna().all()
+
+
+def test_saturated_runs_are_named(corpus: Runs) -> None:
+    some = corpus.select(verifier="dense-115m", arm="plain")
+    (only,) = some.check().findings.query("level == 'warning'").itertuples()
+    assert only.finding == (
+        "1 of 9 runs are past saturation or ended before a steady state: dense-115m_3.json"
+    )
+
+
+def test_set_aside_files_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", raw(PLAIN))
+    bad = write(tmp_path / "b.json", changed(raw(SD), duration=0))
+    assert found(read(tmp_path), "duration must be a positive finite number, got 0") == [
+        ("warning", str(bad), "set aside: it is not in the table")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "consequence"),
+    [
+        ({"failed": 4}, "1 of 1 runs lost over 5% of their requests: a.json", "lucky"),
+        (
+            {"output_lens": [1] * 29, "total_output_tokens": 29},
+            "1 of 1 runs have no time per output token: a.json",
+            "prefill and decode cost cannot be told apart",
+        ),
+    ],
+)
+def test_flagged_runs(change: dict[str, Any], text: str, consequence: str, tmp_path: Path) -> None:
+    runs = read(write(tmp_path / "a.json", changed(raw(PLAIN), **change)))
+    ((level, where, why),) = found(runs, text)
+    assert (level, where) == ("warning", "dense-115m plain") and consequence in why
+
+
+def test_one_load_level(corpus: Runs) -> None:
+    one = corpus.select(rate_rps=1.45)
+    assert [w for _, w, _ in found(one, "only one load level")] == ["dense-115m plain"]
+    assert found(corpus, "only one load level") == []
+
+
+def test_no_plain_arm(corpus: Runs) -> None:
+    sd = corpus.select(arm="sd", verifier=["dense-60m", "moe-e8k2"])
+    expected = "whether SD beats plain decoding cannot be answered for it"
+    assert found(sd, "no steady plain run") == [
+        ("warning", "dense-60m", expected),
+        ("warning", "moe-e8k2", expected),
+    ]
+
+
+@pytest.mark.parametrize(("alpha", "level"), [(0.0, 0), (100.0, 1), (50.0, None)])
+def test_acceptance_of_zero_or_one_everywhere(alpha: float, level: int | None) -> None:
+    runs = read_table(TABLE.assign(alpha_pct=alpha))
+    hits = found(runs, "in every run")
+    assert [w for _, w, _ in hits] == ([] if level is None else ["m with eagle"])
+    assert bool(found(runs, f"acceptance is {level} in every run")) == (level is not None)
+
+
+def test_measured_acceptance_overrules_the_imposed_one(tmp_path: Path) -> None:
+    rates = "spec_decode_per_position_acceptance_rates"
+    none = {"spec_decode_accepted_tokens": 0, rates: [0.0] * 7}
+    runs = read(write(tmp_path / "a.json", changed(raw(SD), **none)))
+    assert len(found(runs, "acceptance is 0 in every run")) == 1
+
+
+def test_no_counts() -> None:
+    hits = found(read_table(TABLE), "have no acceptance counts")
+    assert [w for _, w, _ in hits] == ["m with eagle, k=3"]
+
+
+def test_only_one_size(corpus: Runs) -> None:
+    ((level, _, why),) = found(corpus.select(verifier="dense-60m"), "only one verifier size")
+    assert level == "note" and "rests on the prior" in why
+    assert found(corpus.select(verifier=["dense-60m", "dense-25m"]), "one verifier size") == []
+
+
+def test_several_environments(corpus: Runs) -> None:
+    both = corpus + read_table(TABLE, environment="A100")
+    hits = found(both, "2 environments: 2-core AMD EPYC")
+    assert hits == [
+        ("note", "all runs", "each has factors of its own on overhead, memory and compute")
+    ]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_nothing_steady_does_not_pass(corpus: Runs, empty: bool) -> None:
+    worst = corpus.select(saturated=True)
+    runs = Runs(worst.table.head(0), worst.set_aside) if empty else worst
+    result = runs.check()
+    assert not result.passed
+    assert result.findings.level[0] == "error"
+    assert result.findings.consequence[0] == "there is nothing to fit"
+    assert str(result).startswith("There is no steady run to fit.")
+
+
+def test_text_has_every_system_and_finding(corpus: Runs) -> None:
+    some = corpus.select(verifier="dense-200m")
+    text, result = str(some.check()), some.check()
+    assert text.startswith("There are steady runs to fit.\n\nEnvironment: 2-core AMD EPYC")
+    for finding in result.findings.itertuples():
+        assert f"{finding.where}: {finding.finding}" in text and str(finding.consequence) in text
+    assert text.count("dense-200m ") >= len(result.summary)
+    assert "nan" not in text.lower()
+
+
+def test_json(corpus: Runs) -> None:
+    data = json.loads(json.dumps(corpus.check().to_dict(), allow_nan=False))
+    assert data["passed"] is True and len(data["summary"]) == 24
+    plain = next(row for row in data["summary"] if row["drafter"] == "none")
+    assert plain["acceptance"] is None and plain["runs"] == 9
+
+
+def test_unknown_acceptance_is_an_error_that_says_what_to_give() -> None:
+    runs = read_table(without=("acceptance_imposed",))
+    assert found(runs, "acceptance is unknown in 2 of 2 runs: table row 0, table row 1") == [
+        (
+            "error",
+            "m with eagle, k=3",
+            "they are not fitted; give acceptance (accepted share of a draft token, 0 to 1), "
+            "or drafts and accepted_tokens as the server counts them",
+        )
+    ]
+    assert found(runs, "no steady run has a known acceptance") and not runs.check().passed
+    assert not found(runs, "have no acceptance counts")
+    counted = read_table(TABLE.assign(c=100, a=210), {"drafts": "c", "accepted_tokens": "a"})
+    assert counted.check().passed and not found(counted, "acceptance is unknown")
+
+
+def test_the_assumed_depth_is_said_to_be_rough() -> None:
+    ((_, _, why),) = found(read_table(), "verifier_layers not given for m")
+    assert "can be off by 40%" in why and "by a factor of 3" in why
+    known = read_table(verifier_layers=32, verifier_kv_bytes=131072)
+    assert not found(known, "verifier_layers")
+
+
+def test_every_flag_is_explained() -> None:
+    runs = read_table(columns={"achieved_rps": "rps"}, without=("rate_rps",), concurrency=9)
+    notes = {text for text in runs.check().findings.finding if "2 of 2 runs" in text}
+    assert any("do not say which rate was offered" in text for text in notes)
+    assert any("limited the requests in flight" in text for text in notes)

@@ -1,0 +1,88 @@
+"""Numbers and configurations as files write them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs.config import (
+    absent,
+    configure,
+    finite_or_none,
+    fraction,
+    merge,
+    nonnegative,
+    number,
+    positive,
+    positive_or_infinite,
+)
+
+SERVER = {"verifier": "v", "verifier_params": 8e9, "draft_tokens": 0}
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(ANYTHING)
+def test_a_number_is_taken_or_refused_in_words(value: Any) -> None:
+    for check, allowed in (
+        (number, lambda x: True),
+        (positive, lambda x: 0 < x < math.inf),
+        (nonnegative, lambda x: 0 <= x < math.inf),
+        (positive_or_infinite, lambda x: x > 0),
+        (fraction, lambda x: 0 <= x <= 1),
+    ):
+        try:
+            text = f"must hold for {check(value)!r}, got {value!r}"
+            assert allowed(check(value))
+        except ValueError as error:
+            text = str(error)
+        assert text.startswith("must ") and text.endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.array([1.0, math.nan]), [1.0, None]),
+        ({"a": (math.inf, {"b": -math.inf})}, {"a": [None, {"b": None}]}),
+        ([np.float64(2.5), np.int64(3), np.bool_(True), "nan"], [2.5, 3, True, "nan"]),
+    ],
+)
+def test_json_has_no_nan(value: Any, plain: Any) -> None:
+    assert finite_or_none(value) == plain
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", math.nan])
+def test_nothing_said(value: Any) -> None:
+    assert absent(value) and not absent(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verifier": ["a"]}, "verifier must be one name"),
+        ({"drafter_path": "x"}, "drafter_path is 'x' but there is no drafter"),
+        ({"drafter_method": "ngram", "drafter": "none"}, "drafter_method is 'ngram' but there"),
+        ({"draft_tokens": 5000, "drafter": "d"}, "draft_tokens: input should be less than or eq"),
+        ({"verifier_params": math.nan}, "verifier_params must be a positive finite number"),
+        ({"verifier_layers": 0}, "verifier_layers must be a positive finite number"),
+    ],
+)
+def test_contradictions(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        configure(SERVER | changes)
+
+
+def test_what_follows_is_filled() -> None:
+    config = configure(SERVER | {"hardware": "H100", "engine": "vllm 1", "drafter_params": 0})
+    assert (config.environment, config.arm, config.family) == ("H100 / vllm 1", "plain", "dense")
+    assert config.verifier_active_params == 8e9 and math.isnan(config.drafter_params)
+    assert configure({**SERVER, "drafter_method": "ngram"}).drafter == "ngram"
+
+
+def test_two_values_are_named_with_their_places() -> None:
+    assert merge([("a", {"k": "3"}), ("b", {"k": 3.0})]) == {"k": "3"}
+    with pytest.raises(InputError, match="k is 3 in the file but 4 in the sidecar; give one"):
+        merge([("the file", {"k": 3}), ("the sidecar", {"k": 4})])

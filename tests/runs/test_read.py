@@ -1,0 +1,290 @@
+"""What is read: files, folders and patterns, whose configuration comes from elsewhere too."""
+
+import gzip
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs_helpers import PLAIN, SD, TABLE, one, raw, read_table, write
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs.read import corpus as shipped
+from bayes_sd.runs.read import load_yaml, read
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PLAIN.read_bytes()[:1500], "is not complete JSON .* at line"),
+        (b"", "is empty; needed is a JSON result"),
+        (b"time,latency\n1,2\n", "no column is given for verifier"),
+        (b"a note\n", "is of no known kind; needed is"),
+        (b"\xff\xfe\x00\x01", "is not text"),
+        (b"[" * 100_000, "is JSON of an absurd size or depth"),
+        (b'{"duration": ' + b"1" * 5000 + b"}", "is JSON of an absurd size or depth"),
+        (b"[1, 2]", "is not a JSON object; needed is a JSON result of vllm bench serve"),
+        (b'{"benchmarks": [], "args": {}}', "is a GuideLLM report"),
+        (
+            b'{"records": []}',
+            r"is JSON of no known kind \(it has records\); needed is a JSON result",
+        ),
+    ],
+    ids=[
+        "truncated",
+        "empty",
+        "csv",
+        "note",
+        "binary",
+        "deep",
+        "long",
+        "list",
+        "guidellm",
+        "other",
+    ],
+)
+def test_bad_file(content: bytes, message: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read(bad)
+    write(tmp_path / "good.json", raw(PLAIN))
+    assert len(read(tmp_path)) == 1
+
+
+def test_nothing_readable_gives_the_first_reasons(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.json").write_text("[]")
+    with pytest.raises(InputError, match="none of 5 files can be used: .*0.json: is not .*2.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing.json", "missing.json: no such file or folder"),
+        ("empty", "empty: the folder has no .*csv.* with runs"),
+        ("*.jsonl", r"\*.jsonl: no file matches the pattern"),
+    ],
+)
+def test_bad_path(path: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=message):
+        read(f"{tmp_path}/{path}")
+
+
+def test_no_paths() -> None:
+    with pytest.raises(InputError, match="no paths are given"):
+        read([])
+
+
+@pytest.mark.parametrize("paths", [None, 3, [None], [PLAIN, 3]])
+def test_what_is_no_path(paths: Any) -> None:
+    with pytest.raises(InputError, match="(None|3): a path, folder or glob pattern is needed"):
+        read(paths)
+
+
+def test_unknown_argument() -> None:
+    with pytest.raises(InputError, match="unknown argument 'verifer'; known are verifier, "):
+        read(PLAIN, verifer="x")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            {"verifier": "other"},
+            "verifier is 'dense-115m' in the file but 'other' in the arguments",
+        ),
+        ({"draft_tokens": 3}, "draft_tokens is '0' in the file but 3 in the arguments"),
+        ({"hardware": "H100"}, "hardware is '2-core .* in the file but 'H100' in the arguments"),
+    ],
+)
+def test_arguments_may_not_contradict_the_file(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(PLAIN, **argument)
+
+
+def test_equal_numbers_written_differently_do_not_contradict() -> None:
+    assert len(read(PLAIN, verifier_params=1.1698176e8, draft_tokens=0.0)) == 1
+
+
+def test_a_sidecar_may_not_contradict_the_file(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.json", raw(PLAIN))
+    b = write(tmp_path / "b.json", raw(SD))
+    (tmp_path / "side.yaml").write_text("'a*': {family: moe}\n")
+    runs = read([a, b], config=tmp_path / "side.yaml")
+    assert runs.table.source.tolist() == [str(b)]
+    assert runs.set_aside.reason[0] == (
+        "family is 'dense' in the file but 'moe' in the sidecar's 'a*'; give one value"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("s.yaml", "a.json: {verifer: x}", "unknown key 'verifer'; known are verifier, "),
+        ("s.yaml", "z.json: {verifier: x}", "'z.json' matches none of the 1 files"),
+        ("s.yaml", "a.json: x", "must map file names or patterns"),
+        ("s.yaml", "a: [", "is not YAML"),
+        ("s.yaml", "[1]", "must map names to values"),
+        ("s.yaml", "a.json: {family: moe, family: dense}", "key .family. is given twice"),
+        (
+            "s.csv",
+            "name,verifier\na.json,x\n",
+            "a column 'file' is needed, but the columns are name",
+        ),
+        ("s.csv", "", "is not a CSV table"),
+        ("gone.csv", None, "no such sidecar file"),
+    ],
+)
+def test_bad_sidecar(name: str, text: str | None, message: str, tmp_path: Path) -> None:
+    a = write(tmp_path / "a.json", raw(PLAIN))
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read(a, config=tmp_path / name)
+
+
+def test_configuration_from_arguments(bare: Path) -> None:
+    run = one(bare, verifier_params="8e9", drafter="eagle", environment="H100")
+    assert (run.verifier, run.verifier_params, run.draft_tokens) == ("dense-115m", 8e9, 7)
+    assert (run.environment, run.family, run.verifier_active_params) == ("H100", "dense", 8e9)
+    assert np.isnan(run.acceptance_imposed) and np.isnan(run.drafter_params)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "side.yaml",
+            (
+                "'*.json': {hardware: H100}\nbare.json:\n  verifier: big\n  verifier_params: 8e9\n"
+                "  drafter: eagle\n  num_speculative_tokens: 7\n"
+            ),
+        ),
+        (
+            "side.csv",
+            (
+                "file,verifier,verifier_params,drafter,draft_tokens,experts,hardware\n"
+                "bare.json,big,8e9,eagle,7,,H100\n"
+            ),
+        ),
+    ],
+)
+def test_configuration_from_a_sidecar(bare: Path, name: str, text: str) -> None:
+    side = bare.parent / name
+    side.write_text(text)
+    run = one(bare, config=side)
+    assert (run.verifier, run.verifier_params, run.drafter) == ("big", 8e9, "eagle")
+    assert (run.draft_tokens, run.environment, run.experts) == (7, "H100", 0)
+
+
+@pytest.mark.parametrize("how", ["files", "glob", "folder", "twice"])
+def test_ways_to_name_files(how: str, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    a = write(tmp_path / "a.json", raw(PLAIN))
+    b = write(tmp_path / "sub" / "b.json", raw(SD))
+    named: dict[str, Any] = {
+        "files": [a, str(b)],
+        "glob": f"{tmp_path}/**/*.json",
+        "folder": tmp_path,
+        "twice": [tmp_path, a],
+    }
+    assert read(named[how]).table.source.tolist() == [str(a), str(b)]
+
+
+DATA = Path(__file__).parents[1] / "data"
+METRICS = gzip.decompress((DATA / "prometheus" / "sd-server.txt.gz").read_bytes()).decode()
+
+
+def test_a_folder_of_everything_is_joined(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", raw(PLAIN))
+    shutil.copy(DATA / "guidellm" / "v0.8-poisson.json", tmp_path / "benchmarks.json")
+    shutil.copytree(DATA / "aiperf" / "v0.13-poisson", tmp_path / "aiperf")
+    (tmp_path / "metrics.txt").write_text(METRICS)
+    TABLE.assign(verifier="m", drafter="eagle", verifier_params=8e9, draft_tokens=3).rename(
+        columns={"rps": "rate_rps", "n": "requests", "lat_ms": "e2e_mean_s"}
+    ).assign(e2e_mean_s=[0.9, 1.3], e2e_std_s=0.1, prompt_tokens=9, output_tokens=9).to_csv(
+        tmp_path / "table.csv", index=False
+    )
+    side = tmp_path / "side.yaml"
+    side.write_text(
+        "'*profile_export_aiperf.json': {verifier_params: 60e6}\n"
+        "metrics.txt: {verifier_params: 60e6, drafter: draft-3m, drafter_params: 3e6}\n"
+    )
+    runs = read(tmp_path, config=side, window_s=120)
+    sources = runs.table.source.str.removeprefix(f"{tmp_path}/")
+    assert sources.value_counts().to_dict() == {
+        "a.json": 1,
+        "benchmarks.json": 2,
+        "aiperf/profile_export_aiperf.json": 1,
+        "table.csv": 2,
+        "metrics.txt": 1,
+    }
+    assert set(runs.set_aside.source) == {str(tmp_path / "metrics.txt")}
+
+
+def test_what_is_known_to_hold_no_runs_is_not_looked_into(tmp_path: Path) -> None:
+    shutil.copy(DATA / "guidellm" / "v0.8-poisson.json", tmp_path / "benchmarks.json")
+    (tmp_path / "benchmarks.csv").write_text("Run Info,Run Info\nModel,Type\n")
+    for name in ("summary.json", "x.failure.json", "serve_params.json", ".aiperf.json"):
+        (tmp_path / name).write_text("{}")
+    side = tmp_path / "who.csv"
+    side.write_text("file,verifier_params\nbenchmarks.json,60e6\n")
+    runs = read(tmp_path, config=side)
+    assert len(runs) == 2 and len(runs.set_aside) == 0
+    (tmp_path / "notes.txt").write_text("what I did\n")
+    assert read(tmp_path, config=side).set_aside.reason.str.contains("no known kind").all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": {"rate_rps": "rps"}}, "columns is for tables only, and no table was read"),
+        ({"output_tokens": 3}, "output_tokens is for tables only"),
+        ({"window_s": 0}, "window_s must be a positive number of seconds, got 0"),
+        ({"drafter_method": "eagle3"}, "arm is plain but drafter is 'eagle3'|but there is no dra"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(PLAIN, **arguments)
+
+
+def test_constants_hold_for_tables_and_files_alike(bare: Path, tmp_path: Path) -> None:
+    TABLE.to_csv(tmp_path / "t.csv", index=False)
+    both = read(
+        [tmp_path / "t.csv", bare],
+        columns={"rate_rps": "rps", "requests": "n", "e2e_mean_s": ("lat_ms", "ms"),
+                 "e2e_std_s": ("lat_sd_ms", "ms")},
+        verifier="v", verifier_params=8e9, drafter="d", num_speculative_tokens=7,
+        prompt_tokens=512, output_tokens=128, acceptance=0.7,
+    )  # fmt: skip
+    assert both.table.verifier.tolist() == ["v"] * 3
+    assert both.table.draft_tokens.tolist() == [7] * 3
+    assert both.table.prompt_tokens[:2].tolist() == [512, 512]
+    assert both.table.prompt_tokens[2] == np.mean(raw(bare)["input_lens"])
+
+
+def test_a_sidecar_configures_tables(tmp_path: Path) -> None:
+    TABLE.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "side.yaml").write_text("t.csv: {environment: H100}\n")
+    runs = read_table(tmp_path / "t.csv", config=tmp_path / "side.yaml")
+    assert set(runs.table.environment) == {"H100"}
+
+
+def test_keys_of_yaml_stand_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &b {k: 1, m: 2}\nother: {<<: *b, k: 3}\n4: x\n")
+    assert load_yaml(path) == {"base": {"k": 1, "m": 2}, "other": {"k": 3, "m": 2}, "4": "x"}
+    path.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(InputError, match="a.yaml: is not YAML .key 'a' is given twice"):
+        load_yaml(path)
+
+
+def test_shipped_measurements() -> None:
+    assert (shipped("vllm-cpu") / PLAIN.name).is_file()
+    with pytest.raises(InputError, match="the shipped runs 'none' were not found"):
+        shipped("none")

@@ -1,0 +1,187 @@
+"""Sizes: what is refused, what a config.json says, how wrong the assumed depth can be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs.sizes import Size, features, typical_kv_gb, typical_layers
+
+
+@given(
+    shared=st.floats(1e6, 1e12),
+    expert=st.floats(1e6, 1e12),
+    per_token=st.integers(1, 64),
+    spare=st.integers(1, 192),
+)
+def test_parameters_are_split_into_shared_and_experts(
+    shared: float, expert: float, per_token: int, spare: int
+) -> None:
+    experts = per_token + spare
+    parts = features(shared + expert, shared + expert * per_token / experts, experts, per_token)
+    slack = (shared + expert) * 1e-19
+    assert parts["shared"] == pytest.approx(shared / 1e9, rel=1e-6, abs=slack)
+    assert parts["expert"] == pytest.approx(expert / 1e9, rel=1e-6, abs=slack)
+    assert np.exp(parts["log_idle"]) == pytest.approx(1 - per_token / experts)
+    assert parts["moe"] == 1
+
+
+def test_a_model_that_uses_all_its_experts_is_all_shared() -> None:
+    parts = features([8e9, 1e9], [8e9, 1e9], [0, 4], [0, 4], [32, np.nan], [131072, np.nan])
+    np.testing.assert_array_equal(parts["shared"], [8, 1])
+    np.testing.assert_array_equal(parts["expert"], 0)
+    np.testing.assert_array_equal(parts["moe"], 0)
+    assert parts["layers"][0] == 32 and parts["layers"][1] == typical_layers(1.0, 1.0)
+    assert parts["kv_gb"][0] == 131072e-9 and np.isfinite(parts["log_idle"]).all()
+
+
+def test_a_size_has_the_features_of_its_numbers() -> None:
+    size = Size(30e9, 3e9, 128, 8, layers=48)
+    expected = features(30e9, 3e9, 128, 8, 48)
+    assert size.features() == {name: float(value) for name, value in expected.items()}
+    assert size.label == "new 3e+10 (3e+09 active, 8/128 experts, 48 layers)"
+    assert Size(8e9).active == 8e9 and Size(8e9) == Size(8e9)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"params": 0}, "params must be above 0"),
+        ({"params": "8e9"}, "params = '8e9': must be a number"),
+        ({"params": True}, "must be a number"),
+        ({"params": 1e9, "layers": "32"}, "layers = '32'"),
+        ({"params": 1e9, "layers": 0}, "layers must be above 0"),
+        ({"params": 1e9, "kv_bytes": -1}, "kv_bytes must be above 0"),
+        ({"params": -1e9}, "params must be above 0"),
+        ({"params": float("nan")}, "params must be above 0 and finite"),
+        ({"params": float("inf")}, "params must be above 0 and finite"),
+        ({"params": 1e9, "active_params": 2e9}, "active_params must be at most params"),
+        ({"params": 1e9, "active_params": 0}, "active_params must be above 0"),
+        ({"params": 1e9, "experts": 8}, "1 <= experts_per_token <= experts"),
+        ({"params": 1e9, "experts": 8, "experts_per_token": 2}, "needs active_params"),
+        ({"params": 1e9, "active_params": 5e8, "experts": 8, "experts_per_token": 9}, "1 <="),
+        ({"params": 1e9, "active_params": 5e8, "experts": 8, "experts_per_token": -1}, "least 0"),
+        (
+            {"params": 10e9, "active_params": 1e9, "experts": 8, "experts_per_token": 2},
+            r"2 of 8 experts are at least 2.5e\+09 active parameters",
+        ),
+    ],
+)
+def test_impossible_sizes_are_refused(numbers: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Size(**numbers)
+
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "head_dim": None,
+}
+QWEN2_5_7B = {
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+}
+QWEN3_0_6B = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+}
+QWEN3_30B_A3B = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
+
+
+def config(folder: Path, content: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "params", "active", "layers"),
+    [
+        (LLAMA_8B, 6.98e9, 6.98e9, 32),
+        (QWEN2_5_7B, 6.53e9, 6.53e9, 28),
+        ({"text_config": QWEN3_0_6B}, 0.44e9, 0.44e9, 28),
+        (QWEN3_30B_A3B, 29.9e9, 2.73e9, 48),
+    ],
+)
+def test_sizes_of_public_models(
+    tmp_path: Path, content: Any, params: float, active: float, layers: int
+) -> None:
+    size = Size.read(config(tmp_path, content))
+    assert Size.read(tmp_path / "config.json") == size
+    assert size.params == pytest.approx(params, rel=3e-3)
+    assert size.active == pytest.approx(active, rel=3e-3) and size.layers == layers
+    assert bool(size.experts) == (active < params)
+
+
+@pytest.mark.parametrize(
+    ("content", "layers_off", "kv_off"),
+    [(LLAMA_8B, 0.37, 0.37), (QWEN2_5_7B, 0.54, 2.08), (QWEN3_0_6B, -0.30, -0.30)],
+)
+def test_how_wrong_the_typical_depth_is(
+    tmp_path: Path, content: Any, layers_off: float, kv_off: float
+) -> None:
+    """The errors that the docstrings and check admit."""
+    size = Size.read(config(tmp_path, content))
+    assert size.layers is not None and size.kv_bytes is not None
+    layers = typical_layers(size.params / 1e9, size.params / 1e9)
+    assert layers / size.layers - 1 == pytest.approx(layers_off, abs=0.01)
+    kv_gb = typical_kv_gb(size.params / 1e9, layers)
+    assert kv_gb * 1e9 / size.kv_bytes - 1 == pytest.approx(kv_off, abs=0.01)
+
+
+@given(size=st.floats(0.01, 100.0), share=st.floats(0.05, 1.0))
+def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
+    layers = typical_layers(size, size)
+    assert typical_layers(2 * size, 2 * size) > layers > typical_layers(share * size / 2, size)
+    assert typical_kv_gb(size, 2 * layers) > typical_kv_gb(size, layers) > 0
+    assert typical_kv_gb(size, layers) <= 4e-9 * layers * 1024 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({**LLAMA_8B, "hidden_size": 0}, "hidden_size must be a positive whole number, got 0"),
+        ({**LLAMA_8B, "hidden_size": True}, "hidden_size must be a positive whole number"),
+        ({"hidden_size": 64}, "num_hidden_layers is missing; give the model's sizes instead"),
+        ({**LLAMA_8B, "num_experts": 8}, "num_experts_per_tok is missing"),
+        ([1], "is not a JSON object"),
+        ({"text_config": 1}, "is not a JSON object"),
+    ],
+)
+def test_a_config_that_lacks_something_is_refused(
+    tmp_path: Path, content: Any, reason: str
+) -> None:
+    with pytest.raises(InputError, match=rf"config\.json: {reason}"):
+        Size.read(config(tmp_path, content))
+
+
+def test_a_config_that_is_not_there_or_no_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        Size.read(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff{")
+    with pytest.raises(InputError, match="is not JSON"):
+        Size.read(tmp_path)
