@@ -16,10 +16,8 @@ def in_words(message: str, shell: bool = False) -> str:
     """
 
     def word(match: re.Match[str]) -> str:
-        name = match[1]
-        if not shell:
-            return f"{name}="
-        return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        flag = match[1].replace("_", "-")
+        return f"{match[1]}=" if not shell else f"-{flag}" if len(flag) == 1 else f"--{flag}"
 
     return _ARGUMENT.sub(word, message)
 
@@ -37,38 +35,15 @@ class _UserError(Exception):
 
 
 class InputError(_UserError, ValueError):
-    """Input that cannot be used: what is wrong, where (file, field, row), what is allowed.
-
-    Examples
-    --------
-    >>> raise InputError("a.json: duration must be a positive finite number, got 0")
-    Traceback (most recent call last):
-    bayes_sd.errors.InputError: a.json: duration must be a positive finite number, got 0
-    """
+    """Input that cannot be used: what is wrong, where (file, field, row), what is allowed."""
 
 
 class EvidenceError(_UserError):
-    """A question that the runs or the fit cannot answer: what is missing, what would answer it.
-
-    Examples
-    --------
-    >>> raise EvidenceError("no plain run of 'llama-8b': P(SD beats plain) needs one")
-    Traceback (most recent call last):
-    bayes_sd.errors.EvidenceError: no plain run of 'llama-8b': P(SD beats plain) needs one
-    """
+    """A question that the runs or the fit cannot answer: what is missing, what would answer it."""
 
 
 class ConvergenceError(EvidenceError):
-    """A fit that did not pass the gate.
-
-    Parameters
-    ----------
-    message : str
-    fit : Fit
-        The fit that is refused, to look at.
-    table : pandas.DataFrame
-        R-hat and effective sample sizes, a row a parameter.
-    """
+    """A fit that did not pass the gate; `fit`, and `table` with a row a parameter, come with it."""
 
     def __init__(self, message: str, fit: Any, table: Any) -> None:
         super().__init__(message)

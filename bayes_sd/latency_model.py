@@ -217,8 +217,6 @@ class LatencyModel:
         tune: int = 1000,
         chains: int = 4,
         target_accept: float = 0.9,
-        sampler: str = "auto",
-        adaptation: str = "diag",
         progress: bool | None = None,
     ) -> Fit:
         """Sample the posterior and return it, or refuse it.
@@ -233,10 +231,6 @@ class LatencyModel:
             Kept and discarded draws per chain, and chains.
         target_accept : float
             Step size target in (0, 1).
-        sampler : {"auto", "nutpie", "pymc"}
-            "auto" is nutpie, or PyMC's NUTS where nutpie is not installed.
-        adaptation : {"diag", "low_rank"}
-            nutpie's mass matrix; "low_rank" where many runs leave coefficients correlated.
         progress : bool, optional
             Progress bar; by default on a terminal.
 
@@ -263,7 +257,7 @@ class LatencyModel:
             raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
         if not isinstance(runs, Runs):
             raise InputError(f"runs = {type(runs).__name__}: must come from bayes_sd.read(...).")
-        how = Sampling(draws, tune, chains, target_accept, sampler, adaptation)
+        how = Sampling(draws, tune, chains, target_accept)
         design = self.design(runs)
         self._warn(design)
         sampled, used = sample(self.graph(design), how, seed, progress, self._start(design))

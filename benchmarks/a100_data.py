@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 import bayes_sd as bsd
+from bayes_sd.runs.schema import Runs
 
 # Non-embedding parameters, layers: the drafter is one layer of the verifier's width.
 SHAPES = {"0.6B": (0.44e9, 28), "1.7B": (1.4e9, 28), "4B": (3.6e9, 36), "8B": (6.95e9, 36),
@@ -42,16 +43,16 @@ def table(steady: bool = True) -> pd.DataFrame:
     )
 
 
-def traces(rows: pd.DataFrame, ttft: bool = True) -> bsd.Traces:
-    """Rows as Traces, with their TTFT or without."""
+def runs(rows: pd.DataFrame, ttft: bool = True) -> Runs:
+    """Rows as runs, with their TTFT or without."""
     ms = {
-        f"{ours}_{stat}_s": (f"{theirs}_ms_{column}", "ms")
-        for ours, theirs in (("ttft", "time_to_first_token"), ("tpot", "inter_token_latency"))
-        if ttft or ours != "ttft"
+        f"{metric}_{stat}_s": (f"{name}_ms_{column}", "ms")
+        for metric, name in (("ttft", "time_to_first_token"), ("tpot", "inter_token_latency"))
+        if ttft or metric != "ttft"
         for stat, column in (("mean", "mean"), ("std", "std"), ("p50", "median"), ("p90", "p90"),
                              ("p99", "p99"))
     }  # fmt: skip
-    return bsd.read_table(
+    return bsd.read(
         rows,
         columns={
             "verifier": "verifier", "verifier_params": "params", "drafter": "drafter",
@@ -64,6 +65,7 @@ def traces(rows: pd.DataFrame, ttft: bool = True) -> bsd.Traces:
             "e2e_p50_s": "request_latency_median", "e2e_p90_s": "request_latency_p90",
             "e2e_p99_s": "request_latency_p99", **ms,
         },
-        constants={"family": "dense", "duration_s": 90.0},
         environment="A100 80 GB / vLLM",
+        family="dense",
+        duration_s=90.0,
     )  # fmt: skip

@@ -1,10 +1,11 @@
 """The staircase in the public A100 sweeps: arithmetic in tiles of 128 tokens, by least squares.
 
-    uv run benchmarks/a100_tiles.py [--tile 128]
+    uv run benchmarks/a100_tiles.py [--tile 128]        # about a minute
 
-Seven stage costs are fitted to each verifier's steady rows, once with every token of a pass paid
-for and once with arithmetic in tiles of which the first hides behind the weights. In sample:
-it says what the tiles explain, not what they predict. Skipped where the table is absent.
+Prints the in-sample error of each verifier under two laws of seven stage costs: one in which every
+token of a pass is paid for, and one with arithmetic in tiles, of which the first hides behind
+reading the weights. It says what tiles explain, not what they predict. Skipped where the table is
+absent.
 """
 
 import argparse
@@ -14,26 +15,35 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from bayes_sd.physics import Cycle, Law, Stages, combine, cycles, headroom, in_flight_open
-from bayes_sd.physics.law import SOFTNESS, latency_beside
+from bayes_sd.physics.acceptance import cycles
+from bayes_sd.physics.costs import Stages, Totals, combine
+from bayes_sd.physics.law import SOFTNESS, Law, latency_beside
+from bayes_sd.physics.queue import headroom, in_flight_at_rate
 
-COSTS = ("c1_prefill", "c2_prefill", "c1_verify", "sequence", "token", "c1_draft", "c2_draft")
-START_S = (0.05, 0.01, 0.008, 1e-4, 3e-5, 1e-3, 5e-5)
+START_S = {
+    "prefill_alone": 0.05,
+    "prefill_others": 0.01,
+    "verify_alone": 0.008,
+    "sequence": 1e-4,
+    "token": 3e-5,
+    "draft_alone": 1e-3,
+    "draft_others": 5e-5,
+}
 DENSE = {"expert": 0.0, "idle": 0.5, "log_idle": float(np.log(0.5))}
 STARTS = 3
 
 
-def cycle(cost_s: dict[str, float], k: np.ndarray, passes: np.ndarray, tile: float) -> Cycle:
+def totals_of(cost_s: dict[str, float], k: np.ndarray, passes: np.ndarray, tile: float) -> Totals:
     """Latency coefficients of each row."""
     token = cost_s["token"]
     stages = Stages(
-        c1_prefill=cost_s["c1_prefill"],
-        c2_prefill=cost_s["c2_prefill"],
-        c1_verify=cost_s["c1_verify"] + k * token,
-        c2_verify=cost_s["sequence"] + (k + 1) * token,
-        c1_draft=cost_s["c1_draft"],
-        c2_draft=cost_s["c2_draft"],
-        token=token if tile > 1 else 0.0,
+        prefill_alone=cost_s["prefill_alone"],
+        prefill_others=cost_s["prefill_others"],
+        verify_alone=cost_s["verify_alone"] + k * token,
+        verify_others=cost_s["sequence"] + (k + 1) * token,
+        draft_alone=cost_s["draft_alone"],
+        draft_others=cost_s["draft_others"],
+        tile_token=token if tile > 1 else 0.0,
     )
     return combine(stages, k, passes)
 
@@ -41,13 +51,13 @@ def cycle(cost_s: dict[str, float], k: np.ndarray, passes: np.ndarray, tile: flo
 def latency(cost_s: dict[str, float], rows: pd.DataFrame, tile: float) -> np.ndarray:
     """Mean latency of each row, s."""
     k = rows["k"].to_numpy(float)
-    alike = [rows["alpha"].to_numpy(float)] * int(k.max())
-    passes = cycles(rows["output_token_count_mean"].to_numpy(float), alike, k)
-    own = cycle(cost_s, k, passes, tile)
+    acceptance = [rows["alpha"].to_numpy(float)] * int(k.max())
+    passes = cycles(rows["output_token_count_mean"].to_numpy(float), acceptance, k)
+    totals = totals_of(cost_s, k, passes, tile)
     rate = np.where(rows["loop"] == "closed", 0.0, rows["requests_per_second_mean"])
-    room = headroom(rate * own.c2, SOFTNESS)
-    others = in_flight_open(own, DENSE, rate, room, k, tile)
-    return latency_beside(own, DENSE, others, k, Law(tile_tokens=tile))
+    room = headroom(rate * totals.c2, SOFTNESS)
+    others = in_flight_at_rate(totals, DENSE, rate, room, k, tile)
+    return latency_beside(totals, DENSE, others, k, Law(tile_tokens=tile))
 
 
 def error(rows: pd.DataFrame, tile: float) -> float:
@@ -55,11 +65,11 @@ def error(rows: pd.DataFrame, tile: float) -> float:
     observed = rows["request_latency_mean"].to_numpy(float)
 
     def relative(log_cost: np.ndarray) -> np.ndarray:
-        cost = dict(zip(COSTS, np.exp(log_cost), strict=True))
+        cost = dict(zip(START_S, np.exp(log_cost), strict=True))
         return latency(cost, rows, tile) / observed - 1
 
-    rng, start = np.random.default_rng(0), np.log(START_S)
-    found = [
+    rng, start = np.random.default_rng(0), np.log(list(START_S.values()))
+    solutions = [
         least_squares(
             relative,
             start + (i > 0) * rng.normal(0, 0.5, len(start)),
@@ -70,7 +80,7 @@ def error(rows: pd.DataFrame, tile: float) -> float:
         )
         for i in range(STARTS)
     ]
-    best = min(found, key=lambda one: one.cost)
+    best = min(solutions, key=lambda solution: solution.cost)
     return float(np.abs(relative(best.x)).mean())
 
 

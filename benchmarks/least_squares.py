@@ -3,7 +3,7 @@
 Every coefficient is positive and relative errors of the mean latency are minimised. The law itself
 is the package's: ``C_i = c_i,prefill + g/E (c_i,verify + k c_i,draft)``, ``L = C1 / (1 - rate C2)``
 or ``C1 + (n - 1) C2`` at a concurrency n, with the expert coverage of equation (4).
-`rows` is a table of steady runs, as in ``bsd.Traces.runs``.
+`rows` is a table of steady runs, as in ``Runs.table``.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from bayes_sd import physics
-from bayes_sd.model.design import SIZES, sizes
-from bayes_sd.physics import Cycle, Stages
-from bayes_sd.physics.law import SOFTNESS
+from bayes_sd.model.design import SIZES
+from bayes_sd.physics.costs import Stages, Totals, combine
+from bayes_sd.physics.law import SOFTNESS, latency_beside
+from bayes_sd.physics.queue import headroom, in_flight_at_rate
+from bayes_sd.runs import sizes
 
 STARTS = 12
 BOUNDS = (-14.0, 6.0)  # of the log coefficient, around a start that explains the whole latency
@@ -80,7 +81,7 @@ def features(rows: pd.DataFrame) -> Values:
     lengths = ("prompt_tokens", "output_tokens", "tokens_per_cycle")
     return {
         **{name: rows[name].to_numpy(float) for name in lengths},
-        **sizes(*(rows[name] for name in SIZES)),
+        **sizes.features(*(rows[name] for name in SIZES)),
         "k": rows["draft_tokens"].to_numpy(float),
         "drafter": rows["drafter_params"].fillna(0.0).to_numpy(float) / 1e9,
         "closed": closed,
@@ -99,22 +100,18 @@ def columns(law: Law, f: Values) -> np.ndarray:
         unit = {other: float(other == name) for other in law.names}
         stages = law.stages(unit, f)
         # g / E cycles, as the paper has it.
-        cost = physics.combine(stages, k, f["output_tokens"] / f["tokens_per_cycle"])
-        parts.append([np.broadcast_to(c, k.shape) for c in cost])
+        cost = combine(stages, k, f["output_tokens"] / f["tokens_per_cycle"])
+        parts.append([np.broadcast_to(c, k.shape) for c in (cost.c1, cost.experts, cost.c2)])
     return np.array(parts).transpose(1, 2, 0)
 
 
 def latency(theta: np.ndarray, units: np.ndarray, f: Values) -> np.ndarray:
     """Mean latency, s; past the pole large, not infinite (headroom is rounded as in the model)."""
-    cycle = Cycle(*(units @ theta))
-    room = physics.headroom(physics.utilization(cycle.c2, f["rate"]), SOFTNESS)
-    steps = 6 if f["moe"].any() else 1
-    open_loop = physics.in_flight_with_experts(
-        cycle, f["rate"], room, f["idle"], f["log_idle"], f["k"], iterations=steps
-    )
-    others = np.where(f["closed"] > 0, f["others"], open_loop)
-    phi = physics.coverage(f["idle"], physics.tokens_in_pass(others, f["k"]))
-    return physics.latency_closed(cycle.c1 + phi * cycle.c1_experts, cycle.c2, others)
+    totals = Totals(*(units @ theta))
+    room = headroom(f["rate"] * totals.c2, SOFTNESS)
+    at_rate = in_flight_at_rate(totals, f, f["rate"], room, f["k"])
+    others = np.where(f["closed"] > 0, f["others"], at_rate)
+    return latency_beside(totals, f, others, f["k"])
 
 
 @dataclass(frozen=True)
@@ -151,14 +148,14 @@ def fit(law: str, rows: pd.DataFrame, starts: int = STARTS, seed: int = 0) -> Po
         return latency(np.exp(log_theta), units, f) / observed - 1
 
     rng = np.random.default_rng(seed)
-    found = []
+    solutions = []
     for start in range(starts):
-        away = (start > 0) * rng.normal(0, 1.5, whole.size)
-        x0 = np.clip(np.log(0.5 / whole.size) + away, BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
-        found.append(
+        apart = (start > 0) * rng.normal(0, 1.5, whole.size)
+        x0 = np.clip(np.log(0.5 / whole.size) + apart, BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
+        solutions.append(
             least_squares(lambda x: errors(x + np.log(whole)), x0, bounds=BOUNDS, max_nfev=300)
         )
-    best = min(found, key=lambda one: one.cost)
+    best = min(solutions, key=lambda solution: solution.cost)
     theta = np.zeros(used.size)
     theta[used] = np.exp(best.x) * whole
     residual = np.log1p(errors(best.x + np.log(whole)))
@@ -192,8 +189,8 @@ def per_verifier(rows: pd.DataFrame) -> dict[str, PointFit]:
     has coefficients.
     """
     fits = {}
-    for name, own in rows.groupby("verifier"):
-        used = (columns(LAWS["lengths"], features(own)) > 0).any(axis=(0, 1)).sum()
-        if len(own) >= used + SPARE_ROWS:
-            fits[str(name)] = fit("lengths", own)
+    for name, group in rows.groupby("verifier"):
+        used = (columns(LAWS["lengths"], features(group)) > 0).any(axis=(0, 1)).sum()
+        if len(group) >= used + SPARE_ROWS:
+            fits[str(name)] = fit("lengths", group)
     return fits

@@ -1,8 +1,9 @@
 """The latency law on public static batches: vLLM without speculative decoding, others known.
 
-    uv run benchmarks/static_batches.py [--json]
+    uv run benchmarks/static_batches.py [--json]        # about a minute
 
-A batch of n requests gives each B = n - 1 others, so no Little's law is needed. Prompt and output
+Prints the mean error of each law, in sample and held out, system by system and over all, and
+whether the law with expert coverage does what it should. A batch of n requests gives each B = n - 1 others, so no Little's law is needed. Prompt and output
 are equally long (g tokens), so costs of prefill and of decoding cannot be told apart. Laws, each
 with the parts of those above it, fitted by least squares of relative errors, no coefficient below
 0:
@@ -39,12 +40,12 @@ def study(rows: pd.DataFrame, laws: tuple[str, ...] = tuple(LAWS)) -> dict:
     out = {name: rows[name].iloc[0] for name in static_data.SYSTEM} | {"cells": len(rows)}
     inner = ~rows["batch"].isin([rows["batch"].min(), rows["batch"].max()])
     for law in laws:
-        found, batch = fit(law, rows), held_out(law, rows, "batch")
-        out[f"{law}_fit"] = float(errors(found, rows).mean())
+        fitted, batch = fit(law, rows), held_out(law, rows, "batch")
+        out[f"{law}_fit"] = float(errors(fitted, rows).mean())
         out[f"{law}_batch"], out[f"{law}_inner"] = float(batch.mean()), float(batch[inner].mean())
         if law != "lines":  # they say nothing of another length
             out[f"{law}_length"] = float(held_out(law, rows, "tokens").mean())
-    out["kernel"], out["knee"] = bool(found.form.kernel), found.form.knee
+    out["kernel"], out["knee"] = bool(fitted.form.kernel), fitted.form.knee
     # A dense model must gain nothing from experts that it does not have.
     as_moe = rows if rows["moe"].all() else rows.assign(moe=1.0, idle=0.75)
     experts = fit("coverage", as_moe)
@@ -72,64 +73,62 @@ def summaries(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "dense, all hardware": dense,
     }
     return {
-        f"{name}; systems: {len(own)}": pd.DataFrame(
-            {law: {kind: own[f"{law}_{kind}"].mean() for kind in KINDS if f"{law}_{kind}" in own}
+        f"{name}; systems: {len(rows)}": pd.DataFrame(
+            {law: {kind: rows[f"{law}_{kind}"].mean() for kind in KINDS if f"{law}_{kind}" in rows}
              for law in LAWS}
         ).reindex(KINDS)
-        for name, own in sets.items() if len(own)
+        for name, rows in sets.items() if len(rows)
     }  # fmt: skip
 
 
 def mixtral(table: pd.DataFrame, others: pd.DataFrame) -> list[str]:
     """The target for Mixtral, met or missed, in words."""
-    found = []
+    said, (moe, dense) = [], split(table)
     for hardware in ("A100", "H100"):
-        own = split(table)[0]
-        own = own[own["hardware"].str.contains(hardware)]
-        if own.empty:
-            found.append(f"Mixtral on {hardware} with vLLM: no rows, cannot be tested")
+        rows = moe[moe["hardware"].str.contains(hardware)]
+        if rows.empty:
+            said.append(f"Mixtral on {hardware} with vLLM: no rows, cannot be tested")
             continue
-        now = {kind: own[f"coverage_{kind}"].mean() for kind in KINDS}
-        found.append(
-            f"Mixtral on {hardware} with vLLM, from {own['lines_fit'].mean():.1%} to at most "
+        now = {kind: rows[f"coverage_{kind}"].mean() for kind in KINDS}
+        said.append(
+            f"Mixtral on {hardware} with vLLM, from {rows['lines_fit'].mean():.1%} to at most "
             f"{TARGET:.0%}: {'met' if now['fit'] <= TARGET else 'missed'} by coverage, "
             f"{now['fit']:.1%}; held out: a length {now['length']:.1%}, an inner batch size "
             f"{now['inner']:.1%}, any batch size {now['batch']:.1%}"
         )
-    for one in others.to_dict("records"):
-        found.append(
-            f"  beside it, {one['engine']} on {one['hardware']} x{one['devices']}: "
-            f"{one['lines_fit']:.1%} lines, {one['line_fit']:.1%} line, "
-            f"{one['coverage_fit']:.1%} coverage"
+    for row in others.to_dict("records"):
+        said.append(
+            f"  beside it, {row['engine']} on {row['hardware']} x{row['devices']}: "
+            f"{row['lines_fit']:.1%} lines, {row['line_fit']:.1%} line, "
+            f"{row['coverage_fit']:.1%} coverage"
         )
-    moe, dense = split(table)
     shares = ", ".join(
-        f"{hardware} {own.min():.2f} to {own.max():.2f}"
-        for hardware, own in moe.groupby("hardware")["experts_share"]
+        f"{hardware} {share.min():.2f} to {share.max():.2f}"
+        for hardware, share in moe.groupby("hardware")["experts_share"]
     )
-    found.append(f"experts' share of a pass that touches all (of the weights 0.97): {shares}")
-    found.append(
+    said.append(f"experts' share of a pass that touches all (of the weights 0.97): {shares}")
+    said.append(
         f"control, the experts' term given to dense models: {dense['line_fit'].mean():.1%} "
         f"becomes {dense['as_moe_fit'].mean():.1%}"
     )
-    return found
+    return said
 
 
 def no_worse(table: pd.DataFrame) -> list[str]:
     """The target for dense models, met or missed, in words."""
-    dense, found = split(table)[1], []
+    dense, said = split(table)[1], []
     for law in ("coverage", "kernel", "knee"):
         for line, kind in (("line", "fit"), ("line", "length"), ("line", "batch"),
                            ("lines", "fit"), ("lines", "batch")):  # fmt: skip
-            mine, theirs = dense[f"{law}_{kind}"], dense[f"{line}_{kind}"]
-            gap = mine - theirs
-            found.append(
+            error, simple = dense[f"{law}_{kind}"], dense[f"{line}_{kind}"]
+            gap = error - simple
+            said.append(
                 f"dense, {law} no worse than {line}, {kind}: "
-                f"{'missed' if (gap > SLACK).any() else 'met'}; {mine.mean():.1%} against "
-                f"{theirs.mean():.1%}, better in {(gap < -SLACK).sum()} and worse in "
+                f"{'missed' if (gap > SLACK).any() else 'met'}; {error.mean():.1%} against "
+                f"{simple.mean():.1%}, better in {(gap < -SLACK).sum()} and worse in "
                 f"{(gap > SLACK).sum()} of {len(dense)}, at most by {100 * gap.max():.1f} points"
             )
-    return found
+    return said
 
 
 def show(title: str, table: pd.DataFrame, laws: tuple[str, ...]) -> None:
@@ -156,16 +155,15 @@ def main() -> None:
         print(f"skipped: {static_data.path()} is absent (set BAYES_SD_STATIC)")
         return
     cells, aside = static_data.cells(pd.read_csv(static_data.path()))
-    systems = [own for _, own in cells.groupby(static_data.SYSTEM)]
-    vllm = [own["engine"].iloc[0] == "vLLM" for own in systems]
-    table = pd.DataFrame([study(own) for own, ours in zip(systems, vllm, strict=True) if ours])
-    # Other engines have not vLLM's memory nor its kernels.
-    rest = [study(own, PLAIN) for own, ours in zip(systems, vllm, strict=True) if not ours]
+    of_vllm = cells["engine"] == "vLLM"
+    table = pd.DataFrame([study(rows) for _, rows in cells[of_vllm].groupby(static_data.SYSTEM)])
+    # Other engines have neither vLLM's memory nor its kernels.
+    rest = [study(rows, PLAIN) for _, rows in cells[~of_vllm].groupby(static_data.SYSTEM)]
     others = pd.DataFrame(rest, columns=None if rest else [*static_data.SYSTEM, "cells"])
     verdicts = mixtral(table, others) + no_worse(table)
     if arguments.json:
         out = {"vllm": plain(table).to_dict("records"), "others": plain(others).to_dict("records")}
-        summary = {name: plain(own).to_dict() for name, own in summaries(table).items()}
+        summary = {name: plain(rows).to_dict() for name, rows in summaries(table).items()}
         out |= {"summary": summary, "set_aside": aside, "verdicts": verdicts}
         print(json.dumps(out, default=np.generic.item, allow_nan=False))
         return

@@ -100,13 +100,13 @@ def cells(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     enough = averaged.groupby(SYSTEM)["tokens"].transform(
         lambda tokens: (tokens.value_counts() >= BATCH_SIZES).sum() >= LENGTHS
     )
-    ours, few = averaged["engine"] == "vLLM", averaged[~enough]
+    of_vllm, few = averaged["engine"] == "vLLM", averaged[~enough]
     aside = {
         "longer than the model's positions": int(too_long.sum()),
-        "averaged with another of their cell": int((averaged["rows"] - 1)[enough & ours].sum()),
+        "averaged with another of their cell": int((averaged["rows"] - 1)[enough & of_vllm].sum()),
     }
-    for (_, hardware, devices, model), own in few[few["engine"] == "vLLM"].groupby(SYSTEM):
-        aside[f"too few batch sizes: {model}, {hardware} x{devices}"] = int(own["rows"].sum())
+    for (_, hardware, devices, model), system in few[few["engine"] == "vLLM"].groupby(SYSTEM):
+        aside[f"too few batch sizes: {model}, {hardware} x{devices}"] = int(system["rows"].sum())
     return features(averaged[enough].reset_index(drop=True)), aside
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from bayes_sd.physics import coverage, latency_closed, tokens_in_pass
+from bayes_sd.physics.queue import coverage, tokens_in_pass
 
 NAMES = ("start", "joining", "pass", "token", "context", "experts", "kernel")
 # Tokens. No batch of the table lies between 1 and 16; larger knees only answer to steps of kernels
@@ -26,28 +26,12 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def turns(sequences: Any, tokens_each: Any, room_tokens: Any) -> Any:
-    """How often the batch must be served: 1, or tokens at the end over tokens that fit.
-
-    Requests without room for keys and values are preempted or wait; nothing else is faster then.
-
-    Examples
-    --------
-    >>> turns(32, 4096, 65536)
-    2.0
-    """
+    """How often the batch must be served: 1, or tokens at the end over tokens that fit."""
     return larger(1.0, sequences * tokens_each / room_tokens)
 
 
 def beyond_knee(tokens: Any, knee: Any) -> Any:
-    """Tokens of a pass that cost arithmetic: those beyond the first `knee`.
-
-    Up to there a pass takes as long as reading the weights or launching the kernels takes.
-
-    Examples
-    --------
-    >>> float(beyond_knee(20, 16)), float(beyond_knee(8, 16))
-    (4.0, 0.0)
-    """
+    """Tokens beyond the first `knee`, which hide behind reading weights or launching kernels."""
     return larger(tokens - knee, 0.0)
 
 
@@ -80,7 +64,7 @@ def batch_latency(theta: dict[str, Any], batch: Any, knee: Any, memory: float) -
     c1 = theta["start"] + g * (
         theta["pass"] + phi * theta["experts"] + theta["token"] * beyond_knee(tokens, knee)
     )
-    return m * latency_closed(c1, theta["joining"] + g * context, others)
+    return m * (c1 + others * (theta["joining"] + g * context))
 
 
 @dataclass(frozen=True)
@@ -161,9 +145,9 @@ def fit_form(form: Form, rows: pd.DataFrame) -> Fitted:
     if form.lines:
         # A line needs two batch sizes.
         theta = {
-            tokens: solve(np.stack([np.ones(len(own)), own["batch"] - 1.0], axis=1),
-                          own["latency_s"].to_numpy())[0]
-            for tokens, own in rows.groupby("tokens") if own["batch"].nunique() > 1
+            tokens: solve(np.stack([np.ones(len(line)), line["batch"] - 1.0], axis=1),
+                          line["latency_s"].to_numpy())[0]
+            for tokens, line in rows.groupby("tokens") if line["batch"].nunique() > 1
         }  # fmt: skip
         return Fitted(form, theta, 0.0)
     theta, squares = solve(columns(form, rows), rows["latency_s"].to_numpy(float))
@@ -174,18 +158,18 @@ def fit_form(form: Form, rows: pd.DataFrame) -> Fitted:
 
 def fit(law: str, rows: pd.DataFrame) -> Fitted:
     """The candidate of a law with the smallest information criterion; the simplest if equal."""
-    return min((fit_form(form, rows) for form in LAWS[law]), key=lambda found: found.bic)
+    return min((fit_form(form, rows) for form in LAWS[law]), key=lambda candidate: candidate.bic)
 
 
-def errors(found: Fitted, rows: pd.DataFrame) -> np.ndarray:
+def errors(fitted: Fitted, rows: pd.DataFrame) -> np.ndarray:
     """Absolute relative errors."""
-    return np.abs(found.predict(rows) / rows["latency_s"].to_numpy(float) - 1)
+    return np.abs(fitted.predict(rows) / rows["latency_s"].to_numpy(float) - 1)
 
 
 def held_out(law: str, rows: pd.DataFrame, column: str) -> pd.Series:
     """Errors of each row, predicted from the rows with another value in `column`."""
-    found = pd.Series(np.nan, index=rows.index)
+    error = pd.Series(np.nan, index=rows.index)
     for value in rows[column].unique():
         held = rows[column] == value
-        found[held] = errors(fit(law, rows[~held]), rows[held])
-    return found
+        error[held] = errors(fit(law, rows[~held]), rows[held])
+    return error

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import COLORS, SAMPLE, Answer, axes_of, finish
+from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, finish
 from bayes_sd.answers.latency import Arm, arm_of
 from bayes_sd.answers.servers import Server, listed
 from bayes_sd.answers.support import farthest
@@ -31,7 +31,6 @@ NEAR_POLE = 34.0  # -log of the headroom left at the last rate looked at: that o
 WIDEST = 1e6  # times the concurrency asked about, the largest that is looked at
 HOUR_S, MILLION = 3600.0, 1e6
 WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
-RARE = 0.05  # chance of saturation below which an answer does not mention it
 
 Servers = Server | Sequence[Server] | Mapping[str, Server]
 Prices = float | Mapping[str, float]
@@ -46,22 +45,22 @@ class Capacity(Answer):
     draws : xarray.Dataset
         Dims (chain, draw, server): ``scale``, the multiple of the load at which one server just
         meets the target, 0 where it does not even at rest; ``mean_s``, mean latency of the replicas
-        in ``table``.
-    table : pandas.DataFrame
-        A row a server: ``max_rps`` or ``max_concurrency`` (sustained with the asked confidence; NaN
-        where the target cannot be kept at any load), its median, ``replicas`` (the fewest that keep
-        the target, or those asked for), ``prob_kept``, ``mean_s`` with its 90% interval,
-        ``prob_saturated`` (in any window), ``prob_best`` and ``regret_ms`` (mean latency expected
-        to be lost to the best server had it been known), ``needed``, ``prob_possible`` and
-        ``idle_s`` (chance that an idle server keeps the target, and the percentile there),
-        ``support``. With prices also ``per_hour``, ``price_per_million_tokens`` (output tokens),
+        in the table.
+    rows : pandas.DataFrame
+        The table, a row a server: ``max_rps`` or ``max_concurrency`` (sustained with the asked
+        confidence; NaN where the target cannot be kept at any load), its median, ``replicas`` (the
+        fewest that keep the target, or those asked for), ``prob_kept``, ``mean_s`` with its 90%
+        interval, ``prob_saturated`` (in any window), ``prob_best`` and ``regret_ms`` (mean latency
+        expected to be lost to the best server had it been known), ``needed``, ``prob_possible``
+        and ``idle_s`` (chance that an idle server keeps the target, and the percentile there),
+        ``support``; with prices ``per_hour``, ``price_per_million_tokens`` (output tokens),
         ``prob_cheapest`` and ``regret_per_hour``.
     beats : pandas.DataFrame
         Chance that the server of the row has the lower mean latency than that of the column.
     prob_none : float
         Chance that every server saturates in some window; with all ``prob_best`` it sums to 1.
-    load : Load
-    slo_s, percentile, confidence : float
+    load, slo_s, percentile, confidence
+        As asked.
     """
 
     draws: xr.Dataset
@@ -86,12 +85,11 @@ class Capacity(Answer):
     @property
     def impossible(self) -> list[str]:
         """Why no number of servers keeps the target, a sentence a server that cannot."""
-        never = self.rows[self.rows["needed"].isna()]
         return [
             f"{row['server']}: {self.target} is impossible at any load with this confidence: an "
             f"idle server keeps the target with probability {row['prob_possible']:.2f}, its "
             f"p{self.percentile:g} is about {row['idle_s']:.3g} s."
-            for row in never.to_dict("records")
+            for row in self.rows[self.rows["needed"].isna()].to_dict("records")
         ]
 
     def __str__(self) -> str:
@@ -102,59 +100,49 @@ class Capacity(Answer):
             best = (kept if len(kept) else able).sort_values("regret_ms").iloc[0]
             keeps = f"keeps {self.target} and " if len(kept) else ""
             parts.append(
-                f"{best['server']} on {_replicas(best['replicas'])} {keeps}has the lowest expected "
-                f"latency, {best['mean_s']:.3g} s in the mean; it is the fastest with probability "
-                f"{best['prob_best']:.2f} ({best['support']})."
-            )
-            if best["prob_saturated"] >= RARE:
-                parts.append(
-                    f"In some window it is past capacity with probability "
-                    f"{best['prob_saturated']:.2f}; the backlog of one is not counted in the next."
-                )
-        elif len(kept):
-            served = [f"{r['server']} on {_replicas(r['replicas'])}" for _, r in kept.iterrows()]
-            parts.append(
-                f"Every server is past capacity in some window with probability "
-                f"{self.prob_none:.2f}, so none is the fastest; over all requests {self.target} is "
-                f"kept by {', '.join(served)}."
+                f"{_on(best)} {keeps}has the lowest expected latency, {best['mean_s']:.3g} s in "
+                f"the mean; it is the fastest with probability {best['prob_best']:.2f}, past "
+                f"capacity in some window with probability {best['prob_saturated']:.2f} "
+                f"({best['support']})."
             )
         elif len(able):
             parts.append(
-                "This load is beyond the capacity of every server with probability "
-                f"{self.prob_none:.2f}."
+                "Every server is past capacity in some window with probability "
+                f"{self.prob_none:.2f}, so none is the fastest; over all requests {self.target} is "
+                f"kept by {', '.join(_on(row) for _, row in kept.iterrows()) or 'none'}."
             )
         if len(kept) and "per_hour" in kept:
             low = kept.sort_values("regret_per_hour").iloc[0]
             parts.append(
-                f"The cheapest is {low['server']} on {_replicas(low['replicas'])}, with "
-                f"probability {low['prob_cheapest']:.2f}: {low['per_hour']:.4g} an hour, "
-                f"{low['price_per_million_tokens']:.3g} a million output tokens "
-                f"({low['support']})."
+                f"The cheapest is {_on(low)}, with probability {low['prob_cheapest']:.2f}: "
+                f"{low['per_hour']:.4g} an hour, {low['price_per_million_tokens']:.3g} a million "
+                f"output tokens ({low['support']})."
             )
         short = able[(able["prob_kept"] < self.confidence) & able["needed"].notna()]
         parts += [
-            f"{r['server']} on {_replicas(r['replicas'])} keeps {self.target} with probability "
-            f"{r['prob_kept']:.2f} only and needs {_replicas(r['needed'])}."
-            for _, r in short.iterrows()
+            f"{_on(row)} keeps {self.target} with probability {row['prob_kept']:.2f} only and "
+            f"needs {row['needed']:.0f}."
+            for _, row in short.iterrows()
         ]
         return " ".join([*parts, *self.impossible])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Median and 90% interval of what a server sustains."""
-        ax, unit = axes_of(ax), _unit(self.load)
+        ax = axes_of(ax)
         values = self.draws["scale"] * _amount(self.load)
         q = values.quantile([0.05, 0.5, 0.95], SAMPLE, method="inverted_cdf").values
         y = np.arange(q.shape[1])
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
-        finish(ax, f"largest load with {self.target}, {unit}", "", legend=False)
+        finish(ax, f"{UNITS[self.load.axis]} with {self.target}", "", legend=False)
         return ax
 
 
 def capacity(
-    posterior: Posterior,
+    fit: Posterior,
     load: Load,
     servers: Servers,
+    *,
     slo_s: float,
     percentile: float = 95.0,
     confidence: float = 0.9,
@@ -163,15 +151,57 @@ def capacity(
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Capacity:
-    """See :meth:`bayes_sd.Fit.capacity`."""
+    r"""The most that servers sustain within a latency target, replicas, cost, and who wins.
+
+    The load is split evenly among `n` replicas. In a draw :math:`\theta` a server serves
+
+    .. math:: s_n(\theta) = \frac{\sum_w \lambda_w T_w\,
+        P(\text{latency} \le \text{SLO} \mid \lambda_w / n, P_w, g_w, \theta)}
+        {\sum_w \lambda_w T_w}
+
+    of all requests in time, over windows `w` of `T` seconds; it gets the fewest replicas with
+    :math:`P(s_n \ge \text{percentile}) \ge \text{confidence}`. Requests of a saturated window are
+    late; its backlog is not carried into the next one, so look at ``prob_saturated``.
+
+    Parameters
+    ----------
+    load : Load
+        One rate or concurrency, or traffic over time from :meth:`bayes_sd.Load.read`.
+    servers : Server, sequence of Server, or mapping of names to Server
+    slo_s : float
+        Target for the percentile of end-to-end latency of all requests, seconds.
+    percentile : float
+        Of single requests.
+    confidence : float
+        Probability that the target is kept, in (0, 1).
+    replicas : int, optional
+        Compare so many of each, whether or not they keep the target.
+    price_per_hour : float or mapping, optional
+        Of one replica; by name where they differ.
+    extrapolate : bool
+        Allow answers far outside of what was measured.
+    seed : int
+
+    Returns
+    -------
+    Capacity
+        In regrets a latency or a bill counts as 20 times the best one's at most, since that of a
+        saturated server has no bound.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range.
+    """
     _check(slo_s, percentile, confidence, replicas)
     named = _named(servers)
     prices = _prices(price_per_hour, list(named))
     if not load.is_traffic and load.cells.sizes and max(load.cells.sizes.values()) > 1:
         raise InputError("Capacity is asked for one load, or a traffic over time; give one.")
     few = load.thin(WINDOWS) if load.is_traffic else load
-    thin, share = posterior.thin(DRAWS), percentile / 100
+    thin, share = fit.thin(DRAWS), percentile / 100
     rows, scales, means, bills = [], [], [], []
+    short = "rps" if load.axis == "rate_rps" else "concurrency"
     for name, server in named.items():
         try:
             arm = arm_of(thin, server, few, seed, extrapolate)
@@ -184,8 +214,8 @@ def capacity(
         count = needed if replicas is None else float(replicas)
         row = {
             "server": name,
-            f"max_{_short(load)}": sustained * _amount(load) if sustained > 0 else math.nan,
-            f"median_{_short(load)}": float(np.median(scale)) * _amount(load),
+            f"max_{short}": sustained * _amount(load) if sustained > 0 else math.nan,
+            f"median_{short}": float(np.median(scale)) * _amount(load),
         }
         about, mean = windows.with_replicas(count, slo_s, share)
         row |= about | {"needed": needed, "prob_possible": float(possible.mean())}
@@ -353,14 +383,6 @@ def _ceil(scale: float) -> float:
     return float(math.ceil(1 / scale - 1e-9)) if scale > 0 else math.nan
 
 
-def _short(load: Load) -> str:
-    return "rps" if load.axis == "rate_rps" else "concurrency"
-
-
-def _unit(load: Load) -> str:
-    return "requests/s" if load.axis == "rate_rps" else "requests in flight"
-
-
 def _amount(load: Load) -> float:
     """The load in one number: mean rate, or concurrency."""
     return load.mean_rps if load.is_traffic else float(load.cells[load.axis].values.ravel()[0])
@@ -377,7 +399,7 @@ def _tokens_per_hour(load: Load, means: np.ndarray) -> Any:
 
 
 def _compared(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """P(best) and expected regret of each, and the chance that all are infinite; ties are shared."""
+    """P(best), ties shared, and expected regret of each; the chance that all are infinite."""
     best_of, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
     if not able.any():
         return best_of, regret, math.nan
@@ -398,5 +420,6 @@ def _beats(means: np.ndarray, able: np.ndarray, names: list[str]) -> pd.DataFram
     return pd.DataFrame(np.where(known, faster, np.nan), names, names)
 
 
-def _replicas(count: float) -> str:
-    return f"{count:.0f} replica{'' if count == 1 else 's'}"
+def _on(row: pd.Series) -> str:
+    count = row["replicas"]
+    return f"{row['server']} on {count:.0f} replica{'' if count == 1 else 's'}"

@@ -22,7 +22,7 @@ from bayes_sd.answers.servers import Server, listed
 from bayes_sd.answers.support import FACTOR, farthest
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.placed import take
+from bayes_sd.physics.law import take
 from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
 
@@ -127,21 +127,44 @@ class Comparison(Answer):
 
 
 def compare(
-    posterior: Posterior,
+    fit: Posterior,
     load: Load,
     server: Server,
     baseline: Server,
+    *,
     of: str = "mean",
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Comparison:
-    """See :meth:`bayes_sd.Fit.compare`."""
+    """P(server beats baseline | load), and the speedup.
+
+    Parameters
+    ----------
+    load : Load
+    server, baseline : Server
+        As SD and plain decoding of one verifier.
+    of : {"mean", "run", "request"}
+        What is compared: the long-run mean latencies, the means of one run each, or one request
+        drawn at random from each server.
+    extrapolate : bool
+        Allow answers far outside of what was measured.
+    seed : int
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    EvidenceError
+        If one is plain and its verifier has no plain run.
+    """
     check_of(of)
     both = listed([server, baseline], fewest=2)
     if not extrapolate:
         for each in both:
-            require_measured(posterior, each)
-    draws = latency(posterior, load, both, "e2e", extrapolate, seed).draws
+            require_measured(fit, each)
+    draws = latency(fit, load, both, extrapolate=extrapolate, seed=seed).draws
     (value, plain), (stuck, plain_stuck) = (
         [draws[name].isel(server=i, drop=True) for i in (0, 1)] for name in (f"{of}_s", "saturated")
     )
@@ -258,34 +281,48 @@ def default_rates(posterior: Posterior, baseline: Server, lengths: tuple[float, 
 
 
 def break_even(
-    posterior: Posterior,
+    fit: Posterior,
     load: Load,
     server: Server,
     baseline: Server,
+    *,
     extrapolate: bool = False,
     seed: int = 0,
 ) -> BreakEven:
-    """See :meth:`bayes_sd.Fit.break_even`.
+    """Load up to which a server is faster in the mean, with the chances of never and always.
 
     Without experts there is at most one change of order. With experts the fixed point has no closed
     form and a server can win between two loads only, so a grid brackets the first change.
+
+    Parameters
+    ----------
+    load : Load
+        Says the lengths, and whether a rate or a concurrency is looked for.
+    server, baseline : Server
+    extrapolate : bool
+        Allow answers far outside of what was measured.
+    seed : int
+
+    Returns
+    -------
+    BreakEven
     """
     both = listed([server, baseline], fewest=2)
     lengths, closed = load.lengths, load.axis == "concurrency"
     least = load.with_axis([1.0 if closed else 0.0])
     if not extrapolate:
         for each in both:
-            require_measured(posterior, each)
-    arms = [arm_of(posterior, each, least, seed, extrapolate) for each in both]
+            require_measured(fit, each)
+    arms = [arm_of(fit, each, least, seed, extrapolate) for each in both]
     served = [_ServedRate(arm, closed) for arm in arms]
     if closed:
         asked = float(load.cells["concurrency"].max())
-        top = max(asked, FACTOR * float(posterior.runs["in_flight"].max()))
-        low, high = np.ones((posterior.draws, 1)), np.full((posterior.draws, 1), top)
+        top = max(asked, FACTOR * float(fit.runs["in_flight"].max()))
+        low, high = np.ones((fit.draws, 1)), np.full((fit.draws, 1), top)
         at_top = served[0](high, None) > served[1](high, None)
     else:
         capacity = [arm.route().capacity_rps for arm in arms]
-        top, low = np.nan, np.zeros((posterior.draws, 1))
+        top, low = np.nan, np.zeros((fit.draws, 1))
         high = np.broadcast_to(np.minimum(*capacity), low.shape) * TOP
         at_top = np.broadcast_to(capacity[0] > capacity[1], low.shape)
     shares = np.arange(CELLS + 1) / CELLS
@@ -295,7 +332,7 @@ def break_even(
     changed = ((gains > 0) != at_rest)[:, 1:]
     crosses, first = changed.any(axis=1), changed.argmax(axis=1)
     row = np.flatnonzero(crosses)
-    value = np.full(posterior.draws, np.nan)
+    value = np.full(fit.draws, np.nan)
     if row.size:
         value[row] = find_roots(
             lambda x, i: served[0](x, row[i]) - served[1](x, row[i]),
@@ -312,13 +349,13 @@ def break_even(
     there = load.with_axis([max(typical, 1.0) if closed else typical])
     labels = [
         arm.support(arm.outcome()[0])[0]
-        for arm in (arm_of(posterior, each, there, seed, True) for each in both)
+        for arm in (arm_of(fit, each, there, seed, True) for each in both)
     ]
     axis = "concurrency" if closed else "rate_rps"
     draws = xr.Dataset(
         {
-            axis: (SAMPLE, value.reshape(posterior.shape), {"units": UNITS[axis]}),
-            "outcome": (SAMPLE, outcome.reshape(posterior.shape).astype(object)),
+            axis: (SAMPLE, value.reshape(fit.shape), {"units": UNITS[axis]}),
+            "outcome": (SAMPLE, outcome.reshape(fit.shape).astype(object)),
         }
     )
     return BreakEven(draws, str(server), str(baseline), farthest(labels), top, lengths)

@@ -105,12 +105,32 @@ def fitted_columns(posterior: Posterior, table: pd.DataFrame) -> dict[str, np.nd
     return {name: np.median(values, axis=0) for name, values in names.items()}
 
 
-def predict(posterior: Posterior, runs: Runs, prob: float = 0.9, seed: int = 0) -> pd.DataFrame:
-    """See :meth:`bayes_sd.Fit.predict`."""
+def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> pd.DataFrame:
+    """Predict the mean latency of measured runs, as of held-out ones.
+
+    Parameters
+    ----------
+    runs : Runs
+        Steady runs are predicted, saturated ones left out.
+    prob : float
+        Probability of the equal-tailed predictive interval.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        The runs with ``predicted_s`` (median), ``low_s``, ``high_s``, ``inside``, ``log_score``
+        (log density of the log mean) and ``pit``.
+
+    Raises
+    ------
+    EvidenceError
+        If a run is of an environment that the fit does not know.
+    """
     from scipy.special import logsumexp
 
     table = build_design(runs, censored=False).table
-    said, scale, _ = run_outcome(posterior, table, seed=seed)
+    said, scale, _ = run_outcome(fit, table, seed=seed)
     log_mean = np.log(said.e2e_s)
     rng = np.random.default_rng(seed)
     drawn = log_mean + scale * rng.standard_t(NU, log_mean.shape)
@@ -134,9 +154,9 @@ def run_log_density(posterior: Posterior, table: pd.DataFrame, seed: int = 0) ->
     return log_density(np.log(table["e2e_mean_s"].to_numpy()), np.log(said.e2e_s), scale)
 
 
-def coefficient_table(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
-    """See :meth:`bayes_sd.Fit.coefficients`."""
-    data, meaning, rows = posterior.posterior, {p.name: p for p in ALL}, []
+def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
+    """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
+    data, meaning, rows = fit.posterior, {p.name: p for p in ALL}, []
     for group, dim in (
         ("law", "law_term"),
         ("moe_effect", "verifier_cost"),
@@ -159,20 +179,33 @@ def coefficient_table(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "median", "low", "high", "unit", "meaning"])
 
 
-def families(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
-    """See :meth:`bayes_sd.Fit.families`."""
-    known = posterior.verifiers
+def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
+    """How mixtures of experts differ from dense models of the same sizes, cost by cost.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a stage cost of a verifier as large as the fit's mixtures of experts, at the runs'
+        mean load: ``dense_ms`` and ``moe_ms`` (medians), ``difference_ms`` with ``low_ms`` and
+        ``high_ms``, ``ratio`` and ``prob_slower``.
+
+    Raises
+    ------
+    EvidenceError
+        If one of the families was not measured.
+    """
+    known = fit.verifiers
     moe = known["moe"].to_numpy() > 0
     if moe.all() or not moe.any():
         raise EvidenceError(
             f"All {len(moe)} verifiers are {'mixtures of experts' if moe.all() else 'dense'}; "
             "a comparison of families needs both."
         )
-    terms = coefficients(posterior.law_terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
+    terms = coefficients(fit.law_terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
-    mean = posterior.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
+    mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    stages = posterior.law.stages(terms, sizes | {"drafter": 0.0}, inputs)
+    stages = fit.law.stages(terms, sizes | {"drafter": 0.0}, inputs)
     costs = (
         stages.prefill_alone,
         stages.prefill_others,
@@ -181,7 +214,7 @@ def families(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
     )
     tail, rows = (1 - prob) / 2, []
     for i, (name, dense) in enumerate(zip(VERIFIER_COSTS, costs, strict=True)):
-        ratio = np.exp(posterior.moe_effect[:, i])
+        ratio = np.exp(fit.moe_effect[:, i])
         dense_ms = 1e3 * np.ravel(dense)
         low, middle, high = np.quantile(dense_ms * (ratio - 1), [tail, 0.5, 1 - tail])
         rows.append(
@@ -199,8 +232,9 @@ def families(posterior: Posterior, prob: float = 0.9) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def accuracy(table: pd.DataFrame) -> dict[str, float]:
-    """Observed against fitted run means: R^2 in the log scale by family, mean relative error."""
+def accuracy(fit: Posterior) -> dict[str, float]:
+    """R^2 (log scale) by family and mean relative error of the fitted run means."""
+    table = fit.runs
     observed, fitted = np.log(table["e2e_mean_s"]), np.log(table["fitted_e2e_s"])
     result: dict[str, float] = {}
     for family in ("dense", "moe"):

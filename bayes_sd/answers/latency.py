@@ -15,7 +15,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.law import SOFTNESS, Outcome
+from bayes_sd.physics.law import SOFTNESS, Outcome, Route, placed_outcome, route
 from bayes_sd.physics.noise import (
     METRICS,
     NU,
@@ -24,7 +24,6 @@ from bayes_sd.physics.noise import (
     request_variance,
     run_scale,
 )
-from bayes_sd.physics.placed import Route, placed_outcome, route
 from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
 
@@ -40,22 +39,27 @@ def check_of(of: str) -> None:
         raise InputError(f"of = {of!r}: must be one of {', '.join(OF)}.")
 
 
+CELLS = ("rate_rps", "concurrency", "prompt_tokens", "output_tokens", "prompt_cv", "output_cv")
+
+
+def broadcast_cells(load: Load) -> dict[str, xr.DataArray]:
+    """Everything a load says, each over all its dims."""
+    names = [name for name in CELLS if name in load.cells]
+    arrays = xr.broadcast(*(load.cells[name] for name in names))
+    return dict(zip(names, arrays, strict=True))
+
+
 def cells_of(load: Load) -> dict[str, np.ndarray]:
     """Flat arrays of a load, one entry a cell."""
-    data = load.cells
-    names = [str(n) for n in data.data_vars if n != "seconds"]
-    return {
-        n: np.ravel(a.values)
-        for n, a in zip(names, xr.broadcast(*(data[n] for n in names)), strict=True)
-    }
+    return {name: np.ravel(array.values) for name, array in broadcast_cells(load).items()}
 
 
 def as_array(posterior: Posterior, load: Load, values: Any) -> xr.DataArray:
     """(draws, cells) as dims (chain, draw, the load's)."""
-    dims = xr.broadcast(*load.cells.data_vars.values())[0]
-    shape = posterior.draws, dims.size
-    values = np.broadcast_to(values, shape).reshape(*posterior.shape, *dims.shape)
-    return xr.DataArray(values, dims.coords, (*SAMPLE, *dims.dims))
+    like = broadcast_cells(load)["prompt_tokens"]
+    values = np.broadcast_to(values, (posterior.draws, like.size))
+    values = values.reshape(*posterior.shape, *like.shape)
+    return xr.DataArray(values, like.coords, (*SAMPLE, *like.dims))
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,17 +297,41 @@ def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> p
 
 
 def latency(
-    posterior: Posterior,
+    fit: Posterior,
     load: Load,
     servers: Server | Sequence[Server],
+    *,
     metric: str = "e2e",
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Latency:
-    """See :meth:`bayes_sd.Fit.latency`."""
+    """Posterior predictive latency of servers over a load.
+
+    Parameters
+    ----------
+    load : Load
+    servers : Server or sequence of Server
+    metric : {"e2e", "ttft", "tpot"}
+        End-to-end latency, time to first token, or time per output token after it.
+    extrapolate : bool
+        Allow answers far outside of what was measured.
+    seed : int
+
+    Returns
+    -------
+    Latency
+        Draws in seconds, infinite past saturation; ``quantile``, ``prob_saturated``.
+
+    Raises
+    ------
+    InputError
+        If a server is neither measured nor given by size, or an argument is out of range.
+    EvidenceError
+        If the question lies far outside of what was measured.
+    """
     if metric not in METRICS:
         raise InputError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}.")
-    arms = [arm_of(posterior, server, load, seed, extrapolate) for server in listed(servers)]
+    arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")
     parts = []
@@ -313,9 +341,9 @@ def latency(
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
         scale, variance = arm.scatter(said, inputs, metric)
         label = arm.resolved.label
-        values = observable(posterior, mean, saturated, scale, variance, label, seed)
-        parts.append(labelled(posterior, load, values, arm.support(said), label))
+        values = observable(fit, mean, saturated, scale, variance, label, seed)
+        parts.append(labelled(fit, load, values, arm.support(said), label))
     draws = xr.concat(parts, dim="server").transpose(*SAMPLE, "server", ...)
     for name in ("mean_s", "run_s", "request_s"):
         draws[name].attrs["units"] = "s"
-    return Latency(draws, metric, measured_points(posterior, arms, metric))
+    return Latency(draws, metric, measured_points(fit, arms, metric))

@@ -190,9 +190,10 @@ class NextRuns(Answer):
 
 
 def next_runs(
-    posterior: Posterior,
+    fit: Posterior,
     load: Load,
     servers: Sequence[Server],
+    *,
     runs: int = 6,
     run_seconds: float = 30.0,
     server_seconds: float = 60.0,
@@ -200,7 +201,33 @@ def next_runs(
     extrapolate: bool = False,
     seed: int = 0,
 ) -> NextRuns:
-    """See :meth:`bayes_sd.Fit.next_runs`."""
+    r"""What choosing a server now may cost, and the runs that would lower that most.
+
+    .. math:: R = E_\theta\big[L_{s^*}(\theta) - \min_s L_s(\theta)\big], \qquad
+        \text{a run } y \text{ saves } R - E_y[R \mid y]
+
+    Parameters
+    ----------
+    load : Load
+        Loads at which the choice is made, each counting alike, and those of the runs proposed.
+    servers : sequence of Server
+        To choose from, at least two.
+    runs : int
+        How many to propose, one after the other.
+    run_seconds, server_seconds : float
+        What a run, and starting a server for its first one, take.
+    server : {"measured", "next"}
+        Whom the choice is for: the servers that were, or would be, measured; or others yet to be
+        started, whose own effect no run shows.
+    extrapolate : bool
+        Allow answers far outside of what was measured.
+    seed : int
+
+    Returns
+    -------
+    NextRuns
+        ``choices``, ``regret_ms``, ``table``.
+    """
     if server not in ("measured", "next"):
         raise InputError(f"server = {server!r}: must be measured or next.")
     each = listed(servers, fewest=2)
@@ -213,7 +240,7 @@ def next_runs(
         raise InputError(
             "An assumed structure cannot be measured: ask about the server as it runs, without it."
         )
-    thin, values = posterior.thin(DRAWS), np.ravel(load.cells[load.axis].values).astype(float)
+    thin, values = fit.thin(DRAWS), np.ravel(load.cells[load.axis].values).astype(float)
     load = load.with_axis(values.tolist())
     if (values <= 0).any():
         raise InputError("The rates that are chosen for must be above 0.")

@@ -133,9 +133,10 @@ class Schedule(Answer):
 
 
 def schedule(
-    posterior: Posterior,
+    fit: Posterior,
     load: Load,
     server: Server,
+    *,
     k: Sequence[int],
     max_batch: int | None = None,
     loss: str = "mean",
@@ -144,7 +145,45 @@ def schedule(
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Schedule:
-    """See :meth:`bayes_sd.Fit.schedule`."""
+    """The best draft length for every number of requests in flight, for vLLM to apply.
+
+    At each batch size the latency beside ``batch - 1`` others decides. The smallest `k` that the
+    best one does not beat with probability `confidence` is chosen, so ties and weak evidence draft
+    less. The latency of a server that follows it is given at the load.
+
+    Parameters
+    ----------
+    load : Load
+        One pair of lengths; rates or concurrencies at which the schedule's latency is wanted.
+    server : Server
+        With a drafter; its own draft length does not matter.
+    k : sequence of int
+        Candidates, at least two; 0 is the server with its drafter idle.
+    max_batch : int, optional
+        Largest batch size (vLLM's ``--max-num-seqs``); by default 64, or the highest concurrency
+        of the load.
+    loss : str
+        What is minimised: "mean" latency, or a percentile of single requests as "p95".
+    slo_s : float, optional
+        Instead of `loss`: the chance that a request takes longer, seconds.
+    confidence : float
+        In [0.5, 1).
+    extrapolate : bool
+        Allow draft lengths and loads far outside of what was measured.
+    seed : int
+
+    Returns
+    -------
+    Schedule
+        ``table``, ``latency``, ``to_vllm()``, ``speculative_config()``, ``command_line()``.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of range.
+    EvidenceError
+        If a `k` is outside those measured, or no draft length keeps the SLO even alone.
+    """
     ks = sorted(draft_lengths(k))
     top = 64 if max_batch is None else max_batch
     if load.axis == "concurrency" and max_batch is None:
@@ -154,7 +193,7 @@ def schedule(
         raise InputError("A schedule is for a server with a drafter: give <<drafter>>.")
     prompt, output = load.lengths
     batches = Load(concurrency=list(range(1, top + 1)), prompt=prompt, output=output)
-    thin = posterior.thin(DRAWS)
+    thin = fit.thin(DRAWS)
     # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0 the
     # drafter stays loaded: that is the server a schedule falls back to.
     arms = [
@@ -181,7 +220,7 @@ def schedule(
         chosen, :, at
     ].T
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
-    method, model = _recorded(posterior, server)
+    method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from bayes_sd.errors import InputError
 from bayes_sd.model.design import Design
-from bayes_sd.model.sample import Convergence, Sampling, compile_nutpie, diagnose
+from bayes_sd.model.sample import Convergence, Sampling, compile_nutpie, diagnose, draw
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
@@ -82,8 +82,6 @@ class Refitter:
         `left_out` has one entry a run; `observed` replaces any of ``log_e2e``, ``log_ttft``,
         ``log_var_e2e``, ``log_var_ttft`` over all runs; `sampling` is as in :class:`Sampling`.
         """
-        import nutpie
-
         how = Sampling(draws=draws, tune=tune, **sampling)
         n = len(self.design.table)
         left_out = np.zeros(n, bool) if left_out is None else np.asarray(left_out, bool)
@@ -95,16 +93,8 @@ class Refitter:
             if np.shape(values) != (n,):
                 raise InputError(f"{name} has shape {np.shape(values)}; the fit has {n} runs.")
         begun = time.perf_counter()
-        tree = nutpie.sample(
-            self.compiled.with_data(**{k: np.asarray(v, float) for k, v in new.items()}),
-            draws=how.draws,
-            tune=how.tune,
-            chains=how.chains,
-            cores=how.cores,
-            seed=seed,
-            target_accept=how.target_accept,
-            progress_bar=False,
-        )
+        data = {name: np.asarray(values, float) for name, values in new.items()}
+        tree = draw(self.compiled.with_data(**data), how, seed)
         seconds = time.perf_counter() - begun
         posterior = tree["posterior"].to_dataset()
         of_runs = [str(name) for name in posterior.data_vars if str(name).startswith(RUN_PREFIX)]

@@ -1,10 +1,9 @@
-"""Sampling: where chains start, nutpie or PyMC's own NUTS, and the convergence gate."""
+"""Sampling with nutpie, where chains start, and the convergence gate."""
 
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,14 +31,12 @@ START_NUDGE = 0.1  # prior standard deviations
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `sampler` is "auto", "nutpie" or "pymc"; `adaptation` is nutpie's."""
+    """How to sample: draws kept and discarded of each chain, step size target, cores."""
 
     draws: int = 1200
     tune: int = 1000
     chains: int = 4
     target_accept: float = 0.9
-    sampler: str = "auto"
-    adaptation: str = "diag"
     cores: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,13 +46,6 @@ class Sampling:
                 raise InputError(f"{name} = {value!r}: must be a whole number of at least 1.")
         if not 0 < self.target_accept < 1:
             raise InputError(f"target_accept = {self.target_accept!r}: must lie between 0 and 1.")
-        for name, known in (
-            ("sampler", ("auto", "nutpie", "pymc")),
-            ("adaptation", ("diag", "low_rank")),
-        ):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise InputError(f"{name} = {value!r}: must be one of {', '.join(known)}.")
 
 
 def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndarray:
@@ -112,42 +102,11 @@ def compile_nutpie(model: "pm.Model", initial: Mapping[str, np.ndarray], fixed: 
     )
 
 
-def sample(
-    model: "pm.Model",
-    how: Sampling,
-    seed: int,
-    progress: bool | None = None,
-    initial: Mapping[str, np.ndarray] | None = None,
-) -> tuple[xr.DataTree, dict[str, float | str]]:
-    """Draw from the posterior: a tree with ``posterior`` and ``sample_stats``, and what was used.
-
-    `progress` is by default shown only when standard error is a terminal. `initial` says where
-    variables start; the others start around the middle of their prior, chains apart. Equal seeds
-    give equal draws on one machine and one set of versions.
-    """
-    if progress is None:
-        progress = sys.stderr.isatty()
-    name = how.sampler
-    if name == "auto":
-        name = "nutpie" if find_spec("nutpie") else "pymc"
-    run = {"nutpie": _nutpie, "pymc": _pymc}[name]
-    begun = time.perf_counter()
-    tree, compiled_at = run(model, how, seed, progress, dict(initial or {}))
-    seconds = {
-        "seconds_compile": compiled_at - begun,
-        "seconds_sample": time.perf_counter() - compiled_at,
-    }
-    return tree, {"sampler": name, **seconds}
-
-
-def _nutpie(
-    model: "pm.Model", how: Sampling, seed: int, progress: bool, initial: dict[str, np.ndarray]
-) -> tuple[xr.DataTree, float]:
+def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:
+    """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
 
-    compiled = compile_nutpie(model, initial)
-    compiled_at = time.perf_counter()
-    tree = nutpie.sample(
+    return nutpie.sample(
         compiled,
         draws=how.draws,
         tune=how.tune,
@@ -155,33 +114,28 @@ def _nutpie(
         cores=how.cores,
         seed=seed,
         target_accept=how.target_accept,
-        adaptation=how.adaptation,
         progress_bar=progress,
     )
-    return tree, compiled_at
 
 
-def _pymc(
-    model: "pm.Model", how: Sampling, seed: int, progress: bool, initial: dict[str, np.ndarray]
-) -> tuple[xr.DataTree, float]:
-    import pymc as pm
+def sample(
+    model: "pm.Model",
+    how: Sampling,
+    seed: int,
+    progress: bool | None = None,
+    initial: Mapping[str, np.ndarray] | None = None,
+) -> tuple[xr.DataTree, dict[str, float]]:
+    """Draw from the posterior: a tree with ``posterior`` and ``sample_stats``, and seconds spent.
 
-    with model:
-        model.compile_logp(mode="NUMBA")(model.initial_point())
-        compiled_at = time.perf_counter()
-        tree = pm.sample(
-            draws=how.draws,
-            tune=how.tune,
-            chains=how.chains,
-            cores=how.cores or 1,
-            random_seed=seed,
-            initvals=initial,
-            progressbar=progress,
-            nuts={"target_accept": how.target_accept},
-            compute_convergence_checks=False,
-            quiet=not progress,
-        )
-    return tree, compiled_at
+    `progress` is by default shown only when standard error is a terminal. `initial` says where
+    variables start; the others start around the middle of their prior, chains apart.
+    """
+    begun = time.perf_counter()
+    compiled = compile_nutpie(model, initial or {})
+    compiled_at = time.perf_counter()
+    tree = draw(compiled, how, seed, sys.stderr.isatty() if progress is None else progress)
+    seconds = compiled_at - begun, time.perf_counter() - compiled_at
+    return tree, dict(zip(("seconds_compile", "seconds_sample"), seconds, strict=True))
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,8 @@ def tokens_per_cycle(acceptance: Sequence[Any], k: Any) -> Any:
 
     .. math:: E = 1 + \sum_{j=1}^{k} \prod_{i=1}^{j} \alpha_i
 
-    Parameters
-    ----------
-    acceptance : sequence of array_like
-        ``acceptance[i]`` is the probability that draft token ``i + 1`` is accepted given that all
-        before it were, in [0, 1]. Must reach the largest `k`.
-    k : array_like of int
-        Draft tokens per cycle; 0 is plain decoding, ``E = 1``.
-
-    Returns
-    -------
-    array_like
-        Tokens per cycle, between 1 and ``k + 1``.
-
-    Raises
-    ------
-    IndexError
-        If `k` is larger than the number of positions given.
+    ``acceptance[i]`` is the probability that draft token ``i + 1`` is accepted given that all
+    before it were; it must reach the largest `k`. Plain decoding, ``k = 0``, has ``E = 1``.
 
     References
     ----------
@@ -62,18 +47,6 @@ def cycles(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> Any:
 
     and ``g - 1`` for plain decoding; at least 1 where there is a second token. Counted cycles of
     vLLM agree within 0.5%; ``g / E`` is 2% too many at k = 1 and 2% too few at k = 7.
-
-    Parameters
-    ----------
-    output_tokens : array_like
-        Output tokens `g`, at least 1.
-    acceptance, k
-        See :func:`tokens_per_cycle`.
-
-    Returns
-    -------
-    array_like
-        Cycles; 0 for an answer of one token.
 
     Examples
     --------
@@ -116,12 +89,7 @@ def _second_moment(acceptance: Sequence[Any], k: Any) -> Any:
 def constant_acceptance(tokens: Any, k: Any) -> Any:
     """Acceptance rate, equal at all positions, that commits so many tokens a cycle.
 
-    Parameters
-    ----------
-    tokens : array_like
-        Tokens per cycle, from 1 to ``k + 1``; NaN gives NaN.
-    k : array_like of int
-        Draft tokens per cycle; where 0, the result is 0.
+    NaN where `tokens` is, 0 where `k` is.
 
     Examples
     --------

@@ -84,13 +84,8 @@ def draft_passes(k: Any, drafter_loaded: Any) -> Any:
 def combine(stages: Stages, passes: Any, cycles: Any) -> Totals:
     r"""Sum stage costs over a request, equation (2): ``C_i = prefill + n (verify + k draft)``.
 
-    Parameters
-    ----------
-    stages : Stages
-    passes : array_like
-        Draft passes per cycle, see :func:`draft_passes`; at 0 the draft costs drop out.
-    cycles : array_like
-        Draft-verify cycles `n` of a request, see :func:`bayes_sd.physics.acceptance.cycles`.
+    `passes` are those of the drafter a cycle, see :func:`draft_passes`; `cycles` as from
+    :func:`bayes_sd.physics.acceptance.cycles`.
 
     Examples
     --------

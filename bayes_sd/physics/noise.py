@@ -60,13 +60,7 @@ def explained(metric: str, outcome: Any, workload: Any) -> Any:
     with `D` the seconds after the first token, of `n` cycles that take about the same time, and
     `v` the squared coefficients of variation of the lengths of a run's requests.
 
-    Parameters
-    ----------
-    metric : {"e2e", "ttft", "tpot"}
-    outcome : Outcome
-        Of the law; not observed means, which a first token's wait is part of.
-    workload : mapping
-        ``cycles``, ``cycles_var``, ``prompt_cv2``, ``output_cv2``.
+    `outcome` is the law's: of observed means a first token's wait would be part.
     """
     if metric == "ttft":
         return workload["prompt_cv2"] * (outcome.prefill_s / outcome.ttft_s) ** 2
@@ -81,6 +75,17 @@ def explained(metric: str, outcome: Any, workload: Any) -> Any:
 def spread_error(n_eff: Any, spread_sd: Any) -> Any:
     """Standard deviation of an observed log variance: of `n_eff` logs, and from run to run."""
     return (2 / (n_eff - 1) + (2 * spread_sd) ** 2) ** 0.5
+
+
+def spread_log_density(observed_log_var: Any, variance: Any, error: Any) -> np.ndarray:
+    """Log density of an observed log variance, see :func:`spread_error`."""
+    z = (observed_log_var - np.log(variance)) / error
+    return np.asarray(-(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2)
+
+
+def observed_scale(scale: Any, variance: Any, requests: Any) -> Any:
+    """Scale of an observed run's log mean: its scatter, and the sampling error of its requests."""
+    return (scale**2 + variance / requests) ** 0.5
 
 
 def t_cdf(z: Any, arctan: Any) -> Any:
@@ -130,3 +135,42 @@ def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
 
     with np.errstate(divide="ignore"):
         return np.asarray(ndtr((np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5))
+
+
+def sample_quantile_s(
+    mean_s: Any, variance: Any, prob: float, requests: Any, normal_draws: np.ndarray
+) -> np.ndarray:
+    """Quantile of the latencies of so many requests, s: it scatters about that of all requests.
+
+    Interpolated between order statistics, which in small samples lie lower.
+    """
+    from scipy.special import ndtri
+
+    position = (prob * (requests - 1) + 1 - 0.375) / (requests + 0.25)  # Blom
+    place = ndtri(np.clip(position, 1e-3, 1 - 1e-3))
+    density = np.exp(-(float(ndtri(prob)) ** 2) / 2) / np.sqrt(2 * np.pi)
+    error = np.sqrt(prob * (1 - prob) / requests) / density
+    return np.asarray(
+        mean_s * np.exp(variance**0.5 * (place + error * normal_draws) - variance / 2)
+    )
+
+
+def replicate(
+    run: Mapping[str, Any], spread_sd: Any, data: Mapping[str, Any], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Observed values that one draw of the model would give all runs, as refits take them.
+
+    `run` has ``run_mean_*`` (s), ``run_scale_*`` and ``run_variance_*``; `data` is a design's.
+    """
+    made = {}
+    for metric in ("e2e", "ttft"):
+        sd = np.hypot(run[f"run_scale_{metric}"], data[f"se_{metric}"])
+        runs_s = draw_runs(run[f"run_mean_{metric}"], sd, rng.standard_t(NU, len(sd)))
+        error = spread_error(data[f"n_eff_{metric}"], spread_sd)
+        made[f"log_{metric}"] = np.log(runs_s)
+        log_var = np.log(run[f"run_variance_{metric}"])
+        made[f"log_var_{metric}"] = log_var + error * rng.standard_normal(len(sd))
+    # A run that was cut short showed at most what it would have come to.
+    cut = data["censored_rows"]
+    made["log_e2e"][cut] -= np.abs(rng.standard_normal(len(cut)))
+    return made

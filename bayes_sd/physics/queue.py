@@ -103,25 +103,9 @@ def in_flight_at_rate(
 
     by Newton's method from full coverage. The right side is concave and increasing in `B`, so the
     iterates fall monotonically to the only root; six leave a relative error below 1e-6. A dense
-    model has the closed form of equation (1).
-
-    Parameters
-    ----------
-    totals : Totals
-        Latency coefficients, s.
-    sizes : mapping
-        ``expert``, ``idle`` = ``1 - m/M`` and ``log_idle``.
-    rate_rps : array_like
-        Offered rate, requests/s.
-    room : array_like
-        ``1 - rate * C2``, positive; see :func:`headroom`.
-    k : array_like
-        Draft tokens per cycle.
-    tile : float
-        Tokens of a tile; 1 for none.
-    detach : callable, optional
-        Makes a symbolic value constant for differentiation. The last step, taken from the
-        solution, has the solution's exact gradient, so the steps before it need none.
+    model has the closed form of equation (1). `sizes` has ``expert``, ``idle`` = ``1 - m/M`` and
+    ``log_idle``; `room` is ``1 - rate * C2``, positive. `detach` makes a symbolic value constant
+    for differentiation: the last step, taken from the solution, has its exact gradient.
 
     Examples
     --------
@@ -196,23 +180,9 @@ def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray
     linear law, :math:`L_j = C_1 + (j - 1) C_2`, the mean over the rate is equation (1). A schedule,
     which changes :math:`L_j` in steps, needs the sum.
 
-    Parameters
-    ----------
-    latency_s : numpy.ndarray
-        Mean latency with 1, 2, ..., N requests in flight, s; last axis. Beyond N requests wait.
-    rate_rps : array_like
-        Rate, requests/s; broadcasts against the other axes.
-
-    Returns
-    -------
-    numpy.ndarray
-        Probabilities of 0, 1, ..., N - 1 and of N or more in flight; last axis, N + 1 long. All of
-        it on the last where the rate is at or past the capacity ``N / L_N``.
-
-    Raises
-    ------
-    InputError
-        If a latency is not above 0.
+    `latency_s` are mean latencies (s) with 1, 2, ..., N requests in flight, on the last axis;
+    `rate_rps` broadcasts against the others. Given are probabilities of 0, 1, ..., N - 1 and of N
+    or more in flight, where the rest waits; all on the last where the rate is past ``N / L_N``.
 
     Examples
     --------

@@ -47,47 +47,33 @@ class _Kind(NamedTuple):
     back: Callable[[Any], Any] = np.exp
 
 
+def _upto(v: float) -> bool:
+    return 0 < v <= MOST
+
+
 Term = float | tuple[float, float]
-_FACTOR = _Kind(
-    f"a number above 0, at most {MOST:g}, or an interval (low, high) of such",
-    lambda v: 0 < v <= MOST,
-    lambda v: 0 < v <= MOST,
-)
-_AMOUNT = _Kind(
-    f"a number from 0 to {MOST:g}, or an interval (low, high) above 0",
-    lambda v: 0 <= v <= MOST,
-    lambda v: 0 < v <= MOST,
-)
-_BANDWIDTH = _Kind(
-    "a number above 0, or an interval (low, high) above 0",
-    lambda v: v > 0,
-    lambda v: 0 < v < np.inf,
-)
-_SHARE = _Kind(
-    "a share from 0 to 1, or an interval (low, high) between 0 and 1",
-    lambda v: 0 <= v <= 1,
-    lambda v: 0 < v < 1,
-    lambda p: np.log(p) - np.log1p(-p),
-    lambda x: 1 / (1 + np.exp(-x)),
-)
-Amount = Annotated[Term, _AMOUNT]
-Factor = Annotated[Term, _FACTOR]
-Bandwidth = Annotated[Term, _BANDWIDTH]
-Share = Annotated[Term, _SHARE]
-
-
-def _checked(owner: str, name: str, kind: _Kind, value: Any) -> Term:
-    """A term as a float or an interval of floats."""
-    array = np.asarray(value)
-    number = array.dtype.kind in "iuf"
-    if number and array.shape == () and kind.holds(float(array)):
-        return float(array)
-    if number and array.shape == (2,) and all(kind.ends(float(v)) for v in array):
-        low, high = (float(v) for v in array)
-        if low > high:
-            raise InputError(f"{owner}: {name} = {value!r}: the interval is reversed.")
-        return low if low == high else (low, high)
-    raise InputError(f"{owner}: {name} = {value!r}: must be {kind.says}.")
+Factor = Annotated[Term, _Kind(f"a number (or low, high) above 0, at most {MOST:g}", _upto, _upto)]
+Amount = Annotated[
+    Term,
+    _Kind(
+        f"a number from 0, or (low, high) above 0, at most {MOST:g}",
+        lambda v: 0 <= v <= MOST,
+        _upto,
+    ),
+]
+Bandwidth = Annotated[
+    Term, _Kind("a number (or low, high) above 0", lambda v: v > 0, lambda v: 0 < v < np.inf)
+]
+Share = Annotated[
+    Term,
+    _Kind(
+        "a share from 0 to 1, or (low, high) between 0 and 1",
+        lambda v: 0 <= v <= 1,
+        lambda v: 0 < v < 1,
+        lambda p: np.log(p) - np.log1p(-p),
+        lambda x: 1 / (1 + np.exp(-x)),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -99,11 +85,23 @@ class Structure:
 
     def __post_init__(self) -> None:
         for name, kind in self._kinds().items():
-            value = _checked(type(self).__name__, name, kind, getattr(self, name))
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, self._checked(name, kind, getattr(self, name)))
 
     def _kinds(self) -> dict[str, _Kind]:
         return {f.name: get_args(f.type)[1] for f in fields(self)}
+
+    def _checked(self, name: str, kind: _Kind, value: Any) -> Term:
+        """A term as a float or an interval of floats."""
+        array, owner = np.asarray(value), type(self).__name__
+        number = array.dtype.kind in "iuf"
+        if number and array.shape == () and kind.holds(float(array)):
+            return float(array)
+        if number and array.shape == (2,) and all(kind.ends(float(v)) for v in array):
+            low, high = (float(v) for v in array)
+            if low > high:
+                raise InputError(f"{owner}: {name} = {value!r}: the interval is reversed.")
+            return low if low == high else (low, high)
+        raise InputError(f"{owner}: {name} = {value!r}: must be {kind.says}.")
 
     def drawn(
         self, draws: int, generator: Callable[[str], np.random.Generator]
@@ -120,23 +118,13 @@ class Structure:
         return partial(type(self).place, **terms)
 
 
-def _edge(
-    stages: Stages, sizes: Any, workload: Any, round_trip_s: Any, slowdown: Any, offloaded: Any
-) -> Placed:
-    k = workload["k"]
-    away = offloaded * (k > 0) * (round_trip_s + k * slowdown * stages.draft_alone)
-    return Placed((scaled(stages, DRAFT, 1 - offloaded),), away_s=away)
-
-
 @dataclass(frozen=True)
 class Edge(Structure):
-    r"""Drafts made on the users' devices, verified by one shared server; as in SLED.
+    r"""Drafts made on the users' devices, verified by one shared server; as in SLED (2506.09397).
 
     .. math::
         \text{away} = o\,(t_{trip} + k\, s\, c_{1,draft}) \text{ a cycle}, \qquad
         c_{i,draft} \leftarrow (1 - o)\, c_{i,draft}
-
-    Plain decoding stays as it is.
 
     Parameters
     ----------
@@ -147,10 +135,6 @@ class Edge(Structure):
     offloaded : float or (float, float)
         Share of requests that draft on their device `o`; at 0 the colocated law.
 
-    References
-    ----------
-    SLED (arXiv 2506.09397): devices draft, a shared server verifies their drafts in batches.
-
     Examples
     --------
     >>> Edge(round_trip_s=(0.02, 0.05), slowdown=4).slowdown
@@ -160,29 +144,29 @@ class Edge(Structure):
     round_trip_s: Amount
     slowdown: Factor = 1.0
     offloaded: Share = 1.0
-    place: ClassVar[Callable[..., Placed]] = staticmethod(_edge)
+
+    @staticmethod
+    def place(
+        s: Stages, m: Any, w: Any, round_trip_s: Any, slowdown: Any, offloaded: Any
+    ) -> Placed:
+        """Put stage costs where this structure has them."""
+        k = w["k"]
+        away = offloaded * (k > 0) * (round_trip_s + k * slowdown * s.draft_alone)
+        return Placed((scaled(s, DRAFT, 1 - offloaded),), away_s=away)
 
 
-def _at_once(stages: Stages, hidden: Any) -> tuple[Stages, ...]:
+def _at_once(s: Stages, hidden: Any) -> tuple[Stages, ...]:
     """Drafts beside verification: ``V + D - w min(V, D)`` is the larger of two sums."""
-    return scaled(stages, DRAFT, 1 - hidden), scaled(stages, VERIFY, 1 - hidden)
-
-
-def _overlapped(
-    stages: Stages, sizes: Any, workload: Any, hidden: Any, interference: Any
-) -> Placed:
-    drafting = workload["draft_passes"] > 0
-    return Placed(_at_once(scaled(stages, VERIFY, 1 + interference * drafting), hidden))
+    return scaled(s, DRAFT, 1 - hidden), scaled(s, VERIFY, 1 - hidden)
 
 
 @dataclass(frozen=True)
 class Overlapped(Structure):
-    r"""Drafting beside chunked verification on the same GPUs; as in FASER.
+    r"""Drafting beside chunked verification on the same GPUs; as in FASER (2604.20503).
 
     .. math:: \text{cycle} = V + D - w \min(V, D), \qquad V = (1 + \iota)\, V_0
 
     with `V` and `D` the seconds of a cycle's verification and of its drafting, both at the load.
-    Plain decoding stays as it is.
 
     Parameters
     ----------
@@ -190,10 +174,6 @@ class Overlapped(Structure):
         Share `w` of the shorter of the two that the longer one hides; at 0 the colocated law.
     interference : float or (float, float)
         What chunks and the drafter beside it add to verification, as a share of its time.
-
-    References
-    ----------
-    FASER (arXiv 2604.20503); its draft lengths by request and early pruning are not in this law.
 
     Examples
     --------
@@ -203,36 +183,22 @@ class Overlapped(Structure):
 
     hidden: Share
     interference: Amount = 0.0
-    place: ClassVar[Callable[..., Placed]] = staticmethod(_overlapped)
 
-
-def _asynchronous(
-    stages: Stages,
-    sizes: Any,
-    workload: Any,
-    sync_s: Any,
-    verify_slowdown: Any,
-    draft_slowdown: Any,
-    wasted: Any,
-) -> Placed:
-    loaded, drafting = workload["draft_passes"] > 0, workload["k"] > 0
-    apart = scaled(stages, PREFILL + VERIFY, 1 + (verify_slowdown - 1) * loaded)
-    # With no draft to verify nobody waits for the drafter's group.
-    apart = scaled(apart, DRAFT, draft_slowdown * drafting)
-    ways = _at_once(apart, 1 - wasted)
-    wait = sync_s * drafting
-    return Placed(tuple(way._replace(verify_alone=way.verify_alone + wait) for way in ways))
+    @staticmethod
+    def place(s: Stages, m: Any, w: Any, hidden: Any, interference: Any) -> Placed:
+        """Put stage costs where this structure has them."""
+        drafting = w["draft_passes"] > 0
+        return Placed(_at_once(scaled(s, VERIFY, 1 + interference * drafting), hidden))
 
 
 @dataclass(frozen=True)
 class Asynchronous(Structure):
-    r"""Drafting and verifying at the same time on GPU groups of their own; as in SwiftSpec.
+    r"""Drafting and verifying at once on GPU groups of their own; as in SwiftSpec (2506.11309).
 
     .. math:: \text{cycle} = \max(V, D) + u \min(V, D) + t_{sync}
 
     A cycle whose draft made ahead is of no use, since a token before it was rejected, drafts and
-    verifies in turn. A plain server has all GPUs and stays as it is; a schedule's k = 0 keeps the
-    drafter's group.
+    verifies in turn. A plain server has all GPUs; a schedule's k = 0 keeps the drafter's group.
 
     Parameters
     ----------
@@ -246,10 +212,6 @@ class Asynchronous(Structure):
         Share `u` of cycles whose draft made ahead is of no use: ``1 - alpha^k`` for a single
         sequence of drafts, less for a tree. At 1, with no slowdown, the colocated law.
 
-    References
-    ----------
-    SwiftSpec (arXiv 2506.11309); its tree of drafts enters only by `wasted`.
-
     Examples
     --------
     >>> Asynchronous(sync_s=0.001, verify_slowdown=(1.1, 1.4)).wasted
@@ -260,32 +222,30 @@ class Asynchronous(Structure):
     verify_slowdown: Factor = 1.0
     draft_slowdown: Factor = 1.0
     wasted: Share = 0.0
-    place: ClassVar[Callable[..., Placed]] = staticmethod(_asynchronous)
 
-
-def _disaggregated(
-    stages: Stages,
-    sizes: Any,
-    workload: Any,
-    transfer_s: Any,
-    bandwidth_gb_per_s: Any,
-    separated: Any,
-    prefill_slowdown: Any,
-    decode_slowdown: Any,
-) -> Placed:
-    transfer = transfer_s + sizes["kv_gb"] * workload["prompt_tokens"] / bandwidth_gb_per_s
-    left = scaled(stages, PREFILL, 1 - separated)
-    return Placed(
-        (scaled(left, PREFILL + VERIFY + DRAFT, decode_slowdown),),
-        before_s=separated * (prefill_slowdown * stages.prefill_alone + transfer),
-        pool_s=separated * prefill_slowdown * stages.prefill_others,
-        waits=1 - separated,
-    )
+    @staticmethod
+    def place(
+        s: Stages,
+        m: Any,
+        w: Any,
+        sync_s: Any,
+        verify_slowdown: Any,
+        draft_slowdown: Any,
+        wasted: Any,
+    ) -> Placed:
+        """Put stage costs where this structure has them."""
+        loaded, drafting = w["draft_passes"] > 0, w["k"] > 0
+        apart = scaled(s, PREFILL + VERIFY, 1 + (verify_slowdown - 1) * loaded)
+        # With no draft to verify nobody waits for the drafter's group.
+        apart = scaled(apart, DRAFT, draft_slowdown * drafting)
+        wait = sync_s * drafting
+        ways = _at_once(apart, 1 - wasted)
+        return Placed(tuple(way._replace(verify_alone=way.verify_alone + wait) for way in ways))
 
 
 @dataclass(frozen=True)
 class Disaggregated(Structure):
-    r"""Prefill and decode on separate pools, with a transfer of keys and values; as in StreamServe.
+    r"""Prefill and decode on separate pools, with a transfer; as in StreamServe (2604.09562).
 
     .. math::
         \text{before} &= z\,\Big(s_p\, c_{1,prefill} + t_{transfer} + \frac{kv\, P}{bw}\Big)
@@ -294,8 +254,7 @@ class Disaggregated(Structure):
         c_{i,prefill} &\leftarrow (1 - z)\, s_d\, c_{i,prefill}, \qquad
         c_{i,verify}, c_{i,draft} \leftarrow s_d\, c_{i,verify}, s_d\, c_{i,draft}
 
-    The pool is a queue with constant service; of a share `z` at random its load is that of all
-    requests with `z` times the work. Plain decoding changes too.
+    The pool is a queue with constant service. Plain decoding changes too.
 
     Parameters
     ----------
@@ -304,14 +263,10 @@ class Disaggregated(Structure):
     bandwidth_gb_per_s : float or (float, float)
         Of the link between the pools, in 1e9 bytes/s; infinite for none of its time.
     separated : float or (float, float)
-        Share of prompts read on the prefill pool `z`; at 0, without a decode slowdown, the
+        Share `z` of prompts read on the prefill pool; at 0, without a decode slowdown, the
         colocated law.
     prefill_slowdown, decode_slowdown : float or (float, float)
         Times on each pool's GPUs over those measured.
-
-    References
-    ----------
-    StreamServe (arXiv 2604.09562). Its adaptive depth is :meth:`bayes_sd.Fit.schedule`.
 
     Examples
     --------
@@ -319,13 +274,33 @@ class Disaggregated(Structure):
     1.0
     """
 
+    changes_plain: ClassVar[bool] = True
     transfer_s: Amount = 0.0
     bandwidth_gb_per_s: Bandwidth = float("inf")
     separated: Share = 1.0
     prefill_slowdown: Factor = 1.0
     decode_slowdown: Factor = 1.0
-    changes_plain: ClassVar[bool] = True
-    place: ClassVar[Callable[..., Placed]] = staticmethod(_disaggregated)
+
+    @staticmethod
+    def place(
+        s: Stages,
+        m: Any,
+        w: Any,
+        transfer_s: Any,
+        bandwidth_gb_per_s: Any,
+        separated: Any,
+        prefill_slowdown: Any,
+        decode_slowdown: Any,
+    ) -> Placed:
+        """Put stage costs where this structure has them."""
+        transfer = transfer_s + m["kv_gb"] * w["prompt_tokens"] / bandwidth_gb_per_s
+        left = scaled(s, PREFILL, 1 - separated)
+        return Placed(
+            (scaled(left, PREFILL + VERIFY + DRAFT, decode_slowdown),),
+            before_s=separated * (prefill_slowdown * s.prefill_alone + transfer),
+            pool_s=separated * prefill_slowdown * s.prefill_others,
+            waits=1 - separated,
+        )
 
 
 NAMES = {kind.__name__.lower(): kind for kind in (Edge, Overlapped, Asynchronous, Disaggregated)}

@@ -8,29 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bayes_sd.errors import InputError
-from bayes_sd.plan.sweep import Point, SweepServer, VllmOptions, write_sweep
-from bayes_sd.runs.config import Positive, PositiveCount, sentence
+from bayes_sd.plan.sweep import Described, Point, SweepServer, VllmOptions, write_sweep
+from bayes_sd.runs.config import Fraction, Positive, PositiveCount, sentence
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.vllm import short_name
 
 ACCEPTANCE_STEP = 0.05
 DEFAULT_CONCURRENCY = 32
 TOWARDS_IDLE = 1.4  # above 1, shares of the capacity are denser where servers are usually run
-LOAD_MAX = 2.0  # share of the capacity beyond which a run says nothing new
 PROMPT_WEIGHT = 0.25  # cost of a prompt token in output tokens
 HALF_FULL = 8  # a closed loop of B reaches about B / (B + this) of the capacity
 ROUNDS = 4  # a closed loop answers at least so many requests a place
 Name = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, le=2)]  # of the capacity; far beyond it all runs are alike
 
 
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Drafter(_Described):
+class Drafter(Described):
     """A drafter; ``{percent}`` in `model` stands for 100 x acceptance, a checkpoint for each."""
 
     name: Name
@@ -44,20 +40,13 @@ class Drafter(_Described):
         return self
 
 
-PARTS: dict[str, type[BaseModel]] = {"drafters": Drafter, "vllm": VllmOptions}
-
-
-class Description(_Described):
-    """What to cover; pairs are lowest and highest.
-
-    The expected time rests on guesses: ``token_s``, a lone request's seconds a token,
-    ``startup_s`` and ``run_overhead_s``.
-    """
+class Description(Described):
+    """What to cover; pairs are lowest and highest. A lone request takes ``token_s`` a token."""
 
     verifiers: tuple[Name, ...] = Field(min_length=1)
     drafters: tuple[Drafter, ...] = ()
     k: tuple[int, int] = (1, 5)
-    acceptance: tuple[float, float] | None = None
+    acceptance: tuple[Fraction, Fraction] | None = None
     synthetic_acceptance: bool = False
     sd_servers_per_verifier: int = Field(default=3, ge=0)
     idle_drafter_servers: int = Field(default=0, ge=0)
@@ -66,7 +55,7 @@ class Description(_Described):
     max_concurrency: int | None = Field(default=None, ge=1)
     rates_rps: tuple[Positive, ...] = ()
     capacity_rps: float | None = Field(default=None, gt=0)
-    loads: tuple[float, float] = (0.05, 1.2)
+    loads: tuple[Share, Share] = (0.05, 1.2)
     prompts: tuple[PositiveCount, ...] = Field(default=(128, 512), min_length=1)
     outputs: tuple[PositiveCount, ...] = Field(default=(64, 256), min_length=1)
     run_seconds: float = Field(default=20, gt=0)
@@ -85,10 +74,9 @@ class Description(_Described):
             ends = getattr(self, name)
             if ends is not None and not 0 < ends[0] <= ends[1]:
                 raise ValueError(f"{name} must be [lowest, highest], both above 0, got {ends}")
-        if self.acceptance is not None and self.acceptance[1] > 1:
-            raise ValueError(f"acceptance must not be above 1, got {self.acceptance[1]}")
-        if self.loads[1] > LOAD_MAX:
-            raise ValueError(f"loads are shares of the capacity, at most 2, got {self.loads[1]}")
+        for names in ([*map(short_name, self.verifiers)], [x.name for x in self.drafters]):
+            if len(set(names)) < len(names):
+                raise ValueError(f"names of verifiers and drafters must differ, got {names}")
         if self.rates_rps and self.capacity_rps is not None:
             raise ValueError("rates_rps and capacity_rps are both given; give one of them")
         if (self.sd_servers_per_verifier or self.idle_drafter_servers) and not self.drafters:
@@ -125,7 +113,8 @@ class Plan:
     def __str__(self) -> str:
         runs = sum(map(len, self.points))
         start = "" if self.path is None else f"; start {self.path} where vLLM is"
-        return f"{len(self.servers)} servers, {runs} runs, about {self.minutes:.0f} minutes{start}"
+        servers = "1 server" if len(self.servers) == 1 else f"{len(self.servers)} servers"
+        return f"{servers}, {runs} runs, about {self.minutes:.0f} minutes{start}"
 
 
 def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> Plan:
@@ -154,10 +143,9 @@ def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None 
     Examples
     --------
     >>> import bayes_sd as bsd
-    >>> small = {"verifiers": ["org/llama-8b"], "drafters": [{"name": "ngram", "method": "ngram"}],
-    ...          "sd_servers_per_verifier": 2, "max_concurrency": 16}
-    >>> print(bsd.plan(small))
-    3 servers, 24 runs, about 17 minutes
+    >>> ngram = {"name": "ngram", "method": "ngram"}
+    >>> print(bsd.plan({"verifiers": ["org/llama-8b"], "drafters": [ngram], "k": [1, 3]}))
+    4 servers, 32 runs, about 30 minutes
     """
     where = "description" if isinstance(description, Mapping) else str(description)
     base = Path() if isinstance(description, Mapping) else Path(description).parent
@@ -191,13 +179,11 @@ def _described(description: str | Path | Mapping[str, Any], where: str) -> Descr
         extra = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
         if not extra:
             raise InputError(f"{where}: {sentence(error)}") from None
-        *parents, key = extra[0]
-        part = str(parents[0]) if parents else ""
-        kind: type[BaseModel] = PARTS.get(part, Description)
-        raise InputError(
-            f"{where}: {part and part + ' has '}unknown key {key!r}; "
-            f"known are {', '.join(kind.model_fields)}"
-        ) from None
+        part, key = str(extra[0][0]) if len(extra[0]) > 1 else "", extra[0][-1]
+        kind = Drafter if part == "drafters" else VllmOptions if part == "vllm" else Description
+        unknown = f"{part and part + ' has '}unknown key {key!r}"
+        known = ", ".join(kind.model_fields)
+        raise InputError(f"{where}: {unknown}; known are {known}") from None
 
 
 def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
@@ -213,9 +199,7 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
     points = tuple(tuple(_points(d, runs, extra, rng)) for extra in twice)
     rows = []
     for server, cells in zip(servers, points, strict=True):
-        seconds = d.startup_s
-        for p in cells:
-            seconds += p.requests / _served_rps(d, p) + d.run_overhead_s
+        runs_s = sum(p.requests / _served_rps(d, p) + d.run_overhead_s for p in cells)
         loads = ("concurrency", "rate_rps", "prompt_tokens", "output_tokens")
         rows.append(
             {
@@ -225,7 +209,7 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
                 "draft_tokens": server.draft_tokens,
                 "runs": len(cells),
                 **{name: _ends([getattr(p, name) for p in cells]) for name in loads},
-                "minutes": round(seconds / 60, 1),
+                "minutes": round((d.startup_s + runs_s) / 60, 1),
             }
         )
     table = pd.DataFrame(rows)
@@ -246,7 +230,8 @@ def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list
         servers[plain.name] = plain
         mine = arms[i * per_verifier : (i + 1) * per_verifier]
         if verifier in idle:
-            mine.append((rng.choice(d.drafters), 0, rng.choice(_acceptances(d))))
+            with_model = [drafter for drafter in d.drafters if drafter.model] or d.drafters
+            mine.append((rng.choice(with_model), 0, rng.choice(_acceptances(d))))
         for drafter, dealt_k, alpha in mine:
             percent = "" if alpha is None else f"{100 * alpha:g}"
             path = drafter.model.replace("{percent}", percent)

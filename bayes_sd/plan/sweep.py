@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,14 +24,18 @@ BENCH_ARGS = (
 RUN_SH = Path(__file__).with_name("run.sh")
 
 
-class VllmOptions(BaseModel):
-    """How vLLM is called, beside what the plan says."""
+class Described(BaseModel):
+    """Part of a description: a misspelt key is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
+
+class VllmOptions(Described):
+    """How vLLM is called, beside what the plan says."""
+
     serve_args: str = ""
     bench_args: str = ""
-    env: dict[str, str] = {}
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str] = {}
     startup_timeout_s: int = Field(default=900, ge=1)
 
 
@@ -55,8 +59,7 @@ class SweepServer:
         if not (self.drafter or self.drafter_path or self.drafter_method):
             return {}
         config: dict[str, Any] = {"num_speculative_tokens": max(self.draft_tokens, 1)}
-        if self.drafter_method:
-            config["method"] = self.drafter_method
+        config |= {"method": self.drafter_method} if self.drafter_method else {}
         built_in = self.drafter_method in WEIGHTLESS or self.drafter_method.endswith("mtp")
         if self.drafter_path or not built_in:
             config["model"] = self.drafter_path or f"{PLACEHOLDER}-{self.drafter or 'drafter'}"
@@ -108,18 +111,14 @@ def write_sweep(
     environment: str = "",
     seed: int = 1,
 ) -> Path:
-    """Write a sub-folder a server and ``run.sh``, which measures all of them; its path.
-
-    `points` are the runs of each server. `environment` is noted in every result.
-    """
+    """Write a folder a server, with its `points`, and ``run.sh``, which measures all; its path."""
     options = options or VllmOptions()
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already; give a new folder for the plan")
     names = [re.sub(r"[^\w.+-]+", "-", server.name).lstrip(".-") for server in servers]
-    twice = next((name for name in names if not name or names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"server name {twice!r} is blank or there twice; names must differ")
+    if "" in names or len(set(names)) < len(names):
+        raise InputError(f"server names must differ and hold letters, got {', '.join(names)}")
     bench_args = BENCH_ARGS + options.bench_args
     if environment:
         bench_args += " --metadata " + shlex.quote(f"environment={environment}")

@@ -10,44 +10,25 @@ from bayes_sd.runs.config import finite_or_none
 
 SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
-# Flag to level, what the flagged runs have, and what follows.
-FLAGS = {
-    "saturated": (
-        "warning",
-        "are past saturation or ended before a steady state",
-        "they bound the capacity but are not fitted as steady states",
-    ),
-    "failed>5%": (
-        "warning",
-        "lost over 5% of their requests",
-        "only successful requests are measured, which may be the lucky ones",
-    ),
-    "no-tpot": (
-        "warning",
-        "have no time per output token",
-        "prefill and decode cost cannot be told apart from these runs",
-    ),
-    "few-requests": (
-        "warning",
-        "have under ten requests",
-        "their means and above all their tails are uncertain",
-    ),
-    "no-counts": (
-        "warning",
-        "have no acceptance counts",
-        "the imposed acceptance is taken for the real one",
-    ),
-    "concurrency-cap": (
-        "note",
-        "offered a rate but also limited the requests in flight",
-        "a limit that was reached makes latency shorter than the rate alone would",
-    ),
-    "rate-from-achieved": (
-        "note",
-        "do not say which rate was offered",
-        "the rate of finished requests stands in, which is lower near saturation",
-    ),
+FLAGS = {  # what flagged runs have in common
+    "saturated": "are past saturation or ended before a steady state",
+    "failed>5%": "lost over 5% of their requests",
+    "no-tpot": "have no time per output token",
+    "few-requests": "have under ten requests",
+    "no-counts": "have no acceptance counts",
+    "concurrency-cap": "offered a rate but also limited the requests in flight",
+    "rate-from-achieved": "do not say which rate was offered",
 }
+CONSEQUENCES = {
+    "saturated": "they bound the capacity but are not fitted as steady states",
+    "failed>5%": "only successful requests are measured, which may be the lucky ones",
+    "no-tpot": "prefill and decode cost cannot be told apart from these runs",
+    "few-requests": "their means and above all their tails are uncertain",
+    "no-counts": "the imposed acceptance is taken for the real one",
+    "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
+    "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
+}
+NOTES = ("concurrency-cap", "rate-from-achieved")  # the others are warnings
 Finding = tuple[str, str, str, str]
 
 
@@ -94,13 +75,7 @@ class Check:
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; missing ones are None.
-
-        Returns
-        -------
-        dict
-            passed, summary, findings.
-        """
+        """Plain values for JSON; missing ones are None."""
         tables = {"summary": self.summary, "findings": self.findings}
         records = {name: table.to_dict("records") for name, table in tables.items()}
         return finite_or_none({"passed": self.passed, **records})
@@ -114,9 +89,8 @@ def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
         [
             *_set_aside(set_aside),
             *_nothing(runs, usable),
-            *_unknown_acceptance(runs),
             *_flagged(runs),
-            *_load_levels_missing(steady),
+            *_few_loads(steady),
             *_extreme_acceptance(steady),
             *_verifiers(runs, steady),
         ],
@@ -130,33 +104,27 @@ def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a server."""
-    table = runs.assign(
-        steady=~runs.saturated,
-        rps=runs.rate_rps.fillna(runs.achieved_rps),
-        accepted_share=_accepted_share(runs),
-        load=runs[["loop", "rate_rps", "concurrency"]].apply(tuple, axis=1).astype(str)
-        if len(runs)
-        else "",
+    steady, rps = ~runs.saturated, runs.rate_rps.fillna(runs.achieved_rps)
+    table = runs.assign(steady=steady, rps=rps, accepted=_accepted_share(runs), load=_load(runs))
+    bounds = {"rps": "rps", "prompt": "prompt_tokens", "output": "output_tokens"}
+    groups = table.groupby(SERVER, sort=True)
+    summary = groups.agg(
+        runs=("run_id", "size"),
+        steady=("steady", "sum"),
+        requests=("requests", "sum"),
+        load_levels=("load", "nunique"),
+        **{f"{end}_{n}": (column, end) for n, column in bounds.items() for end in ("min", "max")},
+        acceptance=("accepted", "mean"),
+        min_imposed=("acceptance_imposed", "min"),
+        max_imposed=("acceptance_imposed", "max"),
     )
-    return (
-        table.groupby(SERVER, sort=True)
-        .agg(
-            runs=("run_id", "size"),
-            steady=("steady", "sum"),
-            requests=("requests", "sum"),
-            load_levels=("load", "nunique"),
-            min_rps=("rps", "min"),
-            max_rps=("rps", "max"),
-            min_prompt=("prompt_tokens", "min"),
-            max_prompt=("prompt_tokens", "max"),
-            min_output=("output_tokens", "min"),
-            max_output=("output_tokens", "max"),
-            acceptance=("accepted_share", "mean"),
-            min_imposed=("acceptance_imposed", "min"),
-            max_imposed=("acceptance_imposed", "max"),
-        )
-        .reset_index()
-    )
+    return summary.reset_index()
+
+
+def _load(runs: pd.DataFrame) -> pd.Series:
+    """Loop, rate and concurrency as one value."""
+    rate, concurrency = (runs[n].fillna(0).astype(str) for n in ("rate_rps", "concurrency"))
+    return runs.loop + rate + "/" + concurrency
 
 
 def _accepted_share(runs: pd.DataFrame) -> pd.Series:
@@ -185,67 +153,55 @@ def _set_aside(rows: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _nothing(runs: pd.DataFrame, usable: pd.DataFrame) -> Iterator[Finding]:
-    if not len(runs):
-        yield "error", "all runs", "there are no runs", "there is nothing to fit"
-    elif runs.saturated.all():
-        yield "error", "all runs", "no run reached a steady state", "there is nothing to fit"
-    elif not len(usable):
-        problem = "no steady run has a known acceptance"
+    if not len(usable):
+        problem = "there are no runs"
+        if len(runs):
+            acceptance = "no steady run has a known acceptance"
+            problem = "no run reached a steady state" if runs.saturated.all() else acceptance
         yield "error", "all runs", problem, "there is nothing to fit"
 
 
-def _unknown_acceptance(runs: pd.DataFrame) -> Iterator[Finding]:
-    unknown = runs.tokens_per_cycle.isna()
-    for server, group in runs.groupby(SERVER):
-        hit = group[unknown[group.index]]
-        if len(hit):
-            yield (
-                "error",
-                _label(server),
-                f"acceptance is unknown in {len(hit)} of {len(group)} runs: {_files(hit)}",
-                "they are not fitted; give acceptance (accepted share of a draft token, 0 to 1), "
-                "or drafts and accepted_tokens as the server counts them",
-            )
-
-
 def _flagged(runs: pd.DataFrame) -> Iterator[Finding]:
-    # Without counts and without an imposed acceptance a run is an error above.
-    explained = {"no-counts": runs.tokens_per_cycle.notna()}
     for server, group in runs.groupby(SERVER):
-        flags = group["flags"].str.split(",")
-        for flag, (level, finding, consequence) in FLAGS.items():
-            hit = group[[flag in names for names in flags]]
-            if flag in explained:
-                hit = hit[explained[flag][hit.index]]
-            if len(hit):
-                text = f"{len(hit)} of {len(group)} runs {finding}: {_files(hit)}"
-                yield level, _label(server), text, consequence
-
-
-def _load_levels_missing(steady: pd.DataFrame) -> Iterator[Finding]:
-    for server, group in steady.groupby(SERVER):
-        if len(group[["loop", "rate_rps", "concurrency"]].drop_duplicates()) == 1:
-            yield (
-                "warning",
-                _label(server),
-                "only one load level",
-                "the cost alone (C1) and the cost of other requests (C2) cannot be told apart "
-                "from end-to-end latency: the size law and the prior decide",
+        unknown = group.tokens_per_cycle.isna()
+        if unknown.any():
+            hit = group[unknown]
+            text = f"acceptance is unknown in {len(hit)} of {len(group)} runs: {_files(hit)}"
+            consequence = (
+                "they are not fitted; give acceptance (accepted share of a draft token, 0 to 1), "
+                "or drafts and accepted_tokens as the server counts them"
             )
+            yield "error", _label(server), text, consequence
+        flags = group["flags"].str.split(",")
+        for flag, finding in FLAGS.items():
+            hit = group[[flag in names for names in flags]]
+            if flag == "no-counts":  # the others are errors, above
+                hit = hit[hit.tokens_per_cycle.notna()]
+            if len(hit):
+                level = "note" if flag in NOTES else "warning"
+                text = f"{len(hit)} of {len(group)} runs {finding}: {_files(hit)}"
+                yield level, _label(server), text, CONSEQUENCES[flag]
+
+
+def _few_loads(steady: pd.DataFrame) -> Iterator[Finding]:
+    consequence = (
+        "the cost alone (C1) and the cost of other requests (C2) cannot be told apart "
+        "from end-to-end latency: the size law and the prior decide"
+    )
+    for server, group in steady.groupby(SERVER):
+        if _load(group).nunique() == 1:
+            yield "warning", _label(server), "only one load level", consequence
 
 
 def _extreme_acceptance(steady: pd.DataFrame) -> Iterator[Finding]:
     drafting = steady[steady.draft_tokens > 0]
     share = _accepted_share(drafting).fillna(drafting.acceptance_imposed)
+    consequence = "nothing is learned about other acceptances: answers for them extrapolate"
     for (_, verifier, drafter), values in share.groupby([drafting[name] for name in SERVER[:3]]):
         for level in (0, 1):
             if (values == level).all():
-                yield (
-                    "warning",
-                    f"{verifier} with {drafter}",
-                    f"acceptance is {level} in every run",
-                    "nothing is learned about other acceptances: answers for them extrapolate",
-                )
+                finding = f"acceptance is {level} in every run"
+                yield "warning", f"{verifier} with {drafter}", finding, consequence
 
 
 def _verifiers(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
@@ -255,26 +211,18 @@ def _verifiers(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
             yield "warning", str(verifier), "no steady plain run", refused
     for environment, group in steady.groupby("environment"):
         if group.verifier_params.nunique() == 1:
-            yield (
-                "note",
-                str(environment),
-                "only one verifier size",
-                "there is no size law: extrapolation to other sizes rests on the prior",
-            )
+            consequence = "there is no size law: extrapolation to other sizes rests on the prior"
+            yield "note", str(environment), "only one verifier size", consequence
         depths = group.groupby("verifier").verifier_layers.first()
         if depths.isna().any():
-            yield (
-                "note",
-                str(environment),
-                f"verifier_layers not given for {', '.join(map(str, depths[depths.isna()].index))}",
+            names = ", ".join(map(str, depths[depths.isna()].index))
+            consequence = (
                 "the depth usual at its size is assumed, which can be off by 40%, and keys and "
-                "values by a factor of 3; give verifier_layers and verifier_kv_bytes",
+                "values by a factor of 3; give verifier_layers and verifier_kv_bytes"
             )
-    if runs.environment.nunique() > 1:
-        names = "; ".join(map(str, runs.environment.drop_duplicates()))
-        yield (
-            "note",
-            "all runs",
-            f"{runs.environment.nunique()} environments: {names}",
-            "each has factors of its own on overhead, memory and compute",
-        )
+            yield "note", str(environment), f"verifier_layers not given for {names}", consequence
+    environments = runs.environment.drop_duplicates()
+    if len(environments) > 1:
+        finding = f"{len(environments)} environments: {'; '.join(map(str, environments))}"
+        consequence = "each has factors of its own on overhead, memory and compute"
+        yield "note", "all runs", finding, consequence

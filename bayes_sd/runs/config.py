@@ -152,31 +152,23 @@ TEXTS = ("verifier", "drafter", "drafter_method", "drafter_path", "environment")
 
 
 def _contradictions(c: Configuration) -> Iterator[str]:
-    plain = c.drafter == NO_DRAFTER
+    plain, name_it = c.drafter == NO_DRAFTER, "but there is no drafter; name the drafter"
     if plain and c.draft_tokens > 0:
-        yield (
-            f"draft_tokens is {c.draft_tokens} but there is no drafter; "
-            "name the drafter or set draft_tokens to 0"
-        )
-    if c.arm == "plain" and not plain:
-        yield f"arm is plain but drafter is {c.drafter!r}; a plain run has drafter none"
-    if c.arm == "sd" and plain:
-        yield "arm is sd but there is no drafter; name the drafter or set arm to plain"
+        yield f"draft_tokens is {c.draft_tokens} {name_it} or set draft_tokens to 0"
+    if plain and c.arm == "sd":
+        yield f"arm is sd {name_it} or set arm to plain"
     if plain and c.drafter_params > 0:
-        yield f"drafter_params is {c.drafter_params:g} but there is no drafter; name the drafter"
+        yield f"drafter_params is {c.drafter_params:g} {name_it}"
     for name in ("drafter_method", "drafter_path"):
         if plain and getattr(c, name):
-            yield f"{name} is {getattr(c, name)!r} but there is no drafter; name the drafter"
+            yield f"{name} is {getattr(c, name)!r} {name_it}"
+    if c.arm == "plain" and not plain:
+        yield f"arm is plain but drafter is {c.drafter!r}; a plain run has drafter none"
     if c.arm == "plain" and c.acceptance_imposed > 0:
         yield f"acceptance_imposed is {c.acceptance_imposed:g} in a plain run; give 0 or nothing"
-    yield from _contradicting_sizes(c)
-
-
-def _contradicting_sizes(c: Configuration) -> Iterator[str]:
-    if c.family == "dense" and c.experts > 0:
-        yield f"family is dense but experts is {c.experts}; a dense model has 0 experts"
-    if c.family == "dense" and c.experts_per_token > 0:
-        yield f"family is dense but experts_per_token is {c.experts_per_token}; give 0"
+    for name in ("experts", "experts_per_token"):
+        if c.family == "dense" and getattr(c, name) > 0:
+            yield f"family is dense but {name} is {getattr(c, name)}; a dense model has 0"
     if c.family == "moe" and c.experts < 1:
         yield "family is moe but experts is 0; give the number of experts"
     if c.family == "moe" and c.experts_per_token < 1:
@@ -184,15 +176,12 @@ def _contradicting_sizes(c: Configuration) -> Iterator[str]:
     if c.experts_per_token > c.experts:
         yield f"experts_per_token {c.experts_per_token} is more than experts {c.experts}"
     active = f"verifier_active_params {c.verifier_active_params:g}"
+    least = c.verifier_params * c.experts_per_token / max(c.experts, 1)
     if c.verifier_active_params > c.verifier_params:
         yield f"{active} is more than verifier_params {c.verifier_params:g}"
-    elif 0 < c.experts_per_token < c.experts:
-        least = c.verifier_params * c.experts_per_token / c.experts
-        if c.verifier_active_params < least:
-            yield (
-                f"{active} is less than the {least:g} of {c.experts_per_token} "
-                f"in {c.experts} experts"
-            )
+    elif 0 < c.experts_per_token < c.experts and c.verifier_active_params < least:
+        share = f"{c.experts_per_token} in {c.experts} experts"
+        yield f"{active} is less than the {least:g} of {share}"
 
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,10 +197,8 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     for label, values in layers:
         for key, value in values.items():
             if key in merged and not _same(merged[key], value):
-                raise InputError(
-                    f"{key} is {merged[key]!r} in {origin[key]} but {value!r} in {label}; "
-                    "give one value"
-                )
+                problem = f"{key} is {merged[key]!r} in {origin[key]} but {value!r} in {label}"
+                raise InputError(f"{problem}; give one value")
             if key not in merged:
                 merged[key], origin[key] = value, label
     return merged

@@ -20,23 +20,23 @@ from bayes_sd.runs.rows import ALL_FAILED, Latency, Requests, tool_row
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
-def _at(*keys: str) -> Any:
+def _under(*keys: str) -> Any:
     """A field that lies under these keys, None if one of them is missing."""
     return Field(None, validation_alias=AliasPath(*keys))
 
 
 def _statistics(name: str, status: str = "successful") -> Any:
-    return _at("metrics", name, status)
+    return _under("metrics", name, status)
 
 
 class _Distribution(c.Record):
     count: c.Count
     mean: c.Number | None = None
     max: c.Number | None = None
-    std: c.NonNegative | None = _at("std_dev")
-    p50: c.NonNegative | None = _at("percentiles", "p50")
-    p90: c.NonNegative | None = _at("percentiles", "p90")
-    p99: c.NonNegative | None = _at("percentiles", "p99")
+    std: c.NonNegative | None = _under("std_dev")
+    p50: c.NonNegative | None = _under("percentiles", "p50")
+    p90: c.NonNegative | None = _under("percentiles", "p90")
+    p99: c.NonNegative | None = _under("percentiles", "p99")
 
 
 class _Request(c.Record):
@@ -49,25 +49,25 @@ class _Request(c.Record):
 
 class _Benchmark(c.Record):
     strategy: str = Field(validation_alias=AliasPath("config", "strategy", "type_"))
-    streams: c.PositiveCount | None = _at("config", "strategy", "streams")
-    rate: c.Positive | None = _at("config", "strategy", "rate")
-    max_concurrency: c.PositiveCount | None = _at("config", "strategy", "max_concurrency")
-    rampup_s: c.NonNegative | None = _at("config", "strategy", "rampup_duration")
-    model: str | None = _at("config", "backend", "model")
+    streams: c.PositiveCount | None = _under("config", "strategy", "streams")
+    rate: c.Positive | None = _under("config", "strategy", "rate")
+    max_concurrency: c.PositiveCount | None = _under("config", "strategy", "max_concurrency")
+    rampup_s: c.NonNegative | None = _under("config", "strategy", "rampup_duration")
+    model: str | None = _under("config", "backend", "model")
     duration: c.Positive
     succeeded: c.Count = Field(
         validation_alias=AliasPath("metrics", "request_totals", "successful")
     )
-    errored: c.Count | None = _at("metrics", "request_totals", "errored")
+    errored: c.Count | None = _under("metrics", "request_totals", "errored")
     in_flight: _Distribution | None = _statistics("request_concurrency", "total")
     request_latency: _Distribution | None = _statistics("request_latency")
     time_to_first_token_ms: _Distribution | None = _statistics("time_to_first_token_ms")
     inter_token_latency_ms: _Distribution | None = _statistics("inter_token_latency_ms")
     prompt_token_count: _Distribution | None = _statistics("prompt_token_count")
     output_token_count: _Distribution | None = _statistics("output_token_count")
-    successful: list[_Request] | None = _at("requests", "successful")
-    incomplete: list[_Request] | None = _at("requests", "incomplete")
-    failed: list[_Request] | None = _at("requests", "errored")
+    successful: list[_Request] | None = _under("requests", "successful")
+    incomplete: list[_Request] | None = _under("requests", "incomplete")
+    failed: list[_Request] | None = _under("requests", "errored")
 
 
 def is_result(data: Mapping[str, Any]) -> bool:

@@ -173,7 +173,7 @@ class Load:
     def table(self) -> pd.DataFrame:
         """A row a cell."""
         names = [n for n in (self.axis, *LENGTHS, "prompt_cv", "output_cv") if n in self._cells]
-        return self._cells.expand_dims("one").to_dataframe().reset_index()[names]
+        return self._cells.expand_dims("cell").to_dataframe().reset_index()[names]
 
     @property
     def axis(self) -> str:

@@ -13,20 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.config import absent, configure, sentence
+from bayes_sd.runs import config as c
+from bayes_sd.runs import windows as w
 from bayes_sd.runs.rows import Drafting, Latency, Workload, fingerprint, run_id, run_row
-from bayes_sd.runs.windows import (
-    E2E,
-    GAUGES,
-    HISTOGRAMS,
-    Window,
-    check_steady,
-    fit_lognormal,
-    windows,
-)
+from bayes_sd.runs.windows import E2E, HISTOGRAMS, Window
 
 LENGTHS = {
     "prompt_tokens": ("vllm:request_prompt_tokens", "vllm:prompt_tokens_total"),
@@ -43,7 +35,7 @@ USED = frozenset(
     {f"{name}_{part}" for name in HISTOGRAMS.values() for part in ("bucket", "sum", "count")}
     | {f"{name}_{part}" for name, _ in LENGTHS.values() for part in ("sum", "count")}
     | {total for _, total in LENGTHS.values()}
-    | {*GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
+    | {*w.GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
 )
 # Labels that tell apart the series of one metric; all others tell apart servers.
 WITHIN = {"le", "position", "finished_reason"}
@@ -75,9 +67,8 @@ def samples(text: str) -> Iterator[Sample]:
     try:
         families = list(text_string_to_metric_families("\n".join(lines) + "\n"))
     except ValueError as error:
-        raise InputError(
-            f"is cut off or no text of a metrics endpoint ({' '.join(str(error).split())[:60]})"
-        ) from None
+        reason = " ".join(str(error).split())[:60]
+        raise InputError(f"is cut off or no text of a metrics endpoint ({reason})") from None
     for family in families:
         for s in family.samples:
             time_s = None if s.timestamp is None else float(s.timestamp)
@@ -91,14 +82,14 @@ def runs_of(
     number = -1
     for labels, table in servers_of(contents).items():
         values = dict(configuration)
-        if not absent(model := dict(labels).get("model_name")):
+        if not c.absent(model := dict(labels).get("model_name")):
             values.setdefault("verifier", model)
-        for window in windows(table, window_s):
+        for window in w.windows(table, window_s):
             number += 1
             try:
                 if isinstance(window, InputError):
                     raise window
-                check_steady(window)
+                w.check_steady(window)
                 row = _run(window, values)
             except InputError as error:
                 yield number, error
@@ -113,8 +104,8 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
     servers: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], dict[float, float]]] = {}
     for file, content in contents.items():
         try:
-            found = _scrapes(content, file) if isinstance(content, str) else _range(content)
-            for time_s, name, labels, value in found:
+            parsed = _scrapes(content, file) if isinstance(content, str) else _range(content)
+            for time_s, name, labels, value in parsed:
                 if time_s is None:
                     raise InputError(f"does not say when it was scraped; {HOW_TO}")
                 key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
@@ -149,23 +140,19 @@ def _range(answer: Mapping[str, Any]) -> Iterator[Sample]:
         raise InputError(f"is an error of Prometheus: {answer.get('error', answer['status'])}")
     data = answer.get("data")
     data = data if isinstance(data, dict) else {}
-    if data.get("resultType") != "matrix":
-        kind = data.get("resultType")
+    if (kind := data.get("resultType")) != "matrix":
         raise InputError(f"data.resultType is {kind!r}; query_range gives 'matrix'")
     for i, series in enumerate(data.get("result") or ()):
         try:
             labels = dict(series["metric"])
             values = [(float(t), float(v)) for t, v in series["values"]]
         except (KeyError, TypeError, ValueError):
-            raise InputError(
-                f"data.result[{i}] lacks metric or values [[seconds, number], ...]"
-            ) from None
+            problem = f"data.result[{i}] lacks metric or values [[seconds, number], ...]"
+            raise InputError(problem) from None
         name = labels.pop("__name__", None)
         if name is None:
-            raise InputError(
-                f"data.result[{i}] has no __name__; export the metric itself, "
-                "not rate() or another function of it"
-            )
+            hint = "export the metric itself, not rate() or another function of it"
+            raise InputError(f"data.result[{i}] has no __name__; {hint}")
         if name in USED:
             yield from ((t, name, labels, v) for t, v in values)
 
@@ -180,13 +167,13 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             time_s = None if stamp is None else float(stamp)
         except ValueError:
             raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
-        for own_s, name, labels, value in samples(scrape):
-            yield time_s if own_s is None else own_s, name, labels, value
+        for stamp_s, name, labels, value in samples(scrape):
+            yield time_s if stamp_s is None else stamp_s, name, labels, value
 
 
 def _run(window: Window, configuration: Mapping[str, Any]) -> dict[str, Any]:
     positions = _positions(window)
-    config = configure({"draft_tokens": len(positions), **configuration})
+    config = c.configure({"draft_tokens": len(positions), **configuration})
     requests = window.gain(f"{E2E}_count")
     latencies = {metric: _latency(window, name) for metric, name in HISTOGRAMS.items()}
     if math.isnan(latencies["e2e"].mean):
@@ -201,14 +188,11 @@ def _run(window: Window, configuration: Mapping[str, Any]) -> dict[str, Any]:
         "failed": 0 if math.isnan(lost) else lost,
         "span_s": window.duration_s,
         "duration_s": window.duration_s,
-        **{ours: _length(window, *names) for ours, names in LENGTHS.items()},
+        **{quantity: _length(window, *names) for quantity, names in LENGTHS.items()},
         **({"in_flight": in_flight} if in_flight > 0 else {}),
     }
-    try:
-        workload = Workload(**load)
-        drafting = _drafting(window, positions) if config.draft_tokens else Drafting()
-    except ValidationError as error:
-        raise InputError(sentence(error)) from None
+    workload = c.record(Workload, load)
+    drafting = _drafting(window, positions) if config.draft_tokens else Drafting()
     flags = frozenset({"rate-from-achieved"})
     return run_row(config, workload, latencies, drafting, detail=False, flags=flags)
 
@@ -229,10 +213,9 @@ def _latency(window: Window, name: str) -> Latency:
     lowest = counts @ np.concatenate([[0.0], bounds[:-1]])
     highest = counts[counts > 0] @ bounds[counts > 0]
     if not lowest * (1 - 1e-9) <= total <= highest * (1 + 1e-9):
-        raise InputError(
-            f"{name} sums to {total:g} s, but its buckets allow {lowest:g} to {highest:g}"
-        )
-    fit = fit_lognormal(bounds, counts, total)
+        limits = f"{lowest:g} to {highest:g}"
+        raise InputError(f"{name} sums to {total:g} s, but its buckets allow {limits}")
+    fit = w.fit_lognormal(bounds, counts, total)
     if fit is None:
         return Latency(mean=total / n)
     return Latency(
@@ -263,9 +246,9 @@ def _positions(window: Window) -> list[str]:
 
 
 def _drafting(window: Window, positions: list[str]) -> Drafting:
-    gains = {ours: window.gain(name) for ours, name in DRAFTING.items()}
-    accepted = [window.gain(PER_POSITION, p) for p in positions]
-    known: dict[str, Any] = {k: v for k, v in gains.items() if not math.isnan(v)}
-    return Drafting(
-        **known, positions=() if np.isnan(accepted).any() else tuple(map(int, accepted))
+    gains: dict[str, Any] = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
+    known = {name: gain for name, gain in gains.items() if not math.isnan(gain)}
+    accepted = tuple(window.gain(PER_POSITION, p) for p in positions)
+    return c.record(
+        Drafting, known if np.isnan(accepted).any() else known | {"positions": accepted}
     )

@@ -20,7 +20,7 @@ from bayes_sd.runs.schema import Runs, tidy
 
 PathLike = str | Path
 Sidecar = list[tuple[str, Mapping[str, Any]]]
-Found = Iterator[tuple[int, dict[str, Any] | InputError]]
+Rows = Iterator[tuple[int, dict[str, Any] | InputError]]
 # What a file in a folder is called if it may hold runs.
 PATTERNS = ("*.json", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
@@ -100,63 +100,64 @@ def read(
     for_tables = {k: v for k, v in constants.items() if k not in KNOWN}
     sources = [paths] if isinstance(paths, pd.DataFrame) else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
-    given = _Given(sidecar, canonical(constants), environment)
-    rows: list[dict[str, Any]] = []
-    aside: list[dict[str, Any]] = []
+    given = _Given(sidecar, canonical(constants), environment, columns or {}, for_tables)
+    result = _Result([], [])
     kinds: dict[Path, str] = {}
     scrapes: dict[Path, Any] = {}
-
-    def sort(source: str, found: Found) -> None:
-        """Rows to the table, errors to what is set aside."""
-        try:
-            for index, run in found:
-                place = {"source": source, "row": index}
-                if isinstance(run, InputError):
-                    aside.append({**place, "reason": str(run)})
-                else:
-                    rows.append({"run_id": run_id(run), **run, **place})
-        except InputError as error:
-            reason = str(error).removeprefix(f"{source}: ")
-            aside.append({"source": source, "row": -1, "reason": reason})
-
-    def runs_of(source: Path | pd.DataFrame) -> Found:
-        """Runs of one source; metrics are only put by."""
-        path = Path("table") if isinstance(source, pd.DataFrame) else source
-        kind, content = _content(source)
-        kinds[path] = kind
-        if kind == "metrics":
-            scrapes[path] = content
-        elif kind == "table":
-            constant = given.configuration(path, {}) | for_tables
-            yield from table.runs_of(content, columns or {}, constant)
-        else:
-            values = given.configuration(path, TOOLS[kind].stated(content))
-            yield from TOOLS[kind].runs_of(content, values, path)
-
     for source in sources:
-        sort("table" if isinstance(source, pd.DataFrame) else str(source), runs_of(source))
+        path = Path("table") if isinstance(source, pd.DataFrame) else source
+        try:
+            kinds[path], content = _content(source)
+            if kinds[path] == "metrics":
+                scrapes[path] = content
+            else:
+                result.add(str(path), given.runs_of(kinds[path], content, path))
+        except InputError as error:
+            result.leave_out(str(path), error)
     if scrapes:
         first = next(iter(scrapes))
-        values = merge(("the sidecar", given.configuration(path, {})) for path in scrapes)
+        values = merge((str(path), given.configuration(path, {})) for path in scrapes)
         place = str(first if len(scrapes) == 1 else first.parent)
-        sort(place, metrics.runs_of(scrapes, values, window_s))
+        result.add(place, metrics.runs_of(scrapes, values, window_s))
     # GuideLLM and AIPerf write their results as CSV too, beside the JSON that is read.
-    reports = {path.with_suffix(".csv") for path, kind in kinds.items() if kind in TOOLS}
-    aside = [bad for bad in aside if Path(bad["source"]) not in reports]
-    if not rows:
+    reports = {p.with_suffix(".csv") for p, kind in kinds.items() if kind in ("GuideLLM", "AIPerf")}
+    aside = [bad for bad in result.aside if Path(bad["source"]) not in reports]
+    if not result.rows:
         raise InputError(_nothing(aside))
     if "table" not in kinds.values() and (columns or for_tables):
         name = "columns" if columns else next(iter(for_tables))
         raise InputError(f"{name} is for tables only, and no table was read")
-    return tidy(rows, aside)
+    return tidy(result.rows, aside)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Rows of the run table, and what is set aside."""
+
+    rows: list[dict[str, Any]]
+    aside: list[dict[str, Any]]
+
+    def add(self, source: str, runs: Rows) -> None:
+        """Runs of a source, and why others cannot be used."""
+        try:
+            for index, run in runs:
+                if isinstance(run, InputError):
+                    self.leave_out(source, run, index)
+                else:
+                    self.rows.append({"run_id": run_id(run), **run, "source": source, "row": index})
+        except InputError as error:
+            self.leave_out(source, error)
+
+    def leave_out(self, source: str, error: InputError, index: int = -1) -> None:
+        """Set aside a run, or all of a source."""
+        reason = str(error).removeprefix(f"{source}: ")
+        self.aside.append({"source": source, "row": index, "reason": reason})
 
 
 def _nothing(aside: list[dict[str, Any]]) -> str:
     """Why no run was read."""
-    reasons = [
-        f"{bad['source']}{'' if bad['row'] < 0 else f' row {bad["row"]}'}: {bad['reason']}"
-        for bad in aside
-    ]
+    places = [f"{bad['source']} row {bad['row']}".removesuffix(" row -1") for bad in aside]
+    reasons = [f"{place}: {bad['reason']}" for place, bad in zip(places, aside, strict=True)]
     if len(reasons) == 1:
         return reasons[0]
     what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
@@ -165,17 +166,27 @@ def _nothing(aside: list[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class _Given:
-    """What the caller says about the servers."""
+    """What the caller says about the servers, and about tables."""
 
     sidecar: Sidecar
     arguments: Mapping[str, Any]
     environment: str | None
+    columns: Mapping[str, table.Mapped]
+    for_tables: Mapping[str, Any]
 
     def configuration(self, path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
         """Joined with what a file states; InputError if they differ."""
         sidecar = [(f"the sidecar's {p!r}", keys) for p, keys in self.sidecar if _matches(p, path)]
         merged = merge([("the file", stated), *sidecar, ("the arguments", self.arguments)])
         return merged if self.environment is None else merged | {"environment": self.environment}
+
+    def runs_of(self, kind: str, content: Any, path: Path) -> Rows:
+        """Runs of a table or of a tool's result."""
+        if kind == "table":
+            constants = {**self.configuration(path, {}), **self.for_tables}
+            return table.runs_of(content, self.columns, constants)
+        values = self.configuration(path, TOOLS[kind].stated(content))
+        return TOOLS[kind].runs_of(content, values, path)
 
 
 def _content(source: Path | pd.DataFrame) -> tuple[str, Any]:
@@ -235,7 +246,8 @@ def find_files(
             matches = [path]
         elif path.is_dir():
             matches = [p for p in sorted(path.rglob("*")) if p.is_file() and _may_hold_runs(p)]
-            matches = [p for p in matches if leave_out is None or not p.samefile(leave_out)]
+            if leave_out is not None:
+                matches = [p for p in matches if p.resolve() != Path(leave_out).resolve()]
             if not matches:
                 raise InputError(f"{path}: the folder has no {', '.join(PATTERNS)} with runs")
         elif glob.has_magic(str(item)):

@@ -156,12 +156,12 @@ def _statistics(seconds: np.ndarray) -> Latency:
 
 def compare_means(latencies: Mapping[str, Latency], reported: Mapping[str, Latency]) -> None:
     """Refuse a file whose own means are not those of its requests."""
-    for metric, theirs in reported.items():
-        ratio = theirs.mean / latencies[metric].mean
+    for metric, report in reported.items():
+        ratio = report.mean / latencies[metric].mean
         if ratio > UNIT_SLACK or ratio < 1 / UNIT_SLACK:
             requests = f"the requests' mean is {latencies[metric].mean:g} s"
             raise InputError(
-                f"mean {metric} is reported as {theirs.mean:g} s but {requests}; check the units"
+                f"mean {metric} is reported as {report.mean:g} s but {requests}; check the units"
             )
 
 
@@ -271,6 +271,8 @@ def _flags(row: Mapping[str, Any]) -> frozenset[str]:
 def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
     """Refuse means that no run can have together."""
     e2e, ttft, tpot = (metrics[m].mean for m in METRICS)
+    if math.isnan(e2e):
+        raise InputError("mean e2e latency is missing; a run is of no use without it")
     if ttft > e2e * ROUNDING:
         problem = f"mean ttft {ttft:g} s is longer than mean e2e latency {e2e:g} s"
         raise InputError(f"{problem}; check the units")

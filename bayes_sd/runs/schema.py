@@ -22,14 +22,9 @@ class Column:
 
 def _metric(name: str, label: str) -> dict[str, Column]:
     """Columns of one latency metric."""
-    quantiles = {
-        "mean": f"mean {label}",
-        "p50": f"median {label}",
-        "p90": f"90th percentile of {label}",
-        "p95": f"95th percentile of {label}",
-        "p99": f"99th percentile (maximum if n < 100) of {label}",
-    }
-    seconds = {f"{name}_{q}_s": Column("float", "s", text) for q, text in quantiles.items()}
+    percentiles = {f"p{q}": f"{q}th percentile of {label}" for q in (50, 90, 95, 99)}
+    texts = {"mean": f"mean {label}", **percentiles}
+    seconds = {f"{name}_{q}_s": Column("float", "s", text) for q, text in texts.items()}
     n_eff = "requests whose logs would tell the variance as well; missing: all of the run"
     return seconds | {
         f"{name}_log_mean": Column("float", "log(s)", f"mean of the log of {label}"),
@@ -109,7 +104,7 @@ class Runs:
     Runs: 144 runs, 8813 requests, 6 verifiers, 54 plain runs
     13 saturated, 0 set aside; see .check() for why
     >>> len(runs.select(verifier="dense-60m", draft_tokens=[0, 2]).steady)
-    12
+    14
     """
 
     table: pd.DataFrame
@@ -119,12 +114,11 @@ class Runs:
         return len(self.table)
 
     def __repr__(self) -> str:
-        t = self.table
+        t, aside = self.table, len(self.set_aside)
         return (
             f"Runs: {len(t)} runs, {t.requests.sum()} requests, "
             f"{t.verifier.nunique()} verifiers, {(t.arm == 'plain').sum()} plain runs\n"
-            f"{t.saturated.sum()} saturated, {len(self.set_aside)} set aside; "
-            "see .check() for why"
+            f"{t.saturated.sum()} saturated, {aside} set aside; see .check() for why"
         )
 
     def __add__(self, other: "Runs") -> "Runs":
@@ -138,31 +132,13 @@ class Runs:
         return tidy(rows, aside)
 
     def select(self, **levels: Any) -> "Runs":
-        """Runs whose columns equal a value or one of several values.
-
-        Parameters
-        ----------
-        **levels
-            Column name and value, or list of values, in the column's unit.
-
-        Returns
-        -------
-        Runs
-
-        Raises
-        ------
-        InputError
-            If a column or a value does not occur.
-        """
+        """Runs whose columns equal a value, or one of a list; InputError if no run has it."""
         keep = np.ones(len(self.table), dtype=bool)
         for name, wanted in levels.items():
-            if name not in self.table.columns:
-                raise InputError(
-                    f"no column {name!r}; the columns are {_names(self.table.columns)}"
-                )
+            if name not in self.table:
+                raise InputError(f"no column {name!r}; the columns are {_names(self.table)}")
             scalar = isinstance(wanted, str) or not isinstance(wanted, Iterable)
-            values = [wanted] if scalar else list(wanted)
-            column = self.table[name]
+            values, column = [wanted] if scalar else list(wanted), self.table[name]
             for value in values:
                 if not (column == value).any():
                     known = _names(column.dropna().drop_duplicates().sort_values())
@@ -179,12 +155,7 @@ class Runs:
         return Runs(self.table[keep].reset_index(drop=True), self.set_aside)
 
     def check(self) -> Check:
-        """What is there, what was set aside and why, what is missing for which question.
-
-        Returns
-        -------
-        Check
-        """
+        """What is there, what was set aside and why, what is missing for which question."""
         return check(self.table, self.set_aside)
 
 

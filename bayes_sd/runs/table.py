@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.config import NAMES, absent, configure, number, sentence
+from bayes_sd.runs.config import NAMES, absent, configure, number, record, sentence
 from bayes_sd.runs.load import LENGTHS, Source
 from bayes_sd.runs.rows import METRICS, Drafting, Latency, Workload, fingerprint, run_row
 
@@ -70,7 +70,7 @@ def runs_of(
         raise InputError("has no rows; one run a row is needed")
     # Not a selection of columns: two of our names may share one of theirs.
     blank = table.astype(object).where(table.notna(), None)
-    cells_of = [blank[theirs].tolist() for theirs, _ in mapping.values()]
+    cells_of = [blank[header].tolist() for header, _ in mapping.values()]
     for i, cells in enumerate(zip(*cells_of, strict=True)):
         try:
             row = _row({**_converted(mapping, cells), **constants})
@@ -88,26 +88,26 @@ def _mapping(
     table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Mapping[str, Any]
 ) -> dict[str, tuple[Hashable, float | None]]:
     """Our column to theirs and the factor to our unit (None: take the cell as it is)."""
-    own = [c for c in table.columns if (c in INPUTS or c in POSITIONS) and c not in constants]
-    mapping: dict[str, tuple[Hashable, float | None]] = {c: (c, None) for c in own}
-    for ours, given in columns.items():
-        if ours not in INPUTS and ours not in POSITIONS:
-            raise InputError(f"columns has the unknown name {ours!r}; known are {KNOWN}")
-        if ours in constants:
-            raise InputError(f"{ours} is given in columns and as an argument; give it once")
-        theirs, unit = (given, None) if isinstance(given, str) else given
-        if theirs not in table.columns:
-            raise InputError(f"columns: {ours} names {theirs!r}, but {_has(table)}")
-        mapping[ours] = (theirs, None if unit is None else _factor(ours, unit))
+    known = [c for c in table.columns if (c in INPUTS or c in POSITIONS) and c not in constants]
+    mapping: dict[str, tuple[Hashable, float | None]] = {c: (c, None) for c in known}
+    for name, given in columns.items():
+        if name not in INPUTS and name not in POSITIONS:
+            raise InputError(f"columns has the unknown name {name!r}; known are {KNOWN}")
+        if name in constants:
+            raise InputError(f"{name} is given in columns and as an argument; give it once")
+        header, unit = (given, None) if isinstance(given, str) else given
+        if header not in table.columns:
+            raise InputError(f"columns: {name} names {header!r}, but {_has(table)}")
+        mapping[name] = (header, None if unit is None else _factor(name, unit))
     return mapping
 
 
-def _factor(ours: str, unit: str) -> float:
+def _factor(name: str, unit: str) -> float:
     """What a number in this unit is multiplied by."""
     allowed = {"s": ("s", "ms", "us"), "acceptance_imposed": ("%", "1")}
-    units = allowed.get(ours, allowed["s"] if ours.endswith("_s") else ("1",))
+    units = allowed.get(name, allowed["s"] if name.endswith("_s") else ("1",))
     if unit not in units:
-        raise InputError(f"columns: {ours} has unit {unit!r}; allowed are {', '.join(units)}")
+        raise InputError(f"columns: {name} has unit {unit!r}; allowed are {', '.join(units)}")
     return UNITS[unit]
 
 
@@ -116,13 +116,13 @@ def _converted(
 ) -> dict[str, Any]:
     """Cells of a row under our names and in our units, blanks dropped."""
     row = {}
-    for (ours, (_, factor)), cell in zip(mapping.items(), cells, strict=True):
+    for (name, (_, factor)), cell in zip(mapping.items(), cells, strict=True):
         if absent(cell):
             continue
         try:
-            row[ours] = cell if factor is None else number(cell) * factor
+            row[name] = cell if factor is None else number(cell) * factor
         except ValueError as error:
-            raise InputError(f"{ours} {error}") from None
+            raise InputError(f"{name} {error}") from None
     return row
 
 
@@ -138,14 +138,9 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
     positions = [c for c in POSITIONS if c in values]
     if positions and positions != list(POSITIONS[: len(positions)]):
         raise InputError("accepted_1 .. accepted_k are incomplete; give all or none")
-    try:
-        workload = Workload.model_validate(load)
-        drafting = Drafting(
-            **{c: values[c] for c in COUNTS if c in values},
-            positions=tuple(values[c] for c in positions),
-        )
-    except ValidationError as error:
-        raise InputError(sentence(error)) from None
+    workload = record(Workload, load)
+    counts = {c: values[c] for c in COUNTS if c in values}
+    drafting = record(Drafting, counts | {"positions": [values[c] for c in positions]})
     latencies = {m: _latency(values, m) for m in METRICS}
     e2e = latencies["e2e"]
     if math.isnan(e2e.mean):
@@ -162,9 +157,9 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _latency(values: Mapping[str, Any], metric: str) -> Latency:
-    columns = {ours: name for name, (m, ours) in LATENCIES.items() if m == metric}
+    columns = {field: column for column, (m, field) in LATENCIES.items() if m == metric}
     try:
-        return Latency(**{ours: values[c] for ours, c in columns.items() if c in values})
+        return Latency(**{name: values[c] for name, c in columns.items() if c in values})
     except ValidationError as error:
         field, text = sentence(error).split(" ", 1)
         raise InputError(f"{columns.get(field, f'{metric} {field}')} {text}") from None
@@ -177,24 +172,21 @@ def read_windows(
     if not (np.isfinite(window_s) and window_s > 0):
         raise InputError(f"window_s must be a positive number of seconds, got {window_s!r}")
     table, name = load_table(source)
-    for ours, theirs in columns.items():
-        if ours not in TRAFFIC:
+    for column, header in columns.items():
+        if column not in TRAFFIC:
             known = ", ".join(TRAFFIC)
-            raise InputError(f"columns has the unknown name {ours!r}; known are {known}")
-        if theirs not in table.columns:
-            raise InputError(f"{name}: no column {theirs!r}, which columns names; {_has(table)}")
-    named = {ours: ours if ours in table else HEADERS.get(ours, ours) for ours in TRAFFIC}
-    named |= columns
-    own = pd.DataFrame({ours: table[theirs] for ours, theirs in named.items() if theirs in table})
-    if "rate_rps" in own:
-        return name, _checked(own, name)
-    missing = [c for c in LOG if c not in own]
+            raise InputError(f"columns has the unknown name {column!r}; known are {known}")
+        if header not in table.columns:
+            raise InputError(f"{name}: no column {header!r}, which columns names; {_has(table)}")
+    headers = {c: c if c in table else HEADERS.get(c, c) for c in TRAFFIC} | dict(columns)
+    renamed = pd.DataFrame({c: table[header] for c, header in headers.items() if header in table})
+    if "rate_rps" in renamed:
+        return name, _checked(renamed, name)
+    missing = [c for c in LOG if c not in renamed]
     if missing:
-        raise InputError(
-            f"{name}: no column {', '.join(missing)}; a log of requests has {', '.join(LOG)}, "
-            f"a table of windows {', '.join(WINDOW)}; {_has(table)}"
-        )
-    return name, _checked(_windows_of_log(own, window_s, name), name)
+        needed = f"a log of requests has {', '.join(LOG)}, a table of windows {', '.join(WINDOW)}"
+        raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {_has(table)}")
+    return name, _checked(_windows_of_log(renamed, window_s, name), name)
 
 
 def _windows_of_log(log: pd.DataFrame, window_s: float, name: str) -> pd.DataFrame:
@@ -204,20 +196,17 @@ def _windows_of_log(log: pd.DataFrame, window_s: float, name: str) -> pd.DataFra
     time_s = _times(log["timestamp"], name)
     back = np.flatnonzero(np.diff(time_s) < 0)
     if back.size:
-        raise InputError(
-            f"{name}: timestamp in row {back[0] + 1} is before that of the row above; "
-            "rows must be in order of time"
-        )
+        problem = f"timestamp in row {back[0] + 1} is before that of the row above"
+        raise InputError(f"{name}: {problem}; rows must be in order of time")
     if time_s[-1] == time_s[0]:
         raise InputError(f"{name}: all timestamps are equal; a rate needs at least two times")
     # The first request opens the log, so that n of them bound only n - 1 of the n gaps.
     span_s = (time_s[-1] - time_s[0]) * len(time_s) / (len(time_s) - 1)
     count = max(1, round(span_s / window_s))
     if count > WINDOWS_MAX:
-        raise InputError(
-            f"{name}: timestamp spans {span_s:.4g} s, which are {count} windows of {window_s:g} s; "
-            f"at most {WINDOWS_MAX} are allowed (are the timestamps in seconds?)"
-        )
+        problem = f"timestamp spans {span_s:.4g} s, which are {count} windows of {window_s:g} s"
+        allowed = f"at most {WINDOWS_MAX} are allowed (are the timestamps in seconds?)"
+        raise InputError(f"{name}: {problem}; {allowed}")
     width_s = span_s / count
     window = np.minimum(((time_s - time_s[0]) / width_s).astype(int), count - 1)
     requests = np.bincount(window, minlength=count)
@@ -239,10 +228,8 @@ def _times(column: pd.Series, name: str) -> np.ndarray:
     dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
     if dates.isna().any():
         row = int(dates.isna().to_numpy().argmax())
-        raise InputError(
-            f"{name}: timestamp in row {row} is {column.iloc[row]!r}; it must be seconds, or a "
-            "date and time as in 2026-01-31 12:00:00.5"
-        )
+        rule = "it must be seconds, or a date and time as in 2026-01-31 12:00:00.5"
+        raise InputError(f"{name}: timestamp in row {row} is {column.iloc[row]!r}; {rule}")
     return (dates - dates.iloc[0]).dt.total_seconds().to_numpy()
 
 
@@ -264,10 +251,8 @@ def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """A table of windows with every column checked."""
     missing = [c for c in WINDOW if c not in table]
     if missing:
-        raise InputError(
-            f"{name}: no column {', '.join(missing)}; a table of windows has {', '.join(WINDOW)} "
-            f"and may have {', '.join((*SPREADS, 'seconds'))}"
-        )
+        needed = f"has {', '.join(WINDOW)} and may have {', '.join((*SPREADS, 'seconds'))}"
+        raise InputError(f"{name}: no column {', '.join(missing)}; a table of windows {needed}")
     if table.empty:
         raise InputError(f"{name}: has no rows; at least one window with requests is needed")
     rate = _numbers(table["rate_rps"], f"{name}: rate_rps", 0.0)

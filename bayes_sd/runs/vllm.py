@@ -23,7 +23,8 @@ from bayes_sd.runs.sizes import Size
 
 TOTALS = ("total_input_tokens", "total_output_tokens")
 REQUIRED = ("duration", "completed", *TOTALS, "request_rate")
-SWEEP_FILES = ("serve_params.json", "bench_params.json", "summary.json", "warmup.json")
+SWEEP_FILES = ("serve_params.json", "bench_params.json", "warmup.json")
+SUMMARIES = {"summary.json": "run=*.json", "summary.csv": "*/run=*.json"}  # of the runs beside it
 SWEEP_SUFFIXES = ("failure.json", ".pytorch.json")
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix")  # methods that draft without a model
 STATISTICS = {"median": "p50", **{x: x for x in ("mean", "std", "p50", "p90", "p95", "p99")}}
@@ -65,7 +66,8 @@ def is_result(data: Mapping[str, Any]) -> bool:
 
 def companion(path: Path) -> bool:
     """Whether a file of this name lies beside the runs of a sweep without being a run."""
-    return path.name in SWEEP_FILES or path.name.endswith(SWEEP_SUFFIXES)
+    named = path.name in SWEEP_FILES or path.name.endswith(SWEEP_SUFFIXES)
+    return named or any(path.parent.glob(SUMMARIES[path.name]) if path.name in SUMMARIES else ())
 
 
 def stated(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def _drafter(data: Mapping[str, Any]) -> dict[str, Any]:
     if schedule:
         entries = schedule if isinstance(schedule, list) else []
         levels = {str(entry[-1]) if isinstance(entry, list) and entry else "" for entry in entries}
-        if len(levels) != 1:
+        if len(levels) != 1 or "" in levels:
             raise InputError(
                 "num_speculative_tokens_per_batch_size must give one number of draft tokens for "
                 f"all batch sizes, got {str(schedule)[:60]}"
@@ -191,9 +193,8 @@ def _models(
     """Names of the models, and sizes from those of their folders that are still there."""
     values: dict[str, Any] = {}
     model = data.get("model_id") if c.absent(data.get("model")) else data["model"]
-    served = data.get("served_model_name")
     if not c.absent(model):
-        values["verifier"] = short_name(str(model if c.absent(served) else served))
+        values["verifier"] = short_name(str(data.get("served_model_name") or model))
         size = None if "verifier_params" in configuration else _size(str(model), path)
         if size is not None:
             values |= {f"verifier_{x}": getattr(size, x) for x in ("params", "layers", "kv_bytes")}

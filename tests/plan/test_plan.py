@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +99,16 @@ def test_a_tight_budget_means_fewer_runs_and_then_a_refusal(tmp_path: Path) -> N
     [
         ({"verifier": []}, "unknown key 'verifier'; known are verifiers, drafters, k"),
         ({"vllm": {"args": ""}}, "vllm has unknown key 'args'; known are serve_args"),
+        ({"vllm": {"env": {"A;B": "1"}}}, "vllm.env.*should match pattern"),
         ({"drafters": [{"name": "d", "path": "x"}]}, "drafters has unknown key 'path'"),
         ({"drafters": [{"name": "d"}]}, "needs a model or a method"),
         ({"verifiers": []}, "verifiers: "),
         ({"verifiers": [""]}, "verifiers"),
+        ({"verifiers": ["a/llama", "b/llama"]}, "names of verifiers and drafters must differ"),
         ({"k": [5, 1]}, "k must be .lowest, highest., both above 0"),
-        ({"acceptance": [0.5, 1.5]}, "acceptance must not be above 1, got 1.5"),
-        ({"loads": [0, 1]}, "loads must be"),
-        ({"loads": [0.1, 30]}, "at most 2, got 30"),
+        ({"acceptance": [0.5, 1.5]}, r"acceptance\[1\] must lie between 0 and 1, got 1.5"),
+        ({"loads": [0, 1]}, r"loads\[0\]: input should be greater than 0"),
+        ({"loads": [0.1, 30]}, r"loads\[1\]: input should be less than or equal to 2"),
         ({"prompts": [0]}, r"prompts\[0\] must be a whole number of at least 1"),
         ({"outputs": []}, "outputs"),
         ({"rates_rps": [1, -1]}, r"rates_rps\[1\] must be a positive finite number"),
@@ -237,8 +241,8 @@ def test_a_speculative_config_is_read_back_as_it_was_meant(
 @pytest.mark.parametrize(
     ("servers", "points", "reason"),
     [
-        (["a", "a"], 1, "server name 'a' is blank or there twice"),
-        (["///"], 1, "is blank or there twice"),
+        (["a", "a"], 1, "server names must differ and hold letters, got a, a"),
+        (["///"], 1, "must differ and hold letters"),
         (["a"], 2, "a: a run is there twice; number them by replicate"),
     ],
 )
@@ -249,3 +253,11 @@ def test_what_cannot_be_told_apart_is_refused(
     with pytest.raises(InputError, match=reason):
         write_sweep(tmp_path / "s", [SweepServer(x) for x in servers], [runs] * len(servers))
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("first", ["bayes_sd", "bayes_sd.plan.sweep", "bayes_sd.plan.design"])
+def test_the_function_is_not_hidden_by_its_package(first: str) -> None:
+    ask = "bsd.plan({'verifiers': ['org/m'], 'sd_servers_per_verifier': 0})"
+    code = f"import {first}; import bayes_sd as bsd; print({ask}); print({ask})"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.count("1 server, 8 runs") == 2

@@ -72,7 +72,10 @@ def test_equal_loads_are_equal_and_do_not_change() -> None:
     )
     assert Load.read(WINDOWS) == Load.read(WINDOWS) != Load.read(WINDOWS.assign(seconds=1.0))
     load.cells["prompt_tokens"].values[()] = 9
-    Load.read(WINDOWS).windows.loc[0, "seconds"] = 9
+    traffic = Load.read(WINDOWS)
+    windows = traffic.windows
+    windows.loc[0, "seconds"] = 9
+    assert traffic == Load.read(WINDOWS)
     assert load == again
     with pytest.raises(AttributeError):
         load.name = "x"  # type: ignore[misc]

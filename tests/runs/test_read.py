@@ -229,7 +229,7 @@ def test_a_folder_of_everything_is_joined(tmp_path: Path) -> None:
 def test_what_is_known_to_hold_no_runs_is_not_looked_into(tmp_path: Path) -> None:
     shutil.copy(DATA / "guidellm" / "v0.8-poisson.json", tmp_path / "benchmarks.json")
     (tmp_path / "benchmarks.csv").write_text("Run Info,Run Info\nModel,Type\n")
-    for name in ("summary.json", "x.failure.json", "serve_params.json", ".aiperf.json"):
+    for name in ("bench_params.json", "warmup.json", "run=0.failure.json", ".aiperf.json"):
         (tmp_path / name).write_text("{}")
     side = tmp_path / "who.csv"
     side.write_text("file,verifier_params\nbenchmarks.json,60e6\n")

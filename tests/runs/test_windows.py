@@ -17,7 +17,7 @@ def binned(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("mean_s", "sd"), [(1.9, 0.1), (3.5, 0.4), (40.0, 0.5)])
 def test_a_fit_recovers_a_lognormal_within_its_error(mean_s: float, sd: float) -> None:
     rng = np.random.default_rng(11)
-    n, repeats = 200, 100
+    n, repeats = 200, 50
     mu = math.log(mean_s) - sd**2 / 2
     scores, n_eff = [], []
     for _ in range(repeats):

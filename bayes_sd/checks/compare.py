@@ -1,0 +1,241 @@
+"""Which law, which pooling: exact leave-out refits, their ELPD differences, stacking weights."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bayes_sd.answers.fitted import run_log_density
+from bayes_sd.checks.leave_out import LeftOut, folds, leave_out, psis, smoothed, summary
+from bayes_sd.errors import InputError
+from bayes_sd.fit import Fit
+from bayes_sd.latency_model import LatencyModel
+from bayes_sd.model.design import build_design
+from bayes_sd.physics.law import OPTIONAL, Law
+from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.schema import Runs
+
+PARETO_K = 0.7  # above it, importance sampling is not to be trusted
+STEPS = 2000  # of the weights' fixed point
+NEEDED_BY = {"depth": "context"}  # parts of the law that go with another
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Models ranked by how well they predict what they had not seen.
+
+    Parameters
+    ----------
+    by : str
+        What was left out at a time.
+    table : pandas.DataFrame
+        A row a model, best first: ``name, elpd`` (sum of the log density of the left-out runs' log
+        mean latency), ``elpd_se``, ``elpd_diff`` and ``diff_se`` (to the best), ``weight``
+        (stacking), ``median_error``, ``coverage``, ``elpd_psis`` and ``bad_k`` (runs with a Pareto
+        k above 0.7; leave-one-run-out only), ``rhat_max``, ``divergences``.
+    left_out : mapping
+        For each model, a table of its predictions (``rows``), of its refits (``folds``) and of
+        pairs of a plain and an SD run (``pairs``).
+    """
+
+    by: str
+    table: pd.DataFrame
+    left_out: Mapping[str, LeftOut]
+
+    def __str__(self) -> str:
+        best, *others = self.table.to_dict("records")
+        runs = len(self.left_out[best["name"]].rows)
+        behind = "; ".join(
+            f"{m['name']!r} lies {-m['elpd_diff']:.1f} lower (error {m['diff_se']:.1f})"
+            for m in others
+        )
+        first = f"{best['name']!r} predicts the {runs} runs left out by {self.by} best"
+        return f"{first} (ELPD {best['elpd']:.1f}); {behind}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: ``{by, models: [{name, elpd, ...}]}``; missing ones are None.
+
+        Returns
+        -------
+        dict
+        """
+        return finite_or_none({"by": self.by, "models": self.table.to_dict("records")})
+
+
+def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]:
+    """Models worth comparing: the full one, one part less each, the paper's law, other poolings.
+
+    Examples
+    --------
+    >>> sorted(standard_models())[:3]
+    ['complete pooling', 'families alike', 'full']
+    """
+    base = base or LatencyModel()
+    parts = base.law.parts
+
+    def using(*parts: str) -> LatencyModel:
+        return replace(base, law=Law(parts))
+
+    models = {"full": base, "paper's law": using("host")}
+    models["paper's law + experts"] = using("host", "experts")
+    for part in parts:
+        models[f"no {part}"] = using(*(p for p in parts if p not in (part, NEEDED_BY.get(part))))
+    models |= {f"and {part}": using(*parts, part) for part in OPTIONAL if part not in parts}
+    return models | {
+        "no pooling": replace(base, pooling="none"),
+        "complete pooling": replace(base, pooling="complete"),
+        "families alike": base.with_prior("moe_effect", b=1e-3, reason="families are alike"),
+        "no censoring": replace(base, censored=False),
+    }
+
+
+def compare_models(
+    runs: Runs,
+    models: Mapping[str, LatencyModel] | None = None,
+    *,
+    by: str = "verifier",
+    seed: int = 1,
+    executor: Executor | None = None,
+    progress: Callable[[str], Any] | None = None,
+    **sampling: Any,
+) -> Comparison:
+    """Compare models by exact leave-out refits: all predict the same runs from the same folds.
+
+    Each model is compiled once and refitted by data. Runs past saturation are left out with their
+    verifier or drafter, bound the fits of models that use them, and are not predicted.
+
+    Parameters
+    ----------
+    runs : Runs
+    models : mapping of str to LatencyModel, optional
+        By default the standard ones: the full model, the same with one part of its law less or
+        more, the paper's law, other poolings, no censoring.
+    by : str
+        What is left out at a time: "verifier", "drafter", "moe" (verifiers with experts), "run"
+        (beside which importance sampling is shown), "fifth" (of the runs, at random),
+        "highest_load" or "long_prompts".
+    seed : int
+    executor : concurrent.futures.Executor, optional
+        Runs the refits of a model side by side; threads suffice.
+    progress : callable, optional
+        Called with a sentence after each model.
+    **sampling
+        ``draws``, ``tune``, ``chains``, ``cores`` of each refit.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two models, or `by` is unknown.
+    EvidenceError
+        If nothing is left to fit or to predict.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> models = {"full": bsd.LatencyModel(), "apart": bsd.LatencyModel(pooling="none")}
+    >>> print(bsd.compare_models(bsd.read("runs/"), models))  # doctest: +SKIP
+    """
+    models = dict(models) if models is not None else standard_models()
+    if len(models) < 2:
+        raise InputError("A comparison needs at least two models.")
+    parts = folds(build_design(runs).table, by)
+    left_out, by_psis = {}, {}
+    for name, model in models.items():
+        refitter = model.refitter(runs)
+        left_out[name] = leave_out(refitter, parts, seed=seed, executor=executor, **sampling)
+        if by == "run":
+            by_psis[name] = psis(refitter.refit(seed=seed, **sampling), refitter.design)
+        if progress is not None:
+            progress(f"{name}: ELPD {left_out[name].rows['log_score'].sum():.1f}")
+    return Comparison(by, _table(left_out, by_psis), left_out)
+
+
+def _table(left_out: Mapping[str, LeftOut], by_psis: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """See :class:`Comparison`."""
+    rows = {name: result.rows.set_index("run_id") for name, result in left_out.items()}
+    same_runs(rows)
+    scores = pd.DataFrame({name: own["log_score"] for name, own in rows.items()})
+    fold = next(iter(rows.values()))["fold"]
+    about = {}
+    for name, result in left_out.items():
+        scored, quick = summary(result.rows), by_psis.get(name)
+        about[name] = {
+            "median_error": scored["median_error"],
+            "coverage": scored["coverage"],
+            "elpd_psis": np.nan if quick is None else float(quick["log_score"].sum()),
+            "bad_k": np.nan if quick is None else float((quick["pareto_k"] > PARETO_K).sum()),
+            "rhat_max": float(result.folds["rhat_max"].max()),
+            "divergences": int(result.folds["divergences"].sum()),
+        }
+    extra = pd.DataFrame.from_dict(about, orient="index")
+    return ranking(scores, fold).join(extra).reset_index(names="name")
+
+
+def ranking(scores: pd.DataFrame, fold: pd.Series) -> pd.DataFrame:
+    """A row a model, best first, from log scores (runs, models); errors are of sums over folds."""
+    sums = scores.groupby(fold).sum()
+    less = sums.sub(sums[sums.sum().idxmax()], axis=0)
+    columns = {
+        "elpd": sums.sum(),
+        "elpd_se": np.sqrt(len(sums)) * sums.std(ddof=1),
+        "elpd_diff": less.sum(),
+        "diff_se": np.sqrt(len(sums)) * less.std(ddof=1),
+        "weight": pd.Series(stacking(scores.to_numpy()), scores.columns),
+    }
+    return pd.DataFrame(columns).sort_values("elpd", ascending=False)
+
+
+def stacking(scores: np.ndarray) -> np.ndarray:
+    r"""Weights of a mixture of the models that would have predicted best.
+
+    Maximises :math:`\sum_i \log \sum_m w_m p_m(y_i)` over the simplex by its EM fixed point, given
+    log densities (runs, models). Yao, Vehtari, Simpson, Gelman (2018).
+    """
+    density = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weight = np.full(scores.shape[1], 1 / scores.shape[1])
+    for _ in range(STEPS):
+        share = density * weight
+        weight = (share / share.sum(axis=1, keepdims=True)).mean(axis=0)
+    return np.asarray(weight)
+
+
+def compare_fits(fits: Mapping[str, Fit]) -> pd.DataFrame:
+    """Rank saved fits of the same runs by PSIS leave-one-run-out, without refitting.
+
+    A row a fit, best first: ``name, elpd, elpd_se, elpd_diff, diff_se, weight, bad_k``. The
+    importance weights take out a run's mean latency only, and a ``bad_k`` above 0 says that PSIS is
+    not to be trusted there; :func:`compare_models` refits.
+    """
+    if len(fits) < 2:
+        raise InputError("A comparison needs at least two fits.")
+    runs = {name: fit.runs.set_index("run_id") for name, fit in fits.items()}
+    same_runs(runs)
+    order = next(iter(runs.values())).index
+    scores, bad = pd.DataFrame(index=order), {}
+    for name, fit in fits.items():
+        density = run_log_density(fit, runs[name].loc[order].reset_index())
+        table = smoothed(density, density)
+        scores[name] = table["log_score"].to_numpy()
+        bad[name] = int((table["pareto_k"] > PARETO_K).sum())
+    table = ranking(scores, pd.Series(order, order))
+    return table.assign(bad_k=pd.Series(bad)).reset_index(names="name")
+
+
+def same_runs(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse to compare scores of different data; tables are indexed by run_id."""
+    (first, reference), *others = tables.items()
+    for name, table in others:
+        more = len(table.index.difference(reference.index))
+        less = len(reference.index.difference(table.index))
+        if more or less:
+            raise InputError(
+                f"{name!r} and {first!r} are of different data: the first has {more} runs that "
+                f"the second lacks, and lacks {less} of its; compare fits of the same runs."
+            )

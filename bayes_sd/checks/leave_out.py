@@ -1,0 +1,299 @@
+"""Runs left out and predicted by exact refits: folds, predictions, their scores, and pairs."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import logsumexp
+
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.model.design import NONE, Design
+from bayes_sd.model.refit import Refit, Refitter
+from bayes_sd.physics import noise
+
+BY = ("verifier", "drafter", "moe", "run", "fifth", "highest_load", "long_prompts")
+SEED = 7  # of the random fifths
+LONGEST = 0.25  # of the runs, by prompt length
+HIGHEST = 0.15  # of the runs, by their share of the highest load of their server
+PROB = 0.9
+P95 = 0.95
+STATED = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)  # ranges of P(SD beats plain)
+Folds = dict[str, frozenset[str]]
+
+
+def folds(table: pd.DataFrame, by: str) -> Folds:
+    """Names of what is left out, one at a time, and the run_ids that go with it.
+
+    `table` has all usable runs, those past saturation included (``build_design(runs).table``), so
+    that models which keep fewer of them still predict the same runs from the same folds.
+    """
+    return {name: frozenset(table["run_id"][mask]) for name, mask in _masks(table, by)}
+
+
+def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Folds as masks of the table."""
+    steady = ~table["saturated"].to_numpy(bool)
+    if by in ("verifier", "drafter", "moe"):
+        among, column = (table[table["family"] == by], "verifier") if by == "moe" else (table, by)
+        names = sorted(set(among[column].astype(str)) - {NONE})
+        parts = [(name, (table[column] == name).to_numpy()) for name in names]
+    elif by == "run":
+        ids = table["run_id"].to_numpy()
+        parts = [(str(ids[i]), np.arange(len(table)) == i) for i in np.flatnonzero(steady)]
+    elif by == "fifth":
+        part = np.random.default_rng(SEED).permutation(len(table)) % 5
+        parts = [(f"fifth {i + 1}", part == i) for i in range(5)]
+    elif by == "highest_load":
+        load = table["rate_rps"].fillna(table["concurrency"])
+        share = load / load.groupby([table["server"], table["loop"]]).transform("max")
+        top = share.where(steady).fillna(0.0).to_numpy()
+        parts = [("highest loads", top >= np.quantile(top[steady], 1 - HIGHEST))]
+    elif by == "long_prompts":
+        length = table["prompt_tokens"].to_numpy()
+        limit = np.quantile(length[steady], 1 - LONGEST)
+        parts = [("long prompts", (length >= limit) & (length > length.min()))]
+    else:
+        raise InputError(f"<<by>> = {by!r}: must be one of {', '.join(BY)}.")
+    kept = [(name, mask) for name, mask in parts if (mask & steady).any()]
+    if by in ("verifier", "drafter", "moe") and len(kept) < 2:
+        raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
+    if not kept or any(not (steady & ~mask).any() for _, mask in kept):
+        raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
+    return iter(kept)
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Predictions of runs by refits that had not seen them.
+
+    `rows`: a row a run, see :func:`predictions`, with its ``fold``. `folds`: a row a fold, with
+    ``runs``, ``rhat_max, ess_min, divergences, seconds`` of its refit and ``joint_rank``, the rank
+    of the fold's mean log latency among its joint predictions. `pairs`: see :func:`pairs`.
+    """
+
+    rows: pd.DataFrame
+    folds: pd.DataFrame
+    pairs: pd.DataFrame
+
+
+def leave_out(
+    refitter: Refitter,
+    parts: Mapping[str, frozenset[str]],
+    *,
+    seed: int = 1,
+    executor: Executor | None = None,
+    **sampling: Any,
+) -> LeftOut:
+    """Refit without each of the :func:`folds` and predict it.
+
+    An `executor` runs folds side by side; threads suffice, as sampling releases the interpreter.
+    """
+    table = refitter.table
+    steady = ~table["saturated"].to_numpy(bool)
+
+    def predicted(part: tuple[str, frozenset[str]]) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
+        name, ids = part
+        mask = table["run_id"].isin(ids).to_numpy()
+        refit = refitter.refit(mask, seed=seed, **sampling)
+        rows = np.flatnonzero(mask & steady)
+        left_out = table.iloc[rows]
+        drawn_s = drawn_means_s(refit, table, rows, seed)
+        joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
+        gate = refit.convergence.summary
+        about = {
+            "fold": name,
+            "runs": len(rows),
+            "rhat_max": gate["rhat_max"],
+            "ess_min": min(gate["ess_bulk_min"], gate["ess_tail_min"]),
+            "divergences": refit.divergences,
+            "seconds": refit.seconds,
+            "joint_rank": float(joint.mean()),
+        }
+        scored = predictions(refit, table, rows, drawn_s, seed).assign(fold=name)
+        return scored, about, pairs(left_out, drawn_s)
+
+    results = list((executor.map if executor else map)(predicted, parts.items()))
+    return LeftOut(
+        pd.concat([rows for rows, _, _ in results]).sort_index(),
+        pd.DataFrame([about for _, about, _ in results]),
+        pd.concat([both for _, _, both in results], ignore_index=True),
+    )
+
+
+def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """Log density of the log mean latency of `rows`, draw by draw: (draws, rows)."""
+    observed = np.log(table["e2e_mean_s"].to_numpy()[rows])
+    log_mean = np.log(refit.of_runs("run_mean_e2e", rows))
+    return noise.log_density(observed, log_mean, _scale(refit, table, rows))
+
+
+def drawn_means_s(refit: Refit, table: pd.DataFrame, rows: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Predictive draws of the mean latency of `rows`, s: (draws, rows)."""
+    mean_s = refit.of_runs("run_mean_e2e", rows)
+    t = np.random.default_rng(seed).standard_t(noise.NU, mean_s.shape)
+    return noise.draw_runs(mean_s, _scale(refit, table, rows), t)
+
+
+def _scale(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """A run's scatter, and the sampling error that its requests have by the model."""
+    scale, variance = (refit.of_runs(f"run_{n}_e2e", rows) for n in ("scale", "variance"))
+    return np.asarray(noise.observed_scale(scale, variance, table["requests"].to_numpy()[rows]))
+
+
+def predictions(
+    refit: Refit, table: pd.DataFrame, rows: np.ndarray, drawn_s: np.ndarray, seed: int = 0
+) -> pd.DataFrame:
+    """Predicted mean latency and 95th percentile of `rows`, beside what was observed.
+
+    A row a run: ``observed_s, predicted_s`` (median), ``low_s, high_s`` (90% equal-tailed),
+    ``inside, log_score, interval_score, pit``, and ``p95_*`` for the 95th percentile of its
+    requests, NaN where it was not recorded.
+    """
+    own = table.iloc[rows]
+    density = run_log_density(refit, table, rows)
+    variance = refit.of_runs("run_variance_e2e", rows)
+    z = np.random.default_rng((seed, 1)).standard_normal(variance.shape)
+    drawn_p95_s = noise.sample_quantile_s(drawn_s, variance, P95, own["requests"].to_numpy(), z)
+    p95_s = own["e2e_p95_s"].to_numpy(float)
+    p95 = {f"p95_{n}": v for n, v in interval(p95_s, drawn_p95_s).items()}
+    return pd.DataFrame(
+        {
+            "run_id": own["run_id"].to_numpy(),
+            "verifier": own["verifier"].to_numpy(),
+            "server": own["server"].to_numpy(),
+            **interval(own["e2e_mean_s"].to_numpy(), drawn_s),
+            "log_score": logsumexp(density, axis=0) - np.log(len(density)),
+            **{n: np.where(np.isnan(p95_s), np.nan, v) for n, v in p95.items()},
+        },
+        index=own.index,
+    )
+
+
+def interval(observed_s: np.ndarray, drawn_s: np.ndarray) -> dict[str, np.ndarray]:
+    """Median, interval, its score (on the log scale) and the rank of the observed value."""
+    tail = (1 - PROB) / 2
+    observed = np.log(observed_s)
+    low, middle, high = np.quantile(np.log(drawn_s), [tail, 0.5, 1 - tail], axis=0)
+    missed = np.maximum(low - observed, 0) + np.maximum(observed - high, 0)
+    return {
+        "observed_s": observed_s,
+        "predicted_s": np.exp(middle),
+        "low_s": np.exp(low),
+        "high_s": np.exp(high),
+        "inside": (observed >= low) & (observed <= high),
+        "interval_score": (high - low) + 2 / (1 - PROB) * missed,
+        "pit": (drawn_s < observed_s).mean(axis=0),
+    }
+
+
+def summary(rows: pd.DataFrame) -> dict[str, float]:
+    """Scores of a table of :func:`predictions`.
+
+    ``coverage`` and ``width`` (median high/low) of the 90% interval; ``median_error`` and
+    ``mean_error`` (absolute, relative); ``log_score`` and ``interval_score`` (means, on the log
+    scale); ``p95_coverage`` and ``p95_median_error`` over runs that recorded it.
+    """
+    error = (rows["predicted_s"] / rows["observed_s"] - 1).abs()
+    p95 = rows[rows["p95_observed_s"].notna()]
+    p95_error = (p95["p95_predicted_s"] / p95["p95_observed_s"] - 1).abs()
+    return {
+        "runs": len(rows),
+        "coverage": float(rows["inside"].mean()),
+        "width": float((rows["high_s"] / rows["low_s"]).median()),
+        "median_error": float(error.median()),
+        "mean_error": float(error.mean()),
+        "log_score": float(rows["log_score"].mean()),
+        "interval_score": float(rows["interval_score"].mean()),
+        "p95_coverage": float(p95["p95_inside"].astype(float).mean()) if len(p95) else np.nan,
+        "p95_median_error": float(p95_error.median()) if len(p95) else np.nan,
+    }
+
+
+def pairs(left_out: pd.DataFrame, drawn_s: np.ndarray) -> pd.DataFrame:
+    """Every plain and SD run of one verifier and one pair of lengths, each at its own load.
+
+    `drawn_s` are predictive draws (draws, runs) of the runs in `left_out`. A row a pair: ``faster``
+    (SD was), ``prob_faster``, ``call`` (0 or 1, by the medians), and the mean latencies.
+    """
+    own, rows = left_out.reset_index(drop=True), []
+    same = ["environment", "verifier", "prompt_tokens", "output_tokens"]
+    for (_, verifier, *_), part in own.groupby(same):
+        plain, drafting = part.index[part["arm"] == "plain"], part.index[part["draft_tokens"] > 0]
+        for i, j in product(plain, drafting):
+            plain_s, sd_s = float(own["e2e_mean_s"][i]), float(own["e2e_mean_s"][j])
+            prob = float((drawn_s[:, j] < drawn_s[:, i]).mean())
+            call = float(np.median(drawn_s[:, j]) < np.median(drawn_s[:, i]))
+            rows.append((str(verifier), plain_s, sd_s, sd_s < plain_s, prob, call))
+    columns = ["verifier", "plain_s", "sd_s", "faster", "prob_faster", "call"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def brier(table: pd.DataFrame) -> dict[str, float]:
+    """Brier score of the probabilities and of the 0/1 call of the medians, and their regrets.
+
+    A regret is the relative latency lost against the faster server of each pair, in the mean: by
+    choosing SD where its probability is above one half, by the medians, always and never.
+    """
+    faster = table["faster"].to_numpy(float)
+    best_s = np.minimum(table["plain_s"], table["sd_s"])
+
+    def regret(choose_sd: Any) -> float:
+        return float((np.where(choose_sd, table["sd_s"], table["plain_s"]) / best_s - 1).mean())
+
+    return {
+        "pairs": len(table),
+        "brier": float(((table["prob_faster"] - faster) ** 2).mean()),
+        "brier_call": float(((table["call"] - faster) ** 2).mean()),
+        "regret": regret(table["prob_faster"] > 0.5),
+        "regret_point": regret(table["call"] > 0.5),
+        "regret_always_sd": regret(True),
+        "regret_always_plain": regret(False),
+    }
+
+
+def reliability(table: pd.DataFrame) -> pd.DataFrame:
+    """By ranges of the stated probability: pairs, its mean, the share in which SD was faster."""
+    where = pd.cut(table["prob_faster"], STATED, include_lowest=True)
+    columns = {"pairs": ("faster", "size"), "stated": ("prob_faster", "mean")}
+    parts = table.groupby(where, observed=True).agg(**columns, observed=("faster", "mean"))
+    return parts.reset_index(names="range")
+
+
+def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.ndarray:
+    """Log likelihood of everything a steady run contributes, draw by draw: (draws, rows)."""
+    data, total = design.data, 0.0
+    spread_sd = refit.parameters["noise"].sel(noise_term="spread_sd").values.reshape(-1, 1)
+    for metric in ("e2e", "ttft"):
+        mean_s, scale, variance = (
+            refit.of_runs(f"run_{n}_{metric}", rows) for n in ("mean", "scale", "variance")
+        )
+        sd = np.hypot(scale, data[f"se_{metric}"][rows])
+        mean = noise.log_density(data[f"log_{metric}"][rows], np.log(mean_s), sd)
+        error = noise.spread_error(data[f"n_eff_{metric}"][rows], spread_sd)
+        spread = noise.spread_log_density(data[f"log_var_{metric}"][rows], variance, error)
+        total = total + np.isin(rows, data[f"{metric}_rows"]) * mean
+        total = total + np.isin(rows, data[f"{metric}_spread_rows"]) * spread
+    return np.asarray(total)
+
+
+def psis(refit: Refit, design: Design) -> pd.DataFrame:
+    """Leave-one-run-out log scores of the steady runs by importance sampling, from one full refit.
+
+    ``pareto_k`` above 0.7: the ``log_score`` is not to be trusted, the run needs an exact refit.
+    """
+    rows = np.flatnonzero(~design.table["saturated"].to_numpy(bool))
+    density = run_log_density(refit, design.table, rows)
+    return smoothed(run_log_likelihood(refit, design, rows), density)
+
+
+def smoothed(likelihood: np.ndarray, density: np.ndarray) -> pd.DataFrame:
+    """Log of the mean `density` of each run with its `likelihood` taken out: (draws, runs) each."""
+    from arviz_stats.base import array_stats
+
+    weights, k = array_stats.psislw(likelihood.T, axis=-1)  # takes their negative itself
+    weights = weights - logsumexp(weights, axis=-1, keepdims=True)
+    return pd.DataFrame({"log_score": logsumexp(weights + density.T, axis=-1), "pareto_k": k})

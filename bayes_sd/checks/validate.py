@@ -1,0 +1,259 @@
+"""Is the model to be trusted on these runs? Recovery, held-out prediction, prior sensitivity."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kstest
+
+from bayes_sd.checks.leave_out import PROB, LeftOut, brier, folds, leave_out, reliability, summary
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.latency_model import LatencyModel
+from bayes_sd.model.design import build_design
+from bayes_sd.model.refit import Refitter
+from bayes_sd.physics.noise import replicate
+from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.schema import Runs
+
+MEAN_COVERAGE, P95_COVERAGE, LEFT_COVERAGE = (0.85, 0.95), (0.80, 0.97), (0.80, 0.97)
+RUN_ERROR, LEFT_ERROR = 0.08, 0.20
+RECOVERED = 0.80  # of 90% intervals that hold the truth
+RECOVERIES = 4
+SENSITIVITY = 1.0  # posterior standard deviations that a fitted mean may move
+WIDER = 1.5
+PIT_P = 0.01
+NAMES = ("recovery", "runs", "verifier", "drafter", "moe", "highest_load", "long_prompts", "priors")
+
+
+@dataclass(frozen=True, eq=False)
+class CheckResult:
+    """One check of a model; ``str()`` is its sentence.
+
+    Parameters
+    ----------
+    name : str
+        Short, words joined by ``_``.
+    passed : bool
+    value : float
+        The number that decides.
+    bound : str
+        What it must satisfy, as ``"<= 0.08"`` or ``"0.85 .. 0.95"``.
+    sentence : str
+        The result in one sentence.
+    table : pandas.DataFrame
+        The figures behind it.
+    """
+
+    name: str
+    passed: bool
+    value: float
+    bound: str
+    sentence: str
+    table: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'passed' if self.passed else 'NOT passed'}. {self.sentence}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the table; a value that is not a number becomes None.
+
+        Returns
+        -------
+        dict
+        """
+        names = ("name", "passed", "value", "bound", "sentence")
+        return finite_or_none({name: getattr(self, name) for name in names})
+
+
+def recovery(refitter: Refitter, seed: int, **sampling: Any) -> CheckResult:
+    """Data made by draws of the posterior, fitted again: do the intervals hold the truth?"""
+    full = refitter.refit(seed=seed, **sampling)
+    chains, draws = full.draws.sizes["chain"], full.draws.sizes["draw"]
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[Any, ...]] = []
+    for index in rng.choice(chains * draws, RECOVERIES, replace=False):
+        chain, draw = divmod(int(index), draws)
+        run = {str(name): values.values[chain, draw] for name, values in full.draws.items()}
+        truth = full.parameters.isel(chain=chain, draw=draw)
+        spread_sd = float(truth["noise"].sel(noise_term="spread_sd"))
+        made = replicate(run, spread_sd, refitter.design.data, rng)
+        again = refitter.refit(observed=made, seed=seed, **sampling).parameters
+        for name, dim in (("law", "law_term"), ("noise", "noise_term")):
+            probs = [(1 - PROB) / 2, (1 + PROB) / 2]
+            low, high = np.quantile(again[name].values, probs, axis=(0, 1))
+            rows += zip(again[dim].values, truth[name].values, low, high, strict=True)
+    table = pd.DataFrame(rows, columns=["parameter", "truth", "low", "high"])
+    table["inside"] = table["truth"].between(table["low"], table["high"])
+    share = float(table["inside"].mean())
+    sentence = f"{share:.0%} of {len(table)} 90% intervals hold the coefficient that made the data."
+    return CheckResult("recovery", share >= RECOVERED, share, f">= {RECOVERED}", sentence, table)
+
+
+def judge_fifths(result: LeftOut) -> list[CheckResult]:
+    """Random fifths left out: coverage of means and of 95th percentiles, error, ranks."""
+    scored, rows = summary(result.rows), result.rows
+    mean, p95 = scored["coverage"], scored["p95_coverage"]
+    distance, p = (float(x) for x in kstest(rows["pit"], "uniform"))
+    sentence = f"Ranks of left-out means are uniform with p = {p:.3f} (distance {distance:.3f})."
+    return [
+        *_decisions("held_out_decisions", result.pairs),
+        _between("held_out_coverage", mean, MEAN_COVERAGE, "of left-out run means", rows),
+        _between("held_out_p95", p95, P95_COVERAGE, "of left-out runs' p95", rows),
+        _at_most("held_out_error", RUN_ERROR, "of left-out runs", scored, pd.DataFrame([scored])),
+        CheckResult("held_out_ranks", p >= PIT_P, p, f">= {PIT_P}", sentence, rows),
+    ]
+
+
+def judge_left_out(result: LeftOut, by: str) -> list[CheckResult]:
+    """One verifier, drafter, expert shape or corner left out at a time."""
+    scored, what = summary(result.rows), f"of runs left out by {by}"
+    each = [{"fold": fold, **summary(own)} for fold, own in result.rows.groupby("fold")]
+    about = result.folds[["fold", "joint_rank", "rhat_max"]]
+    table = pd.DataFrame(each).merge(about, on="fold")
+    return [
+        *_decisions(f"{by}_decisions", result.pairs),
+        _between(f"{by}_coverage", scored["coverage"], LEFT_COVERAGE, what, table),
+        _at_most(f"{by}_error", LEFT_ERROR, what, scored, table),
+    ]
+
+
+def prior_sensitivity(model: LatencyModel, runs: Runs, seed: int, **sampling: Any) -> CheckResult:
+    """All priors 1.5 times as wide, and as narrow: how far do fitted run means move?"""
+
+    def log_means(factor: float) -> np.ndarray:
+        priors = tuple(replace(p, b=p.b * factor) for p in model.priors)
+        refit = replace(model, priors=priors).refitter(runs).refit(seed=seed, **sampling)
+        return np.log(refit.of_runs("run_mean_e2e", np.arange(len(refit.left_out))))
+
+    stated, rows = log_means(1.0), []
+    for name, factor in (("wider", WIDER), ("narrower", 1 / WIDER)):
+        moved = np.abs(log_means(factor).mean(axis=0) - stated.mean(axis=0)) / stated.std(axis=0)
+        rows.append((name, float(np.median(moved)), float(moved.max())))
+    table = pd.DataFrame(rows, columns=["priors", "median_moved_sd", "max_moved_sd"])
+    worst = float(table["max_moved_sd"].max())
+    return CheckResult(
+        "prior_sensitivity",
+        worst <= SENSITIVITY,
+        worst,
+        f"<= {SENSITIVITY}",
+        f"With priors {WIDER} times as wide or narrow, no fitted mean latency moves by more than "
+        f"{worst:.2f} of its posterior standard deviations.",
+        table,
+    )
+
+
+def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
+    """P(SD beats plain) against the 0/1 call; nothing where no pair was left out."""
+    if table.empty:
+        return []
+    b = brier(table)
+    sentence = (
+        f"P(SD beats plain) has a Brier score of {b['brier']:.3f} on {b['pairs']} left-out "
+        f"pairs, the 0/1 call {b['brier_call']:.3f}; acting on it loses {b['regret']:.1%} "
+        f"against the better server, the medians {b['regret_point']:.1%}, always SD "
+        f"{b['regret_always_sd']:.1%}, always plain {b['regret_always_plain']:.1%}."
+    )
+    value, call = b["brier"], b["brier_call"]
+    bound = f"<= {call:.3f} (0/1 call)"
+    return [CheckResult(name, value <= call, value, bound, sentence, reliability(table))]
+
+
+def _between(
+    name: str, value: float, bounds: tuple[float, float], what: str, table: pd.DataFrame
+) -> CheckResult:
+    """Whether a coverage lies between two bounds."""
+    low, high = bounds
+    sentence = f"{value:.0%} {what} lie inside their 90% predictive intervals."
+    return CheckResult(name, low <= value <= high, value, f"{low} .. {high}", sentence, table)
+
+
+def _at_most(
+    name: str, bound: float, what: str, scored: dict[str, float], table: pd.DataFrame
+) -> CheckResult:
+    """Whether the median error is small."""
+    value = scored["median_error"]
+    sentence = (
+        f"The median absolute error {what} is {value:.1%} ({scored['runs']} runs; mean "
+        f"{scored['mean_error']:.1%}, log score {scored['log_score']:.2f}, interval score "
+        f"{scored['interval_score']:.2f})."
+    )
+    return CheckResult(name, value <= bound, value, f"<= {bound}", sentence, table)
+
+
+def validate(
+    runs: Runs,
+    model: LatencyModel | None = None,
+    *,
+    only: str | Sequence[str] | None = None,
+    seed: int = 1,
+    executor: Executor | None = None,
+    progress: Callable[[str], Any] | None = None,
+    **sampling: Any,
+) -> list[CheckResult]:
+    """Check a model on runs: each check says whether it passed, with a table and a sentence.
+
+    Parameters
+    ----------
+    runs : Runs
+    model : LatencyModel, optional
+        The one that every check is made of; the default model if not given.
+    only : str or sequence of str, optional
+        Of "recovery" (of coefficients from data that the model made), "runs" (random fifths left
+        out), "verifier", "drafter", "moe", "highest_load", "long_prompts" (left out) and "priors"
+        (sensitivity); all by default.
+    seed : int
+    executor : concurrent.futures.Executor, optional
+        Runs the refits of left-out folds side by side; threads suffice.
+    progress : callable, optional
+        Called with the sentence of each check.
+    **sampling
+        ``draws``, ``tune``, ``chains``, ``cores`` of each refit.
+
+    Returns
+    -------
+    list of CheckResult
+        A check that the runs cannot make (one verifier only, say) has not passed, and says why.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> for check in bsd.validate(bsd.read("runs/"), only=["runs"]):  # doctest: +SKIP
+    ...     print(check)
+    """
+    names = NAMES if only is None else (only,) if isinstance(only, str) else tuple(only)
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise InputError(f"No check is called {unknown[0]!r}; known: {', '.join(NAMES)}.")
+    model = model or LatencyModel()
+    refitter, table = None, pd.DataFrame()
+    if set(names) - {"priors"}:
+        refitter, table = model.refitter(runs), build_design(runs).table
+
+    def checked(name: str) -> list[CheckResult]:
+        if refitter is None or name == "priors":
+            return [prior_sensitivity(model, runs, seed, **sampling)]
+        if name == "recovery":
+            return [recovery(refitter, seed, **sampling)]
+        parts = folds(table, "fifth" if name == "runs" else name)
+        result = leave_out(refitter, parts, seed=seed, executor=executor, **sampling)
+        return judge_fifths(result) if name == "runs" else judge_left_out(result, name)
+
+    results: list[CheckResult] = []
+    for name in names:
+        try:
+            checks = checked(name)
+        except EvidenceError as error:
+            checks = [CheckResult(name, False, float("nan"), "evidence", str(error))]
+        results += checks
+        if progress is not None:
+            for check in checks:
+                progress(str(check))
+    return results
