@@ -1,8 +1,9 @@
-"""What the shipped traces are worth: Little's law, acceptance, run-to-run scatter.
+"""How good the shipped runs are: Little's law, acceptance, run-to-run scatter.
 
-    uv run benchmarks/corpus.py [--campaign vllm-cpu-2] [--json]
+    uv run benchmarks/corpus.py [--campaign vllm-cpu-2] [--fit fit.nc] [--json]
 
-Little's law: offered rate times mean latency against the mean number in flight that the engine's
+Prints three tables, in seconds; a fit of all shipped runs for the last one takes minutes, unless a
+saved one is given (`--no-fit`: without). Little's law: offered rate times mean latency against the mean number in flight that the engine's
 own gauges showed about once a second. Acceptance: imposed against accepted, position by position.
 Scatter: runs of one server and one point measured twice, beside what the fitted model expects.
 """
@@ -17,9 +18,9 @@ import pandas as pd
 from scipy.stats import beta, chi2
 
 import bayes_sd as bsd
-from bayes_sd.corpus import corpus
-from bayes_sd.model.design import build_design
-from bayes_sd.predict.runs import run_outcome
+from bayes_sd.answers.fitted import run_outcome
+from bayes_sd.physics.noise import T_VARIANCE
+from bayes_sd.runs.read import corpus
 
 PROB = 0.9
 ENGINE = ("engine_in_flight_mean", "engine_samples", "engine_e2e_s_sum", "duration", "probe_rps",
@@ -27,18 +28,19 @@ ENGINE = ("engine_in_flight_mean", "engine_samples", "engine_e2e_s_sum", "durati
 FEW_SAMPLES = 8  # of the gauges, below which their mean is mostly chance
 
 
-def table(folder: Path) -> pd.DataFrame:
+def with_raw(folder: Path) -> pd.DataFrame:
     """The run table with what only the raw files hold."""
-    runs = bsd.read_traces(folder).runs
-    raw = [json.loads(Path(source).read_text(encoding="utf-8")) for source in runs["source"]]
-    for name in (*ENGINE, "configuration", "utilization_target", "replicate"):
-        runs[name] = [one.get(name) for one in raw]
-    return runs
+    runs = bsd.read(folder).table
+    results = [json.loads(Path(source).read_text(encoding="utf-8")) for source in runs["source"]]
+    names = (*ENGINE, "configuration", "utilization_target", "replicate")
+    return runs.assign(**{name: [result.get(name) for result in results] for name in names})
 
 
 def littles_law(runs: pd.DataFrame) -> dict:
     """Relative error of rate x latency against the gauges, steady open-loop runs."""
     rows = runs[~runs["saturated"] & (runs["loop"] == "open")].dropna(subset=["engine_samples"])
+    if rows.empty:
+        return {"runs": 0}
     by_latency = rows["rate_rps"] * rows["e2e_mean_s"]
     gauge = rows["engine_in_flight_mean"].astype(float)
     counted = rows["engine_e2e_s_sum"].astype(float) / rows["duration"].astype(float)
@@ -69,17 +71,17 @@ def acceptance(runs: pd.DataFrame) -> list[dict]:
     """Imposed against measured acceptance given that all before it were accepted, by position."""
     rows = runs[(runs["draft_tokens"] > 0) & runs["acceptance_imposed"].notna()]
     result = []
-    for wanted, own in rows.groupby("acceptance_imposed"):
-        tried = own["drafts"]
-        for j in range(1, int(own["draft_tokens"].max()) + 1):
-            drafted = own["draft_tokens"] >= j
-            n, hits = tried[drafted].sum(), own.loc[drafted, f"accepted_{j}"].sum()
+    for imposed, group in rows.groupby("acceptance_imposed"):
+        tried = group["drafts"]
+        for j in range(1, int(group["draft_tokens"].max()) + 1):
+            drafted = group["draft_tokens"] >= j
+            n, hits = tried[drafted].sum(), group.loc[drafted, f"accepted_{j}"].sum()
             low, high = beta.ppf([(1 - PROB) / 2, (1 + PROB) / 2], 0.5 + hits, 0.5 + n - hits)
             result.append(
-                {"wanted": wanted, "position": j, "tried": int(n), "measured": hits / n,
-                 "low": low, "high": high, "inside": bool(low <= wanted <= high)}
+                {"imposed": imposed, "position": j, "tried": int(n), "measured": hits / n,
+                 "low": low, "high": high, "inside": bool(low <= imposed <= high)}
             )  # fmt: skip
-            tried = own[f"accepted_{j}"].where(drafted, 0.0)
+            tried = group[f"accepted_{j}"].where(drafted, 0.0)
     return result
 
 
@@ -87,7 +89,9 @@ def scatter(runs: pd.DataFrame, fit: bsd.Fit | None) -> dict:
     """Log sd between runs of one cell, with a 90% interval, and what the model expects there."""
     rows = runs[~runs["saturated"]].dropna(subset=["configuration"])
     key = ["configuration", "utilization_target", "prompt_tokens", "output_tokens"]
-    cells = rows.groupby(key).filter(lambda own: len(own) > 1)
+    if rows.empty:
+        return {"cells": 0}
+    cells = rows.groupby(key).filter(lambda cell: len(cell) > 1)
     logs = np.log(cells["e2e_mean_s"])
     within = logs - logs.groupby([cells[k] for k in key]).transform("mean")
     freedom = len(cells) - cells.groupby(key).ngroups
@@ -102,12 +106,11 @@ def scatter(runs: pd.DataFrame, fit: bsd.Fit | None) -> dict:
         "high": float(np.sqrt(total / chi2.ppf((1 - PROB) / 2, freedom))),
     }
     if fit is not None:
-        known = build_design(bsd.Traces(cells.reset_index(drop=True), cells.iloc[:0]))
-        scale = run_outcome(fit, known.runs)["scale"].median(("chain", "draw")).to_numpy()
+        scale = np.median(run_outcome(fit, cells)[1], axis=0)
         result["model_sd"] = float(np.sqrt(np.mean(scale**2)))
-        # Of standardized differences; t with 5 degrees of freedom has a variance of 5/3.
         z = within.to_numpy() / scale
         result["standardized_sd"] = float(np.sqrt((z**2).sum() / freedom))
+        result["standardized_sd_expected"] = float(np.sqrt(T_VARIANCE))
     return result
 
 
@@ -115,13 +118,18 @@ def main() -> None:
     """Print the three tables, or with --json one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--campaign", default="vllm-cpu-2")
+    parser.add_argument("--fit", help="a saved fit of all shipped runs; made here if absent")
     parser.add_argument("--no-fit", action="store_true", help="skip the model's expectation")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     folder = corpus(options.campaign)
-    runs = table(folder)
-    fit = None if options.no_fit else bsd.LatencyModel().fit(bsd.read_traces(corpus()), seed=1)
+    runs = with_raw(folder)
+    fit = None
+    if options.fit:
+        fit = bsd.Fit.load(options.fit)
+    elif not options.no_fit:
+        fit = bsd.LatencyModel().fit(bsd.read(corpus()), seed=1, draws=2000)
     result = {
         "campaign": options.campaign,
         "runs": len(runs),
@@ -136,12 +144,10 @@ def main() -> None:
     law = result["littles_law"]
     print(f"{options.campaign}: {result['runs']} runs, {result['saturated']} saturated")
     print({k: v for k, v in law.items() if k != "worst"})
-    print(pd.DataFrame(law["worst"]).to_string(index=False, float_format="{:.3g}".format))
-    found = pd.DataFrame(result["acceptance"])
-    print(found.to_string(index=False, float_format="{:.3f}".format))
-    print(
-        f"{found['inside'].mean():.0%} of {len(found)} intervals ({PROB:.0%}) hold the wanted rate"
-    )
+    print(pd.DataFrame(law.get("worst", [])).to_string(index=False, float_format="{:.3g}".format))
+    table = pd.DataFrame(result["acceptance"])
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    print(f"{table['inside'].sum()} of {len(table)} {PROB:.0%} intervals hold the imposed rate")
     print(result["scatter"])
 
 

@@ -1,6 +1,6 @@
 """The latency law on public static batches: vLLM without speculative decoding, others known.
 
-    uv run benchmarks/static_batches.py [--json]        # about a minute
+    uv run benchmarks/static_batches.py [--json]        # half a minute
 
 Prints the mean error of each law, in sample and held out, system by system and over all, and
 whether the law with expert coverage does what it should. A batch of n requests gives each B = n - 1 others, so no Little's law is needed. Prompt and output

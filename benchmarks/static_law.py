@@ -1,7 +1,7 @@
 """Laws for static batches, as pure functions, and their least squares; see static_batches.py.
 
-The functions up to `batch_latency` are written with operators only, so they take floats, NumPy
-arrays, labelled arrays and symbols alike. Units: seconds, tokens, requests.
+The functions up to `batch_latency` are written with operators only, so they take floats, NumPy and
+labelled arrays alike. Units: seconds, tokens, requests.
 """
 
 from dataclasses import dataclass, replace

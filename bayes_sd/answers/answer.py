@@ -1,16 +1,25 @@
-"""What answers have in common: draws, tables and plots of one style, and no global state."""
+"""What answers have in common: draws, tables, plots of one style, and support."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import InputError
+from bayes_sd.answers.servers import Resolved, name_of
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.model.design import NONE
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.law import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# From the farthest to the nearest.
+LABELS = np.array(["assumed structure", "extrapolated", "interpolated", "measured"], dtype=object)
+FACTOR = 4.0  # beyond the measured range, after which an answer has to be asked for by name
+SLACK = 1.001  # of a measured range: rates are rounded in files
 SAMPLE = ("chain", "draw")
 UNITS = {"rate_rps": "requests/s", "concurrency": "requests in flight"}
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles tell them apart too.
@@ -89,3 +98,134 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool
         ax.set_yticks([], minor=True)
     if legend:
         ax.legend(frameon=False, fontsize=8)
+
+
+def refuse_far(posterior: Posterior, resolved: Resolved, cells: Any, extrapolate: bool) -> None:
+    """Refuse what lies far outside of what was measured, unless it is asked for by name.
+
+    More than a factor of 4 outside: prompt and output lengths, requests in flight of a fixed
+    concurrency, sizes of new models. Outside at all: draft lengths, and a plain or idle server of
+    a verifier that never ran so. A rate has no such bound: past capacity it saturates.
+
+    Raises
+    ------
+    EvidenceError
+        Unless `extrapolate`.
+    """
+    if extrapolate:
+        return
+    runs, sizes = posterior.runs, resolved.sizes
+    checks: list[tuple[str, Any, Any]] = [
+        ("prompt tokens", cells["prompt_tokens"], runs["prompt_tokens"]),
+        ("output tokens", cells["output_tokens"], runs["output_tokens"]),
+    ]
+    if "concurrency" in cells:
+        most = runs["in_flight"].max()
+        checks.append(("concurrency", np.maximum(cells["concurrency"], most), runs["in_flight"]))
+    if not isinstance(resolved.server.verifier, str):
+        known = posterior.verifiers
+        total, measured = sizes["shared"] + sizes["expert"], known["shared"] + known["expert"]
+        checks.append(("active verifier parameters (1e9)", sizes["active"], known["active"]))
+        checks.append(("total verifier parameters (1e9)", total, measured))
+    drafter = resolved.server.drafter
+    if drafter is not None and not isinstance(drafter, str):
+        measured = posterior.drafters["drafter_params"]
+        checks.append(("drafter parameters (1e9)", sizes["drafter"], measured[measured > 0]))
+    for name, asked, measured in checks:
+        values = np.asarray(measured, float)
+        values = values[np.isfinite(values)]
+        if not values.size:
+            continue
+        low, high = float(np.min(asked)), float(np.max(asked))
+        least, most = values.min(), values.max()
+        if low < least / FACTOR or high > most * FACTOR:
+            value = low if low < least / FACTOR else high
+            raise EvidenceError(
+                f"{name} {value:.4g} is more than {FACTOR:g} times outside the measured "
+                f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
+            )
+    _refuse_draft_length(posterior, resolved)
+
+
+def _refuse_draft_length(posterior: Posterior, resolved: Resolved) -> None:
+    """Refuse a draft length outside those measured with this drafter, or all for a new one."""
+    server, table = resolved.server, posterior.servers
+    if isinstance(server.drafter, str):
+        of_drafter = table[table["drafter"] == server.drafter]
+    else:
+        of_drafter = table[table["drafter"] != NONE]
+    lengths = of_drafter["draft_tokens"][of_drafter["draft_tokens"] > 0].unique()
+    if server.k > 0 and len(lengths) and not lengths.min() <= server.k <= lengths.max():
+        known = ", ".join(str(n) for n in sorted(lengths))
+        raise EvidenceError(
+            f"k = {server.k} is outside the draft lengths measured here ({known}); to extrapolate "
+            "all the same say <<extrapolate>>."
+        )
+    undrafted = table[table["draft_tokens"] == 0]
+    if server.drafter is None:
+        undrafted = undrafted[undrafted["drafter"] == NONE]
+    if isinstance(server.verifier, str):
+        undrafted = undrafted[undrafted["verifier"] == server.verifier]
+    if server.k == 0 and undrafted[undrafted["environment"] == resolved.environment].empty:
+        what = "plain" if server.drafter is None else "with its drafter idle or plain"
+        raise EvidenceError(
+            f"No run of {name_of(server.verifier)} {what} was fitted, so nothing stands behind "
+            "k = 0, nor behind P(SD beats plain): measure it, or say <<extrapolate>>."
+        )
+
+
+def support(posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome) -> np.ndarray:
+    """Label of every cell of a load.
+
+    Measured: this very server ran, at rates, lengths and utilizations that bracket the cell.
+    Interpolated: k, the positions of its acceptance, both sizes, the lengths and the median
+    utilization lie inside what the fit has seen. Extrapolated: anything else, loads past every
+    measured utilization included. Assumed structure: anything that a structure changes.
+    """
+    runs = posterior.runs
+
+    def inside(rows: Any, column: str) -> Any:
+        values = rows[column].dropna()
+        if values.empty:
+            return np.zeros(np.shape(cells[column]), bool)
+        low, high = values.min() / SLACK, values.max() * SLACK
+        return (cells[column] >= low) & (cells[column] <= high)
+
+    axis = "concurrency" if "concurrency" in cells else "rate_rps"
+    lengths = ("prompt_tokens", "output_tokens")
+    share = np.where(np.isfinite(said.others_share), said.others_share, 1.0)
+    share = np.median(np.minimum(share, 1.0), axis=0)
+    own = runs.iloc[:0]
+    if resolved.measured.any():
+        own = runs[runs["server"] == posterior.servers["server"][resolved.measured].iloc[0]]
+    measured = inside(own, axis) & inside(own, lengths[0]) & inside(own, lengths[1])
+    measured = measured & (share <= own["utilization"].max() * 1.05)
+    near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
+    near = near & inside(runs, lengths[0]) & inside(runs, lengths[1])
+    near = near & _size_inside(posterior, resolved)
+    if resolved.positions is not None and resolved.server.k > resolved.positions:
+        near = near & False
+    reach = 1 + np.where(near | measured, 1, 0) + measured
+    if resolved.place is not None:
+        reach = 0 * reach
+    return np.broadcast_to(LABELS[reach], np.shape(cells["prompt_tokens"]))
+
+
+def farthest(labels: Iterable[Any]) -> str:
+    """The label of what is farthest from the data."""
+    order = LABELS.tolist()
+    return str(min((str(label) for label in labels), key=order.index))
+
+
+def _size_inside(posterior: Posterior, resolved: Resolved) -> bool:
+    """Whether a new model's sizes lie between measured ones of its family."""
+    inside, sizes, server = True, resolved.sizes, resolved.server
+    if not isinstance(server.verifier, str):
+        family = posterior.verifiers[posterior.verifiers["moe"] == sizes["moe"]]
+        inside = len(family) > 0 and all(
+            family[n].min() <= sizes[n] <= family[n].max() for n in ("active", "shared", "expert")
+        )
+    if server.drafter is not None and not isinstance(server.drafter, str):
+        known = posterior.drafters["drafter_params"]
+        inside &= bool(known.min() <= sizes["drafter"] <= known.max())
+    return inside

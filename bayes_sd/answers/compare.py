@@ -9,20 +9,20 @@ import xarray as xr
 
 from bayes_sd.answers.answer import (
     COLORS,
+    FACTOR,
     SAMPLE,
     UNITS,
     Answer,
     axes_of,
+    farthest,
     finish,
     quantile,
     tabulate,
 )
-from bayes_sd.answers.latency import Arm, arm_of, check_of, latency
+from bayes_sd.answers.latency import arm_of, check_of, latency
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.answers.support import FACTOR, farthest
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.law import take
 from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
 
@@ -35,26 +35,6 @@ TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it ser
 RATES = 12  # asked about where none are given
 RATES_TOP = 0.95  # of the baseline's median capacity: the last rate at which it has an answer
 SURE = 0.9  # probability from which a sentence calls one server faster
-
-
-def require_measured(posterior: Posterior, server: Server) -> None:
-    """Refuse a plain server of a verifier that never ran plain: nothing would stand behind it."""
-    runs = posterior.servers
-    plain = runs[runs["drafter"] == "none"]
-    if server.drafter is not None:
-        return
-    if isinstance(server.verifier, str):
-        if server.verifier not in set(runs["verifier"]):
-            return  # who is unknown to the fit is said, with the known ones, by `resolve`
-        plain = plain[plain["verifier"] == server.verifier]
-    if server.environment is not None:
-        plain = plain[plain["environment"] == server.environment]
-    if plain.empty:
-        name = server.verifier if isinstance(server.verifier, str) else "any verifier"
-        raise EvidenceError(
-            f"No plain run of {name} was fitted, so P(SD beats plain) has nothing to stand on: "
-            "measure the same server without a drafter."
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,9 +141,6 @@ def compare(
     """
     check_of(of)
     both = listed([server, baseline], fewest=2)
-    if not extrapolate:
-        for each in both:
-            require_measured(fit, each)
     draws = latency(fit, load, both, extrapolate=extrapolate, seed=seed).draws
     (value, plain), (stuck, plain_stuck) = (
         [draws[name].isel(server=i, drop=True) for i in (0, 1)] for name in (f"{of}_s", "saturated")
@@ -310,35 +287,39 @@ def break_even(
     both = listed([server, baseline], fewest=2)
     lengths, closed = load.lengths, load.axis == "concurrency"
     least = load.with_axis([1.0 if closed else 0.0])
-    if not extrapolate:
-        for each in both:
-            require_measured(fit, each)
     arms = [arm_of(fit, each, least, seed, extrapolate) for each in both]
-    served = [_ServedRate(arm, closed) for arm in arms]
+
+    def gain(value: np.ndarray) -> np.ndarray:
+        """Requests a second that one place in the batch serves more at a load: (draws, loads)."""
+        served = [1 / arm.outcome(value)[0].e2e_s for arm in arms]
+        return np.asarray(served[0] - served[1])
+
+    shape = (fit.draws, 1)
     if closed:
         asked = float(load.cells["concurrency"].max())
         top = max(asked, FACTOR * float(fit.runs["in_flight"].max()))
-        low, high = np.ones((fit.draws, 1)), np.full((fit.draws, 1), top)
-        at_top = served[0](high, None) > served[1](high, None)
+        low, high = np.ones(shape), np.full(shape, top)
+        at_top = gain(high) > 0
     else:
-        capacity = [arm.route().capacity_rps for arm in arms]
-        top, low = np.nan, np.zeros((fit.draws, 1))
-        high = np.broadcast_to(np.minimum(*capacity), low.shape) * TOP
-        at_top = np.broadcast_to(capacity[0] > capacity[1], low.shape)
-    shares = np.arange(CELLS + 1) / CELLS
-    grid = low + (high - low) * shares
-    gains = served[0](grid, None) - served[1](grid, None)
+        capacity = [np.broadcast_to(arm.route().capacity_rps, shape) for arm in arms]
+        top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
+        at_top = capacity[0] > capacity[1]
+    grid = low + (high - low) * np.arange(CELLS + 1) / CELLS
+    gains = gain(grid)
     at_rest = gains[:, :1] > 0
     changed = ((gains > 0) != at_rest)[:, 1:]
     crosses, first = changed.any(axis=1), changed.argmax(axis=1)
     row = np.flatnonzero(crosses)
+
+    def gain_of_some(value: np.ndarray, index: np.ndarray) -> np.ndarray:
+        every = low.copy()
+        every[row[index], 0] = value
+        return gain(every)[row[index], 0]
+
     value = np.full(fit.draws, np.nan)
     if row.size:
-        value[row] = find_roots(
-            lambda x, i: served[0](x, row[i]) - served[1](x, row[i]),
-            grid[row, first[row]],
-            grid[row, first[row] + 1],
-        )
+        at = first[row]
+        value[row] = find_roots(gain_of_some, grid[row, at], grid[row, at + 1])
     at_rest, at_top = at_rest[:, 0], at_top[:, 0]
     outcome = np.where(
         crosses,
@@ -359,27 +340,3 @@ def break_even(
         }
     )
     return BreakEven(draws, str(server), str(baseline), farthest(labels), top, lengths)
-
-
-class _ServedRate:
-    """Requests served a second by one place in the batch of a server, ``1 / L``, at any load."""
-
-    def __init__(self, arm: Arm, closed: bool) -> None:
-        self.closed, self.k = closed, arm.resolved.server.k
-        self.law, self.arm = arm.posterior.law, arm
-        self.parts = (arm.route(), dict(arm.resolved.sizes))
-        self.shape = (arm.posterior.draws, 1)
-
-    def __call__(self, value: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-        """At loads `value` (draws, cells), or of some draws only (rows,)."""
-        if self.closed:
-            return self._beside(value, rows)
-        route, sizes = self.parts if rows is None else take(self.parts, self.shape, rows)
-        return np.asarray(1 / route.latency_s(sizes, value, self.k, self.law))
-
-    def _beside(self, value: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-        if rows is None:
-            return np.asarray(1 / self.arm.outcome(value)[0].e2e_s)
-        full = np.broadcast_to(1.0, self.shape).copy()
-        full[rows, 0] = value
-        return np.asarray(1 / self.arm.outcome(full)[0].e2e_s[rows, 0])

@@ -12,7 +12,7 @@ from bayes_sd.model.design import NONE, SERVER, build_design, coefficients, run_
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
-from bayes_sd.physics.noise import NU, log_density
+from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
 
@@ -87,7 +87,7 @@ def run_outcome(
         for name, values in said._asdict().items():
             columns[name][:, at] = values
         own, spread = scatter(posterior, said, inputs, metric, requests)
-        scale[:, at] = (own**2 + spread / requests) ** 0.5
+        scale[:, at] = observed_scale(own, spread, requests)
         variance[:, at] = spread
     return Outcome(**columns), scale, variance
 

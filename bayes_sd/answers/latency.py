@@ -8,9 +8,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import SAMPLE, UNITS, Answer, axes_of, band, finish, quantile, tabulate
+from bayes_sd.answers.answer import (
+    SAMPLE,
+    UNITS,
+    Answer,
+    axes_of,
+    band,
+    finish,
+    quantile,
+    refuse_far,
+    support,
+    tabulate,
+)
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve
-from bayes_sd.answers.support import refuse_far, support
 from bayes_sd.errors import InputError
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
@@ -199,11 +209,8 @@ class Latency(Answer):
         """A row a server and load: median and 90% interval of the long-run mean and of one run,
         request percentiles, P(saturated), support."""
         parts: dict[str, Any] = {}
-        for of, probs in (
-            ("mean", (0.05, 0.5, 0.95)),
-            ("run", (0.05, 0.95)),
-            ("request", (0.5, 0.95, 0.99)),
-        ):
+        wanted = {"mean": (0.05, 0.5, 0.95), "run": (0.05, 0.95), "request": (0.5, 0.95, 0.99)}
+        for of, probs in wanted.items():
             values = self.quantile(probs, of)
             for i, p in enumerate(probs):
                 parts[f"{of}_p{100 * p:02.0f}_s"] = values.isel(quantile=i, drop=True)
@@ -255,10 +262,8 @@ def observable(
     nothing; servers have random numbers of their own.
     """
     rng = generator(seed, f"runs of {label}")
-    t, z = (
-        d(size=(posterior.draws, 1))
-        for d in (lambda size: rng.standard_t(NU, size), rng.standard_normal)
-    )
+    shape = (posterior.draws, 1)
+    t, z = np.asarray(rng.standard_t(NU, shape)), rng.standard_normal(shape)
     run = draw_runs(mean_s, scale, t)
     with np.errstate(invalid="ignore"):
         request = draw_requests(run, variance, z)
@@ -275,6 +280,8 @@ def labelled(
 ) -> xr.Dataset:
     """Draws of one server as a dataset with a dim ``server``."""
     data = xr.Dataset({n: as_array(posterior, load, v) for n, v in values.items()})
+    for name in ("mean_s", "run_s", "request_s"):
+        data[name].attrs["units"] = "s"
     shape = data["mean_s"].isel(chain=0, draw=0, drop=True)
     text = np.asarray(labels, dtype=object).reshape(shape.shape)
     return data.assign(support=shape.copy(data=text)).expand_dims(server=[server])
@@ -344,6 +351,4 @@ def latency(
         values = observable(fit, mean, saturated, scale, variance, label, seed)
         parts.append(labelled(fit, load, values, arm.support(said), label))
     draws = xr.concat(parts, dim="server").transpose(*SAMPLE, "server", ...)
-    for name in ("mean_s", "run_s", "request_s"):
-        draws[name].attrs["units"] = "s"
     return Latency(draws, metric, measured_points(fit, arms, metric))

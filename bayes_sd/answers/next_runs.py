@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, finish
+from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, farthest, finish
 from bayes_sd.answers.capacity import WORST
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.answers.support import farthest
 from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import T_VARIANCE

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, finish
+from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, farthest, finish
 from bayes_sd.answers.latency import Arm, Latency, arm_of, labelled, measured_points, observable
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
-from bayes_sd.answers.support import farthest
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import (
@@ -42,16 +41,15 @@ class Schedule(Answer):
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no other
-        candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost to
-        the best candidate had it been known; for an SLO the probability lost, in
-        ``expected_regret``), ``support``.
+    rows : pandas.DataFrame
+        The table: ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no
+        other candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost
+        to the best candidate had it been known; for an SLO ``expected_regret``, the probability
+        lost), ``support``.
     latency : Latency
-        At the loads asked about.
-    drafter : str
-    candidates : tuple of int
-        Draft lengths that were compared.
+        At the loads asked about; its draws are those of the answer.
+    drafter, candidates
+        The drafter's name, and the draft lengths that were compared.
     method, model : str
         Of vLLM's ``--speculative-config``: as recorded with the runs; "" where unknown.
     """
@@ -92,16 +90,9 @@ class Schedule(Answer):
     def speculative_config(self, **keys: Any) -> dict[str, Any]:
         """The object of ``--speculative-config``.
 
-        Parameters
-        ----------
-        **keys
-            ``method``, ``model`` or any other key of vLLM's, in place of what the runs recorded. A
-            model that neither says is an obvious placeholder.
-
-        Raises
-        ------
-        EvidenceError
-            If no batch size drafts: then a plain server is the answer.
+        `keys` are ``method``, ``model`` or any other key of vLLM's, in place of what the runs
+        recorded; a model that neither says is an obvious placeholder. Raises EvidenceError if no
+        batch size drafts: then a plain server is the answer.
         """
         top = int(self.rows["k"].max())
         if top == 0:
@@ -302,7 +293,7 @@ def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
         own = own[own["verifier"] == server.verifier]
     values = []
     for name in ("drafter_method", "drafter_path"):
-        known = own[name][own[name] != ""].unique() if name in own else []
+        known: Any = own[name][own[name] != ""].unique() if name in own else []
         values.append(str(known[0]) if len(known) == 1 else "")
     return values[0], values[1]
 
@@ -328,10 +319,9 @@ def _followed(
     if load.axis == "concurrency":
         at = np.minimum(np.ceil(values).astype(int), top) - 1
         mean, explained_at = mean_s[:, at], lengths[:, at]
-        crowding = (mean / mean_s[:, :1] - 1) * (
-            mean_s[:, 1:2] / mean_s[:, :1] - 1 if top > 1 else 0
-        )
-        crowding, stuck, reach = np.maximum(crowding, 0.0), np.zeros(mean.shape, bool), labels[at]
+        growth = np.maximum(1 - mean_s[:, :1] / mean, 0.0)
+        crowding = growth * np.maximum(mean_s[:, 1:2] / mean_s[:, :1] - 1, 0.0) if top > 1 else 0.0
+        stuck, reach = np.zeros(mean.shape, bool), labels[at]
     else:
         if (values <= 0).any():
             raise InputError("A schedule is asked about at rates above 0.")
@@ -347,16 +337,12 @@ def _followed(
         crowding = (crowd * (mean_s[:, None, :] - centre) ** 2).sum(axis=-1) / typical**2
         explained_at = (seen * lengths[:, None, :]).sum(axis=-1)
         stuck = ~np.isfinite(mean)
+        growth = np.maximum(np.where(stuck, 0.0, mean / mean_s[:, :1] - 1), 0.0)
         reached = (p.mean(axis=0) > REACHED)[:, 1:]
-        reach = np.array(
-            [farthest(labels[row] if row.any() else labels[:1]) for row in reached], object
-        )
+        reach = np.array([farthest(labels[r] if r.any() else labels[:1]) for r in reached], object)
     variance = spread("e2e", posterior.noise, crowding, explained_at)
-    growth = np.maximum(np.where(stuck, 1.0, mean) / mean_s[:, :1] - 1, 0.0)
-    scale = run_scale("e2e", posterior.noise, np.where(stuck, 0.0, growth))
+    scale = run_scale("e2e", posterior.noise, growth)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
     draws = observable(posterior, mean, stuck, scale, variance, label, seed)
     data = labelled(posterior, load, draws, reach, label).transpose(*SAMPLE, "server", ...)
-    for name in ("mean_s", "run_s", "request_s"):
-        data[name].attrs["units"] = "s"
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

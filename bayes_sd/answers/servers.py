@@ -179,7 +179,7 @@ def environment_of(posterior: Posterior, server: Server) -> str:
 def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
     """The measured pair of a server; None if it is new or nothing is drafted."""
     v, d, given = server.verifier, server.drafter, server.acceptance
-    if not isinstance(v, str) or not isinstance(d, str):
+    if server.k == 0 or not isinstance(v, str) or not isinstance(d, str):
         return None
     table = posterior.servers
     rows = table[(table["verifier"] == v) & (table["drafter"] == d) & (table["draft_tokens"] > 0)]
@@ -227,10 +227,8 @@ def resolve(
     """
     v, d = server.verifier, server.drafter
     verifier_i = _row_of(posterior.verifiers, "verifier", v, "<<new_verifier>>")
-    if isinstance(v, Size):
-        sizes = {name: float(value) for name, value in v.features().items()}
-    else:
-        sizes = {str(n): float(x) for n, x in posterior.verifiers.iloc[verifier_i].items()}
+    known_sizes = v.features() if isinstance(v, Size) else posterior.verifiers.loc[v].to_dict()
+    sizes = {str(name): float(value) for name, value in known_sizes.items()}
     drafter_i = _row_of(posterior.drafters, "drafter", d, "<<new_drafter>>")
     sizes["drafter"] = d.active / 1e9 if isinstance(d, Size) else 0.0
     if drafter_i is not None:

@@ -51,7 +51,7 @@ DraftLengths = Annotated[
 
 
 def expands(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as options, in place of its argument of that type."""
+    """Give a command the fields of a dataclass as options, instead of an argument of that type."""
     hints = get_type_hints(kind, include_extras=True)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

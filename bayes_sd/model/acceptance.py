@@ -33,12 +33,13 @@ def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> 
     last = int(drafted["draft_tokens"].max()) if len(drafted) else 1
     by_position = np.full((*shape, len(groups), last), np.nan)
     positions, imposed_only = np.zeros(len(groups), int), np.zeros(len(groups), bool)
-    for i, (key, rows) in enumerate(groups):
+    for i, (_, rows) in enumerate(groups):
+        imposed = rows["acceptance_imposed"].iloc[0]
         rng = np.random.default_rng([seed, i])
         counted = rows[rows["drafts"].notna() & rows["accepted_tokens"].notna()]
         if counted.empty:
-            by_position[..., i, :] = key[-1]
-            imposed_only[i] = not np.isnan(key[-1])
+            by_position[..., i, :] = imposed
+            imposed_only[i] = not np.isnan(imposed)
             continue
         tried, won = _trials(counted, last)
         positions[i] = int((tried > 0).sum())

@@ -252,7 +252,7 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
 
 def _index(values: pd.Series, level: pd.Index) -> np.ndarray:
     """Positions in a level; 0 where a run has none (a plain run's drafter)."""
-    return np.maximum(level.get_indexer(values), 0).astype("int64")
+    return np.maximum(level.get_indexer(pd.Index(values)), 0).astype("int64")
 
 
 def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:

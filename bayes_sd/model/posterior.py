@@ -131,11 +131,11 @@ class Posterior:
 
     def _values(self, name: str) -> np.ndarray:
         """Draws of a variable with all draws on the first axis."""
-        values = self.tree["posterior"][name].values
+        values = self.posterior[name].values
         return np.asarray(values.reshape(self.draws, *values.shape[2:]))
 
     def _named(self, name: str, dim: str) -> dict[str, np.ndarray]:
-        terms = self.tree["posterior"][dim].values
+        terms = self.posterior[dim].values
         values = self._values(name)
         return {str(term): values[:, i, None] for i, term in enumerate(terms)}
 
@@ -199,7 +199,7 @@ class Posterior:
         """Factors of an environment on the groups of `HARDWARE`; None where there is only one."""
         if "factor_environment" not in self.tree["posterior"]:
             return None
-        names = [str(e) for e in self.tree["posterior"]["environment"].values]
+        names = [str(e) for e in self.posterior["environment"].values]
         values = self._values("factor_environment")[:, :, names.index(environment)]
         return [values[:, i, None] for i in range(len(HARDWARE))]
 

@@ -2,16 +2,18 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
+from bayes_sd.answers.next_runs import NextRuns
+from bayes_sd.answers.servers import name_of
 from bayes_sd.errors import InputError
-from bayes_sd.plan.sweep import Described, Point, SweepServer, VllmOptions, write_sweep
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.plan.sweep import Described, Plan, Point, SweepServer, VllmOptions, write_sweep
 from bayes_sd.runs.config import Fraction, Positive, PositiveCount, sentence
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.vllm import short_name
@@ -21,6 +23,7 @@ DEFAULT_CONCURRENCY = 32
 TOWARDS_IDLE = 1.4  # above 1, shares of the capacity are denser where servers are usually run
 PROMPT_WEIGHT = 0.25  # cost of a prompt token in output tokens
 HALF_FULL = 8  # a closed loop of B reaches about B / (B + this) of the capacity
+FEWEST_REQUESTS = 16
 ROUNDS = 4  # a closed loop answers at least so many requests a place
 Name = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=2)]  # of the capacity; far beyond it all runs are alike
@@ -59,7 +62,7 @@ class Description(Described):
     prompts: tuple[PositiveCount, ...] = Field(default=(128, 512), min_length=1)
     outputs: tuple[PositiveCount, ...] = Field(default=(64, 256), min_length=1)
     run_seconds: float = Field(default=20, gt=0)
-    min_requests: int = Field(default=16, ge=1)
+    min_requests: int = Field(default=FEWEST_REQUESTS, ge=1)
     time_budget_minutes: float = Field(default=60, gt=0)
     seed: int = 1
     environment: str = ""
@@ -85,36 +88,6 @@ class Description(Described):
         if (for_each or self.synthetic_acceptance) and self.acceptance is None:
             raise ValueError("acceptance is missing; synthetic_acceptance and {percent} need it")
         return self
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure: servers, the runs of each, and how long they are expected to take.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row a server: models, draft tokens, number of runs, lowest and highest load and
-        lengths, expected minutes.
-    minutes : float
-        Expected time of all servers and runs.
-    servers, points : tuple
-        The servers, and for each the runs.
-    path : Path or None
-        The ``run.sh`` to start, None if nothing was written.
-    """
-
-    table: pd.DataFrame
-    minutes: float
-    servers: tuple[SweepServer, ...]
-    points: tuple[tuple[Point, ...], ...]
-    path: Path | None = None
-
-    def __str__(self) -> str:
-        runs = sum(map(len, self.points))
-        start = "" if self.path is None else f"; start {self.path} where vLLM is"
-        servers = "1 server" if len(self.servers) == 1 else f"{len(self.servers)} servers"
-        return f"{servers}, {runs} runs, about {self.minutes:.0f} minutes{start}"
 
 
 def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> Plan:
@@ -169,6 +142,39 @@ def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None 
     return replace(made, path=path)
 
 
+def plan_next(
+    answer: NextRuns,
+    posterior: Posterior,
+    folder: str | Path,
+    run_seconds: float = 30.0,
+    server_seconds: float = 60.0,
+) -> Plan:
+    """Write the runs that `answer` proposes; a model's path that no run states is left open."""
+    servers, points, minutes = [], [], []
+    for server, loads in answer.points():
+        drafter = "" if server.drafter is None else name_of(server.drafter)
+        known = posterior.runs[posterior.runs["drafter"] == drafter]
+        stated = [set(known.get(f"drafter_{x}", [])) - {""} for x in ("path", "method")]
+        path, method = (values.pop() if len(values) == 1 else "" for values in stated)
+        name = f"{name_of(server.verifier)}_" + (f"{drafter}_k{server.k}" if drafter else "plain")
+        servers.append(SweepServer(name, "", drafter, path, method, server.k))
+        mean_s = answer.draws["mean_s"].sel(server=str(server)).median(("chain", "draw"))
+        runs: dict[str, Point] = {}
+        for load in loads:
+            value, point = load[answer.load.axis], Point(load["prompt"], load["output"], 0)
+            at_once, served_rps = 1.0, value
+            if answer.load.axis == "concurrency":
+                at_once, served_rps = value, value / float(mean_s.sel(concurrency=value))
+                point = replace(point, concurrency=max(round(value), 1))
+            else:
+                point = replace(point, rate_rps=value)
+            wanted = max(served_rps * run_seconds, ROUNDS * at_once, FEWEST_REQUESTS)
+            _add(runs, replace(point, requests=round(wanted)))
+        points.append(list(runs.values()))
+        minutes.append((server_seconds + run_seconds * len(runs)) / 60)
+    return replace(Plan.of(servers, points, minutes), path=write_sweep(folder, servers, points))
+
+
 def _described(description: str | Path | Mapping[str, Any], where: str) -> Description:
     """A checked description; an unknown key is refused with the known ones."""
     data = description if isinstance(description, Mapping) else load_yaml(description)
@@ -196,24 +202,12 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
             f"{where}: replicated_cells is {d.replicated_cells}; {n} servers can have {n * most}"
         )
     twice = [d.replicated_cells * (i + 1) // n - d.replicated_cells * i // n for i in range(n)]
-    points = tuple(tuple(_points(d, runs, extra, rng)) for extra in twice)
-    rows = []
-    for server, cells in zip(servers, points, strict=True):
+    points = [_points(d, runs, extra, rng) for extra in twice]
+    minutes = []
+    for cells in points:
         runs_s = sum(p.requests / _served_rps(d, p) + d.run_overhead_s for p in cells)
-        loads = ("concurrency", "rate_rps", "prompt_tokens", "output_tokens")
-        rows.append(
-            {
-                "server": server.name,
-                "verifier": short_name(server.model),
-                "drafter": server.drafter or "none",
-                "draft_tokens": server.draft_tokens,
-                "runs": len(cells),
-                **{name: _ends([getattr(p, name) for p in cells]) for name in loads},
-                "minutes": round((d.startup_s + runs_s) / 60, 1),
-            }
-        )
-    table = pd.DataFrame(rows)
-    return Plan(table, float(table["minutes"].sum()), tuple(servers), points)
+        minutes.append((d.startup_s + runs_s) / 60)
+    return Plan.of(servers, points, minutes)
 
 
 def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list[SweepServer]:
@@ -325,9 +319,3 @@ def _served_rps(d: Description, point: Point) -> float:
     if point.concurrency is not None:
         return capacity_rps * point.concurrency / (point.concurrency + HALF_FULL)
     return min(point.rate_rps or capacity_rps, capacity_rps)
-
-
-def _ends(values: Sequence[float | None]) -> str:
-    """Lowest and highest of the values that are there."""
-    known = sorted({value for value in values if value is not None})
-    return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:]))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.vllm import WEIGHTLESS
+from bayes_sd.runs.vllm import WEIGHTLESS, short_name
 
 PLACEHOLDER = "PUT-PATH-HERE"
 LARGEST_BATCH = 4096  # "any batch" in a schedule of draft tokens
@@ -100,6 +101,65 @@ class Point:
             "random_output_len": self.output_tokens,
             "seed": seed,
         }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: servers, the runs of each, and how long they are expected to take.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row a server: models, draft tokens, number of runs, lowest and highest load and
+        lengths, expected minutes.
+    minutes : float
+        Expected time of all servers and runs.
+    servers, points : tuple
+        The servers, and for each the runs.
+    path : Path or None
+        The ``run.sh`` to start, None if nothing was written.
+    """
+
+    table: pd.DataFrame
+    minutes: float
+    servers: tuple[SweepServer, ...]
+    points: tuple[tuple[Point, ...], ...]
+    path: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        servers: Sequence[SweepServer],
+        points: Sequence[Sequence[Point]],
+        minutes: Sequence[float],
+    ) -> "Plan":
+        """A plan of servers, the runs of each and the minutes of each."""
+        loads = ("concurrency", "rate_rps", "prompt_tokens", "output_tokens")
+        rows = [
+            {
+                "server": server.name,
+                "verifier": short_name(server.model) or server.name,
+                "drafter": server.drafter or "none",
+                "draft_tokens": server.draft_tokens,
+                "runs": len(runs),
+                **{name: _ends([getattr(run, name) for run in runs]) for name in loads},
+                "minutes": round(takes, 1),
+            }
+            for server, runs, takes in zip(servers, points, minutes, strict=True)
+        ]
+        return cls(pd.DataFrame(rows), sum(minutes), tuple(servers), tuple(map(tuple, points)))
+
+    def __str__(self) -> str:
+        runs = sum(map(len, self.points))
+        start = "" if self.path is None else f"; start {self.path} where vLLM is"
+        servers = "1 server" if len(self.servers) == 1 else f"{len(self.servers)} servers"
+        return f"{servers}, {runs} runs, about {self.minutes:.0f} minutes{start}"
+
+
+def _ends(values: Sequence[float | None]) -> str:
+    """Lowest and highest of the values that are there."""
+    known = sorted({value for value in values if value is not None})
+    return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:]))
 
 
 def write_sweep(

@@ -112,9 +112,18 @@ class Record(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_null(cls, data: Any) -> Any:
-        is_object = isinstance(data, Mapping)
-        return {k: v for k, v in data.items() if v is not None} if is_object else data
+    def _objects_without_null(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        for field in cls.model_fields.values():
+            keys = getattr(field.validation_alias, "path", ())
+            inner: Any = data
+            for i, key in enumerate(keys[:-1]):  # pydantic takes what is no object for missing
+                inner = {} if inner.get(key) is None else inner[key]
+                if not isinstance(inner, Mapping):
+                    name = ".".join(map(str, keys[: i + 1]))
+                    raise ValueError(f"{name} must be a JSON object, got {str(inner)[:40]!r}")
+        return {k: v for k, v in data.items() if v is not None}
 
 
 class Configuration(BaseModel):

@@ -5,13 +5,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 import yaml
 
+from bayes_sd.answers.servers import Server
 from bayes_sd.errors import InputError
-from bayes_sd.plan.design import plan
+from bayes_sd.plan.design import plan, plan_next
 from bayes_sd.plan.sweep import Point, SweepServer, write_sweep
 from bayes_sd.runs import vllm
 
@@ -261,3 +266,45 @@ def test_the_function_is_not_hidden_by_its_package(first: str) -> None:
     code = f"import {first}; import bayes_sd as bsd; print({ask}); print({ask})"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.count("1 server, 8 runs") == 2
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "requests"),
+    [("rate_rps", [0.1, 4.0], [16, 120]), ("concurrency", [1.0, 16.0], [16, 240])],
+)
+def test_proposed_runs_are_written_as_a_plan(
+    tmp_path: Path, axis: str, values: list[float], requests: list[int]
+) -> None:
+    """At 2 s a request, 16 in flight are 8 requests/s, 240 in 30 s."""
+    servers = [Server("llama"), Server("llama", "eagle", k=3)]
+    loads = [{axis: value, "prompt": 512, "output": 256} for value in values]
+    mean_s = xr.DataArray(
+        np.full((2, 5, 2, 2), 2.0),
+        dims=("chain", "draw", "server", axis),
+        coords={"server": [str(server) for server in servers], axis: values},
+    )
+    answer: Any = SimpleNamespace(
+        points=lambda: [(server, loads) for server in servers],
+        draws=xr.Dataset({"mean_s": mean_s}),
+        load=SimpleNamespace(axis=axis),
+    )
+    runs = pd.DataFrame(
+        {
+            "drafter": ["none", "eagle", "eagle"],
+            "drafter_method": ["", "eagle3", "eagle3"],
+            "drafter_path": ["", "org/eagle", ""],
+        }
+    )
+    posterior: Any = SimpleNamespace(runs=runs)
+    made = plan_next(answer, posterior, tmp_path / "next", run_seconds=30, server_seconds=60)
+    assert str(made).startswith("2 servers, 4 runs, about 4 minutes; start ")
+    assert made.table[axis].tolist() == [f"{values[0]:g}-{values[1]:g}"] * 2
+    for points in made.points:
+        assert [point.requests for point in points] == requests
+    config = json.loads((tmp_path / "next/llama_eagle_k3/serve_params.json").read_text())
+    assert config["llama_eagle_k3"]["speculative_config"] == {
+        "num_speculative_tokens": 3,
+        "method": "eagle3",
+        "model": "org/eagle",
+    }
+    assert "models=(PUT-PATH-HERE PUT-PATH-HERE)" in (tmp_path / "next/settings.sh").read_text()

@@ -157,6 +157,7 @@ BAD = [
     ("config.strategy.rampup_duration", 5, "rampup_duration is 5 s; only constant loads"),
     ("config", {}, "config.strategy.type_ is missing"),
     ("metrics", {}, "metrics.request_totals.successful is missing"),
+    ("metrics.request_latency", 3, "metrics.request_latency must be a JSON object, got '3'"),
     ("duration", 0, "duration must be a positive finite number, got 0"),
     ("metrics.request_totals.successful", 0, "no request succeeded"),
     (f"{SUCCESSFUL}.2.request_latency", "x", r"requests.successful\[2\].request_latency must be"),
