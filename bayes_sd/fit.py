@@ -47,3 +47,5 @@ class Fit(Posterior):
     coefficients = _fitted.coefficient_table
     families = _fitted.families
     accuracy = _fitted.accuracy
+    decisions = _fitted.decisions
+    plot_collapse = _fitted.plot_collapse

@@ -16,17 +16,16 @@ same for all models. Skipped where the table is absent (see a100_data.path).
 
 import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 
 import a100_data
+import common
 import least_squares
 import numpy as np
 import pandas as pd
 
 import bayes_sd as bsd
-from bayes_sd.errors import ConvergenceError
 from bayes_sd.runs.schema import Runs
 
 SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
@@ -52,26 +51,15 @@ def model_of(name: str) -> bsd.LatencyModel:
     return model
 
 
-def fitted(runs: Runs, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.Fit:
-    """Fit, or read the fit kept under `name`; one that did not converge is used and said so."""
+def cached(runs: Runs, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.Fit:
+    """Fit, or read the fit kept under `name`."""
     path = cache / f"{name}.nc"
     if path.is_file():
         return bsd.Fit.load(path)
     how = SAMPLING | (FINER if "drafting" in model.law.parts else {})
-    try:
-        fit = model.fit(runs, seed=1, progress=False, **how)
-    except ConvergenceError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        fit = error.fit
+    fit = common.fitted(model, runs, seed=1, **how)
     fit.save(path)
     return fit
-
-
-def converged(fit: bsd.Fit) -> bool:
-    """Whether the fit passed the gate."""
-    s = fit.sampling
-    fewest = min(s["ess_bulk_min"], s["ess_tail_min"])
-    return s["rhat_max"] <= 1.01 and fewest >= 400 and s["divergences"] == 0
 
 
 def relative_error(predicted_s: np.ndarray, runs: pd.DataFrame) -> pd.Series:
@@ -81,7 +69,7 @@ def relative_error(predicted_s: np.ndarray, runs: pd.DataFrame) -> pd.Series:
 
 def joint(runs: Runs, cache: Path, model: bsd.LatencyModel) -> tuple[list[dict], dict]:
     """In-sample error per verifier of the joint fit and of least squares on that verifier alone."""
-    fit = fitted(runs, cache, "joint", model)
+    fit = cached(runs, cache, "joint", model)
     rows = []
     for verifier, table in fit.runs.groupby("verifier"):
         point = least_squares.six_coefficients(table)
@@ -93,7 +81,7 @@ def joint(runs: Runs, cache: Path, model: bsd.LatencyModel) -> tuple[list[dict],
                 "least_squares_mean": relative_error(point.predict(table), table).mean(),
             }
         )
-    return rows, fit.sampling | {"converged": converged(fit)}
+    return rows, fit.sampling | {"converged": common.converged(fit)}
 
 
 def left_out(runs: Runs, cache: Path, folds: list[str], model: bsd.LatencyModel) -> list[dict]:
@@ -103,11 +91,8 @@ def left_out(runs: Runs, cache: Path, folds: list[str], model: bsd.LatencyModel)
         held = runs.table["verifier"] == f"Qwen3-{fold}"
         if fold == "fifth":
             held |= np.random.default_rng(1).random(len(held)) < 0.2
-        train, test = (
-            Runs(runs.table[which].reset_index(drop=True), runs.set_aside)
-            for which in (~held, held)
-        )
-        fit = fitted(train, cache, f"without-{fold}", model)
+        train, test = common.part(runs, ~held), common.part(runs, held)
+        fit = cached(train, cache, f"without-{fold}", model)
         table = fit.predict(test)
         point = least_squares.size_law(train.steady.table)
         rows.append(
@@ -119,7 +104,7 @@ def left_out(runs: Runs, cache: Path, folds: list[str], model: bsd.LatencyModel)
                 "inside_90": float(table["inside"].mean()),
                 "width": float((table["high_s"] / table["low_s"]).median()),
                 "log_score": float(table["log_score"].mean()),
-                "converged": converged(fit),
+                "converged": common.converged(fit),
             }
         )
     return rows

@@ -1,10 +1,9 @@
-"""How long a loaded fit takes to answer, in a fresh process without PyMC.
+"""How long a saved fit takes to answer, in a fresh process that never imports PyMC.
 
-    uv run benchmarks/answers.py [--fit fit.nc] [--json]
+    uv run benchmarks/answers.py [--fit fit.nc] [--json]     # seconds, and a fit if none is given
 
-`prob_faster` and `latency` are asked of 50 loads and 5 arms over 4,000 draws, the others as an
-operator would: one workload, the measured arms of one pair. `first` is the first question of its
-kind in the process, `again` the same once more.
+Prints the seconds of every question: `first` the first time in the process, `again` once more.
+`latency` and `compare` are asked of 50 rates, the others as an operator would ask them.
 """
 
 import argparse
@@ -14,84 +13,70 @@ import sys
 import tempfile
 from pathlib import Path
 
-DRAWS = 4000
 WANTED_S = 1.0
 
-ASK = f"""
+ASK = """
 import json, sys, time
-start = time.perf_counter()
+begun = time.perf_counter()
 import bayes_sd as bsd
-from bayes_sd.inference.fit import Fit
+fit_class = bsd.Fit
 imported = time.perf_counter()
-fit = Fit.load(sys.argv[1])
+fit = fit_class.load(sys.argv[1])
 loaded = time.perf_counter()
-import numpy as np
-from bayes_sd.decide.deploy import deployments
-from bayes_sd.report.decisions import decide
 
-fewer = fit.thin({DRAWS})
-keep = {DRAWS} // fewer.posterior.sizes["chain"]
-tree = fewer.tree.copy()
-for name in ("posterior", "acceptance"):
-    tree[name] = type(tree)(tree[name].to_dataset().isel(draw=slice(keep)))
-fewer = Fit(tree)
 tokens = dict(prompt=128, output=64)
-many = bsd.grid(rps=(0.1 + 0.1 * np.arange(50)).tolist(), **tokens)
-pair = bsd.System("dense-60m", "draft-3m", acceptance=0.7)
-plain = bsd.System("dense-60m")
-moe = bsd.System("moe-e8k2")
-ks = [0, 2, 5]
-asked = {{
-    "prob_faster, 50 loads x 4 arms": lambda: fewer.prob_faster(many, [1, 2, 3, 5], pair),
-    "latency, 50 loads x 5 arms": lambda: fewer.latency(many, [0, 1, 2, 3, 5], pair),
-    "decide, 12 loads": lambda: decide(fit, pair, 5, 128, 64),
-    "schedule, 64 batch sizes x 3 arms": lambda: fit.schedule(ks, pair, **tokens),
-    "capacity, 3 arms": lambda: fit.capacity(2.0, ks, pair, **tokens),
-    "next runs, 2 loads x 3 arms": lambda: fit.worth_measuring(ks, pair, rps=[1, 4], **tokens),
-    "deploy, 3 candidates": lambda: deployments(
-        fit, {{"plain": (plain, 0), "sd": (pair, 5), "moe": (moe, 0)}},
-        bsd.Traffic.constant(20.0, 128, 64), slo_s=2.0,
+rates = [0.1 + 0.1 * i for i in range(50)]
+many, few = bsd.Load(rps=rates, **tokens), bsd.Load(rps=rates[::4], **tokens)
+two, one = bsd.Load(rps=[1, 4], **tokens), bsd.Load(rps=20, **tokens)
+plain, moe = bsd.Server("dense-60m"), bsd.Server("moe-e8k2")
+sd = [bsd.Server("dense-60m", "draft-3m", k=k, acceptance=0.7) for k in (1, 2, 3, 5)]
+far = dict(extrapolate=True)
+questions = {
+    "latency, 50 rates x 5 servers": lambda: fit.latency(many, [plain, *sd], **far).table,
+    "compare, 50 rates x 4 pairs": lambda: [fit.compare(many, s, plain, **far).table for s in sd],
+    "break_even": lambda: str(fit.break_even(few, sd[1], plain)),
+    "schedule, 64 batch sizes x 3 k": lambda: fit.schedule(few, sd[1], k=[0, 2, 5], **far),
+    "capacity, 3 servers": lambda: fit.capacity(one, [plain, *sd[1::2]], slo_s=2, **far),
+    "capacity, 3 servers, prices": lambda: fit.capacity(
+        one, {"plain": plain, "sd": sd[1], "moe": moe}, slo_s=2, price_per_hour=1.0
     ),
-}}
+    "next_runs, 2 rates x 3 servers": lambda: fit.next_runs(two, [plain, *sd[1::2]], **far),
+}
 rows = []
-for name, ask in asked.items():
+for name, ask in questions.items():
     laps = [time.perf_counter()]
     for _ in range(2):
         ask()
         laps.append(time.perf_counter())
-    rows.append({{"question": name, "first_s": laps[1] - laps[0], "again_s": laps[2] - laps[1]}})
-print(json.dumps({{
-    "seconds_import": imported - start, "seconds_load": loaded - imported, "answers": rows,
-    "draws": int(np.prod([fewer.posterior.sizes[d] for d in ("chain", "draw")])),
-    "draws_of_fit": int(np.prod([fit.posterior.sizes[d] for d in ("chain", "draw")])),
-    "pymc_imported": "pymc" in sys.modules, "pytensor_imported": "pytensor" in sys.modules,
-}}))
+    rows.append({"question": name, "first_s": laps[1] - laps[0], "again_s": laps[2] - laps[1]})
+print(json.dumps({
+    "import_s": imported - begun, "load_s": loaded - imported, "answers": rows,
+    "draws": fit.draws, "pymc_imported": "pymc" in sys.modules,
+}))
 """
 
 
 def make(path: Path) -> None:
-    """A fit of the shipped corpus with the default settings."""
-    import bayes_sd as bsd
-    from bayes_sd.corpus import corpus
+    """A fit of the shipped runs with the default settings."""
+    import common
 
-    try:
-        fit = bsd.LatencyModel().fit(bsd.read_traces(corpus("vllm-cpu")), seed=1)
-    except bsd.ConvergenceError as error:
-        fit = error.fit
-    fit.save(path)
+    import bayes_sd as bsd
+    from bayes_sd.runs.read import corpus
+
+    common.fitted(bsd.LatencyModel(), bsd.read(corpus("vllm-cpu")), seed=1).save(path)
 
 
 def measure(path: Path) -> dict:
     """Times of one fresh process."""
     command = [sys.executable, "-c", ASK, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout) | {"bytes": path.stat().st_size}
 
 
 def main() -> None:
     """Print a table, or with --json one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fit", type=Path, help="a saved fit; made here if absent")
+    parser.add_argument("--fit", type=Path, help="a saved fit of the shipped runs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -105,9 +90,8 @@ def main() -> None:
         print(json.dumps(result))
         return
     print(
-        f"{result['draws']} draws for the first two, {result['draws_of_fit']} for the others; "
-        f"import {result['seconds_import']:.2f} s, load {result['seconds_load']:.2f} s "
-        f"({result['bytes'] / 1e6:.1f} MB)"
+        f"{result['draws']} draws; import {result['import_s']:.2f} s, load "
+        f"{result['load_s']:.2f} s ({result['bytes'] / 1e6:.1f} MB)"
     )
     print(f"{'':<36}{'first, s':>10}{'again, s':>10}")
     for row in result["answers"]:

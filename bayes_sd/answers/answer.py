@@ -67,23 +67,18 @@ def axes_of(ax: "Axes | None") -> "Axes":
     return Figure(figsize=(5.6, 3.8), layout="constrained").subplots()
 
 
-def band(
-    ax: "Axes",
-    x: Any,
-    values: np.ndarray,
-    number: int,
-    label: str,
-    points_x: Any = (),
-    points_y: Any = (),
-) -> None:
-    """A line with its band (low, middle, high), and measured points in the same colour."""
+def band(ax: "Axes", x: Any, values: np.ndarray, number: int, label: str) -> None:
+    """A line with its band (low, middle, high), in the style of this number."""
     color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
     low, middle, high = (np.where(np.isfinite(v), v, np.nan) for v in values)
     ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
     ax.plot(x, middle, color=color, ls=style, lw=1.6, label=label)
-    if len(points_x):
-        marker = MARKERS[number % len(MARKERS)]
-        ax.scatter(points_x, points_y, s=20, color=color, marker=marker, zorder=3)
+
+
+def points(ax: "Axes", x: Any, y: Any, number: int, label: str | None = None) -> None:
+    """Measured points, in the style of this number."""
+    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+    ax.scatter(x, y, s=20, color=color, marker=marker, alpha=0.8, zorder=3, label=label)
 
 
 def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool = True) -> None:

@@ -14,6 +14,7 @@ from bayes_sd.answers.answer import (
     UNITS,
     Answer,
     axes_of,
+    band,
     farthest,
     finish,
     quantile,
@@ -77,7 +78,7 @@ class Comparison(Answer):
         unit = "" if axis is None else f" {UNITS[axis]}"
 
         def places(rows: pd.DataFrame) -> str:
-            values = [] if axis is None else [f"{v:g}" for v in rows[axis]]
+            values = [] if axis is None else [f"{v:.3g}" for v in rows[axis]]
             shown = f"{values[0]} to {values[-1]}" if len(values) > 3 else ", ".join(values)
             return f" at {shown}{unit}" if values else ""
 
@@ -93,14 +94,13 @@ class Comparison(Answer):
             f"{farthest(table['support'])}): {'; '.join(sentences)}."
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """P(faster) against load."""
+    def plot(self, ax: "Axes | None" = None, number: int = 1) -> "Axes":
+        """P(faster) against load; `number` chooses the style among several on one axes."""
         ax, table = axes_of(ax), self.table
         axis = next((a for a in UNITS if a in table), None)
         if axis is None:
             raise InputError("A plot needs several rates or concurrencies.")
-        ax.plot(table[axis], table["prob_faster"], color=COLORS[1], lw=1.6, label=self.server)
-        ax.axhline(0.5, color=COLORS[0], lw=0.6, ls=":")
+        band(ax, table[axis], table[["prob_faster"] * 3].to_numpy().T, number, self.server)
         ax.set_ylim(-0.03, 1.03)
         finish(ax, UNITS[axis], f"P(faster than {self.baseline})")
         return ax

@@ -1,10 +1,12 @@
 """The law at measured runs: fitted values and predictions; and tables of what was learned."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from bayes_sd.answers.answer import axes_of, finish, points
+from bayes_sd.answers.compare import BreakEven, Comparison, break_even, compare, default_rates
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError
@@ -15,6 +17,9 @@ from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FITTED_DRAWS = 400  # for the medians kept with a fit
 
@@ -244,3 +249,38 @@ def accuracy(fit: Posterior) -> dict[str, float]:
         result[f"r2_{family}"] = float(1 - residual / total) if own.sum() > 1 else float("nan")
     result["mean_error"] = float(np.abs(table["fitted_e2e_s"] / table["e2e_mean_s"] - 1).mean())
     return result
+
+
+def decisions(fit: Posterior, prompt: float, output: float) -> list[tuple[Comparison, BreakEven]]:
+    """Every measured SD server against plain decoding, where its verifier ran plain too.
+
+    At twelve rates up to 95% of the plain server's capacity, and the break-even rate.
+    """
+    ran = fit.servers
+    plain = ran[ran["drafter"] == NONE][["verifier", "environment"]]
+    answers = []
+    for row in ran[ran["draft_tokens"] > 0].merge(plain).to_dict("records"):
+        imposed = None if np.isnan(row["acceptance_imposed"]) else row["acceptance_imposed"]
+        where = row["environment"] if len(fit.environments) > 1 else None
+        drafting = Server(row["verifier"], row["drafter"], row["draft_tokens"], imposed, where)
+        baseline = Server(row["verifier"], environment=where)
+        load = default_rates(fit, baseline, (prompt, output))
+        pair = compare(fit, load, drafting, baseline), break_even(fit, load, drafting, baseline)
+        answers.append(pair)
+    return answers
+
+
+def plot_collapse(fit: Posterior, ax: "Axes | None" = None) -> "Axes":
+    """Every run on one curve: latency over C1 against utilization x, and ``1 / (1 - x)``."""
+    ax, runs, x = axes_of(ax), fit.runs, np.linspace(0, 0.97, 300)
+    ax.plot(x, 1 / (1 - x), color="black", lw=1.2, label="1 / (1 - x)")
+    for i, ((family, arm), own) in enumerate(runs.groupby(["family", "arm"])):
+        points(
+            ax,
+            own["utilization"],
+            own["e2e_mean_s"] / own["fitted_c1_s"],
+            i,
+            f"{family}, {arm} ({len(own)} runs)",
+        )
+    finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)
+    return ax

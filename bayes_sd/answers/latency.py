@@ -15,6 +15,7 @@ from bayes_sd.answers.answer import (
     axes_of,
     band,
     finish,
+    points,
     quantile,
     refuse_far,
     support,
@@ -241,7 +242,8 @@ class Latency(Answer):
         for i, name in enumerate(self.draws["server"].values):
             values = quantile(data.sel(server=name), [0.05, 0.5, 0.95])
             own = self.measured[self.measured["server"] == name]
-            band(ax, data[axis].values, values.values, i, str(name), own[axis], own["mean_s"])
+            band(ax, data[axis].values, values.values, i, str(name))
+            points(ax, own[axis], own["mean_s"], i)
         label = {"e2e": "mean latency", "ttft": "mean TTFT", "tpot": "mean TPOT"}[self.metric]
         finish(ax, UNITS[axis], f"{label}, s", log=True)
         return ax

@@ -108,37 +108,35 @@ def plan(
     show("Servers", made.table)
 
 
-def decisions(fit: Any, lengths: tuple[float, float]) -> list[dict[str, Any]]:
-    """Comparison and break-even of every measured SD server whose verifier ran plain too."""
-    from bayes_sd.answers.compare import default_rates
-    from bayes_sd.answers.servers import Server
+def decision_row(comparison: Any, even: Any) -> dict[str, Any]:
+    """A decision of the demo in one row."""
+    probs, row = comparison.table["prob_faster"], even.table.iloc[0]
+    return {
+        "server": comparison.server,
+        **{f"P at {s:.0%}": probs.iloc[i] for s, i in ((0.08, 0), (0.48, 5), (0.95, 11))},
+        **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
+        **{f"P({o})": row[f"prob_{o}"] for o in ("never", "always")},
+        "support": row["support"],
+    }
 
-    ran = fit.servers
-    plain = ran[ran["drafter"] == "none"][["verifier", "environment"]]
-    rows = []
-    for server in ran[ran["draft_tokens"] > 0].merge(plain).to_dict("records"):
-        imposed, k = server["acceptance_imposed"], int(server["draft_tokens"])
-        accepted = None if imposed != imposed else imposed
-        drafting = Server(server["verifier"], server["drafter"], k, accepted, server["environment"])
-        baseline = Server(server["verifier"], environment=server["environment"])
-        load = default_rates(fit, baseline, lengths)
-        probs = fit.compare(load, drafting, baseline).table["prob_faster"]
-        even = fit.break_even(load, drafting, baseline).table.iloc[0]
-        pair = {n: server[n] for n in ("verifier", "drafter", "acceptance_imposed")}
-        rates = fit.acceptance(pair, k)
-        rows.append(
-            {
-                "verifier": server["verifier"],
-                "drafter": server["drafter"],
-                "k": k,
-                "acceptance": float(sum(r.mean() for r in rates) / k),
-                **{f"P at {s:.0%}": probs.iloc[i] for s, i in ((0.08, 0), (0.48, 5), (0.95, 11))},
-                **{n: even[f"{n}_rps"] for n in ("p05", "p50", "p95")},
-                **{f"P({o})": even[f"prob_{o}"] for o in ("never", "always")},
-                "support": even["support"],
-            }
-        )
-    return rows
+
+def save_figures(fit: Any, answers: list[Any], folder: Path) -> list[str]:
+    """Figures of the demo, as PNG: the collapse, and P(SD beats plain), a panel a verifier."""
+    from matplotlib.figure import Figure
+
+    collapse = Figure(figsize=(5.6, 4.2), layout="constrained")
+    fit.plot_collapse(collapse.subplots())
+    baselines = list(dict.fromkeys(comparison.baseline for comparison, _ in answers))
+    faster = Figure(figsize=(8, 3.4 * max(len(baselines), 1)), layout="constrained")
+    panels = faster.subplots(max(len(baselines), 1), squeeze=False).ravel()
+    for panel, baseline in zip(panels, baselines, strict=False):
+        own = [comparison for comparison, _ in answers if comparison.baseline == baseline]
+        for number, comparison in enumerate(own):
+            comparison.plot(panel, number)
+    paths = [str(folder / name) for name in ("collapse.png", "prob_faster.png")]
+    for path, figure in zip(paths, (collapse, faster), strict=True):
+        figure.savefig(path, dpi=140)
+    return paths
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -157,7 +155,6 @@ def demo(
     """Fit the shipped vLLM measurements and decide for every server in them."""
     import pandas as pd
 
-    from bayes_sd.answers.plots import save_figures
     from bayes_sd.latency_model import LatencyModel
     from bayes_sd.runs.read import corpus, read
 
@@ -165,9 +162,10 @@ def demo(
     say(repr(runs))
     say("compiling and sampling, about a minute ...")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
-    rows, accuracy = decisions(result, DEMO_LENGTHS), result.accuracy()
+    made, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
+    rows = [decision_row(*pair) for pair in made]
     out.mkdir(parents=True, exist_ok=True)
-    files = [str(result.save(out / "fit.nc")), *map(str, save_figures(result, DEMO_LENGTHS, out))]
+    files = [str(result.save(out / "fit.nc")), *save_figures(result, made, out)]
     if as_json:
         emit({"fit": result.sampling, "accuracy": accuracy, "decisions": rows, "files": files})
         return
@@ -186,6 +184,10 @@ def demo(
         pd.DataFrame(rows),
     )
     print("wrote " + ", ".join(files))
+
+
+for _command in (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs):
+    app.command(_command.__name__.replace("_", "-"), rich_help_panel=ASK)(_command)
 
 
 def _executor(jobs: int) -> tuple[ThreadPoolExecutor | None, dict[str, Any]]:
@@ -290,10 +292,6 @@ def validate(
         show("Checks", pd.DataFrame([one.to_dict() for one in results]))
     if not all(one.passed for one in results):
         raise typer.Exit(3)
-
-
-for _name in ("latency", "compare", "schedule", "capacity", "next_runs"):
-    app.command(_name.replace("_", "-"), rich_help_panel=ASK)(getattr(ask, _name))
 
 
 def main() -> None:

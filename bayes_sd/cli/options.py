@@ -163,8 +163,8 @@ class AskedServer:
     new_verifier: Annotated[
         str | None,
         option(
-            help="Unmeasured one: a config.json, or params=30e9,active_params=3e9,"
-            "experts=128,experts_per_token=8,layers=48.",
+            help="Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
+            "experts_per_token, layers, kv_bytes.",
             metavar="SIZE",
             panel=SERVER,
         ),
@@ -178,13 +178,14 @@ class AskedServer:
     structure: Annotated[
         str | None,
         option(
-            help=f"What to assume: {', '.join(NAMES)}, as edge:round_trip_s=0.02..0.05.",
+            help=f"Assume {', '.join(NAMES)}; terms as round_trip_s=0.02..0.05.",
             metavar="KIND:TERMS",
             panel=SERVER,
         ),
     ] = None
     extrapolate: Annotated[
-        bool, option(help="Allow answers far outside of what was measured.", panel=SERVER)
+        bool,
+        option("--extrapolate", help="Allow answers far from what was measured.", panel=SERVER),
     ] = False
 
     def of(self, fit: "Fit", k: int, drafter_loaded: bool | None = None) -> Server:

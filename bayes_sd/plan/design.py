@@ -90,7 +90,9 @@ class Description(Described):
         return self
 
 
-def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None = None) -> Plan:
+def plan_sweep(
+    description: str | Path | Mapping[str, Any], folder: str | Path | None = None
+) -> Plan:
     """Design a campaign and write what ``vllm bench sweep serve`` runs.
 
     Every verifier is measured plain and with several SD servers; draft tokens, acceptances and
@@ -117,7 +119,7 @@ def plan(description: str | Path | Mapping[str, Any], folder: str | Path | None 
     --------
     >>> import bayes_sd as bsd
     >>> ngram = {"name": "ngram", "method": "ngram"}
-    >>> print(bsd.plan({"verifiers": ["org/llama-8b"], "drafters": [ngram], "k": [1, 3]}))
+    >>> print(bsd.plan_sweep({"verifiers": ["org/llama-8b"], "drafters": [ngram], "k": [1, 3]}))
     4 servers, 32 runs, about 30 minutes
     """
     where = "description" if isinstance(description, Mapping) else str(description)

@@ -121,10 +121,11 @@ def _model(wanted: Mapping[str, Any]) -> str | None:
     """Name of the one model that was asked: ``models.items`` or ``endpoint.model_names``."""
     models, endpoint = wanted.get("models"), wanted.get("endpoint")
     items = models.get("items") if isinstance(models, Mapping) else None
-    names = [item.get("name") for item in items or () if isinstance(item, Mapping)]
+    items = items if isinstance(items, list) else []
+    names: Any = [item.get("name") for item in items if isinstance(item, Mapping)]
     if not names and isinstance(endpoint, Mapping):
-        names = endpoint.get("model_names") or []
-    return str(names[0]) if len(names) == 1 else None
+        names = endpoint.get("model_names")
+    return str(names[0]) if isinstance(names, list) and len(names) == 1 else None
 
 
 def _load(wanted: Mapping[str, Any]) -> dict[str, Any]:

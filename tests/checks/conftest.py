@@ -1,5 +1,6 @@
 """A few made-up runs, refits that need no compiling, and one compiled refitter for all tests."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +73,12 @@ class StandIn:
             return np.full(shape, 0.02)
         error = self.sd * np.random.default_rng(3).standard_normal(shape)
         return self.factor * self.table["e2e_mean_s"].to_numpy()[rows] * np.exp(error)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the committed test data."""
+    return Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="session")

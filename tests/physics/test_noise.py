@@ -85,9 +85,7 @@ def test_a_first_token_that_waits_varies_less_with_its_prompt() -> None:
 
 
 @modest
-@given(
-    mean=st.floats(1e-3, 1e3), sd=st.floats(0.01, 1.5), prob=st.floats(0.01, 0.99)
-)
+@given(mean=st.floats(1e-3, 1e3), sd=st.floats(0.01, 1.5), prob=st.floats(0.01, 0.99))
 def test_quantiles_and_shares_are_inverse_and_those_of_a_lognormal(
     mean: float, sd: float, prob: float
 ) -> None:

@@ -1,6 +1,5 @@
 """Assumed structures: terms, limits, monotonicity, and the same numbers by another way."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,11 @@ from scipy.optimize import brentq
 from bayes_sd.errors import InputError
 from bayes_sd.physics import structures as S
 from bayes_sd.physics.costs import Stages
-from bayes_sd.physics.law import FULL, Outcome
-from bayes_sd.physics.placed import placed_outcome, route
+from bayes_sd.physics.law import FULL, Outcome, placed_outcome, route
 from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.physics.structures import Placed, Structure
 
-modest = settings(max_examples=25, deadline=None)
+modest = settings(max_examples=10, deadline=None)  # each solves many fixed points
 families = st.sampled_from(["dense", "moe"])
 drafts = st.integers(0, 8)
 busy = st.floats(0, 0.95)
@@ -83,28 +81,36 @@ def assert_same(one: Outcome, other: Outcome, rel: float = 1e-9) -> None:
 # --- terms ----------------------------------------------------------------------------------
 
 
+FACTOR = "a number (or low, high) above 0, at most 10000"
+AMOUNT = "a number from 0, or (low, high) above 0, at most 10000"
+SHARE = "a share from 0 to 1, or (low, high) between 0 and 1"
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "term", "value", "allowed"),
     [
-        (lambda: S.Edge(round_trip_s=-0.1), "round_trip_s = -0.1: must be a number from 0 to"),
-        (lambda: S.Asynchronous(sync_s=1e300), "sync_s = 1e.300: must be a number from 0 to 10000"),
-        (lambda: S.Edge(round_trip_s=(0.0, 0.1)), "interval .low, high. above 0"),
-        (lambda: S.Edge(round_trip_s=(0.2, 0.1)), "reversed"),
-        (lambda: S.Edge(round_trip_s="fast"), "round_trip_s = 'fast'"),
-        (lambda: S.Edge(round_trip_s=(0.1, 0.2, 0.3)), "round_trip_s"),
-        (lambda: S.Edge(round_trip_s=float("nan")), "round_trip_s"),
-        (lambda: S.Edge(round_trip_s=0.1, slowdown=0), "slowdown = 0: must be a number above 0"),
-        (lambda: S.Overlapped(hidden=1.2), "hidden = 1.2: must be a share from 0 to 1"),
-        (lambda: S.Overlapped(hidden=(0.5, 1.0)), "between 0 and 1"),
-        (lambda: S.Overlapped(hidden=0.5, interference=-1), "interference"),
-        (lambda: S.Asynchronous(wasted=-0.1), "wasted"),
-        (lambda: S.Disaggregated(bandwidth_gb_per_s=0), "bandwidth_gb_per_s"),
+        (S.Edge, "round_trip_s", -0.1, AMOUNT),
+        (S.Edge, "round_trip_s", (0.0, 0.1), AMOUNT),
+        (S.Edge, "round_trip_s", (0.1, 0.2, 0.3), AMOUNT),
+        (S.Edge, "round_trip_s", "fast", AMOUNT),
+        (S.Edge, "round_trip_s", float("nan"), AMOUNT),
+        (S.Asynchronous, "sync_s", 1e300, AMOUNT),
+        (S.Asynchronous, "verify_slowdown", 0, FACTOR),
+        (S.Asynchronous, "wasted", -0.1, SHARE),
+        (S.Overlapped, "hidden", 1.2, SHARE),
+        (S.Overlapped, "hidden", (0.5, 1.0), SHARE),
+        (S.Disaggregated, "bandwidth_gb_per_s", 0, "a number (or low, high) above 0"),
     ],
 )
-def test_a_bad_term_is_one_sentence(make: Callable[[], Structure], message: str) -> None:
-    with pytest.raises(InputError, match=message) as error:
-        make()
-    assert "\n" not in str(error.value)
+def test_a_bad_term_is_one_sentence(kind: Any, term: str, value: Any, allowed: str) -> None:
+    with pytest.raises(InputError) as error:
+        kind(**{term: value})
+    assert str(error.value) == f"{kind.__name__}: {term} = {value!r}: must be {allowed}."
+
+
+def test_a_reversed_interval_is_called_so() -> None:
+    with pytest.raises(InputError, match="round_trip_s = .0.2, 0.1.: the interval is reversed"):
+        S.Edge(round_trip_s=(0.2, 0.1))
 
 
 def test_terms_given_as_intervals_are_drawn_so() -> None:
@@ -191,10 +197,10 @@ def test_a_worse_term_is_never_faster(
 ) -> None:
     make, values = WORSE[term]
     low, high = sorted((data.draw(values), data.draw(values)))
-    for work in (load(family, share, k), load(family, 0, k, crowd)):
-        quick, slow = (solve(make(value), family, work) for value in (low, high))
-        if slow.utilization < 1:
-            assert slow.e2e_s >= quick.e2e_s * (1 - 1e-9)
+    work = load(family, share, k, crowd if data.draw(st.booleans()) else None)
+    quick, slow = (solve(make(value), family, work) for value in (low, high))
+    if slow.utilization < 1:
+        assert slow.e2e_s >= quick.e2e_s * (1 - 1e-9)
 
 
 @modest
@@ -212,7 +218,6 @@ def test_latency_grows_with_the_rate_up_to_capacity(
     said = [answer(placed, family, work | {"rate_rps": f * top}) for f in (low, high, 1.01)]
     assert [float(s.e2e_s) for s in said[:2]] == pytest.approx([float(few), float(many)])
     assert [bool(s.utilization < 1) for s in said] == [True, True, False]
-    assert np.isinf(said[2].e2e_s) or structure.place is S.Edge.place
     assert 1 / said[0].c2_s == pytest.approx(float(top))
 
 
@@ -220,9 +225,7 @@ def test_latency_grows_with_the_rate_up_to_capacity(
 
 
 @modest
-@given(
-    family=families, k=st.integers(1, 8), share=busy, hidden=shares, slower=st.floats(0.5, 20)
-)
+@given(family=families, k=st.integers(1, 8), share=busy, hidden=shares, slower=st.floats(0.5, 20))
 def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
     family: str, k: int, share: float, hidden: float, slower: float
 ) -> None:

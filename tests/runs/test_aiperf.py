@@ -127,6 +127,7 @@ BAD = [
     ("v0.13-poisson", "request_count.avg", 0.0, "no request succeeded"),
     ("v0.13-poisson", "input_config", None, "input_config is missing; it says what load"),
     ("v0.13-poisson", "input_config", NAMED, "input_config has neither phases nor loadgen"),
+    ("v0.13-poisson", "input_config.models", {"items": 2.5}, "verifier is missing; give it"),
     ("v0.13-poisson", "input_config.phases", [], "has 0 profiling phases; a run has one load"),
     ("v0.13-poisson", f"{PHASE}.type", "user_centric", "load 'user_centric' has no constant rate"),
     ("v0.13-poisson", f"{PHASE}.rate", None, "the rate of the poisson load is missing"),

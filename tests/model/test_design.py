@@ -1,0 +1,200 @@
+"""From runs to the law's inputs: levels, indices, arrays, and what no longer is dropped."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tables import DRAFTING, PLAIN, closed, table
+
+from bayes_sd.errors import EvidenceError, EvidenceWarning, InputError
+from bayes_sd.latency_model import LatencyModel
+from bayes_sd.model.design import (
+    NONE,
+    Design,
+    build_design,
+    coefficients,
+    same_key,
+    server_label,
+    workload,
+)
+from bayes_sd.model.priors import HARDWARE
+from bayes_sd.physics.acceptance import cycles
+from bayes_sd.runs.schema import Runs
+
+LEVELS = ["verifier", "drafter", "acceptance_imposed", "draft_tokens", "environment"]
+
+
+@pytest.fixture(scope="module")
+def design(runs: Runs) -> Design:
+    return build_design(runs)
+
+
+def test_levels_of_the_corpus(runs: Runs, design: Design) -> None:
+    steady = runs.steady.table
+    assert len(design.data["e2e_rows"]) == len(steady) < len(design.table) == len(runs)
+    assert design.table["saturated"][design.data["censored_rows"]].all()
+    assert len(build_design(runs, censored=False).table) == len(steady)
+    assert design.verifiers.index.tolist() == sorted(runs.table["verifier"].unique())
+    assert design.drafters["drafter_params"].to_dict() == pytest.approx(
+        {"draft-12m": 0.010616832, "draft-3m": 0.001327104}
+    )
+    assert len(design.servers) == len(runs.table[LEVELS].drop_duplicates())
+    assert {"dense-60m plain", "moe-e8k2 + draft-3m @ 0.9 k=3"} <= set(design.servers["server"])
+    assert design.moe and design.left_out.empty
+
+
+def test_indices_point_at_the_levels_of_the_runs(design: Design) -> None:
+    """PyMC on numba does not check bounds, so this must."""
+    table, data = design.table, design.data
+    drafted = (table["drafter"] != NONE).to_numpy()
+    names = {
+        "verifier": (design.verifiers.index, np.full(len(table), True)),
+        "drafter": (design.drafters.index, drafted),
+        "server": (pd.Index(design.servers["server"]), np.full(len(table), True)),
+        "environment": (pd.Index(design.environments), np.full(len(table), True)),
+    }
+    for level, (known, rows) in names.items():
+        index = data[f"{level}_i"]
+        assert index.min() >= 0 and index.max() < len(known), level
+        assert known[index[rows]].tolist() == table[level][rows].tolist(), level
+    np.testing.assert_array_equal(data["drafted"], drafted)
+
+
+def test_arrays_are_those_of_the_runs_and_finite(design: Design) -> None:
+    table, data = design.table, design.data
+    np.testing.assert_allclose(np.exp(data["log_e2e"]), table["e2e_mean_s"])
+    steady = data["e2e_rows"]
+    variance = (data["se_e2e"] ** 2 * table["requests"])[steady]
+    np.testing.assert_allclose(variance, table["e2e_log_var"][steady])
+    np.testing.assert_array_equal(data["rate_rps"], table["rate_rps"])
+    by_counts = 1 + table["accepted_tokens"] / table["drafts"]
+    plain = cycles(table["output_tokens"], [], 0)
+    faster = data["cycles"] < plain
+    assert (faster == (table["draft_tokens"] > 0)).all()
+    np.testing.assert_allclose(((plain / data["cycles"]) / by_counts)[faster], 1, rtol=0.12)
+    for name, array in data.items():
+        assert np.isfinite(array).all(), name
+        if not name.endswith("rows"):
+            assert array.shape == (len(table),), name
+
+
+def test_a_concurrency_is_the_number_of_others_and_one() -> None:
+    data = build_design(closed()).data
+    np.testing.assert_array_equal(data["others"], [0, 7, 31])
+    np.testing.assert_array_equal(data["pass_tokens"], [1, 8, 32])
+    assert (data["closed"] == 1).all() and (data["rate_rps"] == 0).all()
+
+
+def test_runs_and_questions_have_one_builder() -> None:
+    runs = closed(DRAFTING, drafts=1000.0, accepted_1=900.0, accepted_2=540.0, accepted_3=162.0)
+    asked = workload(
+        k=3.0,
+        drafter_loaded=1.0,
+        acceptance=[0.9, 0.6, 0.3],
+        prompt_tokens=512.0,
+        output_tokens=128.0,
+        concurrency=np.array([1.0, 8.0, 32.0]),
+    )
+    data = build_design(runs).data
+    for name, values in asked.items():
+        np.testing.assert_allclose(data[name], np.broadcast_to(values, 3), err_msg=name)
+
+
+def test_runs_without_ttft_or_a_spread_are_left_out_of_their_likelihoods() -> None:
+    runs = table(ttft_mean_s=[0.1, np.nan, 0.2], ttft_std_s=0.02)
+    bare = runs.table.assign(e2e_log_var=[0.04, np.nan, 0.05])  # as of a file of means only
+    data = build_design(replace(runs, table=bare)).data
+    assert data["ttft_rows"].tolist() == [0, 2]
+    assert data["e2e_rows"].tolist() == [0, 1, 2]
+    assert data["e2e_spread_rows"].tolist() == [0, 2]
+    np.testing.assert_allclose(np.exp(data["log_ttft"][[0, 2]]), [0.1, 0.2])
+
+
+def test_labels_are_for_people_and_keys_are_columns() -> None:
+    server = {"verifier": "org/m@v2", "drafter": "d", "acceptance_imposed": np.nan}
+    server |= {"draft_tokens": 3, "environment": "gpu"}
+    assert server_label(server, False) == "org/m@v2 + d k=3"
+    assert (
+        server_label(server | {"acceptance_imposed": 0.5}, True) == "org/m@v2 + d @ 0.5 k=3 [gpu]"
+    )
+    rows = pd.DataFrame([server, server | {"acceptance_imposed": 0.5}])
+    assert same_key(rows, list(server), server).tolist() == [True, False]
+
+
+def test_two_servers_of_one_label_stay_two() -> None:
+    """An environment in brackets and a verifier that is named so."""
+    one = table(verifier="m @ 0.5 k=3", environment="gpu")
+    other = table(DRAFTING, verifier="m", drafter="x", acceptance_imposed=0.5)
+    design = build_design(one + other)
+    assert design.servers["server"].is_unique and len(design.servers) == 2
+
+
+def test_servers_of_two_environments_are_two_servers(runs: Runs, design: Design) -> None:
+    moved = runs.table.copy()
+    moved.loc[moved.index % 2 == 0, "environment"] = "another machine"
+    two = build_design(Runs(moved, runs.set_aside))
+    assert two.environments == sorted(set(moved["environment"]))
+    assert len(two.servers) > 1.8 * len(design.servers)
+    assert two.verifiers.equals(design.verifiers)
+
+
+def test_an_environment_with_saturated_runs_only_keeps_its_factors() -> None:
+    steady = table(environment="gpu a") + table(PLAIN, verifier="m2", environment="gpu a")
+    stuck = table(environment="gpu b")
+    stuck = replace(stuck, table=stuck.table.assign(saturated=True))
+    design = build_design(steady + stuck)
+    assert design.environments == ["gpu a", "gpu b"]
+    assert set(design.servers["environment"]) == {"gpu a", "gpu b"}
+    assert (design.data["environment_i"][design.data["censored_rows"]] == 1).all()
+    graph = LatencyModel().graph(design)
+    assert "log_environment" in graph.named_vars
+    assert list(graph.coords["environment"]) == ["gpu a", "gpu b"]
+
+
+def test_factors_reach_the_coefficients_they_name() -> None:
+    terms = {name: 1.0 for group in HARDWARE.values() for name in group} | {"queue_cycles": 1.0}
+    ones = {"verifier": [1.0] * 4, "drafter": [1.0] * 2}
+    combined = coefficients(terms, **ones, server=[1.1], environment=[2.0, 3.0, 5.0])
+    for factor, members in zip((2.0, 3.0, 5.0), HARDWARE.values(), strict=True):
+        assert {combined[name] for name in members} == {factor}
+    assert combined["queue_cycles"] == 1.0
+    assert combined["factor_slowness"] == 1.1 and combined["factor_crowding"] == 1.0
+
+
+@pytest.mark.parametrize("part", ["none", "all saturated"])
+def test_nothing_to_fit_is_refused(runs: Runs, part: str) -> None:
+    bad = runs.table.iloc[:0] if part == "none" else runs.table.assign(saturated=True)
+    with pytest.raises(EvidenceError, match="no steady run"):
+        LatencyModel().fit(replace(runs, table=bad))
+
+
+@pytest.mark.parametrize(
+    ("rows", "column", "value", "error", "message"),
+    [
+        (slice(0, 1), "verifier_params", 1e9, InputError, "verifier 'dense-115m' has runs of diff"),
+        (slice(None), "drafter_params", np.nan, EvidenceError, "size of drafter 'draft-12m'"),
+    ],
+)
+def test_a_size_that_is_unknown_or_two_is_refused(
+    runs: Runs, rows: slice, column: str, value: float, error: Any, message: str
+) -> None:
+    changed = runs.table.copy()
+    changed.loc[changed.index[rows], column] = value
+    with pytest.raises(error, match=message):
+        build_design(replace(runs, table=changed))
+
+
+def test_runs_of_unknown_acceptance_are_named_and_those_of_one_level_too() -> None:
+    unknown = table(DRAFTING)
+    runs = table() + unknown
+    assert len(build_design(runs).left_out) == len(unknown)
+    model = LatencyModel()
+    with pytest.warns(EvidenceWarning) as caught:
+        model._warn(model.design(runs))
+    messages = " ".join(str(each.message) for each in caught)
+    assert "3 runs are left out since their acceptance is unknown" in messages
+    assert "scatter_verifier, scatter_server cannot be learned" in messages
+    with pytest.raises(EvidenceError, match="their acceptance is unknown"):
+        build_design(unknown)

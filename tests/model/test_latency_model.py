@@ -1,0 +1,141 @@
+"""LatencyModel: priors that are shown, changed and refused; settings; what fit passes on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bayes_sd.errors import InputError
+from bayes_sd.latency_model import LatencyModel
+from bayes_sd.model.design import build_design
+from bayes_sd.model.graph import build
+from bayes_sd.model.priors import ALL, Prior
+from bayes_sd.physics.law import Law
+from bayes_sd.runs.schema import Runs
+
+
+def test_print_shows_every_prior_with_interval_unit_and_reason() -> None:
+    lines = str(LatencyModel()).splitlines()
+    assert not any(line.startswith("host_") for line in lines)  # no part of the default law
+    assert "host_prefill_alone" in str(LatencyModel(law=Law(("host",))))
+    assert "scatter_drafter" not in str(LatencyModel(pooling="none"))
+    for prior in LatencyModel().used:
+        (line,) = [each for each in lines if each.split(" ", 1)[0] == prior.name]
+        low, high = prior.interval()
+        for part in (prior.unit, prior.meaning, prior.reason, f"{low:.2g} .. {high:.2g}"):
+            assert part in line
+        assert len(prior.reason) > 10 or prior.reason.startswith("as ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "a", "b", "expected"),
+    [
+        ("lognormal", 0.02, 1.5, stats.lognorm(1.5, scale=0.02)),
+        ("normal", 0.1, 0.3, stats.norm(0.1, 0.3)),
+    ],
+)
+def test_an_interval_holds_ninety_percent(kind: str, a: float, b: float, expected: Any) -> None:
+    prior = Prior("x", kind, a, b, "s", (), "meaning", "reason")
+    assert prior.interval() == pytest.approx(expected.interval(0.9), rel=1e-3)
+
+
+def test_a_changed_prior_is_used_and_the_model_it_came_from_is_not() -> None:
+    base = LatencyModel()
+    changed = base.with_prior("queue_cycles", a=40.0, b=0.01, reason="a queue of forty")
+    assert "a queue of forty" in str(changed) and "a queue of forty" not in str(base)
+    names = [p.name for p in ALL]
+    assert [p.name for p in changed.priors] == names and base == LatencyModel()
+    assert changed.priors[names.index("queue_cycles")].interval()[0] > 39
+
+
+def test_the_graph_has_the_priors_of_the_model(runs: Runs) -> None:
+    import pymc as pm
+
+    model = LatencyModel().with_prior("queue_cycles", a=40.0, b=1e-9)
+    graph = model.build(runs.select(verifier="dense-25m"))
+    names = list(graph.coords["law_term"])
+    logs = pm.draw(graph["log_law"], random_seed=1, mode="FAST_COMPILE")
+    assert logs[names.index("queue_cycles")] == pytest.approx(np.log(40.0))
+    assert logs[names.index("weights_per_pass")] != pytest.approx(np.log(40.0))
+
+
+BASE = LatencyModel()
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "unknown prior": (lambda: BASE.with_prior("s_pas"), r"'s_pas'; known: weights_per_pass, .*spr"),
+    "median 0": (
+        lambda: BASE.with_prior("weights_per_pass", a=0.0),
+        "a = 0.0 must be fin.*above 0",
+    ),
+    "negative": (lambda: BASE.with_prior("weights_per_pass", a=-1.0), "Prior weights_per_pass: a"),
+    "no width": (lambda: BASE.with_prior("weights_per_pass", b=0.0), "b = 0.0 must be finite"),
+    "infinite": (lambda: BASE.with_prior("weights_per_pass", b=np.inf), "b = inf must be finite"),
+    "text": (lambda: BASE.with_prior("weights_per_pass", a="x"), "a = 'x' is not a number"),
+    "kind": (lambda: BASE.with_prior("run_sd", kind="normal"), "cannot change 'kind', only a, b"),
+    "half-normal": (
+        lambda: Prior("x", "halfnormal", 0.0, 0.3, "s", (), "", ""),
+        "kind 'halfnormal' must be lognormal or normal",
+    ),
+    "server effects": (lambda: LatencyModel(server_effects=("crowding",)), "server_effects = "),
+    "pooling": (lambda: LatencyModel(pooling="some"), "pooling = 'some': must be one of partial"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_impossible_model_is_refused_in_one_sentence(what: str) -> None:
+    make, message = REFUSED[what]
+    with pytest.raises(InputError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"seed": -1}, "seed = -1: must be a whole number"),
+        ({"seed": 1.5}, "seed = 1.5"),
+        ({"seed": True}, "seed = True"),
+        ({"seed": 2**32}, "seed = "),
+        ({"draws": 0}, "draws = 0: must be a whole number of at least 1"),
+        ({"tune": 1.5}, "tune = 1.5"),
+        ({"chains": True}, "chains = True"),
+        ({"target_accept": 1.0}, "target_accept = 1.0: must lie between 0 and 1"),
+        ({"sampler": "stan"}, "sampler = 'stan': must be one of auto, nutpie, pymc"),
+        ({"adaptation": "none"}, "adaptation = 'none': must be one of diag, low_rank"),
+    ],
+)
+def test_an_impossible_setting_is_refused_before_anything_runs(
+    runs: Runs, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        LatencyModel().fit(runs, **setting)
+
+
+def test_what_is_fitted_comes_from_read() -> None:
+    with pytest.raises(InputError, match="runs = list: must come from"):
+        LatencyModel().fit([])  # type: ignore[arg-type]
+
+
+def test_tiles_have_no_refits(runs: Runs) -> None:
+    with pytest.raises(InputError, match="tile_tokens = 128: leave-out refits need a law without"):
+        LatencyModel(law=Law(tile_tokens=128)).refitter(runs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "has", "lacks"),
+    [
+        ({"centred": False}, {"z_verifier", "z_server", "scatter_server"}, {"log_verifier"}),
+        ({"centred": True}, {"log_verifier", "log_slowness"}, {"z_verifier"}),
+        ({"pooling": "none"}, {"z_verifier", "scatter_server"}, {"scatter_verifier"}),
+        ({"pooling": "complete"}, {"moe_effect"}, {"scatter_server", "z_server"}),
+        ({"server_effects": ("slowness",), "centred": True}, {"log_slowness"}, {"z_crowding"}),
+    ],
+)
+def test_settings_choose_what_is_sampled(
+    runs: Runs, setting: dict[str, Any], has: set[str], lacks: set[str]
+) -> None:
+    design = build_design(runs.select(verifier=["moe-e8k2", "dense-25m"]))
+    free = {variable.name for variable in build(design, **setting).free_RVs}
+    assert has | {"log_law", "log_noise"} <= free and not lacks & free
+    assert not {"log_environment", "scatter_environment"} & free

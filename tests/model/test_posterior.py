@@ -1,0 +1,156 @@
+"""A saved fit: the same fit again, whole or not at all, and refused in one sentence otherwise."""
+
+import os
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from bayes_sd import __version__
+from bayes_sd.errors import InputError
+from bayes_sd.fit import Fit
+from bayes_sd.model.posterior import FORMAT, GROUPS
+from bayes_sd.runs.schema import Runs
+
+
+def test_what_is_loaded_is_what_was_saved(fit: Fit, tmp_path: Path) -> None:
+    again = Fit.load(fit.save(tmp_path / "fit.nc"))
+    assert set(again.tree.children) == set(GROUPS)
+    for name, node in fit.tree.children.items():
+        xr.testing.assert_identical(
+            again.tree[name].to_dataset().drop_attrs(), node.to_dataset().drop_attrs()
+        )
+    for name in ("runs", "censored_runs", "verifiers", "drafters", "servers"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(fit, name), check_dtype=False)
+    for name in ("spec", "provenance", "sampling", "law", "environments", "shape"):
+        assert getattr(again, name) == getattr(fit, name), name
+    assert repr(again) == repr(fit)
+
+
+def test_a_fit_says_where_it_comes_from(fit: Fit, runs: Runs) -> None:
+    steady, said = runs.steady.table, fit.provenance
+    assert said["runs"] == len(steady) == len(fit.runs)
+    assert said["runs_censored"] == len(fit.censored_runs) == len(runs) - len(steady) > 0
+    assert said["requests"] == steady["requests"].sum() and said["runs_read"] == len(runs)
+    assert said["environment"] == steady["environment"].iloc[0]
+    assert said["versions"]["bayes_sd"] == __version__
+    assert fit.spec["seed"] == 1
+    assert {"weights_per_pass", "scatter_server", "run_sd"} <= {
+        p["name"] for p in fit.spec["priors"]
+    }
+    assert f"{len(steady)} runs ({steady['requests'].sum()} requests)" in repr(fit)
+
+
+def test_thinning_keeps_every_nth_draw_and_all_else(fit: Fit) -> None:
+    thin = fit.thin(100)
+    assert isinstance(thin, Fit) and thin.shape == (4, 30) and fit.shape == (4, 120)
+    every = fit.posterior["law"].isel(draw=slice(None, None, 4))
+    np.testing.assert_array_equal(thin.posterior["law"], every)
+    assert thin.tree["acceptance"].sizes["draw"] == 30
+    assert thin.runs.equals(fit.runs) and thin.spec == fit.spec
+    assert fit.thin(10_000).shape == fit.shape
+
+
+def test_a_fit_cannot_be_changed(fit: Fit) -> None:
+    with pytest.raises(FrozenInstanceError):
+        fit.tree = xr.DataTree()  # type: ignore[misc]
+
+
+def test_saving_replaces_a_file_that_others_may_read(fit: Fit, tmp_path: Path) -> None:
+    target = tmp_path / "fit.nc"
+    target.write_bytes(b"older")
+    umask = os.umask(0o022)
+    try:
+        assert fit.save(str(target)) == target
+    finally:
+        os.umask(umask)
+    assert target.stat().st_size > 100_000 and target.stat().st_mode & 0o777 == 0o644
+    assert [p.name for p in tmp_path.iterdir()] == ["fit.nc"]
+
+
+@pytest.mark.parametrize("broken", ["to_netcdf", "replace", "interrupt"])
+def test_a_failed_save_leaves_all_as_it_was(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    def interrupted(self: xr.DataTree, path: str, **_: object) -> None:
+        Path(path).write_bytes(b"half a fi")
+        raise KeyboardInterrupt
+
+    target = tmp_path / "fit.nc"
+    target.write_bytes(b"older")
+    if broken == "replace":
+        monkeypatch.setattr("bayes_sd.model.posterior.os.replace", full)
+    else:
+        how = full if broken == "to_netcdf" else interrupted
+        monkeypatch.setattr(xr.DataTree, "to_netcdf", how)
+    with pytest.raises(KeyboardInterrupt if broken == "interrupt" else OSError):
+        fit.save(target)
+    assert target.read_bytes() == b"older"
+    assert [p.name for p in tmp_path.iterdir()] == ["fit.nc"]
+
+
+def test_what_cannot_be_written_is_refused(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the folder .*nowhere does not exist"):
+        fit.save(tmp_path / "nowhere" / "fit.nc")
+    with pytest.raises(InputError, match="is a folder"):
+        fit.save(tmp_path)
+
+
+def refused(path: Path) -> str:
+    """The one sentence, which names the file."""
+    with pytest.raises(InputError) as caught:
+        Fit.load(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "no such file" in refused(tmp_path / "fit.nc")
+    assert "no such file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not netCDF at all", b"CDF\x01\x00\x00", b"{}"])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "fit.nc"
+    path.write_bytes(content)
+    refused(path)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(fit_path: Path, tmp_path: Path, share: float) -> None:
+    whole = fit_path.read_bytes()
+    path = tmp_path / "fit.nc"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "author"), [(FORMAT - 1, "an older"), (FORMAT + 1, "another"), (None, "another")]
+)
+def test_another_format_is_refused_with_both_named(
+    fit: Fit, tmp_path: Path, version: int | None, author: str
+) -> None:
+    path, tree = tmp_path / "fit.nc", fit.tree.copy()
+    tree.attrs = {n: v for n, v in fit.tree.attrs.items() if n != "format"}
+    tree.attrs |= {} if version is None else {"format": version}
+    tree.to_netcdf(path, engine="h5netcdf")
+    message = refused(path)
+    assert f"format {version} by {author} version" in message
+    assert f"this one reads {FORMAT}: fit the runs again" in message
+
+
+def test_netcdf_of_something_else_or_of_half_a_fit_is_refused(fit: Fit, tmp_path: Path) -> None:
+    other, short = tmp_path / "other.nc", tmp_path / "short.nc"
+    xr.Dataset({"x": ("t", np.arange(3))}).to_netcdf(other, engine="h5netcdf")
+    parts = {n: c.to_dataset() for n, c in fit.tree.children.items() if n != "acceptance"}
+    tree = xr.DataTree.from_dict(parts)
+    tree.attrs = fit.tree.attrs
+    tree.to_netcdf(short, engine="h5netcdf")
+    assert "not a fit" in refused(other) and "not a fit" in refused(short)
