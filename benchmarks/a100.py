@@ -28,7 +28,7 @@ import pandas as pd
 import bayes_sd as bsd
 from bayes_sd.runs.schema import Runs
 
-SAMPLING = {"draws": 800, "tune": 900, "target_accept": 0.9, "adaptation": "low_rank"}
+SAMPLING = {"draws": 800, "tune": 900}
 FINER = {"draws": 1000, "target_accept": 0.95}  # draft_token_ratio mixes slowly
 TILES = ("depth", "tokens", "stalls")
 LAWS = {

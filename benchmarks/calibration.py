@@ -9,6 +9,7 @@ every parameter; `--plot` writes the rank histograms. About 0.5 s a fit on two q
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,8 @@ def calibration(fits: int = 200, seed: int = 1, cores: int | None = None) -> Che
         seconds.append(time.perf_counter() - begun)
         bad += refit.divergences > 0
         ranks.append(rank(truth, refit.parameters))
+        if (i + 1) % 50 == 0:
+            print(f"{i + 1} of {fits} fits, {np.median(seconds):.2f} s each", file=sys.stderr)
     table = rank_tests(pd.DataFrame(ranks))
     worst = float(table["p_holm"].min())
     sentence = (

@@ -1,61 +1,57 @@
-"""Runs the fit has not seen, on the shipped corpus: the model against the paper's least squares.
+"""Runs the fit has not seen, on the shipped runs: the model against the paper's least squares.
 
-    uv run benchmarks/held_out.py [--splits 3] [--json]
+    uv run benchmarks/held_out.py [--splits 2] [--json]       # a fit more than splits: minutes
 
-First all steady runs are fitted; then, a split at a time, a random fifth of them is left out, the
-rest is fitted, and the left-out mean latencies are predicted.
+Prints how well all steady runs are fitted; then, over random fifths of them, how well those are
+predicted by a fit of the rest. Least squares has an interval of residual spread only, and one
+verifier each no fit where runs are too few.
 """
 
 import argparse
 import json
 from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
 from least_squares import PointFit, per_verifier, size_law
 from scipy.stats import norm
 
 import bayes_sd as bsd
-from bayes_sd.corpus import corpus
-from bayes_sd.report.tables import collapse
+from bayes_sd.answers.fitted import accuracy
+from bayes_sd.runs.read import corpus
+from bayes_sd.runs.schema import Runs
 
-SHARE = 0.2
 PROB = 0.9
-METHODS = ("model", "least squares, sizes", "least squares, a verifier each")
+SIZES, EACH = "least squares, sizes", "least squares, a verifier each"
 SAME = "model, on the runs of the last row"
-WANTED_R2 = {"dense": 0.97, "moe": 0.95}
+WANTED_R2 = {"r2_dense": 0.97, "r2_moe": 0.95}
 WANTED_COVERAGE = (0.80, 0.98)
+GATE = ("rhat_max", "ess_bulk_min", "ess_tail_min", "divergences", "chains", "draws",
+        "seconds_compile", "seconds_sample")  # fmt: skip
+Predictions = dict[str, pd.DataFrame]
 
 
-def fit_model(traces: bsd.Traces, seed: int) -> tuple[bsd.Fit, dict[str, Any]]:
-    """A fit and its convergence; one that fails the gate is used all the same, and said so."""
-    try:
-        fit, refused = bsd.LatencyModel().fit(traces, seed=seed), ""
-    except bsd.ConvergenceError as error:
-        fit, refused = error.fit, str(error)
-    return fit, {**fit.sampling, "refused": refused}
-
-
-def point_fits(rows: pd.DataFrame) -> dict[str, dict[str, PointFit]]:
-    """Both least-squares fits, as one PointFit a verifier."""
-    shared = size_law(rows)
+def by_points(train: pd.DataFrame, test: pd.DataFrame) -> Predictions:
+    """Predictions of both least-squares fits: lognormal residual spread around the fit."""
+    shared = size_law(train)
     return {
-        METHODS[1]: dict.fromkeys(rows["verifier"].unique(), shared),
-        METHODS[2]: per_verifier(rows),
+        SIZES: predict_points(dict.fromkeys(test["verifier"].unique(), shared), test),
+        EACH: predict_points(per_verifier(train), test),
     }
 
 
-def predict_points(fits: dict[str, PointFit], rows: pd.DataFrame) -> pd.DataFrame:
-    """Point predictions with their interval: the fit times lognormal residual spread."""
+def predict_points(fits: dict[str, PointFit], table: pd.DataFrame) -> pd.DataFrame:
+    """Predictions of the verifiers that have a fit."""
     parts = []
-    for verifier, own in rows.groupby("verifier"):
+    for verifier, rows in table.groupby("verifier"):
         if str(verifier) not in fits:
             continue
         fit = fits[str(verifier)]
-        middle, reach = fit.predict(own), np.exp(norm.ppf((1 + PROB) / 2) * fit.log_sd)
-        observed = own["e2e_mean_s"]
+        middle, reach = fit.predict(rows), np.exp(norm.ppf((1 + PROB) / 2) * fit.log_sd)
+        observed = rows["e2e_mean_s"]
         parts.append(
-            own.assign(
+            rows.assign(
                 predicted_s=middle,
                 low_s=middle / reach,
                 high_s=middle * reach,
@@ -67,11 +63,11 @@ def predict_points(fits: dict[str, PointFit], rows: pd.DataFrame) -> pd.DataFram
 
 
 def scores(predicted: pd.DataFrame) -> dict[str, float]:
-    """What a table of predictions is worth; the log score is that of the log mean latency."""
+    """How good predictions are; the log score is that of the log mean latency."""
     error = np.abs(predicted["predicted_s"] / predicted["e2e_mean_s"] - 1)
     return {
         "runs": len(predicted),
-        "coverage": float(predicted["inside"].mean()),
+        "inside_90": float(predicted["inside"].mean()),
         "width": float((predicted["high_s"] / predicted["low_s"]).median()),
         "median_error": float(error.median()),
         "mean_error": float(error.mean()),
@@ -79,107 +75,67 @@ def scores(predicted: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def in_sample(traces: bsd.Traces, seed: int) -> dict[str, Any]:
-    """Fit of all runs: convergence, and the collapse of each method."""
-    fit, convergence = fit_model(traces, seed)
-    rows = traces.runs
-    result = {METHODS[0]: fit.collapse()}
-    for name, fits in point_fits(rows).items():
-        middle = predict_points(fits, rows)
-        result[name] = collapse(middle.assign(fitted_e2e_s=middle["predicted_s"]))
-    return {"runs": len(rows), "convergence": convergence, "collapse": result}
+def gate(fit: bsd.Fit) -> dict[str, Any]:
+    """Convergence of a fit."""
+    return {"converged": common.converged(fit)} | {name: fit.sampling[name] for name in GATE}
 
 
-def held_out(traces: bsd.Traces, split: int, seed: int) -> tuple[dict[str, Any], dict]:
-    """One split: its scores, and the predictions of each method."""
-    runs = traces.runs
-    chosen = np.random.default_rng(split).permutation(len(runs))[: round(SHARE * len(runs))]
-    left_out = np.isin(np.arange(len(runs)), chosen)
-    train, test = runs[~left_out].reset_index(drop=True), runs[left_out].reset_index(drop=True)
-    fit, convergence = fit_model(bsd.Traces(runs=train, set_aside=traces.set_aside), seed)
-    unseen = bsd.Traces(runs=test, set_aside=traces.set_aside)
-    predicted = {METHODS[0]: bsd.predict_runs(fit, unseen, PROB)}
-    predicted |= {n: predict_points(fits, test) for n, fits in point_fits(train).items()}
-    of_last = predicted[METHODS[0]]["run_id"].isin(predicted[METHODS[2]]["run_id"])
-    predicted[SAME] = predicted[METHODS[0]][of_last]
-    score = {n: scores(p) for n, p in predicted.items()}
-    return {"split": split, "convergence": convergence, "scores": score}, predicted
+def in_sample(runs: Runs, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit of all runs: its convergence, and R^2 and error of each method."""
+    fit = common.fitted(bsd.LatencyModel(), runs, seed=seed)
+    points = by_points(runs.table, runs.table)
+    return gate(fit), {"model": fit.accuracy()} | {
+        name: accuracy(table.assign(fitted_e2e_s=table["predicted_s"]))
+        for name, table in points.items()
+    }
 
 
-def gate(c: dict[str, Any]) -> str:
-    """Convergence in one line."""
-    return (
-        f"R-hat {c['rhat_max']:.3f}, ESS {c['ess_bulk_min']:.0f} bulk and {c['ess_tail_min']:.0f} "
-        f"tail, {c['divergences']} divergences, {c['chains']} x {c['draws']} draws, "
-        f"{c['seconds_compile']:.0f} + {c['seconds_sample']:.0f} s"
-        + (f"\n  REFUSED: {c['refused']}" if c["refused"] else "")
-    )
-
-
-def show(result: dict[str, Any]) -> None:
-    """The result as plain tables."""
-    full = result["in_sample"]
-    print(f"All {full['runs']} steady runs, seed {result['seed']}: {gate(full['convergence'])}\n")
-    print(f"{'fitted to all runs':<40}{'R2 dense':>10}{'R2 MoE':>10}{'MAPE':>9}")
-    for name, c in full["collapse"].items():
-        print(f"{name:<40}{c['r2_dense']:>10.4f}{c['r2_moe']:>10.4f}{c['mape']:>9.1%}")
-    print(f"wanted of the model: at least {WANTED_R2['dense']} dense, {WANTED_R2['moe']} MoE\n")
-    for one in result["splits"]:
-        print(f"split {one['split']}: {gate(one['convergence'])}")
-        print_scores(one["scores"])
-    if len(result["splits"]) > 1:
-        print("all splits together")
-        print_scores(result["together"])
-    print(
-        "width: median high/low of the 90% interval; log score: mean log density of the log mean;\n"
-        "least squares has an interval of residual spread only, and no fit where runs are too few."
-    )
-    for name, ok in result["met"].items():
-        print(f"{name}: {'met' if ok else 'MISSED'}")
-
-
-def print_scores(table: dict[str, dict[str, float]]) -> None:
-    """Scores of the methods, one row each."""
-    head = ("runs", "inside", "width", "median err", "mean err", "log score")
-    print(f"{'':<40}" + "".join(f"{h:>11}" for h in head))
-    for name, s in table.items():
-        print(
-            f"{name:<40}{s['runs']:>11d}{s['coverage']:>11.1%}{s['width']:>11.3f}"
-            f"{s['median_error']:>11.1%}{s['mean_error']:>11.1%}{s['log_score']:>11.3f}"
-        )
-    print()
+def held_out(runs: Runs, split: int, seed: int) -> tuple[dict[str, Any], Predictions]:
+    """One split: convergence, and the predictions of each method."""
+    out = common.random_fifth(len(runs), split)
+    train, test = common.part(runs, ~out), common.part(runs, out)
+    fit = common.fitted(bsd.LatencyModel(), train, seed=seed)
+    predicted = {"model": fit.predict(test, prob=PROB)} | by_points(train.table, test.table)
+    in_last = predicted["model"]["run_id"].isin(predicted[EACH]["run_id"])
+    return gate(fit), predicted | {SAME: predicted["model"][in_last]}
 
 
 def main() -> None:
-    """Print a table, or with --json one object."""
+    """Print tables, or with --json one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=1, help="splits, NumPy seeds 1, 2, ...")
     parser.add_argument("--seed", type=int, default=1, help="of the sampler")
     parser.add_argument("--campaign", default="vllm-cpu", help="'' for all together")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-
-    steady = bsd.read_traces(corpus(options.campaign)).steady
-    traces = bsd.Traces(runs=steady.runs.reset_index(drop=True), set_aside=steady.set_aside)
-    result: dict[str, Any] = {"seed": options.seed, "in_sample": in_sample(traces, options.seed)}
-    pairs = [held_out(traces, i + 1, options.seed) for i in range(options.splits)]
-    result["splits"] = [one for one, _ in pairs]
-    result["together"] = {
-        name: scores(pd.concat([predicted[name] for _, predicted in pairs]))
-        for name in (*METHODS, SAME)
-    }
-    mine = result["in_sample"]["collapse"]["model"]
+    runs = bsd.read(corpus(options.campaign)).steady
+    whole, fitted = in_sample(runs, options.seed)
+    splits = [held_out(runs, i + 1, options.seed) for i in range(options.splits)]
     low, high = WANTED_COVERAGE
-    result["met"] = {
-        "convergence": not any(
-            c["refused"]
-            for c in [x["convergence"] for x in (result["in_sample"], *result["splits"])]
-        ),
-        "R2 dense": mine["r2_dense"] >= WANTED_R2["dense"],
-        "R2 MoE": mine["r2_moe"] >= WANTED_R2["moe"],
-        "coverage": bool(low <= result["together"]["model"]["coverage"] <= high),
+    methods = list(splits[0][1]) if splits else []
+    together = {
+        name: scores(pd.concat([predicted[name] for _, predicted in splits])) for name in methods
     }
-    print(json.dumps(result)) if options.json else show(result)
+    result: dict[str, Any] = {
+        "runs": len(runs),
+        "convergence": [whole, *(about for about, _ in splits)],
+        "fitted": fitted,
+        "held_out": together,
+        "met": {
+            name: bool(fitted["model"][name] >= wanted) for name, wanted in WANTED_R2.items()
+        },
+    }
+    if splits:
+        result["met"]["inside_90"] = bool(low <= together["model"]["inside_90"] <= high)
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(pd.DataFrame(result["convergence"]).round(3).to_string(index=False))
+    for title, table in (("fitted to all", fitted), ("held out, all splits", together)):
+        print(f"\n{title}\n{pd.DataFrame(table).T.round(4).to_string()}")
+    print("\nwidth: median high/low of the 90% interval; log score: mean log density of the log mean")
+    for name, ok in result["met"].items():
+        print(f"{name}: {'met' if ok else 'MISSED'}")
 
 
 if __name__ == "__main__":

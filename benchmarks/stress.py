@@ -5,7 +5,7 @@
 Prints one table: what is broken, the law's worst error of a mean latency (simulated, up to half and
 at 80% of capacity), and whether it still names the faster of plain decoding and speculative
 decoding (SD). Then two questions: what corrects for arrivals that are not Poisson, and whether more
-than the mean lengths matters. `--tables` writes all figures as CSV. About a minute on one core.
+than the mean lengths matters. `--tables` writes all figures as CSV. Half a minute on one core.
 """
 
 import argparse
@@ -204,7 +204,7 @@ def overview(results: list[CheckResult]) -> str:
             continue
         table = result.table
         low, high = (
-            f"{worst['error']:+.0%}, {worst['arm']} {worst['server']}"
+            f"{worst['error']:+.0%}, {worst['arm'].replace('sd', 'SD')} {worst['server']}"
             for worst in map(_worst, (table[table["share"] <= 0.5], table[table["share"] > 0.5]))
         )
         wrong = [f"{r['server']} at {r['share']:.0%}" for _, r in _wrong_choices(table).iterrows()]

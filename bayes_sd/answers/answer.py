@@ -1,6 +1,7 @@
 """What answers have in common: draws, tables, plots of one style, and support."""
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,29 @@ MARKERS = ("o", "^", "s", "D", "v", "P")
 TICKS = np.outer(10.0 ** np.arange(-6, 7), (1, 2, 5)).ravel()
 
 
+def require(name: str, value: Any, holds: bool, says: str) -> None:
+    """Refuse an argument that is out of range."""
+    if not holds:
+        raise InputError(f"{name} = {value!r}: must be {says}.")
+
+
+def positive(name: str, value: Any) -> None:
+    """Refuse what is not a finite number above 0."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    require(name, value, number and bool(np.isfinite(value) and value > 0), "a positive number")
+
+
+def is_whole(value: Any, least: int, most: float = np.inf) -> bool:
+    """Whether a value is a whole number in a range."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     """Quantiles over draws, some of them infinite: observed values, not averages of neighbours."""
     probs = np.atleast_1d(np.asarray(q))
-    if probs.dtype.kind not in "iuf" or not ((probs >= 0) & (probs <= 1)).all():
-        raise InputError(f"q = {q!r}: must be probabilities in [0, 1].")
+    number = probs.dtype.kind in "iuf"
+    within = bool(((probs >= 0) & (probs <= 1)).all()) if number else False
+    require("q", q, within, "probabilities in [0, 1]")
     return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")
 
 

@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, finish
-from bayes_sd.answers.latency import arm_of
+from bayes_sd.answers import answer
+from bayes_sd.answers.latency import Arm, arm_of
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.answers.sustained import Windows
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.law import Outcome
+from bayes_sd.physics.noise import request_quantile_s, share_within
+from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DRAWS = 2000
 WINDOWS = 24  # that stand for all of a traffic, see Load.thin; rates move by less than 1%
+HALVINGS = 20  # of a latency, in its range over windows
+WIDEST = 1e6  # times the concurrency asked about, the largest that is looked at
 HOUR_S, MILLION = 3600.0, 1e6
 WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
 
@@ -31,24 +34,22 @@ Prices = float | Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Capacity(Answer):
+class Capacity(answer.Answer):
     """What servers sustain of a load within a latency target.
 
     Parameters
     ----------
     draws : xarray.Dataset
         Dims (chain, draw, server): ``scale``, the multiple of the load at which one server just
-        meets the target, 0 where it does not even at rest; ``mean_s``, mean latency of the replicas
-        in the table.
+        meets the target, 0 where it does not even at rest; ``mean_s`` of the table's replicas.
     rows : pandas.DataFrame
-        The table, a row a server: ``max_rps`` or ``max_concurrency`` (sustained with the asked
-        confidence; NaN where the target cannot be kept at any load), its median, ``replicas`` (the
-        fewest that keep the target, or those asked for), ``prob_kept``, ``mean_s`` with its 90%
-        interval, ``prob_saturated`` (in any window), ``prob_best`` and ``regret_ms`` (mean latency
-        expected to be lost to the best server had it been known), ``needed``, ``prob_possible``
-        and ``idle_s`` (chance that an idle server keeps the target, and the percentile there),
-        ``support``; with prices ``per_hour``, ``price_per_million_tokens`` (output tokens),
-        ``prob_cheapest`` and ``regret_per_hour``.
+        A row a server: ``max_rps`` or ``max_concurrency`` (with the asked confidence; NaN where the
+        target is kept at no load), its median, ``replicas`` (the fewest that keep the target, or
+        those asked for), ``prob_kept``, ``mean_s`` with its 90% interval, ``prob_saturated`` (in
+        any window), ``needed``, ``prob_possible`` and ``idle_s`` (of an idle server: chance that it
+        keeps the target, percentile), ``prob_best`` and ``regret_ms`` (mean latency lost to the
+        best server had it been known), ``support``; with prices ``per_hour``,
+        ``price_per_million_tokens`` (output), ``prob_cheapest`` and ``regret_per_hour``.
     beats : pandas.DataFrame
         Chance that the server of the row has the lower mean latency than that of the column.
     prob_none : float
@@ -122,13 +123,13 @@ class Capacity(Answer):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Median and 90% interval of what a server sustains."""
-        ax = axes_of(ax)
+        ax = answer.axes_of(ax)
         values = self.draws["scale"] * _amount(self.load)
-        q = values.quantile([0.05, 0.5, 0.95], SAMPLE, method="inverted_cdf").values
+        q = values.quantile([0.05, 0.5, 0.95], answer.SAMPLE, method="inverted_cdf").values
         y = np.arange(q.shape[1])
-        ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=COLORS[1])
+        ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
-        finish(ax, f"{UNITS[self.load.axis]} with {self.target}", "", legend=False)
+        answer.finish(ax, f"{answer.UNITS[self.load.axis]} with {self.target}", "", legend=False)
         return ax
 
 
@@ -187,72 +188,131 @@ def capacity(
     InputError
         If an argument is out of range.
     """
-    _check(slo_s, percentile, confidence, replicas)
+    answer.positive("slo_s", slo_s)
+    answer.require("percentile", percentile, 0 < percentile < 100, "between 0 and 100")
+    answer.require("confidence", confidence, 0 < confidence < 1, "between 0 and 1")
+    at_least_one = replicas is None or answer.is_whole(replicas, 1)
+    answer.require("replicas", replicas, at_least_one, "a whole number of at least 1")
     named = _named(servers)
     prices = _prices(price_per_hour, list(named))
     if not load.is_traffic and load.cells.sizes and max(load.cells.sizes.values()) > 1:
         raise InputError("Capacity is asked for one load, or a traffic over time; give one.")
     few = load.thin(WINDOWS) if load.is_traffic else load
     thin, share = fit.thin(DRAWS), percentile / 100
-    rows, scales, means, bills = [], [], [], []
     short = "rps" if load.axis == "rate_rps" else "concurrency"
+    rows, scales, means, bills = [], [], [], []
     for name, server in named.items():
         try:
-            arm = arm_of(thin, server, few, seed, extrapolate)
+            windows = _Windows(arm_of(thin, server, few, seed, extrapolate), few)
         except (InputError, EvidenceError) as error:
             raise type(error)(f"{name}: {error.message}") from None
-        windows = Windows(arm, few)
-        scale, possible, idle_s = windows.sustained(slo_s, share)
+        scale, at_rest = windows.sustained(slo_s, share)
         sustained = float(np.quantile(scale, 1 - confidence, method="inverted_cdf"))
-        needed = _ceil(sustained)
+        # So many servers share the load that each one sustains its part.
+        needed = float(math.ceil(1 / sustained - 1e-9)) if sustained > 0 else math.nan
         count = needed if replicas is None else float(replicas)
+        about, mean = windows.with_replicas(count, slo_s, share)
         row = {
             "server": name,
             f"max_{short}": sustained * _amount(load) if sustained > 0 else math.nan,
             f"median_{short}": float(np.median(scale)) * _amount(load),
         }
-        about, mean = windows.with_replicas(count, slo_s, share)
-        row |= about | {"needed": needed, "prob_possible": float(possible.mean())}
-        rows.append(row | {"idle_s": float(np.median(idle_s)), "support": windows.label(count)})
+        rows.append(row | about | {"needed": needed} | at_rest | {"support": windows.label(count)})
         scales.append(scale)
         means.append(mean)
         with np.errstate(divide="ignore"):
             wanted = np.ceil(1 / scale) if replicas is None else np.full(scale.size, count)
         bills.append(wanted * prices.get(name, math.nan))
-    table, every = pd.DataFrame(rows), np.stack(means)
+    table, every, names = pd.DataFrame(rows), np.stack(means), list(named)
     able = table["replicas"].notna().to_numpy()
-    best, regret, none = _compared(every, able)
-    table["prob_best"], table["regret_ms"] = best, 1e3 * regret
+    table["prob_best"], regret, none = _compared(every, able)
+    table["regret_ms"] = 1e3 * regret
     if prices:
         table["per_hour"] = table["replicas"] * table["server"].map(prices)
         serves = (table["prob_saturated"] <= 0.5).to_numpy()  # else nobody gets the tokens
-        tokens = _tokens_per_hour(few, every)
-        table["price_per_million_tokens"] = (table["per_hour"] * MILLION / tokens).where(serves)
-        cheapest, dearer, _ = _compared(np.stack(bills), able & serves)
-        table["prob_cheapest"], table["regret_per_hour"] = cheapest, dearer
+        price = table["per_hour"] * MILLION / _tokens_per_hour(few, every)
+        table["price_per_million_tokens"] = price.where(serves)
+        cheapest = _compared(np.stack(bills), able & serves)
+        table["prob_cheapest"], table["regret_per_hour"] = cheapest[:2]
     table = table[[c for c in table if c != "support"] + ["support"]]
-    dims, names = (*SAMPLE, "server"), list(named)
-    shape = (*thin.shape, len(names))
-    draws = xr.Dataset(
-        {
-            n: (dims, np.stack(v, axis=-1).reshape(shape))
-            for n, v in (("scale", scales), ("mean_s", means))
-        },
-        coords={"server": names},
-    )
-    beats = _beats(every, able, names)
+    shape, dims = (*thin.shape, len(names)), (*answer.SAMPLE, "server")
+    values = {"scale": np.stack(scales, -1), "mean_s": np.stack(means, -1)}
+    data = {n: (dims, v.reshape(shape)) for n, v in values.items()}
+    draws = xr.Dataset(data, coords={"server": names})
+    both_able = able[:, None] & able[None] & ~np.eye(len(names), dtype=bool)
+    faster = np.where(both_able, (every[:, None] < every[None]).mean(axis=-1), np.nan)
+    beats = pd.DataFrame(faster, names, names)
     return Capacity(draws, table, beats, none, load, slo_s, percentile, confidence)
 
 
-def _check(slo_s: float, percentile: float, confidence: float, replicas: int | None) -> None:
-    if not (isinstance(slo_s, Real) and np.isfinite(slo_s) and slo_s > 0):
-        raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
-    if not 0 < percentile < 100:
-        raise InputError(f"percentile = {percentile!r}: must lie between 0 and 100.")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence = {confidence!r}: must lie between 0 and 1.")
-    if replicas is not None and not (isinstance(replicas, int) and replicas >= 1):
-        raise InputError(f"replicas = {replicas!r}: must be a whole number of at least 1.")
+class _Windows:
+    """One server at the windows of a load, each counting by its requests."""
+
+    def __init__(self, arm: Arm, load: Load) -> None:
+        self.arm, self.closed = arm, load.axis == "concurrency"
+        self.shares = load.shares if load.is_traffic else np.ones(1)
+        self.values = arm.cells[load.axis]
+
+    def scaled(self, scale: Any) -> np.ndarray:
+        """The load times `scale`; a server has at least one request in flight."""
+        return np.maximum(self.values * scale, 1.0) if self.closed else self.values * scale
+
+    def at(self, scale: np.ndarray) -> tuple[Outcome, np.ndarray]:
+        """The law at `scale` (draws, 1) times the load, and the variance of log latency."""
+        said, inputs = self.arm.outcome(self.scaled(scale))
+        return said, self.arm.scatter(said, inputs)[1]
+
+    def within(self, said: Outcome, variance: np.ndarray, seconds: Any) -> np.ndarray:
+        """Share of all requests served within so many seconds; none of a saturated window."""
+        return np.asarray((share_within(seconds, said.e2e_s, variance) * self.shares).sum(axis=1))
+
+    def sustained(self, slo_s: float, share: float) -> tuple[np.ndarray, dict[str, float]]:
+        """The multiple of the load at which the target is met exactly, 0 where never; at rest."""
+        draws = self.arm.posterior.draws
+        said, variance = self.at(np.zeros((draws, 1)))
+        rows = np.flatnonzero(self.within(said, variance, slo_s) >= share)
+
+        def missed(value: np.ndarray, index: np.ndarray) -> np.ndarray:
+            every = np.zeros((draws, 1))
+            every[rows[index], 0] = value
+            return (self.within(*self.at(every), slo_s) - share)[rows[index]]
+
+        # Where every window saturates, nobody is served in time.
+        c2 = np.broadcast_to(said.c2_s, said.e2e_s.shape)
+        top = np.full(draws, WIDEST) if self.closed else (1 / (c2 * self.values)).max(axis=1)
+        scale = np.zeros(draws)
+        if rows.size:
+            scale[rows] = find_roots(missed, np.zeros(rows.size), top[rows])
+        tail = request_quantile_s(said.e2e_s, variance, share)
+        low, high = tail.min(axis=1), tail.max(axis=1)
+        for _ in range(HALVINGS if tail.shape[1] > 1 else 0):
+            middle = (low * high) ** 0.5
+            enough = self.within(said, variance, middle[:, None]) >= share
+            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        return scale, {"prob_possible": rows.size / draws, "idle_s": float(np.median(high))}
+
+    def with_replicas(
+        self, count: float, slo_s: float, share: float
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """What so many replicas do, and draws of their mean latency (s)."""
+        draws = self.arm.posterior.draws
+        names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")
+        if math.isnan(count):
+            return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)
+        said, variance = self.at(np.full((draws, 1), 1 / count))
+        mean = (said.e2e_s * self.shares).sum(axis=1)
+        low, middle, high = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
+        kept = (self.within(said, variance, slo_s) >= share).mean()
+        saturated = (said.utilization >= 1).any(axis=1).mean()
+        values = (float(v) for v in (kept, middle, low, high, saturated))
+        return {"replicas": count} | dict(zip(names, values, strict=True)), mean
+
+    def label(self, count: float) -> str:
+        """Support of the window farthest from the data, with the load split among replicas."""
+        axis = "concurrency" if self.closed else "rate_rps"
+        values = self.scaled(0.0 if math.isnan(count) else 1 / count)
+        arm = replace(self.arm, cells={**self.arm.cells, axis: values})
+        return answer.farthest(arm.support(arm.outcome()[0]).ravel())
 
 
 def _named(servers: Servers) -> dict[str, Server]:
@@ -273,14 +333,8 @@ def _prices(given: Prices | None, names: list[str]) -> dict[str, float]:
             f"{', '.join(sorted(lacking or unknown))} {'is missing' if lacking else 'is unknown'}."
         )
     for name, price in prices.items():
-        if not (isinstance(price, Real) and np.isfinite(price) and price > 0):
-            raise InputError(f"price_per_hour of {name} = {price!r}: must be a positive number.")
+        answer.positive(f"price_per_hour of {name}", price)
     return prices
-
-
-def _ceil(scale: float) -> float:
-    """Replicas among which a load is split, of which one sustains `scale` of it; NaN for 0."""
-    return float(math.ceil(1 / scale - 1e-9)) if scale > 0 else math.nan
 
 
 def _amount(load: Load) -> float:
@@ -312,12 +366,6 @@ def _compared(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndar
         lost = np.minimum(own[:, finite], WORST * best[finite]) - best[finite]
         regret[able] = lost.mean(axis=1)
     return best_of, regret, float(1 - finite.mean())
-
-
-def _beats(means: np.ndarray, able: np.ndarray, names: list[str]) -> pd.DataFrame:
-    faster = (means[:, None] < means[None]).mean(axis=-1)
-    known = able[:, None] & able[None] & ~np.eye(len(names), dtype=bool)
-    return pd.DataFrame(np.where(known, faster, np.nan), names, names)
 
 
 def _on(row: pd.Series) -> str:

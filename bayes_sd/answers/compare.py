@@ -7,19 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import (
-    COLORS,
-    FACTOR,
-    SAMPLE,
-    UNITS,
-    Answer,
-    axes_of,
-    band,
-    farthest,
-    finish,
-    quantile,
-    tabulate,
-)
+from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, check_of, latency
 from bayes_sd.answers.servers import Server, listed
 from bayes_sd.errors import InputError
@@ -39,7 +27,7 @@ SURE = 0.9  # probability from which a sentence calls one server faster
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Answer):
+class Comparison(answer.Answer):
     """How a server compares with a baseline over loads.
 
     Parameters
@@ -63,19 +51,19 @@ class Comparison(Answer):
     def table(self) -> pd.DataFrame:
         """A row a load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``, which sum to
         1; median and 90% interval of the speedup; support."""
-        faster, both = (self.draws[n].mean(SAMPLE) for n in ("faster", "both_saturated"))
-        q = quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
+        faster, both = (self.draws[n].mean(answer.SAMPLE) for n in ("faster", "both_saturated"))
+        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
         q = q.where(both < 1)
         parts = {"prob_faster": faster, "prob_slower": 1 - faster - both}
         parts |= {"prob_both_saturated": both}
         names = ("speedup_p05", "speedup_p50", "speedup_p95")
         parts |= {n: q.isel(quantile=i, drop=True) for i, n in enumerate(names)}
-        return tabulate(xr.Dataset(parts | {"support": self.draws["support"]}))
+        return answer.tabulate(xr.Dataset(parts | {"support": self.draws["support"]}))
 
     def __str__(self) -> str:
         table = self.table
-        axis = next((a for a in UNITS if a in table), None)
-        unit = "" if axis is None else f" {UNITS[axis]}"
+        axis = next((a for a in answer.UNITS if a in table), None)
+        unit = "" if axis is None else f" {answer.UNITS[axis]}"
 
         def places(rows: pd.DataFrame) -> str:
             values = [] if axis is None else [f"{v:.3g}" for v in rows[axis]]
@@ -91,18 +79,18 @@ class Comparison(Answer):
         ]
         return (
             f"{self.server} against {self.baseline} ({self.of} latency, "
-            f"{farthest(table['support'])}): {'; '.join(sentences)}."
+            f"{answer.farthest(table['support'])}): {'; '.join(sentences)}."
         )
 
     def plot(self, ax: "Axes | None" = None, number: int = 1) -> "Axes":
         """P(faster) against load; `number` chooses the style among several on one axes."""
-        ax, table = axes_of(ax), self.table
-        axis = next((a for a in UNITS if a in table), None)
+        ax, table = answer.axes_of(ax), self.table
+        axis = next((a for a in answer.UNITS if a in table), None)
         if axis is None:
             raise InputError("A plot needs several rates or concurrencies.")
-        band(ax, table[axis], table[["prob_faster"] * 3].to_numpy().T, number, self.server)
+        answer.band(ax, table[axis], table[["prob_faster"] * 3].to_numpy().T, number, self.server)
         ax.set_ylim(-0.03, 1.03)
-        finish(ax, UNITS[axis], f"P(faster than {self.baseline})")
+        answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
         return ax
 
 
@@ -148,7 +136,7 @@ def compare(
     with np.errstate(invalid="ignore"):
         speedup = plain / value
     labels = draws["support"].isel(server=0, drop=True)
-    text = [farthest(pair) for pair in draws["support"].values.reshape(2, -1).T]
+    text = [answer.farthest(pair) for pair in draws["support"].values.reshape(2, -1).T]
     data = xr.Dataset(
         {
             "speedup": speedup,
@@ -161,7 +149,7 @@ def compare(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BreakEven(Answer):
+class BreakEven(answer.Answer):
     """Where a server stops (or starts) being faster than a baseline in the mean.
 
     Parameters
@@ -204,7 +192,7 @@ class BreakEven(Answer):
         """
         outcome = self.draws["outcome"]
         value = xr.where(outcome == "below", self.draws[self.axis], 0.0)
-        return quantile(xr.where(outcome == "always", np.inf, value), q)
+        return answer.quantile(xr.where(outcome == "always", np.inf, value), q)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -218,7 +206,7 @@ class BreakEven(Answer):
     def __str__(self) -> str:
         outcomes = {o: self.prob(o) for o in OUTCOMES}
         likely = max(outcomes, key=lambda o: outcomes[o])
-        unit = UNITS[self.axis]
+        unit = answer.UNITS[self.axis]
         sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:g}"
         text = {
             "never": "is slower at every load " + sustained,
@@ -241,11 +229,11 @@ class BreakEven(Answer):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """P(faster at every load up to this one) against load."""
-        ax = axes_of(ax)
+        ax = answer.axes_of(ax)
         q = np.linspace(0.0, 1.0, 201)
-        ax.step(self.quantile(q.tolist()).values, 1 - q, color=COLORS[1], label=self.server)
+        ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1], label=self.server)
         ax.set_ylim(-0.03, 1.03)
-        finish(ax, UNITS[self.axis], f"P(faster than {self.baseline} up to here)")
+        answer.finish(ax, answer.UNITS[self.axis], f"P(faster than {self.baseline} up to here)")
         return ax
 
 
@@ -297,7 +285,7 @@ def break_even(
     shape = (fit.draws, 1)
     if closed:
         asked = float(load.cells["concurrency"].max())
-        top = max(asked, FACTOR * float(fit.runs["in_flight"].max()))
+        top = max(asked, answer.FACTOR * float(fit.runs["in_flight"].max()))
         low, high = np.ones(shape), np.full(shape, top)
         at_top = gain(high) > 0
     else:
@@ -335,8 +323,8 @@ def break_even(
     axis = "concurrency" if closed else "rate_rps"
     draws = xr.Dataset(
         {
-            axis: (SAMPLE, value.reshape(fit.shape), {"units": UNITS[axis]}),
-            "outcome": (SAMPLE, outcome.reshape(fit.shape).astype(object)),
+            axis: (answer.SAMPLE, value.reshape(fit.shape), {"units": answer.UNITS[axis]}),
+            "outcome": (answer.SAMPLE, outcome.reshape(fit.shape).astype(object)),
         }
     )
-    return BreakEven(draws, str(server), str(baseline), farthest(labels), top, lengths)
+    return BreakEven(draws, str(server), str(baseline), answer.farthest(labels), top, lengths)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.answers.answer import axes_of, finish, points
+from bayes_sd.answers import answer
 from bayes_sd.answers.compare import BreakEven, Comparison, break_even, compare, default_rates
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
@@ -272,15 +272,15 @@ def decisions(fit: Posterior, prompt: float, output: float) -> list[tuple[Compar
 
 def plot_collapse(fit: Posterior, ax: "Axes | None" = None) -> "Axes":
     """Every run on one curve: latency over C1 against utilization x, and ``1 / (1 - x)``."""
-    ax, runs, x = axes_of(ax), fit.runs, np.linspace(0, 0.97, 300)
+    ax, runs, x = answer.axes_of(ax), fit.runs, np.linspace(0, 0.97, 300)
     ax.plot(x, 1 / (1 - x), color="black", lw=1.2, label="1 / (1 - x)")
     for i, ((family, arm), own) in enumerate(runs.groupby(["family", "arm"])):
-        points(
+        answer.points(
             ax,
             own["utilization"],
             own["e2e_mean_s"] / own["fitted_c1_s"],
             i,
             f"{family}, {arm} ({len(own)} runs)",
         )
-    finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)
+    answer.finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)
     return ax

@@ -8,19 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import (
-    SAMPLE,
-    UNITS,
-    Answer,
-    axes_of,
-    band,
-    finish,
-    points,
-    quantile,
-    refuse_far,
-    support,
-    tabulate,
-)
+from bayes_sd.answers import answer
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve
 from bayes_sd.errors import InputError
 from bayes_sd.model.acceptance import generator
@@ -46,8 +34,7 @@ OF = ("mean", "run", "request")
 
 def check_of(of: str) -> None:
     """Refuse what is no kind of latency."""
-    if of not in OF:
-        raise InputError(f"of = {of!r}: must be one of {', '.join(OF)}.")
+    answer.require("of", of, of in OF, f"one of {', '.join(OF)}")
 
 
 CELLS = ("rate_rps", "concurrency", "prompt_tokens", "output_tokens", "prompt_cv", "output_cv")
@@ -70,7 +57,7 @@ def as_array(posterior: Posterior, load: Load, values: Any) -> xr.DataArray:
     like = broadcast_cells(load)["prompt_tokens"]
     values = np.broadcast_to(values, (posterior.draws, like.size))
     values = values.reshape(*posterior.shape, *like.shape)
-    return xr.DataArray(values, like.coords, (*SAMPLE, *like.dims))
+    return xr.DataArray(values, like.coords, (*answer.SAMPLE, *like.dims))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +118,7 @@ class Arm:
 
     def support(self, said: Outcome) -> np.ndarray:
         """Label of every cell."""
-        return support(self.posterior, self.resolved, self.cells, said)
+        return answer.support(self.posterior, self.resolved, self.cells, said)
 
 
 def scatter(
@@ -166,16 +153,15 @@ def arm_of(
     started_anew: str | None = None,
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
-    if not isinstance(load, Load):
-        raise InputError(f"load = {load!r}: must be bsd.Load(...).")
+    answer.require("load", load, isinstance(load, Load), "bsd.Load(...)")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
-    refuse_far(posterior, resolved, cells, extrapolate)
+    answer.refuse_far(posterior, resolved, cells, extrapolate)
     return Arm(posterior, resolved, cells)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Latency(Answer):
+class Latency(answer.Answer):
     """Posterior predictive latency.
 
     Parameters
@@ -198,12 +184,12 @@ class Latency(Answer):
     @property
     def prob_saturated(self) -> xr.DataArray:
         """Probability that the rate is at or past capacity, by server and load."""
-        return self.draws["saturated"].mean(SAMPLE)
+        return self.draws["saturated"].mean(answer.SAMPLE)
 
     def quantile(self, q: float | Sequence[float], of: str = "request") -> xr.DataArray:
         """Quantiles in seconds of a "request", a "run" or the "mean"; infinite past saturation."""
         check_of(of)
-        return quantile(self.draws[f"{of}_s"], q)
+        return answer.quantile(self.draws[f"{of}_s"], q)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -216,13 +202,13 @@ class Latency(Answer):
             for i, p in enumerate(probs):
                 parts[f"{of}_p{100 * p:02.0f}_s"] = values.isel(quantile=i, drop=True)
         parts |= {"prob_saturated": self.prob_saturated, "support": self.draws["support"]}
-        return tabulate(xr.Dataset(parts))
+        return answer.tabulate(xr.Dataset(parts))
 
     def __str__(self) -> str:
         sentences = []
         for row in self.table.groupby("server", sort=False).tail(1).to_dict("records"):
-            axis = next((a for a in UNITS if a in row), None)
-            where = "" if axis is None else f" at {row[axis]:g} {UNITS[axis]}"
+            axis = next((a for a in answer.UNITS if a in row), None)
+            where = "" if axis is None else f" at {row[axis]:g} {answer.UNITS[axis]}"
             sentences.append(
                 f"{row['server']}{where}: mean {self.metric} {row['mean_p50_s']:.3g} s (90%: "
                 f"{row['mean_p05_s']:.3g} to {row['mean_p95_s']:.3g}), 95% of requests within "
@@ -233,19 +219,19 @@ class Latency(Answer):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Mean of a run against load with 90% bands, a line a server, and the measured runs."""
-        ax = axes_of(ax)
-        axis = next((a for a in UNITS if a in self.draws.dims), None)
+        ax = answer.axes_of(ax)
+        axis = next((a for a in answer.UNITS if a in self.draws.dims), None)
         if axis is None:
             raise InputError("A plot needs several rates or concurrencies.")
         data = self.draws["run_s"]
-        data = data.isel({d: 0 for d in data.dims if d not in (*SAMPLE, "server", axis)})
+        data = data.isel({d: 0 for d in data.dims if d not in (*answer.SAMPLE, "server", axis)})
         for i, name in enumerate(self.draws["server"].values):
-            values = quantile(data.sel(server=name), [0.05, 0.5, 0.95])
+            values = answer.quantile(data.sel(server=name), [0.05, 0.5, 0.95])
             own = self.measured[self.measured["server"] == name]
-            band(ax, data[axis].values, values.values, i, str(name))
-            points(ax, own[axis], own["mean_s"], i)
+            answer.band(ax, data[axis].values, values.values, i, str(name))
+            answer.points(ax, own[axis], own["mean_s"], i)
         label = {"e2e": "mean latency", "ttft": "mean TTFT", "tpot": "mean TPOT"}[self.metric]
-        finish(ax, UNITS[axis], f"{label}, s", log=True)
+        answer.finish(ax, answer.UNITS[axis], f"{label}, s", log=True)
         return ax
 
 
@@ -338,8 +324,7 @@ def latency(
     EvidenceError
         If the question lies far outside of what was measured.
     """
-    if metric not in METRICS:
-        raise InputError(f"metric = {metric!r}: must be one of {', '.join(METRICS)}.")
+    answer.require("metric", metric, metric in METRICS, f"one of {', '.join(METRICS)}")
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")
@@ -352,5 +337,5 @@ def latency(
         label = arm.resolved.label
         values = observable(fit, mean, saturated, scale, variance, label, seed)
         parts.append(labelled(fit, load, values, arm.support(said), label))
-    draws = xr.concat(parts, dim="server").transpose(*SAMPLE, "server", ...)
+    draws = xr.concat(parts, dim="server").transpose(*answer.SAMPLE, "server", ...)
     return Latency(draws, metric, measured_points(fit, arms, metric))

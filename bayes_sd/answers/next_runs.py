@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, farthest, finish
+from bayes_sd.answers import answer
 from bayes_sd.answers.capacity import WORST
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.schedule import STARTED_ANEW
@@ -122,7 +122,7 @@ def _bulk(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NextRuns(Answer):
+class NextRuns(answer.Answer):
     """Deciding now, and what else to measure.
 
     Parameters
@@ -161,18 +161,18 @@ class NextRuns(Answer):
         first = self.rows.iloc[0]
         return (
             f"{said}; measure first {first['server']} at {first[self.load.axis]:g} "
-            f"{UNITS[self.load.axis]}, which saves {first['saves_ms']:.3g} ms of it in "
+            f"{answer.UNITS[self.load.axis]}, which saves {first['saves_ms']:.3g} ms of it in "
             f"{first['minutes']:.3g} minutes."
         )
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Expected regret left against minutes of measuring."""
-        ax = axes_of(ax)
+        ax = answer.axes_of(ax)
         minutes = [0.0, *self.rows["minutes"].cumsum()]
         left = [self.regret_ms, *self.rows["regret_left_ms"]]
-        ax.step(minutes, left, where="post", color=COLORS[1], marker="o")
+        ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
-        finish(ax, "minutes of measuring", "expected regret, ms a request", legend=False)
+        answer.finish(ax, "minutes of measuring", "expected regret, ms a request", legend=False)
         return ax
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
@@ -227,14 +227,12 @@ def next_runs(
     NextRuns
         ``choices``, ``regret_ms``, ``table``.
     """
-    if server not in ("measured", "next"):
-        raise InputError(f"server = {server!r}: must be measured or next.")
+    answer.require("server", server, server in ("measured", "next"), "measured or next")
     each = listed(servers, fewest=2)
-    if not (isinstance(runs, int) and runs >= 0):
-        raise InputError(f"runs = {runs!r}: must be a whole number of at least 0.")
-    for name, value in (("run_seconds", run_seconds), ("server_seconds", server_seconds)):
-        if not (np.isfinite(value) and value >= 0) or (name == "run_seconds" and value == 0):
-            raise InputError(f"{name} = {value!r}: must be a positive number of seconds.")
+    answer.require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
+    answer.positive("run_seconds", run_seconds)
+    if server_seconds != 0:
+        answer.positive("server_seconds", server_seconds)
     if any(one.structure is not None for one in each):
         raise InputError(
             "An assumed structure cannot be measured: ask about the server as it runs, without it."
@@ -274,7 +272,12 @@ def next_runs(
     rows = _greedy(known, perfect_ms, candidates, load.axis, runs, minutes)
     shape = (*thin.shape, len(names), len(values))
     draws = xr.Dataset(
-        {"mean_s": ((*SAMPLE, "server", load.axis), latency_s.transpose(2, 1, 0).reshape(shape))},
+        {
+            "mean_s": (
+                (*answer.SAMPLE, "server", load.axis),
+                latency_s.transpose(2, 1, 0).reshape(shape),
+            )
+        },
         coords={"server": names, load.axis: values},
     )
     return NextRuns(draws, choices, perfect_ms, rows, each, load)
@@ -306,7 +309,7 @@ def _choices(
             "prob_best": ((chosen <= best) & served).mean(axis=-1),
             "prob_all_saturated": (~served).mean(axis=-1),
             "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
-            "support": [farthest(column) for column in labels.T],
+            "support": [answer.farthest(column) for column in labels.T],
         }
     )
 

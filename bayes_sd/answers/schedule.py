@@ -9,18 +9,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.answer import COLORS, SAMPLE, UNITS, Answer, axes_of, farthest, finish
+from bayes_sd.answers import answer
 from bayes_sd.answers.latency import Arm, Latency, arm_of, labelled, measured_points, observable
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.noise import (
-    explained,
-    request_quantile_s,
-    run_scale,
-    share_within,
-    spread,
-)
+from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
 from bayes_sd.runs.load import Load
 
@@ -36,7 +30,7 @@ PLACEHOLDER = "PATH_OR_NAME_OF_{}"  # where vLLM needs a drafter's path that nob
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Schedule(Answer):
+class Schedule(answer.Answer):
     """Draft tokens by batch size, and the latency of a server that follows them.
 
     Parameters
@@ -77,7 +71,7 @@ class Schedule(Answer):
             + (f" to {row['hi']}" if row["hi"] > row["lo"] else "")
             for row in self.rows.to_dict("records")
         ]
-        label = farthest(self.rows["support"])
+        label = answer.farthest(self.rows["support"])
         return (
             f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)} ({label})."
         )
@@ -115,11 +109,13 @@ class Schedule(Answer):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draft length against requests in flight."""
-        ax = axes_of(ax)
+        ax = answer.axes_of(ax)
         edges = [*self.rows["lo"], self.rows["hi"].iloc[-1] + 1]
-        ax.stairs(self.rows["k"], edges, color=COLORS[1], lw=1.6, baseline=None, label=self.drafter)
+        ax.stairs(
+            self.rows["k"], edges, color=answer.COLORS[1], lw=1.6, baseline=None, label=self.drafter
+        )
         ax.set_yticks(self.candidates)
-        finish(ax, UNITS["concurrency"], "draft tokens per cycle")
+        answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
         return ax
 
 
@@ -179,7 +175,18 @@ def schedule(
     top = 64 if max_batch is None else max_batch
     if load.axis == "concurrency" and max_batch is None:
         top = max(top, int(np.ceil(load.cells["concurrency"].max())))
-    _check(ks, top, loss, slo_s, confidence)
+    answer.require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
+    answer.require(
+        "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
+    )
+    answer.require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
+    is_percentile = loss[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100
+    answer.require(
+        "loss", loss, loss == "mean" or is_percentile, "'mean', or a percentile as 'p95'"
+    )
+    if slo_s is not None:
+        answer.positive("slo_s", slo_s)
+        answer.require("loss", loss, loss == "mean", "left out beside slo_s: give one of the two")
     if server.drafter is None:
         raise InputError("A schedule is for a server with a drafter: give <<drafter>>.")
     prompt, output = load.lengths
@@ -213,24 +220,6 @@ def schedule(
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
-
-
-def _check(
-    ks: list[int], max_batch: int, loss: str, slo_s: float | None, confidence: float
-) -> None:
-    if len(ks) < 2:
-        raise InputError(f"k = {ks}: give at least two draft lengths to choose from.")
-    if not (isinstance(max_batch, int) and 1 <= max_batch <= BATCH_MAX):
-        raise InputError(f"max_batch = {max_batch!r}: must be a whole number, 1 to {BATCH_MAX}.")
-    if not 0.5 <= confidence < 1:
-        raise InputError(f"confidence = {confidence!r}: must lie in [0.5, 1).")
-    percentile = isinstance(loss, str) and loss[:1] == "p" and loss[1:].isdigit()
-    if loss != "mean" and not (percentile and 0 < int(loss[1:]) < 100):
-        raise InputError(f"loss = {loss!r}: must be 'mean', or a percentile as 'p95'.")
-    if slo_s is not None and loss != "mean":
-        raise InputError(f"loss = {loss!r} and slo_s = {slo_s!r}: give one of the two.")
-    if slo_s is not None and not (np.isreal(slo_s) and np.isfinite(slo_s) and slo_s > 0):
-        raise InputError(f"slo_s = {slo_s!r}: must be a positive number of seconds.")
 
 
 def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
@@ -281,7 +270,7 @@ def _rows(cells: pd.DataFrame, slo: bool) -> pd.DataFrame:
         }
         if slo:
             row["prob_within_slo"] = float(own["prob_within"].min())
-        rows.append(row | {"support": farthest(own["support"])})
+        rows.append(row | {"support": answer.farthest(own["support"])})
     return pd.DataFrame(rows)
 
 
@@ -339,10 +328,12 @@ def _followed(
         stuck = ~np.isfinite(mean)
         growth = np.maximum(np.where(stuck, 0.0, mean / mean_s[:, :1] - 1), 0.0)
         reached = (p.mean(axis=0) > REACHED)[:, 1:]
-        reach = np.array([farthest(labels[r] if r.any() else labels[:1]) for r in reached], object)
+        reach = np.array(
+            [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached], object
+        )
     variance = spread("e2e", posterior.noise, crowding, explained_at)
     scale = run_scale("e2e", posterior.noise, growth)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
     draws = observable(posterior, mean, stuck, scale, variance, label, seed)
-    data = labelled(posterior, load, draws, reach, label).transpose(*SAMPLE, "server", ...)
+    data = labelled(posterior, load, draws, reach, label).transpose(*answer.SAMPLE, "server", ...)
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

@@ -9,7 +9,6 @@ import typer
 
 from bayes_sd.cli import ask
 from bayes_sd.cli.options import (
-    SAMPLING,
     AsJson,
     Draws,
     Paths,
@@ -20,6 +19,7 @@ from bayes_sd.cli.options import (
     emit,
     expands,
     option,
+    sampling_option,
     say,
     show,
 )
@@ -34,9 +34,7 @@ app = typer.Typer(
 )
 ASK, MEASURE, DOUBT = "Ask a fit", "Measure and fit", "Doubt the model"
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
-Jobs = Annotated[
-    int, option(help="Refits at a time; 0: one on all cores.", metavar="N", panel=SAMPLING)
-]
+Jobs = Annotated[int, sampling_option("Refits at a time; 0: one on all cores.", "N")]
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -58,14 +56,13 @@ def check(paths: Paths, source: Source, as_json: AsJson = False) -> None:
 @expands(Source)
 def fit(
     paths: Paths,
-    output: Annotated[Path, option("-o", "--output", help="File to write.", metavar="FILE")],
+    output: Annotated[Path, option("File to write.", "FILE", "-o", "--output")],
     source: Source,
     seed: Seed = 1,
     draws: Draws = 1200,
     tune: Tune = 1000,
     target_accept: Annotated[
-        float,
-        option(help="Nearer to 1: smaller steps, fewer divergences.", metavar="P", panel=SAMPLING),
+        float, sampling_option("Nearer to 1: smaller steps, fewer divergences.", "P")
     ] = 0.9,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +89,7 @@ def fit(
 def plan(
     description: Annotated[Path, typer.Argument(help="YAML: what to cover, in how long.")],
     folder: Annotated[
-        Path | None, option("-o", "--to", help="New folder for the files.", metavar="FOLDER")
+        Path | None, option("New folder for the files.", "FOLDER", "-o", "--to")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -142,12 +139,10 @@ def save_figures(fit: Any, answers: list[Any], folder: Path) -> list[str]:
 @app.command(rich_help_panel=MEASURE)
 @answers
 def demo(
-    out: Annotated[Path, option(help="Folder for figures and the fit.", metavar="FOLDER")] = Path(
+    out: Annotated[Path, option("Folder for figures and the fit.", "FOLDER")] = Path(
         "bayes-sd-demo"
     ),
-    campaign: Annotated[
-        str, option(help="vllm-cpu, vllm-cpu-2, or '' for both.", metavar="NAME")
-    ] = "vllm-cpu",
+    campaign: Annotated[str, option("vllm-cpu, vllm-cpu-2, or '' for both.", "NAME")] = "vllm-cpu",
     seed: Seed = 1,
     draws: Draws = 1200,
     as_json: AsJson = False,
@@ -203,11 +198,9 @@ def compare_models(
     paths: Paths,
     source: Source,
     by: Annotated[
-        str, option(help="What is left out: verifier, drafter, run, fifth ...", metavar="NAME")
+        str, option("What is left out: verifier, drafter, run, fifth ...", "NAME")
     ] = "verifier",
-    models: Annotated[
-        str | None, option(help="Names with commas; else all.", metavar="LIST")
-    ] = None,
+    models: Annotated[str | None, option("Names with commas; else all.", "LIST")] = None,
     draws: Draws = 500,
     tune: Tune = 500,
     jobs: Jobs = 0,
@@ -253,8 +246,7 @@ def validate(
     only: Annotated[
         str | None,
         option(
-            help="Of recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors.",
-            metavar="LIST",
+            "Of recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors.", "LIST"
         ),
     ] = None,
     draws: Draws = 500,
@@ -262,7 +254,7 @@ def validate(
     jobs: Jobs = 0,
     seed: Seed = 1,
     tables: Annotated[
-        Path | None, option(help="Folder for a CSV of each check's table.", metavar="FOLDER")
+        Path | None, option("Folder for a CSV of each check's table.", "FOLDER")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

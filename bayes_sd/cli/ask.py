@@ -7,7 +7,6 @@ import typer
 
 from bayes_sd.answers.compare import default_rates
 from bayes_sd.cli.options import (
-    LOAD,
     AsJson,
     AskedLoad,
     AskedServer,
@@ -17,6 +16,7 @@ from bayes_sd.cli.options import (
     emit,
     expands,
     give,
+    load_option,
     option,
     pairs,
     read_servers,
@@ -36,7 +36,7 @@ def latency(
     load: AskedLoad,
     server: AskedServer,
     k: DraftLengths = "0",
-    metric: Annotated[str, option(help="e2e, ttft or tpot.", metavar="NAME")] = "e2e",
+    metric: Annotated[str, option("e2e, ttft or tpot.", "NAME")] = "e2e",
     as_json: AsJson = False,
 ) -> None:
     """Predict latency over loads: the mean, one run, request percentiles, P(saturated)."""
@@ -53,12 +53,8 @@ def compare(
     file: FitFile,
     load: AskedLoad,
     server: AskedServer,
-    k: Annotated[
-        str, option("-k", help="Draft tokens to compare with plain: 1,3,5.", metavar="LIST")
-    ] = "3",
-    of: Annotated[
-        str, option(help="Latency of the mean, a run or a request.", metavar="NAME")
-    ] = "mean",
+    k: Annotated[str, option("Draft tokens to compare with plain: 1,3,5.", "LIST", "-k")] = "3",
+    of: Annotated[str, option("Latency of the mean, a run or a request.", "NAME")] = "mean",
     as_json: AsJson = False,
 ) -> None:
     """Say with what probability SD beats plain decoding, and up to which load."""
@@ -91,25 +87,13 @@ def schedule(
     file: FitFile,
     load: AskedLoad,
     server: AskedServer,
-    k: Annotated[str, option("-k", help="Draft tokens to choose from: 0,1,3,5.", metavar="LIST")],
-    max_batch: Annotated[
-        int | None, option(help="Largest batch; by default 64.", metavar="N")
-    ] = None,
-    loss: Annotated[
-        str, option(help="mean, or a percentile of requests: p95.", metavar="NAME")
-    ] = "mean",
-    slo: Annotated[
-        float | None, option(help="Instead: minimise P(slower), s.", metavar="S")
-    ] = None,
-    confidence: Annotated[
-        float, option(help="Evidence that drafting more needs.", metavar="P")
-    ] = 0.6,
-    method: Annotated[
-        str | None, option(help="vLLM's method: eagle3, mtp, ngram, ...", metavar="NAME")
-    ] = None,
-    draft_model: Annotated[
-        str | None, option(help="The drafter as vLLM finds it.", metavar="PATH")
-    ] = None,
+    k: Annotated[str, option("Draft tokens to choose from: 0,1,3,5.", "LIST", "-k")],
+    max_batch: Annotated[int | None, option("Largest batch; by default 64.", "N")] = None,
+    loss: Annotated[str, option("mean, or a percentile of requests: p95.", "NAME")] = "mean",
+    slo: Annotated[float | None, option("Instead: minimise P(slower), s.", "S")] = None,
+    confidence: Annotated[float, option("Evidence that drafting more needs.", "P")] = 0.6,
+    method: Annotated[str | None, option("vLLM's method: eagle3, mtp, ngram, ...", "NAME")] = None,
+    draft_model: Annotated[str | None, option("The drafter as vLLM finds it.", "PATH")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the draft length for every batch size, as the table that vLLM takes."""
@@ -154,26 +138,19 @@ def capacity(
     file: FitFile,
     load: AskedLoad,
     server: AskedServer,
-    slo: Annotated[float, option(help="Target of the percentile, seconds.", metavar="S")],
+    slo: Annotated[float, option("Target of the percentile, seconds.", "S")],
     k: DraftLengths = "0",
-    servers: Annotated[
-        Path | None, option(help="YAML of named servers, instead of -k.", metavar="FILE")
-    ] = None,
-    percentile: Annotated[float, option(help="Of single requests' latency.", metavar="P")] = 95.0,
-    confidence: Annotated[float, option(help="Chance that the target is kept.", metavar="P")] = 0.9,
-    replicas: Annotated[
-        int | None, option(help="So many of each, not the fewest.", metavar="N")
-    ] = None,
-    price: Annotated[float | None, option(help="Of a replica, per hour.", metavar="X")] = None,
+    servers: Annotated[Path | None, option("YAML of named servers, instead of -k.", "FILE")] = None,
+    percentile: Annotated[float, option("Of single requests' latency.", "P")] = 95.0,
+    confidence: Annotated[float, option("Chance that the target is kept.", "P")] = 0.9,
+    replicas: Annotated[int | None, option("So many of each, not the fewest.", "N")] = None,
+    price: Annotated[float | None, option("Of a replica, per hour.", "X")] = None,
     traffic: Annotated[
-        Path | None,
-        option(help="CSV of windows or requests, instead.", metavar="FILE", panel=LOAD),
+        Path | None, load_option("CSV of windows or requests, instead.", "FILE")
     ] = None,
-    window: Annotated[
-        float, option(help="Seconds of a request log a window.", metavar="S", panel=LOAD)
-    ] = 60.0,
+    window: Annotated[float, load_option("Seconds of a request log a window.", "S")] = 60.0,
     columns: Annotated[
-        str | None, option(help="Other headers of the traffic.", metavar="OURS=THEIRS", panel=LOAD)
+        str | None, load_option("Other headers of the traffic.", "OURS=THEIRS")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -219,17 +196,13 @@ def next_runs(
     file: FitFile,
     load: AskedLoad,
     server: AskedServer,
-    k: Annotated[
-        str, option("-k", help="Draft tokens to choose from, 0 is plain: 0,3.", metavar="LIST")
-    ],
-    runs: Annotated[int, option(help="How many runs to propose.", metavar="N")] = 6,
-    run_seconds: Annotated[float, option(help="What a run takes.", metavar="S")] = 30.0,
-    server_seconds: Annotated[float, option(help="What a server start takes.", metavar="S")] = 60.0,
-    choice: Annotated[
-        str, option(help="For the servers measured, or next ones.", metavar="NAME")
-    ] = "measured",
+    k: Annotated[str, option("Draft tokens to choose from, 0 is plain: 0,3.", "LIST", "-k")],
+    runs: Annotated[int, option("How many runs to propose.", "N")] = 6,
+    run_seconds: Annotated[float, option("What a run takes.", "S")] = 30.0,
+    server_seconds: Annotated[float, option("What a server start takes.", "S")] = 60.0,
+    choice: Annotated[str, option("For the servers measured, or next ones.", "NAME")] = "measured",
     output_folder: Annotated[
-        Path | None, option("-o", "--to", help="Write the runs as a plan.", metavar="FOLDER")
+        Path | None, option("Write the runs as a plan.", "FOLDER", "-o", "--to")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

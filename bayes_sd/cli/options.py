@@ -31,23 +31,24 @@ if TYPE_CHECKING:
     from bayes_sd.fit import Fit
     from bayes_sd.runs.schema import Runs
 
-FILES, LOAD, SERVER, SAMPLING = "Files", "Load", "Server", "Sampling"
 
-
-def option(*names: str, help: str, metavar: str | None = None, panel: str | None = None) -> Any:
+def option(help: str, metavar: str | None = None, *names: str, panel: str | None = None) -> Any:
     """An option of a command, in a group of its help."""
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel)
 
 
-AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of tables.")]
+file_option, load_option, server_option, sampling_option = (
+    functools.partial(option, panel=panel) for panel in ("Files", "Load", "Server", "Sampling")
+)
+
+
+AsJson = Annotated[bool, option("Print one JSON object instead of tables.", None, "--json")]
 Paths = Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
 FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
-Seed = Annotated[int, option(help="Equal seeds give equal draws.", metavar="N", panel=SAMPLING)]
-Draws = Annotated[int, option(help="Kept draws of each of 4 chains.", metavar="N", panel=SAMPLING)]
-Tune = Annotated[int, option(help="Discarded draws of each chain.", metavar="N", panel=SAMPLING)]
-DraftLengths = Annotated[
-    str, option("-k", help="Draft tokens, as 0,3,5; 0 is plain.", metavar="LIST")
-]
+Seed = Annotated[int, sampling_option("Equal seeds give equal draws.", "N")]
+Draws = Annotated[int, sampling_option("Kept draws of each of 4 chains.", "N")]
+Tune = Annotated[int, sampling_option("Discarded draws of each chain.", "N")]
+DraftLengths = Annotated[str, option("Draft tokens, as 0,3,5; 0 is plain.", "LIST", "-k")]
 
 
 def expands(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -83,22 +84,16 @@ class Source:
     """Where runs come from."""
 
     config: Annotated[
-        Path | None,
-        option(help="YAML or CSV: which file is which server.", metavar="FILE", panel=FILES),
+        Path | None, file_option("YAML or CSV: which file is which server.", "FILE")
     ] = None
-    environment: Annotated[
-        str | None, option(help="Hardware and engine of all files.", metavar="TEXT", panel=FILES)
-    ] = None
+    environment: Annotated[str | None, file_option("Hardware and engine of all files.", "TEXT")] = (
+        None
+    )
     settings: Annotated[
-        list[str] | None,
-        option("--set", help="Configuration of all files.", metavar="NAME=VALUE", panel=FILES),
+        list[str] | None, file_option("Configuration of all files.", "NAME=VALUE", "--set")
     ] = None
-    columns: Annotated[
-        str | None, option(help="Other headers of a table.", metavar="OURS=THEIRS", panel=FILES)
-    ] = None
-    window: Annotated[
-        float, option(help="Seconds of metrics that make a run.", metavar="S", panel=FILES)
-    ] = 300.0
+    columns: Annotated[str | None, file_option("Other headers of a table.", "OURS=THEIRS")] = None
+    window: Annotated[float, file_option("Seconds of metrics that make a run.", "S")] = 300.0
 
     def read(self, paths: list[str]) -> "Runs":
         """The runs of these files."""
@@ -118,19 +113,10 @@ class Source:
 class AskedLoad:
     """The load that a command asks about."""
 
-    rps: Annotated[
-        str | None,
-        option(help="Requests/s: 1,2,4 or START:STOP:COUNT.", metavar="LIST", panel=LOAD),
-    ] = None
-    concurrency: Annotated[
-        str | None, option(help="Requests in flight, instead.", metavar="LIST", panel=LOAD)
-    ] = None
-    prompt: Annotated[
-        float | None, option(help="Prompt tokens of a request.", metavar="N", panel=LOAD)
-    ] = None
-    output: Annotated[
-        float | None, option(help="Output tokens of a request.", metavar="N", panel=LOAD)
-    ] = None
+    rps: Annotated[str | None, load_option("Requests/s: 1,2,4 or START:STOP:COUNT.", "LIST")] = None
+    concurrency: Annotated[str | None, load_option("Requests in flight, instead.", "LIST")] = None
+    prompt: Annotated[float | None, load_option("Prompt tokens of a request.", "N")] = None
+    output: Annotated[float | None, load_option("Output tokens of a request.", "N")] = None
 
     def of(self, default: Callable[[tuple[float, float]], Load] | None = None) -> Load:
         """The load; without rates or concurrencies the `default` at these lengths."""
@@ -150,42 +136,31 @@ class AskedLoad:
 class AskedServer:
     """The server that a command asks about."""
 
-    verifier: Annotated[
-        str | None, option(help="Measured verifier.", metavar="NAME", panel=SERVER)
-    ] = None
-    drafter: Annotated[
-        str | None, option(help="Measured drafter.", metavar="NAME", panel=SERVER)
-    ] = None
+    verifier: Annotated[str | None, server_option("Measured verifier.", "NAME")] = None
+    drafter: Annotated[str | None, server_option("Measured drafter.", "NAME")] = None
     acceptance: Annotated[
-        str | None,
-        option(help="Per token, or one a position; else measured.", metavar="A", panel=SERVER),
+        str | None, server_option("Per token, or one a position; else measured.", "A")
     ] = None
     new_verifier: Annotated[
         str | None,
-        option(
-            help="Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
+        server_option(
+            "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
             "experts_per_token, layers, kv_bytes.",
-            metavar="SIZE",
-            panel=SERVER,
+            "SIZE",
         ),
     ] = None
-    new_drafter: Annotated[
-        str | None, option(help="Unmeasured drafter, likewise.", metavar="SIZE", panel=SERVER)
-    ] = None
-    environment: Annotated[
-        str | None, option(help="Where it runs, if several.", metavar="NAME", panel=SERVER)
-    ] = None
+    new_drafter: Annotated[str | None, server_option("Unmeasured drafter, likewise.", "SIZE")] = (
+        None
+    )
+    environment: Annotated[str | None, server_option("Where it runs, if several.", "NAME")] = None
     structure: Annotated[
         str | None,
-        option(
-            help=f"Assume {', '.join(NAMES)}; terms as round_trip_s=0.02..0.05.",
-            metavar="KIND:TERMS",
-            panel=SERVER,
+        server_option(
+            f"Assume {', '.join(NAMES)}; terms as round_trip_s=0.02..0.05.", "KIND:TERMS"
         ),
     ] = None
     extrapolate: Annotated[
-        bool,
-        option("--extrapolate", help="Allow answers far from what was measured.", panel=SERVER),
+        bool, server_option("Allow answers far from what was measured.", None, "--extrapolate")
     ] = False
 
     def of(self, fit: "Fit", k: int, drafter_loaded: bool | None = None) -> Server:
@@ -381,9 +356,9 @@ def show(title: str, table: "pd.DataFrame") -> None:
 
 
 def _cell(value: Any) -> str:
-    """A number in four digits, a whole one in full, an infinite one in words."""
+    """A number in four digits, a whole one in full; what is missing or infinite in words."""
     if not isinstance(value, float):
         return str(value)
-    if np.isinf(value):
-        return "no limit"
+    if not np.isfinite(value):
+        return "-" if np.isnan(value) else "no limit"
     return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"

@@ -183,9 +183,7 @@ def _tokens(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
     token = token * m["active"] * c["factor_verify_others"]
     drafted = w["k"] * token
     return Stages(
-        verify_alone=drafted,
-        verify_others=drafted,
-        tile_token=token if tile_tokens > 1 else 0.0,
+        verify_alone=drafted, verify_others=drafted, tile_token=token if tile_tokens > 1 else 0.0
     )
 
 

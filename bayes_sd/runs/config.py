@@ -1,13 +1,14 @@
 """Who served a run: verifier, drafter, draft tokens, environment; numbers as files write them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
+from bayes_sd.runs.sizes import contradictions
 
 ALIASES = {
     "num_speculative_tokens": "draft_tokens",
@@ -29,8 +30,8 @@ def number(value: Any) -> float:
         raise ValueError(f"must be a number, got {value!r}") from None
 
 
-def _checked(rule: str, allowed: Callable[[float], bool]) -> Callable[[Any], float]:
-    """A function that refuses numbers that are not allowed, and says the rule."""
+def _must(rule: str, allowed: Callable[[float], bool]) -> BeforeValidator:
+    """Refuse numbers that are not allowed, and say the rule."""
 
     def check(value: Any) -> float:
         x = number(value)
@@ -38,32 +39,34 @@ def _checked(rule: str, allowed: Callable[[float], bool]) -> Callable[[Any], flo
             raise ValueError(f"must {rule}, got {value!r}")
         return x
 
-    return check
+    return BeforeValidator(check)
 
 
-def _whole(value: Any, least: int) -> int:
-    """A whole number that 64 bits hold."""
-    x = number(value)
-    if not (least <= x <= LARGEST_COUNT and x == int(x)):
-        most = f" and at most {LARGEST_COUNT:g}" if LARGEST_COUNT < x < math.inf else ""
-        raise ValueError(f"must be a whole number of at least {least}{most}, got {value!r}")
-    return int(x)
+def _whole(least: int) -> BeforeValidator:
+    """Refuse what is no whole number that 64 bits hold."""
+    rule = f"be a whole number of at least {least} and at most {LARGEST_COUNT:g}"
+    return _must(rule, lambda x: least <= x <= LARGEST_COUNT and x == int(x))
 
 
-positive = _checked("be a positive finite number", lambda x: 0 < x < math.inf)
-nonnegative = _checked("be a finite number of at least 0", lambda x: 0 <= x < math.inf)
-finite = _checked("be a finite number", math.isfinite)
-positive_or_infinite = _checked("be a positive number or 'inf'", lambda x: x > 0)
-fraction = _checked("lie between 0 and 1", lambda x: 0 <= x <= 1)
+def _text(value: Any) -> str:
+    """A name without blanks around it."""
+    if isinstance(value, list | dict):
+        raise ValueError(f"must be one name, got {str(value)[:40]}")
+    return str(value).strip()
+
 
 Number = Annotated[float, BeforeValidator(number)]
-Positive = Annotated[float, BeforeValidator(positive)]
-NonNegative = Annotated[float, BeforeValidator(nonnegative)]
-Finite = Annotated[float, BeforeValidator(finite)]
-PositiveOrInfinite = Annotated[float, BeforeValidator(positive_or_infinite)]
-Fraction = Annotated[float, BeforeValidator(fraction)]
-Count = Annotated[int, BeforeValidator(lambda value: _whole(value, 0))]
-PositiveCount = Annotated[int, BeforeValidator(lambda value: _whole(value, 1))]
+Positive = Annotated[float, _must("be a positive finite number", lambda x: 0 < x < math.inf)]
+NonNegative = Annotated[
+    float, _must("be a finite number of at least 0", lambda x: 0 <= x < math.inf)
+]
+Finite = Annotated[float, _must("be a finite number", math.isfinite)]
+PositiveOrInfinite = Annotated[float, _must("be a positive number or 'inf'", lambda x: x > 0)]
+Fraction = Annotated[float, _must("lie between 0 and 1", lambda x: 0 <= x <= 1)]
+Count = Annotated[int, _whole(0)]
+PositiveCount = Annotated[int, _whole(1)]
+Text = Annotated[str, BeforeValidator(_text)]
+Lower = BeforeValidator(lambda value: _text(value).lower())
 
 
 def absent(value: Any) -> bool:
@@ -71,6 +74,11 @@ def absent(value: Any) -> bool:
     if value is None or (isinstance(value, str) and not value.strip()):
         return True
     return isinstance(value, float) and math.isnan(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A JSON object; an empty one where there is something else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def finite_or_none(value: Any) -> Any:
@@ -127,70 +135,60 @@ class Record(BaseModel):
 
 
 class Configuration(BaseModel):
-    """One server, checked for contradictions."""
+    """One server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    verifier: str = Field(min_length=1)
+    verifier: Annotated[Text, Field(min_length=1)]
     verifier_params: Positive
-    verifier_active_params: Positive
+    verifier_active_params: Positive = math.nan
     verifier_layers: Positive = math.nan
     verifier_kv_bytes: Positive = math.nan
-    family: Literal["dense", "moe"]
+    family: Annotated[Literal["dense", "moe"] | None, Lower] = None
     experts: Count = 0
     experts_per_token: Count = 0
-    drafter: str = NO_DRAFTER
+    drafter: Text = NO_DRAFTER
     drafter_params: NonNegative = math.nan
-    drafter_method: str = ""
-    drafter_path: str = ""
+    drafter_method: Text = ""
+    drafter_path: Text = ""
     draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)]
-    arm: Literal["plain", "sd"]
+    arm: Annotated[Literal["plain", "sd"] | None, Lower] = None
     acceptance_imposed: Fraction = math.nan
-    environment: str = "unknown"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Configuration":
-        for problem in _contradictions(self):
-            raise ValueError(problem)
-        return self
+    environment: Text
 
 
 NAMES = (*Configuration.model_fields, "hardware", "engine")
 KNOWN = (*NAMES, *ALIASES)
-TEXTS = ("verifier", "drafter", "drafter_method", "drafter_path", "environment")
 
 
-def _contradictions(c: Configuration) -> Iterator[str]:
-    plain, name_it = c.drafter == NO_DRAFTER, "but there is no drafter; name the drafter"
-    if plain and c.draft_tokens > 0:
-        yield f"draft_tokens is {c.draft_tokens} {name_it} or set draft_tokens to 0"
-    if plain and c.arm == "sd":
-        yield f"arm is sd {name_it} or set arm to plain"
-    if plain and c.drafter_params > 0:
-        yield f"drafter_params is {c.drafter_params:g} {name_it}"
-    for name in ("drafter_method", "drafter_path"):
-        if plain and getattr(c, name):
-            yield f"{name} is {getattr(c, name)!r} {name_it}"
-    if c.arm == "plain" and not plain:
-        yield f"arm is plain but drafter is {c.drafter!r}; a plain run has drafter none"
-    if c.arm == "plain" and c.acceptance_imposed > 0:
-        yield f"acceptance_imposed is {c.acceptance_imposed:g} in a plain run; give 0 or nothing"
-    for name in ("experts", "experts_per_token"):
-        if c.family == "dense" and getattr(c, name) > 0:
-            yield f"family is dense but {name} is {getattr(c, name)}; a dense model has 0"
-    if c.family == "moe" and c.experts < 1:
-        yield "family is moe but experts is 0; give the number of experts"
-    if c.family == "moe" and c.experts_per_token < 1:
-        yield f"experts_per_token is missing for a moe verifier; {GIVE.format('experts_per_token')}"
-    if c.experts_per_token > c.experts:
-        yield f"experts_per_token {c.experts_per_token} is more than experts {c.experts}"
-    active = f"verifier_active_params {c.verifier_active_params:g}"
-    least = c.verifier_params * c.experts_per_token / max(c.experts, 1)
-    if c.verifier_active_params > c.verifier_params:
-        yield f"{active} is more than verifier_params {c.verifier_params:g}"
-    elif 0 < c.experts_per_token < c.experts and c.verifier_active_params < least:
-        share = f"{c.experts_per_token} in {c.experts} experts"
-        yield f"{active} is less than the {least:g} of {share}"
+def _problems(c: Configuration) -> list[str]:
+    """What cannot all be true of one server."""
+    plain, moe = c.drafter == NO_DRAFTER, c.family == "moe"
+    no_drafter = "but there is no drafter; name the drafter"
+    dense = "a dense model has 0"
+    rules = (
+        (plain and c.draft_tokens > 0, f"draft_tokens is {c.draft_tokens} {no_drafter} or give 0"),
+        (plain and c.arm == "sd", f"arm is sd {no_drafter} or set arm to plain"),
+        (plain and c.drafter_params > 0, f"drafter_params is {c.drafter_params:g} {no_drafter}"),
+        (plain and c.drafter_method, f"drafter_method is {c.drafter_method!r} {no_drafter}"),
+        (plain and c.drafter_path, f"drafter_path is {c.drafter_path!r} {no_drafter}"),
+        (
+            not plain and c.arm == "plain",
+            f"arm is plain but drafter is {c.drafter!r}; a plain run has drafter none",
+        ),
+        (
+            c.arm == "plain" and c.acceptance_imposed > 0,
+            f"acceptance_imposed is {c.acceptance_imposed:g} in a plain run; give 0 or nothing",
+        ),
+        (not moe and c.experts, f"family is dense but experts is {c.experts}; {dense}"),
+        (
+            not moe and c.experts_per_token,
+            f"family is dense but experts_per_token is {c.experts_per_token}; {dense}",
+        ),
+        (moe and not c.experts, "family is moe but experts is 0; give the number of experts"),
+    )
+    sizes = (c.verifier_params, c.verifier_active_params, c.experts, c.experts_per_token)
+    return [*(text for wrong, text in rules if wrong), *contradictions(*sizes, "verifier_")]
 
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,8 +206,8 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
             if key in merged and not _same(merged[key], value):
                 problem = f"{key} is {merged[key]!r} in {origin[key]} but {value!r} in {label}"
                 raise InputError(f"{problem}; give one value")
-            if key not in merged:
-                merged[key], origin[key] = value, label
+            merged.setdefault(key, value)
+            origin.setdefault(key, label)
     return merged
 
 
@@ -222,41 +220,30 @@ def _same(a: Any, b: Any) -> bool:
 
 def configure(values: Mapping[str, Any]) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
-    v = dict(values)
+    v = {key: value for key, value in values.items() if not absent(value)}
     parts = [str(v.pop(key)).strip() for key in ("hardware", "engine") if key in v]
     v.setdefault("environment", " / ".join(parts) or "unknown")
-    for key in TEXTS:
-        if isinstance(v.get(key), list | dict):
-            raise InputError(f"{key} must be one name, got {str(v[key])[:40]}")
-        if key in v:
-            v[key] = str(v[key]).strip()
-    for key in ("family", "arm"):
-        if key in v:
-            v[key] = str(v[key]).strip().lower()
     # A method alone says that there is a drafter: n-grams have no model to name.
-    v.setdefault("drafter", v.get("drafter_method") or NO_DRAFTER)
-    if v["drafter"].lower() == NO_DRAFTER:
+    v.setdefault("drafter", v.get("drafter_method", NO_DRAFTER))
+    plain = str(v["drafter"]).strip().lower() == NO_DRAFTER
+    if plain:
         v["drafter"] = NO_DRAFTER
+        v.setdefault("draft_tokens", 0)
     for key in ("verifier", "verifier_params", "draft_tokens"):
         if key not in v:
             raise InputError(f"{key} is missing; {GIVE.format(key)}")
-    v.setdefault("family", "moe" if _is_positive(v.get("experts")) else "dense")
-    if v["family"] == "dense":
-        v.setdefault("verifier_active_params", v["verifier_params"])
-    elif "verifier_active_params" not in v:
-        reason = "verifier_active_params is missing for a moe verifier"
-        raise InputError(f"{reason}; {GIVE.format('verifier_active_params')}")
-    v.setdefault("arm", "plain" if v["drafter"] == NO_DRAFTER else "sd")
-    config = record(Configuration, v)
+    stated = record(Configuration, v)
+    family = stated.family or ("moe" if stated.experts else "dense")
+    filled: dict[str, Any] = {"family": family, "arm": stated.arm or ("plain" if plain else "sd")}
+    if family == "dense" and "verifier_active_params" not in v:
+        filled["verifier_active_params"] = stated.verifier_params
+    for key in ("verifier_active_params", "experts_per_token"):
+        if family == "moe" and (key not in v or not getattr(stated, key)):
+            raise InputError(f"{key} is missing for a moe verifier; {GIVE.format(key)}")
+    config = stated.model_copy(update=filled)
+    for problem in _problems(config):
+        raise InputError(problem)
     # Nothing is drafted, so no acceptance was imposed, whatever the metadata's filler says.
-    unused = {"acceptance_imposed": math.nan} if config.draft_tokens == 0 else {}
-    if config.drafter == NO_DRAFTER or config.drafter_params == 0:
-        unused["drafter_params"] = math.nan
-    return config.model_copy(update=unused)
-
-
-def _is_positive(value: Any) -> bool:
-    try:
-        return float(value) > 0
-    except (TypeError, ValueError):
-        return False
+    unused = ["acceptance_imposed"] if config.draft_tokens == 0 else []
+    unused += ["drafter_params"] if plain else []
+    return config.model_copy(update=dict.fromkeys(unused, math.nan))

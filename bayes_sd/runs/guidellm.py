@@ -5,7 +5,6 @@ benchmarks look alike. Latency is in seconds there, the times of tokens in milli
 GuideLLM calls time per output token includes the first one: ours is its inter-token latency.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,13 @@ from pydantic import AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.rows import ALL_FAILED, Latency, Requests, tool_row
+from bayes_sd.runs.rows import ALL_FAILED, Requests, reported, run_row
 
+LATENCIES = {
+    "e2e": ("request_latency", 1.0),
+    "ttft": ("time_to_first_token_ms", 1e-3),
+    "tpot": ("inter_token_latency_ms", 1e-3),
+}
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
@@ -77,10 +81,8 @@ def is_result(data: Mapping[str, Any]) -> bool:
 
 def stated(data: Mapping[str, Any]) -> dict[str, Any]:
     """Configuration in the ``--label key=value`` pairs of a report (0.7 and later)."""
-    labels: Any = data
-    for key in ("config", "metadata", "labels"):
-        labels = labels.get(key) if isinstance(labels, Mapping) else None
-    return c.canonical(labels) if isinstance(labels, Mapping) else {}
+    metadata = c.mapping(c.mapping(data.get("config")).get("metadata"))
+    return c.canonical(c.mapping(metadata.get("labels")))
 
 
 def runs_of(
@@ -103,27 +105,26 @@ def runs_of(
 def _run(b: _Benchmark, configuration: Mapping[str, Any]) -> dict[str, Any]:
     if b.succeeded == 0:
         raise InputError(ALL_FAILED)
-    load = _load(b) | {
-        "requests": b.succeeded,
-        "failed": b.errored or 0,
-        "duration_s": b.duration,
-        "achieved_rps": b.succeeded / b.duration,
-        "prompt_tokens": _mean(b, "prompt_token_count"),
-        "output_tokens": _mean(b, "output_token_count"),
-    }
-    if b.in_flight is not None and b.in_flight.mean:
-        load["in_flight"] = b.in_flight.mean
     listed = [*(b.successful or ()), *(b.incomplete or ()), *(b.failed or ())]
     starts = [r.request_start_time for r in listed if r.request_start_time is not None]
     # Where only a sample of requests is listed, the first and the last may be missing.
-    if starts and len(b.successful or ()) == b.succeeded and max(starts) > min(starts):
-        load["span_s"] = max(starts) - min(starts)
-    reported = {
-        "e2e": _latency(b, "request_latency", 1.0),
-        "ttft": _latency(b, "time_to_first_token_ms", 1e-3),
-        "tpot": _latency(b, "inter_token_latency_ms", 1e-3),
+    complete = len(b.successful or ()) == b.succeeded
+    load = _load(b) | {
+        "requests": b.succeeded,
+        "failed": b.errored,
+        "duration_s": b.duration,
+        "achieved_rps": b.succeeded / b.duration,
+        "prompt_tokens": b.prompt_token_count and b.prompt_token_count.mean,
+        "output_tokens": b.output_token_count and b.output_token_count.mean,
+        "in_flight": (b.in_flight and b.in_flight.mean) or None,
+        "span_s": float(np.ptp(starts)) or None if starts and complete else None,
     }
-    return tool_row(configuration, b.model, load, reported, _single(b))
+    latencies = {
+        metric: reported(getattr(b, name), f"metrics.{name}.successful: ", unit_s)
+        for metric, (name, unit_s) in LATENCIES.items()
+    }
+    server = {"verifier": b.model, **configuration}
+    return run_row(server, load, latencies, requests=_requests(b) if complete else None)
 
 
 def _load(b: _Benchmark) -> dict[str, Any]:
@@ -133,51 +134,28 @@ def _load(b: _Benchmark) -> dict[str, Any]:
         raise InputError(f"strategy {b.strategy!r} has no constant load; read are {read}")
     if b.rampup_s:
         raise InputError(f"rampup_duration is {b.rampup_s:g} s; only constant loads are read")
-    if b.strategy == "synchronous":
-        return {"loop": "closed", "concurrency": 1}
-    if b.strategy == "concurrent":
-        if b.streams is None:
-            raise InputError("config.strategy.streams is missing; concurrent benchmarks have it")
-        return {"loop": "closed", "concurrency": b.streams}
     if b.strategy == "throughput":
         return {"loop": "burst"}
-    if b.rate is None:
-        raise InputError(f"config.strategy.rate is missing; {b.strategy} benchmarks have it")
-    load: dict[str, Any] = {"loop": "open", "rate_rps": b.rate}
+    if b.strategy in ("synchronous", "concurrent"):
+        return {"loop": "closed", "concurrency": 1 if b.strategy == "synchronous" else b.streams}
     # GuideLLM always has a limit (512 by default); one that was never reached limited nothing.
     peak = b.in_flight and b.in_flight.max
-    if b.max_concurrency is not None and not (peak and peak < b.max_concurrency):
-        load["concurrency"] = b.max_concurrency
-    # Constant gaps would be an infinite shape: left unknown.
-    return load | ({"burstiness": 1.0} if b.strategy == "poisson" else {})
+    reached = b.max_concurrency is not None and not (peak and peak < b.max_concurrency)
+    return {
+        "loop": "open",
+        "rate_rps": b.rate,
+        "concurrency": b.max_concurrency if reached else None,
+        # Constant gaps would be an infinite shape: left unknown.
+        "burstiness": 1.0 if b.strategy == "poisson" else None,
+    }
 
 
-def _latency(b: _Benchmark, name: str, unit_s: float) -> Latency:
-    x: _Distribution | None = getattr(b, name)
-    # GuideLLM writes 0.0 for the statistics of nothing.
-    if x is None or x.count == 0 or not x.mean:
-        return Latency()
-    values = x.model_dump(include={"mean", "std", "p50", "p90", "p99"}, exclude_none=True)
-    seconds = {statistic: value * unit_s for statistic, value in values.items()}
-    return c.record(Latency, seconds, f"metrics.{name}.successful: ")
-
-
-def _mean(b: _Benchmark, name: str) -> float:
-    x: _Distribution | None = getattr(b, name)
-    if x is None or x.count == 0 or x.mean is None:
-        raise InputError(f"metrics.{name}.successful.mean is missing")
-    return x.mean
-
-
-def _single(b: _Benchmark) -> Requests | None:
-    """The successful requests, or None where the report keeps only a sample of them."""
-    listed = b.successful or []
-    needed = ("request_start_time", "request_latency", "prompt_tokens", "output_tokens")
-    if len(listed) != b.succeeded or any(getattr(r, n) is None for r in listed for n in needed):
+def _requests(b: _Benchmark) -> Requests | None:
+    """The successful requests, or None where something of one is not listed."""
+    needed = ("request_latency", "prompt_tokens", "output_tokens")
+    table = [[getattr(r, name) for name in needed] for r in b.successful or ()]
+    if any(value is None for values in table for value in values):
         return None
-    start, e2e, prompt, output = (
-        np.array([getattr(r, name) for r in listed], dtype=float) for name in needed
-    )
-    ttft_ms = [r.time_to_first_token_ms for r in listed]
-    ttft = np.array([math.nan if t is None else t / 1000 for t in ttft_ms])
-    return Requests(start, e2e, ttft, prompt, output)
+    e2e, prompt, output = np.array(table, dtype=float).T
+    ttft_ms = np.array([r.time_to_first_token_ms for r in b.successful or ()], dtype=float)
+    return Requests(e2e, ttft_ms / 1000, prompt, output)

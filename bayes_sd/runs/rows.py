@@ -3,19 +3,20 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.config import Configuration
 
 METRICS = ("e2e", "ttft", "tpot")
+PERCENTILES = ("p50", "p90", "p95", "p99")
+IN_SECONDS = ("mean", "std", *PERCENTILES)
 
 # Arrivals must go on for several mean latencies before the number in flight has levelled off;
 # below four, most of what is measured is the filling and the draining of the queue.
@@ -34,11 +35,7 @@ UPPER = {"p95": (1.6449, 0.28), "p90": (1.2816, 0.27), "p99": (2.3263, 0.19)}
 ALL_FAILED = "no request succeeded; at least one successful request is needed"
 
 
-class _Measured(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Workload(_Measured):
+class Workload(c.Record, extra="forbid"):
     """Offered load and its extent; seconds, tokens, requests per second."""
 
     prompt_tokens: c.Positive
@@ -70,7 +67,7 @@ class Workload(_Measured):
         return self
 
 
-class Latency(_Measured):
+class Latency(c.Record, extra="forbid"):
     """One metric of one run in seconds; NaN where it was not recorded."""
 
     mean: c.Positive = math.nan
@@ -85,13 +82,17 @@ class Latency(_Measured):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        known = [p for p in (self.p50, self.p90, self.p95, self.p99) if not math.isnan(p)]
+        known = [p for name in PERCENTILES if not math.isnan(p := getattr(self, name))]
         if any(low > high * ROUNDING for low, high in pairwise(known)):
             raise ValueError("percentiles decrease; p50 <= p90 <= p95 <= p99 is required")
         return self
 
+    def in_unit(self, unit_s: float) -> Self:
+        """The same latency, whose numbers were in another unit."""
+        return self.model_copy(update={n: getattr(self, n) * unit_s for n in IN_SECONDS})
 
-class Drafting(_Measured):
+
+class Drafting(c.Record, extra="forbid"):
     """Draft-verify cycles and what they accepted, as counts; None and () where not counted."""
 
     drafts: c.Count | None = None
@@ -99,16 +100,22 @@ class Drafting(_Measured):
     accepted_tokens: c.Count | None = None
     positions: tuple[c.Count, ...] = ()
 
+    @property
+    def draft_tokens(self) -> int | None:
+        """Draft tokens of a cycle, where the counts tell."""
+        if self.positions or not (self.drafts and self.drafted_tokens):
+            return len(self.positions) or None
+        k = self.drafted_tokens / self.drafts
+        return int(k) if k == int(k) else None
+
 
 @dataclass(frozen=True)
 class Requests:
-    """Successful requests of a run: when they were sent and how long they took (s); tokens.
+    """Successful requests of a run: how long they took (s), and their tokens.
 
-    ``ttft`` is NaN where the answer did not come in pieces; a reader whose tool always writes it
-    refuses NaN itself. ``index`` is the place in the file, for messages.
+    ``ttft`` is NaN where the answer did not come in pieces. ``index`` is the place in the file.
     """
 
-    start: np.ndarray
     e2e: np.ndarray
     ttft: np.ndarray
     prompt: np.ndarray
@@ -119,7 +126,15 @@ class Requests:
         return len(self.e2e)
 
 
-def latencies_of(requests: Requests, duration_s: float) -> dict[str, Latency]:
+def reported(statistics: Any, where: str, unit_s: float) -> Latency:
+    """Latency of a tool's statistics; none where there is no mean, for which tools write 0."""
+    if statistics is None or not statistics.mean:
+        return Latency()
+    values = statistics.model_dump(include=set(IN_SECONDS))
+    return c.record(Latency, values, where).in_unit(unit_s)
+
+
+def _latencies(requests: Requests, duration_s: float) -> dict[str, Latency]:
     """Exact statistics of e2e, ttft and tpot; InputError if a request is impossible."""
     e2e, ttft, output = requests.e2e, requests.ttft, requests.output
     index = np.arange(len(requests)) if requests.index is None else requests.index
@@ -149,65 +164,38 @@ def _statistics(seconds: np.ndarray) -> Latency:
     if x.size == 0:
         return Latency()
     logs = np.log(x)
-    quantiles = zip(("p50", "p90", "p95", "p99"), np.percentile(x, (50, 90, 95, 99)), strict=True)
+    quantiles = zip(PERCENTILES, np.percentile(x, (50, 90, 95, 99)), strict=True)
     several = {"std": float(x.std()), "log_var": float(logs.var(ddof=1))} if x.size > 1 else {}
     return Latency(mean=float(x.mean()), log_mean=float(logs.mean()), **dict(quantiles), **several)
 
 
-def compare_means(latencies: Mapping[str, Latency], reported: Mapping[str, Latency]) -> None:
-    """Refuse a file whose own means are not those of its requests."""
-    for metric, report in reported.items():
-        ratio = report.mean / latencies[metric].mean
-        if ratio > UNIT_SLACK or ratio < 1 / UNIT_SLACK:
-            requests = f"the requests' mean is {latencies[metric].mean:g} s"
-            raise InputError(
-                f"mean {metric} is reported as {report.mean:g} s but {requests}; check the units"
-            )
-
-
-def tool_row(
-    configuration: Mapping[str, Any],
-    verifier: str | None,
-    load: Mapping[str, Any],
-    reported: Mapping[str, Latency],
-    requests: Requests | None,
-) -> dict[str, Any]:
-    """Row of a run of a load generator that knows nothing of drafting.
-
-    `load` has the fields of Workload, `reported` the tool's own statistics, `requests` all
-    successful requests where the tool lists them.
-    """
-    values = dict(configuration)
-    if verifier:
-        values.setdefault("verifier", verifier)
-    if c.absent(values.get("drafter")) or values["drafter"] == "none":
-        values.setdefault("draft_tokens", 0)
-    config = c.configure(values)
-    latencies, known = reported, dict(load)
-    if requests is not None:
-        latencies = latencies_of(requests, known["duration_s"])
-        compare_means(latencies, reported)
-        for name, tokens in (
-            ("prompt_tokens", requests.prompt),
-            ("output_tokens", requests.output),
-        ):
-            known |= {name: float(tokens.mean()), f"{name}_sd": float(tokens.std())}
-    workload = c.record(Workload, known)
-    return run_row(config, workload, latencies, Drafting(), detail=requests is not None)
-
-
 def run_row(
-    config: Configuration,
-    workload: Workload,
+    configuration: Mapping[str, Any],
+    load: Mapping[str, Any],
     latencies: Mapping[str, Latency],
-    drafting: Drafting,
     *,
-    detail: bool,
+    requests: Requests | None = None,
+    drafting: Drafting | None = None,
     saturated: bool = False,
     flags: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """One row of the run table without its identity; InputError if the parts contradict."""
-    w = workload
+    """One row of the run table without its identity; InputError if the parts contradict.
+
+    `load` has the fields of Workload; `requests` are all successful ones, where a file lists them.
+    """
+    drafting = drafting or Drafting()
+    config = c.configure({"draft_tokens": drafting.draft_tokens, **configuration})
+    load = dict(load)
+    if requests is not None:
+        exact = _latencies(requests, load["duration_s"])
+        _compare_means(exact, latencies)
+        latencies = exact
+        load.setdefault("in_flight", float(requests.e2e.sum() / load["duration_s"]))
+        for name in ("prompt", "output"):
+            tokens = getattr(requests, name)
+            load |= {f"{name}_tokens": float(tokens.mean())}
+            load |= {f"{name}_tokens_sd": float(tokens.std())}
+    w = c.record(Workload, load)
     metrics = {m: _with_log_moments(latencies[m], w.requests) for m in METRICS}
     _check_units(w, metrics)
     row = {**config.model_dump(), **w.model_dump(), **_counts(config, drafting)}
@@ -217,14 +205,23 @@ def run_row(
         by_little = w.achieved_rps * metrics["e2e"].mean
         row["in_flight"] = w.concurrency if math.isnan(by_little) else by_little
     for m, x in metrics.items():
-        row |= {f"{m}_{name}_s": getattr(x, name) for name in ("mean", "p50", "p90", "p95", "p99")}
+        row |= {f"{m}_{name}_s": getattr(x, name) for name in ("mean", *PERCENTILES)}
         row |= {f"{m}_{name}": getattr(x, name) for name in ("log_mean", "log_var")}
         row[f"{m}_log_var_n_eff"] = x.log_var_n_eff
     too_short = w.loop == "open" and row["e2e_mean_s"] > row["span_s"] / STEADY_LATENCIES
-    row["detail"] = detail
+    row["detail"] = requests is not None
     row["saturated"] = bool(saturated or too_short or w.loop == "burst")
     row["flags"] = ",".join(sorted(flags | _flags(row)))
     return row
+
+
+def _compare_means(exact: Mapping[str, Latency], reported: Mapping[str, Latency]) -> None:
+    """Refuse a file whose own means are not those of its requests."""
+    for metric, report in reported.items():
+        ratio = report.mean / exact[metric].mean
+        if ratio > UNIT_SLACK or ratio < 1 / UNIT_SLACK:
+            means = f"{report.mean:g} s but the requests' mean is {exact[metric].mean:g} s"
+            raise InputError(f"mean {metric} is reported as {means}; check the units")
 
 
 def _with_log_moments(latency: Latency, requests: int) -> Latency:
@@ -273,66 +270,60 @@ def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
     e2e, ttft, tpot = (metrics[m].mean for m in METRICS)
     if math.isnan(e2e):
         raise InputError("mean e2e latency is missing; a run is of no use without it")
-    if ttft > e2e * ROUNDING:
-        problem = f"mean ttft {ttft:g} s is longer than mean e2e latency {e2e:g} s"
-        raise InputError(f"{problem}; check the units")
-    if e2e > w.duration_s * UNIT_SLACK:
-        problem = f"mean e2e latency {e2e:g} s is longer than the run of {w.duration_s:g} s"
-        raise InputError(f"{problem}; check the units")
-    parts = ttft + (w.output_tokens - 1) * tpot
+    parts, mean = ttft + (w.output_tokens - 1) * tpot, f"mean e2e latency {e2e:g} s"
     # Means of ratios over requests of unequal length differ, but not by such a factor.
-    if w.output_tokens > 1 and not math.isnan(parts) and not e2e / 10 < parts < e2e * 10:
-        problem = f"mean ttft and tpot add up to {parts:g} s but mean e2e latency is {e2e:g} s"
-        raise InputError(f"{problem}; check the units")
+    apart = w.output_tokens > 1 and (parts <= e2e / 10 or parts >= e2e * 10)
+    for wrong, problem in (
+        (ttft > e2e * ROUNDING, f"mean ttft {ttft:g} s is longer than {mean}"),
+        (e2e > w.duration_s * UNIT_SLACK, f"{mean} is longer than the run of {w.duration_s:g} s"),
+        (apart, f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"),
+    ):
+        if wrong:
+            raise InputError(f"{problem}; check the units")
 
 
-def _counts(config: Configuration, d: Drafting) -> dict[str, float]:
+def _counts(config: c.Configuration, d: Drafting) -> dict[str, float]:
     """Columns of drafting; what was not counted stays NaN, above all single positions."""
     k, alpha = config.draft_tokens, config.acceptance_imposed
-    if k == 0:
-        if any((d.drafts, d.drafted_tokens, d.accepted_tokens, *d.positions)):
-            problem = "drafted or accepted tokens are counted but draft_tokens is 0"
-            raise InputError(f"{problem} (arm {config.arm}); give the drafter and its draft_tokens")
-        unknown = dict.fromkeys(("drafts", "drafted_tokens", "accepted_tokens"), math.nan)
-        return unknown | {"tokens_per_cycle": 1.0}
-    _check_counts(k, d)
+    for problem in _problems(k, config.arm, d):
+        raise InputError(problem)
     accepted = d.accepted_tokens
-    if accepted is None and len(d.positions) == k:
+    if accepted is None and d.positions:
         accepted = sum(d.positions)
+    per_cycle = sum(alpha**j for j in range(k + 1))
     if d.drafts and accepted is not None:
         per_cycle = 1 + accepted / d.drafts
-    else:
-        per_cycle = math.nan if math.isnan(alpha) else sum(alpha**j for j in range(k + 1))
     counts = {"drafts": d.drafts, "drafted_tokens": d.drafted_tokens, "accepted_tokens": accepted}
-    counts |= {f"accepted_{j}": n for j, n in enumerate(d.positions, start=1)}
-    row = {name: math.nan if n is None else float(n) for name, n in counts.items()}
+    counts |= {f"accepted_{j}": n for j, n in enumerate(d.positions[:k], start=1)}
+    row = {name: math.nan if n is None or k == 0 else float(n) for name, n in counts.items()}
     return row | {"tokens_per_cycle": per_cycle}
 
 
-def _check_counts(k: int, d: Drafting) -> None:
-    """Refuse counts that no drafter can have."""
-    given, total = len(d.positions), sum(d.positions)
-    if given not in (0, k):
-        raise InputError(f"acceptance is given for {given} positions but draft_tokens is {k}")
-    if d.drafts is None:
-        if d.accepted_tokens is not None or d.positions:
-            raise InputError("accepted tokens are counted but drafts is missing; give both")
+def _problems(k: int, arm: str | None, d: Drafting) -> Iterator[str]:
+    """Why no drafter can have these counts."""
+    given, total, accepted = len(d.positions), sum(d.positions), d.accepted_tokens
+    if k == 0:
+        if any((d.drafts, d.drafted_tokens, accepted, total)):
+            problem = f"drafted or accepted tokens are counted but draft_tokens is 0 (arm {arm})"
+            yield f"{problem}; give the drafter and its draft_tokens"
         return
-    most = k * d.drafts
-    drafted = most if d.drafted_tokens is None else d.drafted_tokens
-    if drafted > most:
-        limit = f"draft_tokens {k} times drafts {d.drafts}"
-        raise InputError(f"drafted_tokens {drafted} is more than {limit}")
-    if d.accepted_tokens is not None and d.accepted_tokens > drafted:
-        raise InputError(f"accepted_tokens {d.accepted_tokens} is more than the {drafted} drafted")
+    if given not in (0, k):
+        yield f"acceptance is given for {given} positions but draft_tokens is {k}"
+    if d.drafts is None:
+        if accepted is not None or given:
+            yield "accepted tokens are counted but drafts is missing; give both"
+        return
+    drafted = k * d.drafts if d.drafted_tokens is None else d.drafted_tokens
+    if drafted > k * d.drafts:
+        yield f"drafted_tokens {drafted} is more than draft_tokens {k} times drafts {d.drafts}"
+    if accepted is not None and accepted > drafted:
+        yield f"accepted_tokens {accepted} is more than the {drafted} drafted"
     if any(b > a for a, b in pairwise((d.drafts, *d.positions))):
-        raise InputError(
-            f"accepted counts {list(d.positions)} of {d.drafts} drafts increase with position; "
-            "a token is accepted only after the one before it"
-        )
-    if d.positions and d.accepted_tokens is not None and abs(total - d.accepted_tokens) > k:
-        problem = f"accepted_tokens is {d.accepted_tokens} but the positions add up to {total}"
-        raise InputError(f"{problem}; give counts of one run")
+        counts = f"accepted counts {list(d.positions)} of {d.drafts} drafts increase with position"
+        yield f"{counts}; a token is accepted only after the one before it"
+    if given and accepted is not None and abs(total - accepted) > k:
+        problem = f"accepted_tokens is {accepted} but the positions add up to {total}"
+        yield f"{problem}; give counts of one run"
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
@@ -71,6 +71,21 @@ def features(
     }
 
 
+def contradictions(
+    params: float, active: float, experts: int, per_token: int, prefix: str = ""
+) -> Iterator[str]:
+    """What cannot all be true of one model."""
+    least = params * per_token / max(experts, 1)
+    if not min(experts, 1) <= per_token <= experts:
+        yield f"experts_per_token {per_token} must be 1 to {experts} experts, or 0 of both"
+    if active > params:
+        yield f"{prefix}active_params {active:g} is more than {prefix}params {params:g}"
+    # Counts are often given rounded to three digits.
+    elif per_token < experts and active < least * (1 - 1e-6):
+        share = f"{per_token} of {experts} experts"
+        yield f"{prefix}active_params {active:g} is less than the {least:g} of {share}"
+
+
 @dataclass(frozen=True)
 class Size:
     """A model given by its size only, as a verifier or drafter that nobody measured.
@@ -83,16 +98,9 @@ class Size:
         Parameters used for one token; equal to `params` for a dense model.
     experts, experts_per_token : int
         Experts of a layer and how many a token uses; 0 for a dense model.
-    layers : float, optional
-        Layers; by default what is typical at this size, which can be off by 50%.
-    kv_bytes : float, optional
-        Bytes of one token's keys and values; by default what is typical at this size, which can
-        be off by a factor of 3.
-
-    Raises
-    ------
-    InputError
-        If a number is impossible or contradicts another.
+    layers, kv_bytes : float, optional
+        Layers, and bytes of one token's keys and values; by default what is typical at this size,
+        which can be off by 50% and by a factor of 3.
 
     Examples
     --------
@@ -110,49 +118,30 @@ class Size:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            value, zero_allowed = getattr(self, field.name), field.default == 0
             if value is None and field.default is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise InputError(f"{field.name} = {value!r}: must be a number (a count, as 8e9).")
-            zero_allowed = field.default == 0
-            if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
-                least = "at least 0" if zero_allowed else "above 0"
-                raise InputError(f"{self}: {field.name} must be {least} and finite.")
-        if self.active > self.params:
-            raise InputError(f"{self}: active_params must be at most params (counts, as in 8e9).")
-        if not min(self.experts, 1) <= self.experts_per_token <= self.experts:
-            raise InputError(f"{self}: needs 1 <= experts_per_token <= experts, or 0 of both.")
-        if self.experts > self.experts_per_token:
-            if self.active_params is None:
-                raise InputError(f"{self}: a mixture of experts needs active_params.")
-            least_active = self.params * self.experts_per_token / self.experts
-            # Counts are often given rounded to three digits.
-            if self.active < least_active * (1 - 1e-6):
-                raise InputError(
-                    f"{self}: {self.experts_per_token} of {self.experts} experts are at least "
-                    f"{least_active:.3g} active parameters."
-                )
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < math.inf or (value == 0 and not zero_allowed):
+                least = "of at least 0" if zero_allowed else "above 0"
+                problem = f"{field.name} = {value!r}: must be a finite number {least}"
+                raise InputError(f"{problem} (a count, as in 8e9).")
+        if self.experts > self.experts_per_token > 0 and self.active_params is None:
+            raise InputError(f"{self}: a mixture of experts needs active_params.")
+        for text in contradictions(self.params, self.active, self.experts, self.experts_per_token):
+            raise InputError(f"{self}: {text}.")
 
     @classmethod
     def read(cls, path: str | Path) -> "Size":
         """Size of a checkpoint, from the ``config.json`` of a Llama-like or MoE model.
 
+        Attention, feed-forward and router matrices of all blocks are counted; norms, embedding
+        and head are not.
+
         Parameters
         ----------
         path : path
             The checkpoint's folder, or its ``config.json``.
-
-        Returns
-        -------
-        Size
-            Attention, feed-forward and router matrices of all blocks are counted; norms,
-            embedding and head are not.
-
-        Raises
-        ------
-        InputError
-            If there is no such file, or it lacks what is needed.
 
         Examples
         --------
@@ -218,11 +207,5 @@ def _of_config(config: Mapping[str, Any], where: str) -> Size:
     experts, per_token = whole(*EXPERTS), whole(*EXPERTS_PER_TOKEN)
     expert = 3 * hidden * whole("moe_intermediate_size", "intermediate_size")
     shared = attention + hidden * experts
-    return Size(
-        layers * (shared + experts * expert),
-        layers * (shared + per_token * expert),
-        experts,
-        per_token,
-        layers,
-        kv_bytes,
-    )
+    total, active = (layers * (shared + n * expert) for n in (experts, per_token))
+    return Size(total, active, experts, per_token, layers, kv_bytes)

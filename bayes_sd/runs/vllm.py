@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
@@ -21,13 +20,12 @@ from bayes_sd.runs import rows
 from bayes_sd.runs.rows import Latency, Requests
 from bayes_sd.runs.sizes import Size
 
-TOTALS = ("total_input_tokens", "total_output_tokens")
-REQUIRED = ("duration", "completed", *TOTALS, "request_rate")
+REQUIRED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "request_rate")
 SWEEP_FILES = ("serve_params.json", "bench_params.json", "warmup.json")
 SUMMARIES = {"summary.json": "run=*.json", "summary.csv": "*/run=*.json"}  # of the runs beside it
 SWEEP_SUFFIXES = ("failure.json", ".pytorch.json")
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix")  # methods that draft without a model
-STATISTICS = {"median": "p50", **{x: x for x in ("mean", "std", "p50", "p90", "p95", "p99")}}
+STATISTICS = {"median": "p50", **{x: x for x in ("mean", "std", "p90", "p95", "p99")}}
 METRICS = {"e2e": "e2el", "ttft": "ttft", "tpot": "tpot"}
 TWICE = 2.0  # tokens listed and counted may differ by failed requests, not by more
 MANY, FAR = 20, 10.0  # from so many arrivals on, their rate is within this factor of the asked one
@@ -86,48 +84,29 @@ def runs_of(
         raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
     if data.get("run_number") == -1:
         raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
-    try:
-        result = BenchResult.model_validate(data)
-    except ValidationError as error:
-        raise InputError(c.sentence(error)) from None
-    values = {**_models(data, configuration, path), **configuration}
-    values.setdefault("draft_tokens", _draft_tokens(result, values))
-    server = c.configure({key: value for key, value in values.items() if value is not None})
-    if result.completed == 0:
+    r = c.record(BenchResult, data)
+    if r.completed == 0:
         raise InputError(rows.ALL_FAILED)
-    requests = _requests(result)
-    latencies = {ours: _aggregate(data, theirs) for ours, theirs in METRICS.items()}
-    load, n, failed = _load(result), result.completed, result.failed
+    latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
+    requests, n, failed = _requests(r), r.completed, r.failed
     if failed is None:
-        failed = max((result.num_prompts or 0) - n, 0)
-    if requests is None:
-        if math.isnan(latencies["e2e"].mean):
-            raise InputError(
-                "mean_e2el_ms is missing; run vllm bench serve with --save-detailed or with "
-                "--percentile-metrics ttft,tpot,e2el"
-            )
-        load["prompt_tokens"] = result.total_input_tokens / n
-        load["output_tokens"] = result.total_output_tokens / n
-    else:
-        reported, latencies = latencies, rows.latencies_of(requests, result.duration)
-        rows.compare_means(latencies, reported)
-        listed = len(result.output_lens or ())
+        failed = max((r.num_prompts or 0) - n, 0)
+    if requests is not None:
+        listed = len(r.output_lens or ())
         # Some files list only the successful requests and count the failed ones apart.
         n, failed = len(requests), listed - len(requests) + max(n + failed - listed, 0)
-        load |= {
-            "prompt_tokens": float(requests.prompt.mean()),
-            "output_tokens": float(requests.output.mean()),
-            "prompt_tokens_sd": float(requests.prompt.std()),
-            "output_tokens_sd": float(requests.output.std()),
-            "in_flight": float(requests.e2e.sum() / result.duration),
-        }
-    load |= {"requests": n, "failed": failed, "achieved_rps": n / result.duration}
-    try:
-        workload = rows.Workload(**load)
-    except ValidationError as error:
-        raise InputError(c.sentence(error)) from None
-    detail = requests is not None
-    yield -1, rows.run_row(server, workload, latencies, _counts(result), detail=detail)
+    elif math.isnan(latencies["e2e"].mean):
+        how = "--save-detailed or with --percentile-metrics ttft,tpot,e2el"
+        raise InputError(f"mean_e2el_ms is missing; run vllm bench serve with {how}")
+    load = _load(r) | {
+        "requests": n,
+        "failed": failed,
+        "achieved_rps": n / r.duration,
+        "prompt_tokens": r.total_input_tokens / n,
+        "output_tokens": r.total_output_tokens / n,
+    }
+    server = {**_models(data, configuration, path), **configuration}
+    yield -1, rows.run_row(server, load, latencies, requests=requests, drafting=_counts(r))
 
 
 def _speculative(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,14 +179,12 @@ def _models(
             values |= {f"verifier_{x}": getattr(size, x) for x in ("params", "layers", "kv_bytes")}
             values |= {x: getattr(size, x) for x in ("experts", "experts_per_token")}
             values["verifier_active_params"] = size.active
-    method, drafter = (configuration.get(f"drafter_{x}", "") for x in ("method", "path"))
+    method, drafter = (str(configuration.get(f"drafter_{x}", "")) for x in ("method", "path"))
     if method:
-        values["drafter"] = short_name(str(drafter)) or method
-        values["drafter_params"] = 0 if method in WEIGHTLESS else None
-        size = _size(str(drafter), path) if drafter else None
-        if size is not None:
-            values["drafter_params"] = size.params
-    return {key: value for key, value in values.items() if value is not None}
+        values["drafter"] = short_name(drafter) or method
+        size = _size(drafter, path) if drafter else None
+        values["drafter_params"] = 0 if method in WEIGHTLESS else size and size.params
+    return values
 
 
 def short_name(model: str) -> str:
@@ -223,17 +200,6 @@ def _size(model: str, result: Path) -> Size | None:
     return next((Size.read(file) for file in files if os.path.isfile(file)), None)
 
 
-def _draft_tokens(r: BenchResult, values: Mapping[str, Any]) -> int | None:
-    """Draft tokens from what was counted, where nothing states them."""
-    drafts = r.spec_decode_num_drafts
-    if r.spec_decode_per_position_acceptance_rates:
-        return len(r.spec_decode_per_position_acceptance_rates)
-    if drafts and r.spec_decode_draft_tokens is not None:
-        k = r.spec_decode_draft_tokens / drafts
-        return int(k) if k == int(k) else None
-    return 0 if str(values.get("drafter", "none")).strip().lower() == "none" else None
-
-
 def _requests(r: BenchResult) -> Requests | None:
     """Successful requests, or None if the result has no complete lists."""
     if not (r.ttfts and r.input_lens and r.output_lens and (r.latencies or r.itls)):
@@ -243,80 +209,53 @@ def _requests(r: BenchResult) -> Requests | None:
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {n}" for name, n in lengths.items())
         raise InputError(f"lists have unequal lengths ({listed}); one entry a request is needed")
-    output = np.asarray(r.output_lens)
-    for key, summed, total in (
-        ("input_lens", sum(r.input_lens), r.total_input_tokens),
-        ("output_lens", int(output.sum()), r.total_output_tokens),
-    ):
+    prompt, output, ttft = (np.asarray(x) for x in (r.input_lens, r.output_lens, r.ttfts))
+    for key, summed in (("input", prompt.sum()), ("output", output.sum())):
+        total = getattr(r, f"total_{key}_tokens")
         if not total / TWICE <= summed <= total * TWICE and r.completed == len(output):
-            raise InputError(
-                f"{key} sum to {summed} but total_{key[:-5]}_tokens is {total}; "
-                "they must be of the same requests"
-            )
+            counted = f"total_{key}_tokens is {total}; they must be of the same requests"
+            raise InputError(f"{key}_lens sum to {summed} but {counted}")
     ok = output > 0
     if r.errors:
         ok &= np.array([not error for error in r.errors])
     if not ok.any():
         raise InputError(rows.ALL_FAILED)
-    ttft = np.asarray(r.ttfts)
     e2e = np.asarray(r.latencies) if r.latencies else ttft + [sum(x) for x in r.itls or ()]
     unknown = np.flatnonzero(ok & np.isnan(ttft))
     if unknown.size:
         raise InputError(f"ttft of request {unknown[0]} must be a positive finite number, got nan")
-    start = np.asarray(r.start_times) if r.start_times else np.full(len(ok), np.nan)
-    prompt = np.asarray(r.input_lens)
-    return Requests(start[ok], e2e[ok], ttft[ok], prompt[ok], output[ok], np.flatnonzero(ok))
+    return Requests(e2e[ok], ttft[ok], prompt[ok], output[ok], np.flatnonzero(ok))
 
 
 def _load(r: BenchResult) -> dict[str, Any]:
     """Offered load and its extent, without the requests."""
-    load: dict[str, Any] = {"duration_s": r.duration, "span_s": r.duration}
-    if r.max_concurrency is not None:
-        load["concurrency"] = r.max_concurrency
+    load: dict[str, Any] = {"duration_s": r.duration, "concurrency": r.max_concurrency}
     if not math.isfinite(r.request_rate):
         return load | {"loop": "burst" if r.max_concurrency is None else "closed"}
-    load |= {"loop": "open", "rate_rps": r.request_rate}
-    if r.completed:
-        load["span_s"] = r.completed / r.request_rate
-    if r.burstiness is not None:
-        load["burstiness"] = r.burstiness
-    if not r.start_times:
-        return load
-    span = max(r.start_times) - min(r.start_times)
+    load |= {"loop": "open", "rate_rps": r.request_rate, "burstiness": r.burstiness}
+    n, span = len(r.start_times or ()), float(np.ptp(r.start_times or [0.0]))
     if not math.isfinite(span):
         raise InputError("start_times must be finite numbers")
     if span > r.duration * rows.UNIT_SLACK:
         raise InputError(f"start_times spread over {span:g} s in a run of {r.duration:g} s")
-    if span > 0:
-        load["span_s"] = span
-    n = len(r.start_times)
-    if n >= MANY and span > 0 and r.max_concurrency is None:
-        arrived_rps = (n - 1) / span
-        if not arrived_rps / FAR <= r.request_rate <= arrived_rps * FAR:
-            raise InputError(
-                f"request_rate is {r.request_rate:g} but {n} start_times spread over "
-                f"{span:g} s, {arrived_rps:.3g} a second; check the units"
-            )
-    return load
+    if span == 0:
+        return load
+    arrived_rps = (n - 1) / span
+    near = arrived_rps / FAR <= r.request_rate <= arrived_rps * FAR
+    if n >= MANY and r.max_concurrency is None and not near:
+        arrived = f"{n} start_times spread over {span:g} s, {arrived_rps:.3g} a second"
+        raise InputError(f"request_rate is {r.request_rate:g} but {arrived}; check the units")
+    return load | {"span_s": span}
 
 
-def _aggregate(data: Mapping[str, Any], metric: str) -> Latency:
+def _reported(data: Mapping[str, Any], metric: str) -> Latency:
     """Statistics of one metric that the file gives in ms."""
-    values: dict[str, float] = {}
-    one_token = data["total_output_tokens"] == data["completed"]
-    for theirs, ours in STATISTICS.items():
-        key = f"{theirs}_{metric}_ms"
-        # vLLM writes 0.0 for the statistics of nothing, here of tokens after the first.
-        if c.absent(data.get(key)) or (metric == "tpot" and one_token):
-            continue
-        try:
-            values[ours] = (c.nonnegative if ours == "std" else c.positive)(data[key]) / 1000
-        except ValueError as error:
-            raise InputError(f"{key} {error}") from None
-    try:
-        return Latency(**values)
-    except ValidationError as error:
-        raise InputError(f"{metric}: {c.sentence(error)}") from None
+    # vLLM writes 0.0 for the statistics of nothing, here of tokens after the first.
+    if metric == "tpot" and data["total_output_tokens"] == data["completed"]:
+        return Latency()
+    given = {ours: data.get(f"{theirs}_{metric}_ms") for theirs, ours in STATISTICS.items()}
+    known = {name: value for name, value in given.items() if not c.absent(value)}
+    return c.record(Latency, known, f"{metric}_ms: ").in_unit(1e-3)
 
 
 def _counts(r: BenchResult) -> rows.Drafting:

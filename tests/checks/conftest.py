@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import bayes_sd as bsd
 from bayes_sd.model.design import Design
@@ -59,6 +60,8 @@ class StandIn:
         self.left_out, self.seconds, self.divergences = np.zeros(len(self.table), bool), 0.1, 0
         summary = {"rhat_max": 1.0, "ess_bulk_min": 500.0, "ess_tail_min": 450.0}
         self.convergence = SimpleNamespace(summary=summary)
+        noise = (("chain", "draw", "noise_term"), np.full((CHAINS, DRAWS, 1), 0.3))
+        self.parameters = xr.Dataset({"noise": noise}, {"noise_term": ["spread_sd"]})
 
     def refit(self, left_out: np.ndarray | None = None, **how: Any) -> "StandIn":
         """Itself; what was left out is remembered."""

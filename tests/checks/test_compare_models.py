@@ -19,7 +19,6 @@ from bayes_sd.checks.compare import (
     standard_models,
 )
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.refit import Refitter
 from bayes_sd.runs.schema import Runs
 
 MODELS = {
@@ -74,7 +73,8 @@ def test_all_models_predict_the_same_runs_from_the_same_folds(
         left_out.rows.set_index("run_id")["fold"].sort_index()
         for left_out in result.left_out.values()
     ]
-    assert len(folds[0]) == 32 and all(fold.equals(folds[0]) for fold in folds)
+    assert len(folds[0]) == (16 if by == "drafter" else 32)  # plain runs have no drafter
+    assert all(fold.equals(folds[0]) for fold in folds)
     sets = [
         [frozenset(refitter.table["run_id"][mask]) for mask in refitter.masks]
         for refitter in (stand_ins[m] for m in MODELS.values())
@@ -135,10 +135,11 @@ def small_fit(data: Any) -> bsd.Fit:
     return bsd.Fit.load(data / "fit.nc")
 
 
+@pytest.mark.sample  # loads ArviZ
 def test_fits_of_the_same_runs_are_ranked(small_fit: bsd.Fit) -> None:
     table = compare_fits({"all": small_fit, "half": small_fit.thin(240)})
     assert table.columns.tolist() == [
-        *("name", "elpd", "elpd_se", "elpd_diff", "diff_se", "weight", "bad_k"),
+        *("name", "elpd", "elpd_se", "elpd_diff", "diff_se", "weight", "bad_k")
     ]
     assert table["weight"].sum() == pytest.approx(1)
     assert table["elpd_diff"].iloc[0] == 0 and abs(table["elpd_diff"].iloc[1]) < 5
@@ -146,14 +147,13 @@ def test_fits_of_the_same_runs_are_ranked(small_fit: bsd.Fit) -> None:
         compare_fits({"all": small_fit})
 
 
-@pytest.mark.sample
+@pytest.mark.sample  # loads ArviZ
 def test_leaving_a_run_out_shows_importance_sampling_beside_it(
-    few: Runs, refitter: Refitter, monkeypatch: pytest.MonkeyPatch
+    few: Runs, stand_ins: dict[bsd.LatencyModel, Any]
 ) -> None:
-    monkeypatch.setattr(bsd.LatencyModel, "refitter", lambda model, runs: refitter)
-    models = {"one": bsd.LatencyModel(), "same": bsd.LatencyModel()}
-    result = compare_models(few, models, by="run", draws=100, tune=200, chains=2)
-    one = result.table.iloc[0]
-    assert len(result.left_out["one"].folds) == 16
-    assert one["elpd_psis"] == pytest.approx(one["elpd"], abs=3) and one["bad_k"] < 8
-    assert result.table["elpd_diff"].tolist() == [0, 0]
+    result = compare_models(few, MODELS, by="run")
+    assert len(result.left_out["full"].folds) == 16
+    assert np.isfinite(result.table["elpd_psis"]).all()
+    assert (result.table["bad_k"] <= 16).all()
+    best = result.table.iloc[0]
+    assert best["elpd_psis"] == pytest.approx(best["elpd"], abs=0.1 * abs(best["elpd"]))

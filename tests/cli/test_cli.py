@@ -1,0 +1,271 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bayes_sd.cli.app import app
+from bayes_sd.errors import ConvergenceError
+from bayes_sd.fit import Fit
+from bayes_sd.latency_model import LatencyModel
+from bayes_sd.runs.read import corpus
+
+WORK = ["--prompt", "128", "--output", "64"]
+PAIR = ["--verifier", "dense-60m", "--drafter", "draft-3m", "--acceptance", "0.7"]
+QUESTIONS = {
+    "latency": ["-k", "0,5", "--rps", "1:8:4"],
+    "compare": ["-k", "2,5"],
+    "schedule": ["-k", "0,2,5"],
+    "capacity": ["-k", "0,5", "--slo", "2", "--rps", "10", "--price", "2"],
+    "next-runs": ["-k", "0,2", "--rps", "7,9"],
+}
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def ask(verb: str, fit_path: Path, *arguments: str) -> Any:
+    return run(verb, str(fit_path), *arguments, *PAIR, *WORK)
+
+
+@pytest.fixture
+def instant(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that fit get the committed fit: sampling is tested elsewhere."""
+    monkeypatch.setattr(LatencyModel, "fit", lambda self, runs, **_: fit)
+
+
+@pytest.fixture
+def one_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    source = corpus("vllm-cpu") / "dense-25m_0.json"
+    (folder / source.name).write_bytes(source.read_bytes())
+    return folder
+
+
+@pytest.mark.process
+def test_help_is_light() -> None:
+    code = (
+        "import sys; from bayes_sd.cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = ('pymc', 'pytensor', 'nutpie', 'arviz', 'matplotlib')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("verb", ["check", "fit", "plan", "demo", "validate", *QUESTIONS])
+def test_help_reads_well_at_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    text = run(verb, "--help").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+
+
+def test_check_says_what_is_there(one_run: Path) -> None:
+    result = run("check", str(one_run), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["passed"] is True
+    assert "dense-25m" in run("check", str(one_run)).stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("{", "JSON"), ('{"benchmarks": []}', "GuideLLM"), ("[]", "JSON")]
+)
+def test_a_bad_file_is_one_sentence_and_exit_1(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    for command in (["check"], ["fit", "-o", str(tmp_path / "fit.nc")]):
+        result = run(command[0], str(tmp_path / "a.json"), *command[1:])
+        assert result.exit_code == 1
+        assert says in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "fit.nc").exists()
+
+
+def test_only_saturated_runs_exit_3(tmp_path: Path) -> None:
+    source = corpus("vllm-cpu") / "dense-200m_2.json"
+    (tmp_path / source.name).write_bytes(source.read_bytes())
+    assert run("check", str(tmp_path)).exit_code == 3
+    result = run("fit", str(tmp_path), "-o", str(tmp_path / "fit.nc"))
+    assert result.exit_code == 3
+    assert "no steady run" in result.stderr
+
+
+def test_an_unconverged_fit_exits_3_and_writes_nothing(
+    fit: Fit, one_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConvergenceError(
+            "The fit did not converge: try <<target_accept>>.", fit, pd.DataFrame()
+        )
+
+    monkeypatch.setattr(LatencyModel, "fit", refuse)
+    result = run("fit", str(one_run), "-o", str(tmp_path / "fit.nc"))
+    assert result.exit_code == 3
+    assert "did not converge: try --target-accept." in result.stderr
+    assert not (tmp_path / "fit.nc").exists()
+
+
+def test_fit_into_a_missing_folder_is_refused_before_sampling(one_run: Path) -> None:
+    result = run("fit", str(one_run), "-o", str(one_run / "no" / "fit.nc"))
+    assert result.exit_code == 1
+    assert "does not exist" in result.stderr
+
+
+@pytest.mark.usefixtures("instant")
+def test_fit_saves_and_says_so(one_run: Path, tmp_path: Path) -> None:
+    result = run("fit", str(one_run), "-o", str(tmp_path / "fit.nc"), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["fit"]["divergences"] == 0
+    assert (tmp_path / "fit.nc").is_file()
+
+
+@pytest.mark.parametrize("verb", QUESTIONS)
+def test_every_question_answers_in_a_sentence_and_in_json(verb: str, fit_path: Path) -> None:
+    text = ask(verb, fit_path, *QUESTIONS[verb])
+    assert text.exit_code == 0, text.output
+    first = text.stdout.splitlines()[0]
+    assert first.endswith(".")
+    data = json.loads(ask(verb, fit_path, *QUESTIONS[verb], "--json").stdout)
+    answers = data.get("comparisons", [data])
+    assert answers[0]["answer"].splitlines()[0].startswith(first[:20])
+    assert all(answer["rows"] for answer in answers)
+
+
+@pytest.mark.parametrize("verb", ["latency", "compare", "schedule", "capacity", "next-runs"])
+def test_every_question_takes_concurrencies(verb: str, fit_path: Path) -> None:
+    words = [w for w in QUESTIONS[verb] if w not in ("--rps", "1:8:4", "10", "7,9")]
+    concurrency = "4" if verb == "capacity" else "1,4"
+    result = ask(verb, fit_path, *words, "--concurrency", concurrency, "--json")
+    assert result.exit_code == 0, result.output
+
+
+def test_latency_past_capacity_has_no_number(fit_path: Path) -> None:
+    row = json.loads(ask("latency", fit_path, "--rps", "1000", "--json").stdout)["rows"][0]
+    assert row["mean_p50_s"] is None
+    assert row["prob_saturated"] == 1
+
+
+def test_compare_gives_probabilities_that_sum_to_one(fit_path: Path) -> None:
+    data = json.loads(ask("compare", fit_path, "--rps", "1,8", "-k", "5", "--json").stdout)
+    (comparison,) = data["comparisons"]
+    for row in comparison["rows"]:
+        total = row["prob_faster"] + row["prob_slower"] + row["prob_both_saturated"]
+        assert total == pytest.approx(1)
+    even = comparison["break_even"]
+    assert sum(v for n, v in even.items() if n.startswith("prob")) == pytest.approx(1)
+    assert even["p05_rps"] <= even["p50_rps"] <= even["p95_rps"]
+
+
+def test_the_printed_schedule_says_which_model_it_needs(fit_path: Path) -> None:
+    words = ["-k", "0,2,5", "--method", "eagle3", "--draft-model", "org/eagle"]
+    config = json.loads(ask("schedule", fit_path, *words, "--json").stdout)["speculative_config"]
+    assert (config["method"], config["model"]) == ("eagle3", "org/eagle")
+    assert "PATH_OR_NAME_OF_draft-3m" in ask("schedule", fit_path, "-k", "0,2").stdout
+
+
+def test_capacity_of_named_servers(fit_path: Path, tmp_path: Path) -> None:
+    servers = tmp_path / "servers.yaml"
+    servers.write_text(
+        "plain: {verifier: dense-60m, price_per_hour: 1}\n"
+        "sd: {verifier: dense-60m, drafter: draft-3m, k: 2, acceptance: 0.7, price_per_hour: 2}\n"
+    )
+    words = ["--slo", "2", "--rps", "10", *WORK, "--servers", str(servers)]
+    result = run("capacity", str(fit_path), *words, "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["server"] for row in json.loads(result.stdout)["rows"]] == ["plain", "sd"]
+    servers.write_text("plain: {verifier: dense-60m, colour: red}\n")
+    assert "'colour'" in run("capacity", str(fit_path), *words).stderr
+
+
+def test_capacity_of_a_traffic_file(fit_path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    pd.DataFrame({"at": range(100), "prompt_tokens": 128, "output_tokens": 64}).to_csv(log)
+    words = ["--slo", "2", "--traffic", str(log), "--columns", "timestamp=at", *PAIR]
+    result = run("capacity", str(fit_path), *words, "--json")
+    assert result.exit_code == 0, result.output
+    assert "100 requests" in result.stderr
+
+
+def test_next_runs_writes_a_plan(fit_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    words = ["-k", "0,2,5", "--rps", "4,7,8", "-o", str(folder), "--json"]
+    result = ask("next-runs", fit_path, *words)
+    assert result.exit_code == 0, result.output
+    assert (folder / "run.sh").is_file()
+
+
+def test_a_new_model_by_size(fit_path: Path) -> None:
+    new = ["--new-verifier", "params=8e9,layers=36", "--new-drafter", "params=5e8"]
+    words = ["--rps", "0.1", *new, "--acceptance", "0.7", *WORK, "--json"]
+    assert run("compare", str(fit_path), *words).exit_code == 3
+    rows = json.loads(run("compare", str(fit_path), *words, "--extrapolate").stdout)
+    assert rows["comparisons"][0]["rows"][0]["support"] == "extrapolated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--rps", "1", "--verifier", "gpt-5"], 1, "dense-115m"),
+        (["--rps", "1"], 1, "--verifier"),
+        (["--rps", "1", "--verifier", "dense-60m", "-k", "2"], 1, "--drafter"),
+        (["--rps", "one", *PAIR], 2, "START:STOP:COUNT"),
+        (["--rps", "1:2:1000000000", *PAIR], 2, "at most 10000"),
+        (["--rps", "-1", *PAIR], 1, "0"),
+        (["--concurrency", "4", "--rps", "1", *PAIR], 2, "exactly one"),
+        (["--rps", "1", "-k", "2.5", *PAIR], 2, "whole numbers"),
+        (["--rps", "1", "-k", "9", *PAIR], 3, "--extrapolate"),
+        (["--rps", "1", *PAIR, "--new-verifier", "params=1e9"], 2, "not both"),
+        (["--rps", "1", *PAIR, "--structure", "moon"], 2, "edge"),
+        (["--rps", "1", *PAIR, "--environment", "mars"], 1, "AMD"),
+    ],
+)
+def test_wrong_questions(fit_path: Path, arguments: list[str], code: int, says: str) -> None:
+    result = run("latency", str(fit_path), *arguments, *WORK)
+    assert result.exit_code == code, result.output
+    assert says in result.stderr.replace("\n", " ")
+    assert "bsd." not in result.stderr
+
+
+def test_a_file_that_is_no_fit(tmp_path: Path) -> None:
+    (tmp_path / "fit.nc").write_text("not netCDF")
+    for name in ("fit.nc", "missing.nc"):
+        result = run("latency", str(tmp_path / name), "--rps", "1", *WORK)
+        assert result.exit_code == 1
+        assert name in result.stderr
+
+
+@pytest.mark.usefixtures("instant")
+def test_demo_prints_tables_and_writes_its_figures(tmp_path: Path) -> None:
+    result = run("demo", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    for text in ("Fitted coefficients", "reading the weights once", "P(SD beats plain)", "wrote "):
+        assert text in result.stdout
+    assert result.stdout.count("dense-115m + draft-12m @ 0.7, k = 7") == 1
+    assert all(
+        (tmp_path / "out" / name).stat().st_size > 10_000
+        for name in ("fit.nc", "collapse.png", "prob_faster.png")
+    )
+
+
+def test_metrics_of_a_server_are_checked_without_a_benchmark(tmp_path: Path) -> None:
+    packed = Path(__file__).parents[1] / "data" / "prometheus" / "sd-server.txt.gz"
+    (tmp_path / "scrapes.prom").write_bytes(gzip.decompress(packed.read_bytes()))
+    given = ["verifier_params=60e6", "drafter=draft-3m", "drafter_params=3e6", "engine=cpu"]
+    words = ["check", str(tmp_path / "scrapes.prom"), *(w for g in given for w in ("--set", g))]
+    result = run(*words, "--window", "60", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["summary"][0]["drafter"] == "draft-3m"
+    assert run(*words, "--window", "-1").exit_code == 1

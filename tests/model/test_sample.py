@@ -1,0 +1,215 @@
+"""Where sampling starts, the gate a fit must pass, the compiled gradient, and refits."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from tables import table
+
+from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
+from bayes_sd.fit import Fit
+from bayes_sd.latency_model import LatencyModel
+from bayes_sd.model.design import build_design, coefficients
+from bayes_sd.model.graph import population
+from bayes_sd.model.priors import ALL
+from bayes_sd.model.refit import Refitter
+from bayes_sd.model.sample import diagnose, start
+from bayes_sd.physics.law import FULL, outcome
+from bayes_sd.runs.schema import Runs
+
+# --- where chains start ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slow", [1.0, 1e3], ids=["priors", "a thousand times too slow"])
+def test_the_start_resembles_the_runs_however_far_the_priors_are(runs: Runs, slow: float) -> None:
+    """Slow priors put every run past the pole; a chain must not start there."""
+    design, names = build_design(runs), ("weights_per_pass", "prefill_token_others")
+    own = tuple(replace(p, a=p.a * slow) if p.name in names else p for p in population(FULL))
+    logs = start(design, own)
+    terms = dict(zip((p.name for p in own), np.exp(logs), strict=True))
+    terms = coefficients(terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
+    data, v = design.data, design.data["verifier_i"]
+    sizes = {str(n): column.to_numpy()[v] for n, column in design.verifiers.items()}
+    drafters = design.drafters["drafter_params"].to_numpy()
+    sizes["drafter"] = drafters[data["drafter_i"]] * data["drafted"]
+    stages = FULL.stages(terms, sizes, data)
+    said = outcome(stages, terms["queue_cycles"], sizes, data, 0.01)
+    steady = data["e2e_rows"]
+    error = np.abs(np.log(said.e2e_s) - data["log_e2e"])[steady]
+    assert np.median(error) < 0.2 and error.max() < np.log(20)
+    assert len(own) < len(ALL) and np.isfinite(logs).all()
+
+
+def test_no_chain_starts_where_a_coefficient_has_no_gradient() -> None:
+    """The sampler refuses such a point, as the middle of a prior that no run moves."""
+    model = LatencyModel()
+    design = model.design(table(rate_rps=[0.1, 0.2, 0.3]))
+    assert len(design.data["ttft_rows"]) == 0  # so that nothing is said of queue_cycles
+    priors = population(model.law)
+    logs = start(design, priors, model.law)
+    assert not np.isclose(logs, np.log([p.a for p in priors])).any()
+
+
+# --- the gate -------------------------------------------------------------------------------
+
+
+def tree(draws: np.ndarray, divergences: int = 0) -> xr.DataTree:
+    diverging = np.zeros(draws.shape[:2], dtype=bool)
+    diverging.flat[:divergences] = True
+    dims = ("chain", "draw")
+    return xr.DataTree.from_dict(
+        {
+            "posterior": xr.Dataset({"a": (dims, draws)}),
+            "sample_stats": xr.Dataset({"diverging": (dims, diverging)}),
+        }
+    )
+
+
+GOOD = np.random.default_rng(0).standard_normal((4, 500))
+
+
+def test_independent_draws_pass() -> None:
+    convergence = diagnose(tree(GOOD))
+    assert convergence.complaints == []
+    assert convergence.summary["chains"] == 4 and convergence.summary["draws"] == 500
+    assert convergence.summary["ess_bulk_min"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("draws", "divergences", "complaint"),
+    [
+        (GOOD, 1, r"1 divergent transitions, none allowed\."),
+        (GOOD + [[0], [0], [1], [0]], 0, r"rhat is above 1.01 for 1 of 1 parameters \(worst: a, "),
+        (np.repeat(GOOD[:, :60], 20, axis=1), 0, "ess_bulk is below 400 for 1 of 1 parameters"),
+        (np.where(np.arange(500) < 400, GOOD, np.nan), 0, "400 draws are not finite"),
+        (np.where(np.arange(500) < 499, GOOD, np.inf), 0, "4 draws are not finite"),
+        (GOOD[:1], 0, r"1 chain\(s\) of 500 draws are too few to diagnose"),
+        (GOOD[:, :3], 0, "of 3 draws are too few"),
+        (np.ones((4, 500)), 0, r"1 of 1 parameters never moved \(as a\)"),
+    ],
+)
+def test_the_gate_refuses(draws: np.ndarray, divergences: int, complaint: str) -> None:
+    complaints = diagnose(tree(draws, divergences)).complaints
+    import re
+
+    assert any(re.match(complaint, said) for said in complaints), complaints
+
+
+# --- the compiled model ---------------------------------------------------------------------
+
+
+@pytest.mark.sample
+def test_the_compiled_gradient_is_right(refitter: Refitter) -> None:
+    """Leaving out PyTensor's in-place rewrites, to compile sooner, once gave wrong gradients."""
+    from pytensor.compile.mode import Mode
+
+    graph = LatencyModel().graph(refitter.design, keep_runs=True)
+    rng = np.random.default_rng(3)
+    point = {n: v + 0.1 * rng.standard_normal(v.shape) for n, v in graph.initial_point(1).items()}
+    # Deterministic values follow the sampled ones in nutpie's list.
+    slices = dict(zip(*refitter.compiled.shape_info[:2], strict=True))
+    x = np.full(refitter.compiled.n_dim, np.nan)
+    for name, value in point.items():
+        x[slices[name]] = value.ravel()
+    logp, fast = refitter.compiled.logp_func(x)
+    # Not even FAST_COMPILE: it joins sums of more terms than NumPy has operands for.
+    plain = graph.compile_dlogp(mode=Mode("py", None))(point)
+    slow, begin = np.empty_like(x), 0
+    for variable in graph.continuous_value_vars:
+        end = begin + point[variable.name].size
+        slow[slices[variable.name]] = plain[begin:end]
+        begin = end
+    assert begin == x.size and np.abs(slow).max() > 1
+    assert logp == pytest.approx(float(graph.compile_logp(mode=Mode("py", None))(point)), rel=1e-9)
+    # Sums over runs cancel, so an entry is compared on the scale of the largest as well.
+    np.testing.assert_allclose(fast, slow, rtol=1e-6, atol=1e-9 * np.abs(slow).max())
+
+
+@pytest.mark.sample
+def test_equal_seeds_give_equal_draws_and_chains_differ(refitter: Refitter) -> None:
+    a, b, c = (
+        refitter.refit(seed=seed, draws=15, tune=30, chains=2).parameters["law"].values
+        for seed in (7, 7, 8)
+    )
+    assert a.shape[:2] == (2, 15)
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c) and not np.array_equal(a[0], a[1])
+
+
+@pytest.mark.sample
+def test_a_run_left_out_is_predicted_from_the_others(refitter: Refitter) -> None:
+    """It may be measured as anything: what the others say of it does not move."""
+    left_out = np.zeros(len(refitter.table), bool)
+    left_out[refitter.design.data["e2e_rows"][::5]] = True
+    slower = refitter.design.data["log_e2e"] + 3.0 * left_out
+    how: dict[str, Any] = {"seed": 2, "draws": 60, "tune": 150, "chains": 2}
+    a = refitter.refit(left_out, **how)
+    b = refitter.refit(left_out, observed={"log_e2e": slower}, **how)
+    rows = np.flatnonzero(left_out)
+    a_mean, b_mean = (np.median(r.of_runs("run_mean_e2e", rows), axis=0) for r in (a, b))
+    np.testing.assert_allclose(a_mean, b_mean, rtol=0.05)
+    measured = refitter.table["e2e_mean_s"].to_numpy()[rows]
+    assert np.median(np.abs(a_mean / measured - 1)) < 0.25
+    assert a.draws.sizes["run"] == len(refitter.table)
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize(
+    ("observed", "message"),
+    [
+        ({"mask": np.zeros(3)}, "'mask' cannot be replaced; only log_e2e, log_ttft"),
+        ({"log_e2e": np.zeros(3)}, "log_e2e has shape .3,.; the fit has .* runs"),
+    ],
+)
+def test_wrong_observations_are_refused_before_compiled_code_reads_them(
+    refitter: Refitter, observed: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        refitter.refit(observed=observed)
+
+
+# --- the whole way --------------------------------------------------------------------------
+
+
+@pytest.mark.sample
+def test_a_small_fit_follows_its_runs_in_both_environments(small_fit: Fit) -> None:
+    runs = small_fit.runs
+    error = (runs["fitted_e2e_s"] / runs["e2e_mean_s"] - 1).abs()
+    assert (error.groupby(runs["environment"]).median() < 0.12).all()
+    assert (runs["fitted_c1_s"] <= runs["fitted_e2e_s"] * 1.01).all()
+    assert runs["utilization"].between(0, 1).all()
+    stuck = small_fit.censored_runs  # lower bounds: the law is above most of them
+    assert len(stuck) and (stuck["fitted_e2e_s"] > 0.8 * stuck["e2e_mean_s"]).mean() > 0.8
+    factor = small_fit.posterior["factor_environment"]
+    np.testing.assert_allclose(factor.prod("environment"), 1.0, rtol=1e-6)
+    assert small_fit.accuracy()["r2_dense"] > 0.9
+
+
+@pytest.mark.sample
+def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
+    small_runs: Runs, refitter: Refitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bayes_sd.model.sample.compile_nutpie", lambda *_, **__: refitter.compiled)
+    with pytest.raises(ConvergenceError, match="ess_bulk is below 400") as caught:
+        LatencyModel().fit(small_runs, draws=20, tune=20, chains=2, progress=False)
+    error = caught.value
+    assert isinstance(error, EvidenceError) and isinstance(error.fit, Fit)
+    assert error.fit.shape == (2, 20) and error.fit.spec["tune"] == 20
+    assert len(error.fit.runs) == len(small_runs.steady)
+    assert (error.table["ess_bulk"] < 400).any()
+    assert "log_law[weights_per_pass]" in error.table.index
+    assert "\n" not in str(error)
+
+
+@pytest.mark.sample
+def test_an_interrupted_fit_is_refused(
+    small_runs: Runs, refitter: Refitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nutpie pads with NaN and counts no divergence."""
+    refit = refitter.refit(draws=20, tune=20, chains=2)
+    refit.sampled["posterior"]["noise"].values[1, 10:] = np.nan
+    monkeypatch.setattr("bayes_sd.latency_model.sample", lambda *_, **__: (refit.sampled, {}))
+    with pytest.raises(ConvergenceError, match="100 draws are not finite"):
+        LatencyModel().fit(small_runs, draws=20, tune=20, chains=2, progress=False)
