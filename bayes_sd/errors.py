@@ -7,13 +7,7 @@ _ARGUMENT = re.compile(r"<<(\w+)>>")
 
 
 def in_words(message: str, shell: bool = False) -> str:
-    """A message with its ``<<argument>>`` marks as Python arguments, or as a shell's flags.
-
-    Examples
-    --------
-    >>> in_words("give <<max_batch>> or <<k>>"), in_words("give <<max_batch>> or <<k>>", shell=True)
-    ('give max_batch= or k=', 'give --max-batch or -k')
-    """
+    """A message with its ``<<argument>>`` marks as ``argument=``, or as a shell's flags."""
 
     def word(match: re.Match[str]) -> str:
         flag = match[1].replace("_", "-")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LABELS = np.array(["assumed structure", "extrapolated", "interpolated", "measured"], dtype=object)
 FACTOR = 4.0  # beyond the measured range, after which an answer has to be asked for by name
 SLACK = 1.001  # of a measured range: rates are rounded in files
+WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
 SAMPLE = ("chain", "draw")
 UNITS = {"rate_rps": "requests/s", "concurrency": "requests in flight"}
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles tell them apart too.
@@ -63,6 +64,22 @@ def tabulate(data: xr.Dataset) -> pd.DataFrame:
     return data.to_dataframe().reset_index()
 
 
+def best_of(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """P(best), ties shared, and expected regret of each; the chance that all are infinite."""
+    prob, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
+    if not able.any():
+        return prob, regret, np.nan
+    own = losses[able]
+    best = own.min(axis=0)
+    finite = np.isfinite(best)
+    ties = (own == best) & finite
+    prob[able] = (ties / np.maximum(ties.sum(axis=0), 1)).mean(axis=1)
+    if finite.any():
+        own, best = own[:, finite], best[finite]
+        regret[able] = (np.minimum(own, WORST * best) - best).mean(axis=1)
+    return prob, regret, float(1 - finite.mean())
+
+
 class Answer:
     """What answers have: ``draws``, ``table``, ``plot(ax=None)``, and a sentence as ``str()``."""
 
@@ -72,6 +89,13 @@ class Answer:
     def table(self) -> pd.DataFrame:
         """The answer in rows, with units in the names of columns."""
         raise NotImplementedError
+
+    def axis_to_plot(self) -> str:
+        """``rate_rps`` or ``concurrency``, whichever has several values."""
+        axis = next((a for a in UNITS if a in self.draws.dims), None)
+        if axis is None:
+            raise InputError("A plot needs several rates or concurrencies.")
+        return axis
 
     def __repr__(self) -> str:
         return f"{self}\n{self.table.to_string(index=False)}"
@@ -146,13 +170,9 @@ def refuse_far(posterior: Posterior, resolved: Resolved, cells: Any, extrapolate
         measured = posterior.drafters["drafter_params"]
         checks.append(("drafter parameters (1e9)", sizes["drafter"], measured[measured > 0]))
     for name, asked, measured in checks:
-        values = np.asarray(measured, float)
-        values = values[np.isfinite(values)]
-        if not values.size:
-            continue
         low, high = float(np.min(asked)), float(np.max(asked))
-        least, most = values.min(), values.max()
-        if low < least / FACTOR or high > most * FACTOR:
+        least, most = np.nanmin(measured, initial=np.inf), np.nanmax(measured, initial=-np.inf)
+        if most > 0 and (low < least / FACTOR or high > most * FACTOR):
             value = low if low < least / FACTOR else high
             raise EvidenceError(
                 f"{name} {value:.4g} is more than {FACTOR:g} times outside the measured "

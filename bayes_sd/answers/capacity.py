@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import Arm, arm_of
+from bayes_sd.answers.latency import Arm, arm_of, scatter
 from bayes_sd.answers.servers import Server, listed
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.posterior import Posterior
@@ -27,7 +27,6 @@ WINDOWS = 24  # that stand for all of a traffic, see Load.thin; rates move by le
 HALVINGS = 20  # of a latency, in its range over windows
 WIDEST = 1e6  # times the concurrency asked about, the largest that is looked at
 HOUR_S, MILLION = 3600.0, 1e6
-WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
 
 Servers = Server | Sequence[Server] | Mapping[str, Server]
 Prices = float | Mapping[str, float]
@@ -46,10 +45,10 @@ class Capacity(answer.Answer):
         A row a server: ``max_rps`` or ``max_concurrency`` (with the asked confidence; NaN where the
         target is kept at no load), its median, ``replicas`` (the fewest that keep the target, or
         those asked for), ``prob_kept``, ``mean_s`` with its 90% interval, ``prob_saturated`` (in
-        any window), ``needed``, ``prob_possible`` and ``idle_s`` (of an idle server: chance that it
-        keeps the target, percentile), ``prob_best`` and ``regret_ms`` (mean latency lost to the
-        best server had it been known), ``support``; with prices ``per_hour``,
-        ``price_per_million_tokens`` (output), ``prob_cheapest`` and ``regret_per_hour``.
+        any window), ``needed``, ``prob_possible`` and ``idle_s`` (chance that an idle server keeps
+        the target, and its percentile), ``prob_best``, ``regret_ms`` (mean latency lost to the best
+        server had it been known), ``support``; with prices ``per_hour``,
+        ``price_per_million_tokens`` (output), ``prob_cheapest``, ``regret_per_hour``.
     beats : pandas.DataFrame
         Chance that the server of the row has the lower mean latency than that of the column.
     prob_none : float
@@ -76,16 +75,6 @@ class Capacity(answer.Answer):
     def target(self) -> str:
         """The target in words."""
         return f"p{self.percentile:g} <= {self.slo_s:g} s"
-
-    @property
-    def impossible(self) -> list[str]:
-        """Why no number of servers keeps the target, a sentence a server that cannot."""
-        return [
-            f"{row['server']}: {self.target} is impossible at any load with this confidence: an "
-            f"idle server keeps the target with probability {row['prob_possible']:.2f}, its "
-            f"p{self.percentile:g} is about {row['idle_s']:.3g} s."
-            for row in self.rows[self.rows["needed"].isna()].to_dict("records")
-        ]
 
     def __str__(self) -> str:
         able = self.rows[self.rows["replicas"].notna()]
@@ -119,7 +108,13 @@ class Capacity(answer.Answer):
             f"needs {row['needed']:.0f}."
             for _, row in short.iterrows()
         ]
-        return " ".join([*parts, *self.impossible])
+        parts += [
+            f"{row['server']}: {self.target} is impossible at any load with this confidence: an "
+            f"idle server keeps the target with probability {row['prob_possible']:.2f}, its "
+            f"p{self.percentile:g} is about {row['idle_s']:.3g} s."
+            for _, row in self.rows[self.rows["needed"].isna()].iterrows()
+        ]
+        return " ".join(parts)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Median and 90% interval of what a server sustains."""
@@ -185,22 +180,23 @@ def capacity(
 
     Raises
     ------
-    InputError
-        If an argument is out of range.
+    InputError, EvidenceError
+        If an argument is out of range, or a server lies far outside of what was measured.
     """
     answer.positive("slo_s", slo_s)
     answer.require("percentile", percentile, 0 < percentile < 100, "between 0 and 100")
     answer.require("confidence", confidence, 0 < confidence < 1, "between 0 and 1")
     at_least_one = replicas is None or answer.is_whole(replicas, 1)
     answer.require("replicas", replicas, at_least_one, "a whole number of at least 1")
-    named = _named(servers)
+    named = dict(servers) if isinstance(servers, Mapping) else {str(s): s for s in listed(servers)}
+    listed(list(named.values()))
     prices = _prices(price_per_hour, list(named))
     if not load.is_traffic and load.cells.sizes and max(load.cells.sizes.values()) > 1:
         raise InputError("Capacity is asked for one load, or a traffic over time; give one.")
     few = load.thin(WINDOWS) if load.is_traffic else load
     thin, share = fit.thin(DRAWS), percentile / 100
-    short = "rps" if load.axis == "rate_rps" else "concurrency"
-    rows, scales, means, bills = [], [], [], []
+    unit = "rps" if load.axis == "rate_rps" else "concurrency"
+    rows, drawn = [], []
     for name, server in named.items():
         try:
             windows = _Windows(arm_of(thin, server, few, seed, extrapolate), few)
@@ -214,30 +210,29 @@ def capacity(
         about, mean = windows.with_replicas(count, slo_s, share)
         row = {
             "server": name,
-            f"max_{short}": sustained * _amount(load) if sustained > 0 else math.nan,
-            f"median_{short}": float(np.median(scale)) * _amount(load),
+            f"max_{unit}": sustained * _amount(load) if sustained > 0 else math.nan,
+            f"median_{unit}": float(np.median(scale)) * _amount(load),
         }
         rows.append(row | about | {"needed": needed} | at_rest | {"support": windows.label(count)})
-        scales.append(scale)
-        means.append(mean)
         with np.errstate(divide="ignore"):
             wanted = np.ceil(1 / scale) if replicas is None else np.full(scale.size, count)
-        bills.append(wanted * prices.get(name, math.nan))
-    table, every, names = pd.DataFrame(rows), np.stack(means), list(named)
+        drawn.append((scale, mean, wanted * prices.get(name, math.nan)))
+    table, names = pd.DataFrame(rows), list(named)
+    scales, every, bills = (np.stack(values) for values in zip(*drawn, strict=True))
     able = table["replicas"].notna().to_numpy()
-    table["prob_best"], regret, none = _compared(every, able)
+    table["prob_best"], regret, none = answer.best_of(every, able)
     table["regret_ms"] = 1e3 * regret
     if prices:
         table["per_hour"] = table["replicas"] * table["server"].map(prices)
         serves = (table["prob_saturated"] <= 0.5).to_numpy()  # else nobody gets the tokens
         price = table["per_hour"] * MILLION / _tokens_per_hour(few, every)
         table["price_per_million_tokens"] = price.where(serves)
-        cheapest = _compared(np.stack(bills), able & serves)
+        cheapest = answer.best_of(bills, able & serves)
         table["prob_cheapest"], table["regret_per_hour"] = cheapest[:2]
-    table = table[[c for c in table if c != "support"] + ["support"]]
+    table["support"] = table.pop("support")  # last
     shape, dims = (*thin.shape, len(names)), (*answer.SAMPLE, "server")
-    values = {"scale": np.stack(scales, -1), "mean_s": np.stack(means, -1)}
-    data = {n: (dims, v.reshape(shape)) for n, v in values.items()}
+    values = {"scale": scales, "mean_s": every}
+    data = {n: (dims, v.T.reshape(shape)) for n, v in values.items()}
     draws = xr.Dataset(data, coords={"server": names})
     both_able = able[:, None] & able[None] & ~np.eye(len(names), dtype=bool)
     faster = np.where(both_able, (every[:, None] < every[None]).mean(axis=-1), np.nan)
@@ -255,12 +250,12 @@ class _Windows:
 
     def scaled(self, scale: Any) -> np.ndarray:
         """The load times `scale`; a server has at least one request in flight."""
-        return np.maximum(self.values * scale, 1.0) if self.closed else self.values * scale
+        return np.maximum(self.values * scale, 1.0 if self.closed else 0.0)
 
     def at(self, scale: np.ndarray) -> tuple[Outcome, np.ndarray]:
         """The law at `scale` (draws, 1) times the load, and the variance of log latency."""
         said, inputs = self.arm.outcome(self.scaled(scale))
-        return said, self.arm.scatter(said, inputs)[1]
+        return said, scatter(self.arm.posterior, said, inputs)[1]
 
     def within(self, said: Outcome, variance: np.ndarray, seconds: Any) -> np.ndarray:
         """Share of all requests served within so many seconds; none of a saturated window."""
@@ -301,10 +296,10 @@ class _Windows:
             return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)
         said, variance = self.at(np.full((draws, 1), 1 / count))
         mean = (said.e2e_s * self.shares).sum(axis=1)
-        low, middle, high = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
         kept = (self.within(said, variance, slo_s) >= share).mean()
+        interval = np.quantile(mean, [0.5, 0.05, 0.95], method="inverted_cdf")
         saturated = (said.utilization >= 1).any(axis=1).mean()
-        values = (float(v) for v in (kept, middle, low, high, saturated))
+        values = map(float, (kept, *interval, saturated))
         return {"replicas": count} | dict(zip(names, values, strict=True)), mean
 
     def label(self, count: float) -> str:
@@ -315,22 +310,15 @@ class _Windows:
         return answer.farthest(arm.support(arm.outcome()[0]).ravel())
 
 
-def _named(servers: Servers) -> dict[str, Server]:
-    if not isinstance(servers, Mapping):
-        return {str(server): server for server in listed(servers)}
-    listed(list(servers.values()))
-    return {str(name): server for name, server in servers.items()}
-
-
 def _prices(given: Prices | None, names: list[str]) -> dict[str, float]:
     if given is None:
         return {}
     prices = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
-    lacking, unknown = set(names) - set(prices), set(prices) - set(names)
-    if lacking or unknown:
+    lacking = sorted(set(names) - set(prices))
+    for name in lacking or sorted(set(prices) - set(names)):
         raise InputError(
             "price_per_hour must name every server and no other; "
-            f"{', '.join(sorted(lacking or unknown))} {'is missing' if lacking else 'is unknown'}."
+            f"{name} is {'missing' if lacking else 'unknown'}."
         )
     for name, price in prices.items():
         answer.positive(f"price_per_hour of {name}", price)
@@ -346,26 +334,8 @@ def _tokens_per_hour(load: Load, means: np.ndarray) -> Any:
     """Output tokens an hour that the load asks for; of a concurrency, what each server makes."""
     if load.is_traffic:
         return load.output_tokens_total / load.seconds * HOUR_S
-    _, output = load.lengths
-    if load.axis == "rate_rps":
-        return _amount(load) * output * HOUR_S
-    return _amount(load) / np.median(means, axis=1) * output * HOUR_S
-
-
-def _compared(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """P(best), ties shared, and expected regret of each; the chance that all are infinite."""
-    best_of, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
-    if not able.any():
-        return best_of, regret, math.nan
-    own = losses[able]
-    best = own.min(axis=0)
-    finite = np.isfinite(best)
-    ties = (own == best) & finite
-    best_of[able] = (ties / np.maximum(ties.sum(axis=0), 1)).mean(axis=1)
-    if finite.any():
-        lost = np.minimum(own[:, finite], WORST * best[finite]) - best[finite]
-        regret[able] = lost.mean(axis=1)
-    return best_of, regret, float(1 - finite.mean())
+    requests_s = _amount(load) / (1 if load.axis == "rate_rps" else np.median(means, axis=1))
+    return requests_s * load.lengths[1] * HOUR_S
 
 
 def _on(row: pd.Series) -> str:

@@ -10,7 +10,6 @@ import xarray as xr
 from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, check_of, latency
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
@@ -33,13 +32,11 @@ class Comparison(answer.Answer):
     Parameters
     ----------
     draws : xarray.Dataset
-        Dims (chain, draw, load): ``speedup``, baseline over server latency: infinite where only
-        the baseline is saturated, 0 where only the server is, NaN where both are; ``faster`` and
-        ``both_saturated``, true or false; ``support`` (load), that of the server farther from the
-        data.
-    server, baseline : str
-    of : str
-        What was compared: "mean", "run" or "request".
+        Dims (chain, draw, load): ``speedup``, baseline over server latency (infinite where only
+        the baseline is saturated, 0 where only the server is, NaN where both are); ``faster``,
+        ``both_saturated``; ``support`` (load), of the server farther from the data.
+    server, baseline, of : str
+        Names, and what was compared: "mean", "run" or "request".
     """
 
     draws: xr.Dataset
@@ -52,12 +49,11 @@ class Comparison(answer.Answer):
         """A row a load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``, which sum to
         1; median and 90% interval of the speedup; support."""
         faster, both = (self.draws[n].mean(answer.SAMPLE) for n in ("faster", "both_saturated"))
-        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
-        q = q.where(both < 1)
+        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95]).where(both < 1)
         parts = {"prob_faster": faster, "prob_slower": 1 - faster - both}
         parts |= {"prob_both_saturated": both}
-        names = ("speedup_p05", "speedup_p50", "speedup_p95")
-        parts |= {n: q.isel(quantile=i, drop=True) for i, n in enumerate(names)}
+        for i, name in enumerate(("speedup_p05", "speedup_p50", "speedup_p95")):
+            parts[name] = q.isel(quantile=i, drop=True)
         return answer.tabulate(xr.Dataset(parts | {"support": self.draws["support"]}))
 
     def __str__(self) -> str:
@@ -70,24 +66,15 @@ class Comparison(answer.Answer):
             shown = f"{values[0]} to {values[-1]}" if len(values) > 3 else ", ".join(values)
             return f" at {shown}{unit}" if values else ""
 
-        sure = table["prob_faster"] >= SURE
-        slower = table["prob_slower"] >= SURE
-        sentences = [
-            f"{verb}{places(table[rows])}"
-            for verb, rows in (("faster", sure), ("slower", slower), ("unclear", ~sure & ~slower))
-            if rows.any()
-        ]
-        return (
-            f"{self.server} against {self.baseline} ({self.of} latency, "
-            f"{answer.farthest(table['support'])}): {'; '.join(sentences)}."
-        )
+        faster, slower = table["prob_faster"] >= SURE, table["prob_slower"] >= SURE
+        kinds = {"faster": faster, "slower": slower, "unclear": ~faster & ~slower}
+        said = "; ".join(f"{n}{places(table[rows])}" for n, rows in kinds.items() if rows.any())
+        label = answer.farthest(table["support"])
+        return f"{self.server} against {self.baseline} ({self.of} latency, {label}): {said}."
 
     def plot(self, ax: "Axes | None" = None, number: int = 1) -> "Axes":
         """P(faster) against load; `number` chooses the style among several on one axes."""
-        ax, table = answer.axes_of(ax), self.table
-        axis = next((a for a in answer.UNITS if a in table), None)
-        if axis is None:
-            raise InputError("A plot needs several rates or concurrencies.")
+        ax, table, axis = answer.axes_of(ax), self.table, self.axis_to_plot()
         answer.band(ax, table[axis], table[["prob_faster"] * 3].to_numpy().T, number, self.server)
         ax.set_ylim(-0.03, 1.03)
         answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
@@ -137,15 +124,9 @@ def compare(
         speedup = plain / value
     labels = draws["support"].isel(server=0, drop=True)
     text = [answer.farthest(pair) for pair in draws["support"].values.reshape(2, -1).T]
-    data = xr.Dataset(
-        {
-            "speedup": speedup,
-            "faster": value < plain,
-            "both_saturated": stuck & plain_stuck,
-            "support": labels.copy(data=np.asarray(text, object).reshape(labels.shape)),
-        }
-    )
-    return Comparison(data, str(server), str(baseline), of)
+    labels = labels.copy(data=np.asarray(text, object).reshape(labels.shape))
+    parts = {"speedup": speedup, "faster": value < plain, "both_saturated": stuck & plain_stuck}
+    return Comparison(xr.Dataset(parts | {"support": labels}), str(server), str(baseline), of)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,12 +136,10 @@ class BreakEven(answer.Answer):
     Parameters
     ----------
     draws : xarray.Dataset
-        Dims (chain, draw): ``rate_rps`` or ``concurrency`` at which both are equal, NaN in draws in
-        which they never are; ``outcome``: "below" (faster up to there), "above" (from there on),
-        "between" (from there on, but not near the top), "always" or "never" (at every load that
-        either sustains, or up to the top).
-    server, baseline : str
-    support : str
+        Dims (chain, draw): ``rate_rps`` or ``concurrency`` at which both are equal, NaN where they
+        never are; ``outcome``: "below" (faster up to there), "above" (from there on), "between"
+        (from there on, but not near the top), "always" or "never".
+    server, baseline, support : str
     top : float
         Highest concurrency that was looked at; of rates NaN, since capacity bounds them.
     lengths : tuple of float
@@ -184,12 +163,7 @@ class BreakEven(answer.Answer):
         return float((self.draws["outcome"] == outcome).mean())
 
     def quantile(self, q: float | list[float]) -> xr.DataArray:
-        """Quantiles of the load up to which the server is faster, over all draws.
-
-        "never" counts as 0 and "always" as infinite: with probability 1 - q the server is faster
-        at any load below the quantile. Draws with "above" or "between" have no such load and count
-        as 0; their probability is stated beside.
-        """
+        """Quantiles of the load up to which it is faster; "always" is infinite, others are 0."""
         outcome = self.draws["outcome"]
         value = xr.where(outcome == "below", self.draws[self.axis], 0.0)
         return answer.quantile(xr.where(outcome == "always", np.inf, value), q)
@@ -216,16 +190,12 @@ class BreakEven(answer.Answer):
             "below": "is faster up to a break-even load",
         }[likely]
         if likely == "below":
-            low, middle, high = (
-                f"{v:.3g}" if np.isfinite(v) else "no limit"
-                for v in self.quantile([0.05, 0.5, 0.95]).values
-            )
+            values = self.quantile([0.05, 0.5, 0.95]).values
+            low, middle, high = (f"{v:.3g}" if np.isfinite(v) else "no limit" for v in values)
             text += f" of {middle} {unit} (90%: {low} to {high})"
-        prompt, output = self.lengths
-        return (
-            f"{self.server} {text} with probability {outcomes[likely]:.2f}, against "
-            f"{self.baseline} ({prompt:g} + {output:g} tokens, {self.support})."
-        )
+        about = f"{self.lengths[0]:g} + {self.lengths[1]:g} tokens, {self.support}"
+        probability = f"with probability {outcomes[likely]:.2f}"
+        return f"{self.server} {text} {probability}, against {self.baseline} ({about})."
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """P(faster at every load up to this one) against load."""
@@ -316,15 +286,8 @@ def break_even(
     )
     typical = float(np.nanmedian(value)) if row.size else float(np.median(high)) / 2
     there = load.with_axis([max(typical, 1.0) if closed else typical])
-    labels = [
-        arm.support(arm.outcome()[0])[0]
-        for arm in (arm_of(fit, each, there, seed, True) for each in both)
-    ]
-    axis = "concurrency" if closed else "rate_rps"
-    draws = xr.Dataset(
-        {
-            axis: (answer.SAMPLE, value.reshape(fit.shape), {"units": answer.UNITS[axis]}),
-            "outcome": (answer.SAMPLE, outcome.reshape(fit.shape).astype(object)),
-        }
-    )
+    at_typical = [arm_of(fit, each, there, seed, extrapolate=True) for each in both]
+    labels = [arm.support(arm.outcome()[0])[0] for arm in at_typical]
+    found = {load.axis: value, "outcome": outcome.astype(object)}
+    draws = xr.Dataset({n: (answer.SAMPLE, v.reshape(fit.shape)) for n, v in found.items()})
     return BreakEven(draws, str(server), str(baseline), answer.farthest(labels), top, lengths)

@@ -41,20 +41,12 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
         drafter = Size(row["drafter_params"])
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
-    acceptance = 0.0 if k and np.isnan(imposed) and not _knows(posterior, row) else imposed
-    return Server(
-        verifier,
-        drafter,
-        k,
-        None if np.isnan(acceptance) else float(acceptance),
-        str(row["environment"]) if row["environment"] in posterior.environments else None,
-    )
-
-
-def _knows(posterior: Posterior, row: pd.Series) -> bool:
-    """Whether a pair's acceptance was measured without being imposed."""
     pair = {n: row[n] for n in ("verifier", "drafter", "acceptance_imposed")}
-    return posterior.acceptance(pair, 1) is not None
+    if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
+        imposed = 0.0
+    acceptance = None if np.isnan(imposed) else float(imposed)
+    environment = row["environment"] if row["environment"] in posterior.environments else None
+    return Server(verifier, drafter, k, acceptance, environment)
 
 
 def run_outcome(
@@ -100,13 +92,8 @@ def run_outcome(
 def fitted_columns(posterior: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Posterior medians for each fitted run: mean latency and TTFT, C1, C2 (s), utilization."""
     said, _, _ = run_outcome(posterior.thin(FITTED_DRAWS), table)
-    names = {
-        "fitted_e2e_s": said.e2e_s,
-        "fitted_ttft_s": said.ttft_s,
-        "fitted_c1_s": said.c1_s,
-        "fitted_c2_s": said.c2_s,
-        "utilization": said.others_share,
-    }
+    names = {f"fitted_{n}_s": getattr(said, f"{n}_s") for n in ("e2e", "ttft", "c1", "c2")}
+    names["utilization"] = said.others_share
     return {name: np.median(values, axis=0) for name, values in names.items()}
 
 
@@ -221,20 +208,12 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     for i, (name, dense) in enumerate(zip(VERIFIER_COSTS, costs, strict=True)):
         ratio = np.exp(fit.moe_effect[:, i])
         dense_ms = 1e3 * np.ravel(dense)
-        low, middle, high = np.quantile(dense_ms * (ratio - 1), [tail, 0.5, 1 - tail])
-        rows.append(
-            {
-                "cost": EFFECT_MEANINGS[name],
-                "dense_ms": float(np.median(dense_ms)),
-                "moe_ms": float(np.median(dense_ms * ratio)),
-                "difference_ms": float(middle),
-                "low_ms": float(low),
-                "high_ms": float(high),
-                "ratio": float(np.median(ratio)),
-                "prob_slower": float((ratio > 1).mean()),
-            }
-        )
-    return pd.DataFrame(rows)
+        difference = np.quantile(dense_ms * (ratio - 1), [0.5, tail, 1 - tail])
+        medians = np.median(dense_ms), np.median(dense_ms * ratio)
+        about = (*difference, np.median(ratio), (ratio > 1).mean())
+        rows.append((EFFECT_MEANINGS[name], *medians, *about))
+    names = "cost dense_ms moe_ms difference_ms low_ms high_ms ratio prob_slower"
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def accuracy(fit: Posterior) -> dict[str, float]:

@@ -110,21 +110,18 @@ class Arm:
             said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
         return said, inputs
 
-    def scatter(
-        self, said: Outcome, inputs: dict[str, Any], metric: str = "e2e", requests: Any = np.inf
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scale of a run's log mean, and variance of log latencies of its requests."""
-        return scatter(self.posterior, said, inputs, metric, requests)
-
     def support(self, said: Outcome) -> np.ndarray:
         """Label of every cell."""
         return answer.support(self.posterior, self.resolved, self.cells, said)
 
 
 def scatter(
-    posterior: Posterior, said: Outcome, inputs: Any, metric: str, requests: Any = np.inf
+    posterior: Posterior, said: Outcome, inputs: Any, metric: str = "e2e", requests: Any = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """See :meth:`Arm.scatter`; finite past the pole too."""
+    """Scale of a run's log mean, and variance of log latencies of its requests.
+
+    Both stay finite past the pole.
+    """
     finite = np.isfinite(said.e2e_s)
 
     def kept(value: Any, otherwise: Any) -> np.ndarray:
@@ -219,10 +216,7 @@ class Latency(answer.Answer):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Mean of a run against load with 90% bands, a line a server, and the measured runs."""
-        ax = answer.axes_of(ax)
-        axis = next((a for a in answer.UNITS if a in self.draws.dims), None)
-        if axis is None:
-            raise InputError("A plot needs several rates or concurrencies.")
+        ax, axis = answer.axes_of(ax), self.axis_to_plot()
         data = self.draws["run_s"]
         data = data.isel({d: 0 for d in data.dims if d not in (*answer.SAMPLE, "server", axis)})
         for i, name in enumerate(self.draws["server"].values):
@@ -333,7 +327,7 @@ def latency(
         said, inputs = arm.outcome()
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
-        scale, variance = arm.scatter(said, inputs, metric)
+        scale, variance = scatter(fit, said, inputs, metric)
         label = arm.resolved.label
         values = observable(fit, mean, saturated, scale, variance, label, seed)
         parts.append(labelled(fit, load, values, arm.support(said), label))

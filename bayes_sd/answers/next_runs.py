@@ -9,8 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.capacity import WORST
-from bayes_sd.answers.latency import arm_of
+from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.answers.servers import Server, listed
 from bayes_sd.errors import InputError
@@ -251,7 +250,7 @@ def next_runs(
         losses.append(mean.T)
         served = values if load.axis == "rate_rps" else np.median(values / said.e2e_s, axis=0)
         requests = np.maximum(served * run_seconds, FEWEST_REQUESTS)
-        scale, variance = arm.scatter(said, inputs, requests=requests)
+        scale, variance = scatter(thin, said, inputs, requests=requests)
         means.append(np.log(np.where(np.isfinite(said.e2e_s), said.e2e_s, np.nan)).T)
         scales.append(np.where(np.isfinite(said.e2e_s), scale**2 + variance / requests, np.nan).T)
         reach.append(np.ravel(arm.support(said)))
@@ -259,7 +258,18 @@ def next_runs(
     cost = _bounded(latency_s)
     names = [str(one) for one in each]
     served_by_any = np.isfinite(latency_s).any(axis=1)
-    choices = _choices(cost, names, load.axis, values, np.stack(reach), served_by_any)
+    pick, at = cost.mean(axis=-1).argmin(axis=1), np.arange(len(values))
+    chosen, best = cost[at, pick], cost.min(axis=1)
+    choices = pd.DataFrame(
+        {
+            load.axis: values,
+            "server": np.array(names, object)[pick],
+            "prob_best": ((chosen <= best) & served_by_any).mean(axis=-1),
+            "prob_all_saturated": (~served_by_any).mean(axis=-1),
+            "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
+            "support": [answer.farthest(labels) for labels in zip(*reach, strict=True)],
+        }
+    )
     every, saturates = np.concatenate(means), np.isnan(np.concatenate(means)).mean(axis=1)
     usable = np.flatnonzero(saturates < LIKELY_FULL)
     # Where a draw says "saturated", the run would show a latency beyond all others.
@@ -271,15 +281,8 @@ def next_runs(
     minutes = run_seconds / 60, server_seconds / 60
     rows = _greedy(known, perfect_ms, candidates, load.axis, runs, minutes)
     shape = (*thin.shape, len(names), len(values))
-    draws = xr.Dataset(
-        {
-            "mean_s": (
-                (*answer.SAMPLE, "server", load.axis),
-                latency_s.transpose(2, 1, 0).reshape(shape),
-            )
-        },
-        coords={"server": names, load.axis: values},
-    )
+    mean_s = (*answer.SAMPLE, "server", load.axis), latency_s.transpose(2, 1, 0).reshape(shape)
+    draws = xr.Dataset({"mean_s": mean_s}, coords={"server": names, load.axis: values})
     return NextRuns(draws, choices, perfect_ms, rows, each, load)
 
 
@@ -287,31 +290,8 @@ def _bounded(losses: np.ndarray) -> np.ndarray:
     """Losses up to a multiple of the best server's, so that a saturated one has a finite one."""
     best = losses.min(axis=1)
     known = best[np.isfinite(best)]
-    ceiling = WORST * (np.median(known) if known.size else 1.0)
-    return np.minimum(losses, np.minimum(WORST * best[:, None, :], ceiling))
-
-
-def _choices(
-    cost: np.ndarray,
-    names: list[str],
-    axis: str,
-    values: np.ndarray,
-    labels: np.ndarray,
-    served: np.ndarray,
-) -> pd.DataFrame:
-    pick = cost.mean(axis=-1).argmin(axis=1)
-    at = np.arange(len(values))
-    chosen, best = cost[at, pick], cost.min(axis=1)
-    return pd.DataFrame(
-        {
-            axis: values,
-            "server": np.array(names, object)[pick],
-            "prob_best": ((chosen <= best) & served).mean(axis=-1),
-            "prob_all_saturated": (~served).mean(axis=-1),
-            "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
-            "support": [answer.farthest(column) for column in labels.T],
-        }
-    )
+    ceiling = answer.WORST * (np.median(known) if known.size else 1.0)
+    return np.minimum(losses, np.minimum(answer.WORST * best[:, None, :], ceiling))
 
 
 def _greedy(
@@ -323,8 +303,7 @@ def _greedy(
     minutes: tuple[float, float],
 ) -> pd.DataFrame:
     """One run after the other, each the one that saves most per minute after those before."""
-    share, begun, chosen = 0.0, set[str](), list[int]()
-    rows: list[dict[str, Any]] = []
+    share, begun, chosen, rows = 0.0, set[str](), list[int](), []
     while len(chosen) < min(runs, len(candidates)):
         saves = known.worth(chosen) - share
         options = []
@@ -338,15 +317,6 @@ def _greedy(
         chosen.append(best)
         begun.add(name)
         share += float(saves[best])
-        rows.append(
-            {
-                "server": name,
-                axis: value,
-                "minutes": takes,
-                "saves_ms": rate * takes,
-                "saves_ms_per_minute": rate,
-                "regret_left_ms": perfect_ms * (1 - share),
-            }
-        )
+        rows.append((name, value, takes, rate * takes, rate, perfect_ms * (1 - share)))
     columns = ["server", axis, "minutes", "saves_ms", "saves_ms_per_minute", "regret_left_ms"]
     return pd.DataFrame(rows, columns=columns)

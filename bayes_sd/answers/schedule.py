@@ -10,7 +10,15 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import Arm, Latency, arm_of, labelled, measured_points, observable
+from bayes_sd.answers.latency import (
+    Arm,
+    Latency,
+    arm_of,
+    labelled,
+    measured_points,
+    observable,
+    scatter,
+)
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.posterior import Posterior
@@ -180,7 +188,7 @@ def schedule(
         "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
     )
     answer.require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
-    is_percentile = loss[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100
+    is_percentile = str(loss)[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100
     answer.require(
         "loss", loss, loss == "mean" or is_percentile, "'mean', or a percentile as 'p95'"
     )
@@ -198,10 +206,7 @@ def schedule(
         arm_of(thin, server.with_k(one), batches, seed, extrapolate, STARTED_ANEW) for one in ks
     ]
     said = [arm.outcome() for arm in arms]
-    each = [
-        (outcome.e2e_s, arm.scatter(outcome, w)[1])
-        for arm, (outcome, w) in zip(arms, said, strict=True)
-    ]
+    each = [(outcome.e2e_s, scatter(thin, outcome, w)[1]) for outcome, w in said]
     losses = np.stack([_loss(mean, variance, loss, slo_s) for mean, variance in each])
     labels = np.stack([arm.support(outcome) for arm, (outcome, _) in zip(arms, said, strict=True)])
     if slo_s is not None and losses[:, :, 0].mean(axis=1).min() > HOPELESS:

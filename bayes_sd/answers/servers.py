@@ -84,11 +84,9 @@ class Server:
         if self.drafter is None:
             words += ", plain"
         else:
-            words += f" + {name_of(self.drafter)}"
-            if self.acceptance is not None:
-                rates = np.atleast_1d(self.acceptance)
-                words += " @ " + ", ".join(f"{rate:g}" for rate in rates)
-            words += f", k = {self.k}"
+            rates = () if self.acceptance is None else np.atleast_1d(self.acceptance)
+            at = " @ " * bool(len(rates)) + ", ".join(f"{rate:g}" for rate in rates)
+            words += f" + {name_of(self.drafter)}{at}, k = {self.k}"
         return words + (f", {self.environment}" if self.environment else "")
 
     def with_k(self, k: int) -> "Server":
@@ -104,13 +102,12 @@ def name_of(model: str | Size | None) -> str:
 def draft_lengths(k: int | Sequence[int], lowest: int = 0) -> list[int]:
     """Draft lengths asked for, checked, each once."""
     values = np.atleast_1d(np.asarray(k))
+    number = values.size > 0 and values.dtype.kind in "iuf"
     if (
-        values.size == 0
-        or values.dtype.kind not in "iuf"
-        or not np.isfinite(values).all()
-        or (values != np.floor(values)).any()
-        or (values < lowest).any()
-        or (values > DRAFT_TOKENS_MAX).any()
+        not number
+        or not (
+            (values == np.floor(values)) & (values >= lowest) & (values <= DRAFT_TOKENS_MAX)
+        ).all()
     ):
         raise InputError(
             f"k = {k!r}: must be one or more whole numbers of at least {lowest}, "

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 PROMPT_TOKENS = 512.0  # prompt length at which prefill slopes are quoted, whatever the curvature
 CONTEXT_TOKENS = 1000.0  # context at which the cost of a sequence in a pass is quoted
 KV_GB = 4.096e-6  # keys and values of one token and layer: 8 heads of 128 in 16 bits
+OTHERS = ("prefill_others", "verify_others", "draft_others")
+VERIFIER = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 
 
 class Stages(NamedTuple):
@@ -29,9 +31,6 @@ class Stages(NamedTuple):
     tile_token: Any = 0.0
 
 
-OTHERS = ("prefill_others", "verify_others", "draft_others")
-
-
 class Totals(NamedTuple):
     """Latency coefficients of a request, s: ``C1 = c1 + coverage * experts``, ``C2 = c2``."""
 
@@ -46,58 +45,37 @@ def absent(cost: Any) -> bool:
     return isinstance(cost, float) and cost == 0.0
 
 
+def times(cost: Any, factor: Any) -> Any:
+    """A cost multiplied by a factor; one that a law lacks stays absent."""
+    return cost if absent(cost) else cost * factor
+
+
 def scaled(stages: Stages, names: tuple[str, ...], factor: Any) -> Stages:
-    """Stage costs with some multiplied by a factor; costs that a law lacks stay absent."""
-    costs = {name: getattr(stages, name) for name in names}
-    return stages._replace(**{n: c if absent(c) else c * factor for n, c in costs.items()})
+    """Stage costs with some multiplied by a factor."""
+    return stages._replace(**{name: times(getattr(stages, name), factor) for name in names})
 
 
-def add(first: Stages, *others: Stages) -> Stages:
-    """Sum of stage costs.
-
-    Examples
-    --------
-    >>> add(Stages(verify_alone=1.0), Stages(verify_alone=2.0)).verify_alone
-    3.0
-    """
-    total = first
-    for other in others:
-        pairs = zip(total, other, strict=True)
-        total = Stages(*(old if absent(new) else old + new for old, new in pairs))
-    return total
+def add(*parts: Stages) -> Stages:
+    """Sum of stage costs."""
+    present = ([c for c in costs if not absent(c)] for costs in zip(*parts, strict=True))
+    return Stages(*(sum(costs, 0.0) for costs in present))
 
 
 def draft_passes(k: Any, drafter_loaded: Any) -> Any:
-    """Passes of the drafter in a cycle: `k`, and one at ``k = 0`` where a drafter is loaded.
-
-    vLLM runs a loaded drafter's first pass even when nothing is to be drafted, so that the
-    drafter's keys and values stay complete for when drafting begins again.
-
-    Examples
-    --------
-    >>> draft_passes(3, 1), draft_passes(0, 1), draft_passes(0, 0)
-    (3, 1, 0)
-    """
+    """Passes of the drafter in a cycle: `k`, and one at ``k = 0`` where a drafter is loaded."""
+    # vLLM runs the first pass even when nothing is to be drafted, so that the drafter's keys and
+    # values stay complete for when drafting begins again.
     return k + drafter_loaded * (k < 1)
 
 
 def combine(stages: Stages, passes: Any, cycles: Any) -> Totals:
-    r"""Sum stage costs over a request, equation (2): ``C_i = prefill + n (verify + k draft)``.
-
-    `passes` are those of the drafter a cycle, see :func:`draft_passes`; `cycles` as from
-    :func:`bayes_sd.physics.acceptance.cycles`.
-
-    Examples
-    --------
-    >>> round(combine(Stages(prefill_alone=0.1, verify_alone=0.02), passes=0, cycles=10).c1, 3)
-    0.3
-    """
+    """Stage costs of a request, equation (2): ``C_i = prefill + n (verify + passes draft)``."""
     s = stages
     return Totals(
         c1=s.prefill_alone + cycles * (s.verify_alone + passes * s.draft_alone),
-        experts=s.experts if absent(s.experts) else s.experts * cycles,
+        experts=times(s.experts, cycles),
         c2=s.prefill_others + cycles * (s.verify_others + passes * s.draft_others),
-        tile_token=s.tile_token if absent(s.tile_token) else s.tile_token * cycles,
+        tile_token=times(s.tile_token, cycles),
     )
 
 
@@ -106,11 +84,6 @@ def prompt_work(prompt_tokens: Any, attention_tokens: Any) -> Any:
 
     At `attention_tokens` = P0 attention costs as much as everything else; a prompt of 512 tokens
     counts as 512 whatever P0 is.
-
-    Examples
-    --------
-    >>> prompt_work(512.0, 2000.0)
-    512.0
     """
     share = (1 + prompt_tokens / attention_tokens) / (1 + PROMPT_TOKENS / attention_tokens)
     return prompt_tokens * share
@@ -121,73 +94,68 @@ def context_work(layers: Any, kv_gb: Any, context_tokens: Any, balance_tokens: A
 
     Each layer costs a fixed share and one that reads keys and values; at `balance_tokens` of
     context the two are equal. A sequence of 1000 tokens in a layer of 4 kB a token counts as 1.
-
-    Examples
-    --------
-    >>> round(context_work(32, 32 * 4.096e-6, 1000.0, 500.0), 6)
-    32.0
     """
     reading = context_tokens * kv_gb / (KV_GB * balance_tokens)
     return (layers + reading) / (1 + CONTEXT_TOKENS / balance_tokens)
 
 
-# The parts. Each is a function of coefficients `c`, sizes `m` and the workload `w`.
+# The parts. Each is a function of coefficients `c`, sizes `m` (as from `bayes_sd.runs.sizes`, with
+# the ``drafter``, 0 if none) and the workload `w` (as from `bayes_sd.model.design`).
 
 
-def _linear(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _prompt(c: Any, m: Any, tokens: Any) -> Stages:
+    """Arithmetic of so many prompt tokens, in the verifier and in the drafter."""
+
+    def cost(by: str) -> Any:
+        sizes = m["active"] * c[f"factor_prefill_{by}"] + m["drafter"]
+        return c[f"prefill_token_{by}"] * sizes * tokens
+
+    return Stages(prefill_alone=cost("alone"), prefill_others=cost("others"))
+
+
+def _linear(c: Any, m: Any, w: Any) -> Stages:
     """Weights read once a pass; arithmetic of prompts and sequences; a drafter's overheads."""
-    prompt, decode_token = w["prompt_tokens"], c["decode_token_ratio"] * c["prefill_token_others"]
-    weights = m["shared"] + m["expert"]
-    active, drafter = m["active"], m["drafter"]
-    return Stages(
-        prefill_alone=c["prefill_token_alone"]
-        * (active * c["factor_prefill_alone"] + drafter)
-        * prompt,
-        prefill_others=c["prefill_token_others"]
-        * (active * c["factor_prefill_others"] + drafter)
-        * prompt,
-        verify_alone=c["weights_per_pass"] * weights * c["factor_verify_alone"],
-        verify_others=decode_token * active * c["factor_verify_others"],
-        draft_alone=(c["overhead_draft_alone"] + c["weights_per_pass"] * drafter)
-        * c["factor_draft_alone"],
-        draft_others=(c["overhead_draft_others"] + decode_token * drafter)
-        * c["factor_draft_others"],
+    weights, token = c["weights_per_pass"], c["decode_token_ratio"] * c["prefill_token_others"]
+    draft_alone = c["overhead_draft_alone"] + weights * m["drafter"]
+    draft_others = c["overhead_draft_others"] + token * m["drafter"]
+    return _prompt(c, m, w["prompt_tokens"])._replace(
+        verify_alone=weights * (m["shared"] + m["expert"]) * c["factor_verify_alone"],
+        verify_others=token * m["active"] * c["factor_verify_others"],
+        draft_alone=draft_alone * c["factor_draft_alone"],
+        draft_others=draft_others * c["factor_draft_others"],
     )
 
 
 def _overheads(c: Any, prefix: str, by: Any) -> Stages:
     """Overheads of both prefills and both verify costs, times `by`."""
-    names = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
-    return Stages(**{n: by * c[f"{prefix}_{n}"] * c[f"factor_{n}"] for n in names})
+    return Stages(**{n: by * c[f"{prefix}_{n}"] * c[f"factor_{n}"] for n in VERIFIER})
 
 
-def _host(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _host(c: Any, m: Any, w: Any) -> Stages:
     """Overheads that no model's size changes: the host's work for a request, pass, sequence."""
     return _overheads(c, "host", 1.0)
 
 
-def _depth(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _depth(c: Any, m: Any, w: Any) -> Stages:
     """Overheads that grow with depth: kernels are launched and caches kept layer by layer."""
     return _overheads(c, "overhead", m["layers"])
 
 
-def _experts(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _experts(c: Any, m: Any, w: Any) -> Stages:
     """Experts' weights are read as far as a pass touches them, equation (4)."""
     weights = c["weights_per_pass"] * m["expert"] * c["factor_verify_alone"]
     return Stages(verify_alone=-weights, experts=weights)
 
 
-def _tokens(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
-    """Arithmetic of ``k + 1`` tokens a sequence instead of one, in tiles where there are any."""
+def _tokens(c: Any, m: Any, w: Any) -> Stages:
+    """Arithmetic of ``k + 1`` tokens a sequence instead of one."""
     token = c["decode_token_ratio"] * c["prefill_token_others"]
     token = token * m["active"] * c["factor_verify_others"]
     drafted = w["k"] * token
-    return Stages(
-        verify_alone=drafted, verify_others=drafted, tile_token=token if tile_tokens > 1 else 0.0
-    )
+    return Stages(verify_alone=drafted, verify_others=drafted, tile_token=token)
 
 
-def _context(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _context(c: Any, m: Any, w: Any) -> Stages:
     """Keys and values of ``P + g/2`` tokens are read in every pass, beside the fixed overhead."""
     tokens = w["prompt_tokens"] + w["output_tokens"] / 2
     work = context_work(m["layers"], m["kv_gb"], tokens, c["context_tokens"])
@@ -195,22 +163,13 @@ def _context(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
     return Stages(verify_others=added)
 
 
-def _attention(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _attention(c: Any, m: Any, w: Any) -> Stages:
     """Attention's share of a prefill grows with the square of the prompt."""
     prompt = w["prompt_tokens"]
-    more = prompt_work(prompt, c["attention_tokens"]) - prompt
-    active, drafter = m["active"], m["drafter"]
-    return Stages(
-        prefill_alone=c["prefill_token_alone"]
-        * (active * c["factor_prefill_alone"] + drafter)
-        * more,
-        prefill_others=c["prefill_token_others"]
-        * (active * c["factor_prefill_others"] + drafter)
-        * more,
-    )
+    return _prompt(c, m, prompt_work(prompt, c["attention_tokens"]) - prompt)
 
 
-def _drafting(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
+def _drafting(c: Any, m: Any, w: Any) -> Stages:
     """A drafter's arithmetic at a price of its own: small kernels, logits its size leaves out."""
     prompt_token = c["prefill_token_others"] * m["drafter"] * c["factor_draft_others"]
     return Stages(draft_others=(c["draft_token_ratio"] - c["decode_token_ratio"]) * prompt_token)
@@ -219,31 +178,15 @@ def _drafting(c: Any, m: Any, w: Any, tile_tokens: float) -> Stages:
 class Part(NamedTuple):
     """A part of the law: what it charges, and the coefficients it alone needs."""
 
-    costs: Callable[[Any, Any, Any, float], Stages]
+    costs: Callable[[Any, Any, Any], Stages]
     terms: tuple[str, ...] = ()
 
 
-def _four(prefix: str) -> tuple[str, ...]:
-    return tuple(
-        f"{prefix}_{n}"
-        for n in ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
-    )
-
-
-LINEAR = Part(
-    _linear,
-    (
-        "weights_per_pass",
-        "prefill_token_alone",
-        "prefill_token_others",
-        "decode_token_ratio",
-        "overhead_draft_alone",
-        "overhead_draft_others",
-    ),
-)
+_SIZED = ("weights_per_pass", "prefill_token_alone", "prefill_token_others", "decode_token_ratio")
+LINEAR = Part(_linear, (*_SIZED, "overhead_draft_alone", "overhead_draft_others"))
 ADDED = {
-    "host": Part(_host, _four("host")),
-    "depth": Part(_depth, _four("overhead")),
+    "host": Part(_host, tuple(f"host_{n}" for n in VERIFIER)),
+    "depth": Part(_depth, tuple(f"overhead_{n}" for n in VERIFIER)),
     "experts": Part(_experts),
     "tokens": Part(_tokens),
     "context": Part(_context, ("context_tokens",)),

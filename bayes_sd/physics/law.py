@@ -8,22 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import ADDED, LINEAR, OTHERS, Stages, Totals, add, combine, scaled
-from bayes_sd.physics.queue import (
-    computed_tokens,
-    coverage,
-    find_roots,
-    free_tokens,
-    headroom,
-    in_flight_at_rate,
-    tokens_in_pass,
-)
+from bayes_sd.physics import costs, queue
+from bayes_sd.physics.costs import Stages, Totals, absent, combine, scaled
 from bayes_sd.physics.structures import Placed
 
-PARTS = (*ADDED, "stalls")
+PARTS = (*costs.ADDED, "stalls")
 OPTIONAL = ("host", "drafting")  # not in the default law
 DEFAULT = tuple(part for part in PARTS if part not in OPTIONAL)
-TTFT_TERMS = ("queue_cycles",)
 SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
 PREFILL_SOFTNESS = 0.02  # rounding of the pole of the queue of prefills
 
@@ -38,21 +29,12 @@ class Law:
         Any of ``host`` (overheads whatever the model), ``depth`` (overheads grow with layers),
         ``experts`` (a pass reads the experts it touches), ``tokens`` (verifying costs ``k + 1``
         tokens), ``context`` (keys and values are read), ``attention`` (prompts cost their square),
-        ``drafting`` (a drafter's arithmetic has a price of its own),
+        ``drafting`` (a drafter's arithmetic has a price of its own) and
         ``stalls`` (prefills of others stall decoding; without it they delay the first token).
-        ``host`` alone is the paper's law, with the closed form ``L = C1 / (1 - rate C2)``.
+        ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
     tile_tokens : float
         Tokens that a pass computes at one price: 1, or the tile of the matrix kernels (128 on
         current GPUs), which makes the knee from memory- to compute-bound passes a staircase.
-
-    Raises
-    ------
-    InputError
-        If a part is unknown, or needs another.
-
-    References
-    ----------
-    arXiv 2605.15051: coefficients linear in size, Little's law, coverage of experts.
 
     Examples
     --------
@@ -78,10 +60,13 @@ class Law:
         object.__setattr__(self, "parts", tuple(p for p in PARTS if p in self.parts))
 
     @property
+    def _costs(self) -> list[costs.Part]:
+        return [costs.LINEAR, *(costs.ADDED[p] for p in self.parts if p in costs.ADDED)]
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """Names of the coefficients this law needs."""
-        added = [ADDED[part].terms for part in self.parts if part in ADDED]
-        return (*LINEAR.terms, *(term for terms in added for term in terms), *TTFT_TERMS)
+        return (*(term for part in self._costs for term in part.terms), "queue_cycles")
 
     @property
     def stalls(self) -> bool:
@@ -89,15 +74,12 @@ class Law:
         return "stalls" in self.parts
 
     def stages(self, coefficients: Any, sizes: Any, workload: Any) -> Stages:
-        """Stage costs in seconds: the sum of the parts, times the server's own factors.
-
-        `coefficients` and `workload` as from :mod:`bayes_sd.model.design`, `sizes` as from
-        :func:`bayes_sd.runs.sizes.features`, with ``drafter`` (1e9 parameters, 0 if none).
-        """
-        parts = [LINEAR, *(ADDED[part] for part in self.parts if part in ADDED)]
-        total = add(*(p.costs(coefficients, sizes, workload, self.tile_tokens) for p in parts))
-        slowness, crowding = coefficients["factor_slowness"], coefficients["factor_crowding"]
-        return scaled(scaled(total, Stages._fields, slowness), (*OTHERS, "tile_token"), crowding)
+        """Stage costs in seconds: the sum of the parts, times the server's own factors."""
+        total = costs.add(*(p.costs(coefficients, sizes, workload) for p in self._costs))
+        if self.tile_tokens == 1:
+            total = total._replace(tile_token=0.0)
+        total = scaled(total, Stages._fields, coefficients["factor_slowness"])
+        return scaled(total, (*costs.OTHERS, "tile_token"), coefficients["factor_crowding"])
 
 
 FULL = Law()
@@ -106,11 +88,10 @@ FULL = Law()
 class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 
-    `decode_s` follows the first token, `prefill_s` is a request's own prefill, `others` are the
-    requests in flight beside one's own. `others_share` is the share of the latency that they
-    cause; at an offered rate it is the utilization ``x``. `growth` is the relative change of the
-    latency for one of C2: ``x / (1 - x)`` at a rate, ``B C2 / L`` at a concurrency. `utilization`
-    is ``rate * C2``, 0 at a fixed concurrency.
+    `decode_s` follows the first token, `prefill_s` is the request's own, `others` are the requests
+    in flight beside it and `others_share` the share of its latency that they cause: at a rate the
+    utilization ``x``. `growth` is the relative change of the latency for one of C2: ``x / (1 - x)``
+    at a rate, ``B C2 / L`` at a concurrency. `utilization` is ``rate * C2``, 0 at a concurrency.
     """
 
     e2e_s: Any
@@ -132,24 +113,24 @@ class Outcome(NamedTuple):
 
 
 def latency_beside(totals: Totals, sizes: Any, others: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency beside `others` requests, s: ``C1 + B C2``."""
-    tokens = tokens_in_pass(others, k)
-    c1 = totals.c1 + coverage(sizes["idle"], tokens) * totals.experts
+    """Mean latency beside so many others, s; see `outcome`."""
+    tokens = queue.tokens_in_pass(others, k)
+    c1 = totals.c1 + queue.coverage(sizes["idle"], tokens) * totals.experts
     if law.tile_tokens > 1:
-        c1 = c1 - totals.tile_token * free_tokens(tokens, law.tile_tokens)
+        c1 = c1 - totals.tile_token * queue.free_tokens(tokens, law.tile_tokens)
     return c1 + others * totals.c2
 
 
 def latency_at_rate(totals: Totals, sizes: Any, rate_rps: Any, k: Any, law: Law = FULL) -> Any:
     """Mean latency at a rate below the pole, s."""
-    room = headroom(rate_rps * totals.c2)
-    others = in_flight_at_rate(totals, sizes, rate_rps, room, k, law.tile_tokens)
+    room = queue.headroom(rate_rps * totals.c2)
+    others = queue.in_flight_at_rate(totals, sizes, rate_rps, room, k, law.tile_tokens)
     return latency_beside(totals, sizes, others, k, law)
 
 
 def queue_s(service_s: Any, utilization: Any, softness: float = 0.0) -> Any:
-    """Mean wait in a queue with constant service and Poisson arrivals, s."""
-    return utilization * service_s / (2 * headroom(utilization, softness))
+    """Mean wait for constant service `p` at random arrivals, s: ``W(p) = x p / (2 (1 - x))``."""
+    return utilization * service_s / (2 * queue.headroom(utilization, softness))
 
 
 def outcome(
@@ -166,43 +147,40 @@ def outcome(
     .. math::
         L &= C_1(\phi(B)) + B\, C_2, \qquad B = \lambda L \text{ or given} \\
         TTFT &= c_{1,prefill} + w\,[c_{1,verify} + k c_{1,draft} + B (c_{2,verify} + k c_{2,draft})]
-               + \frac{\rho\, c_{2,prefill}}{2 (1 - \rho)}, \quad \rho = \lambda\, c_{2,prefill}
+               + W(c_{2,prefill})
 
-    The first token waits for `w` running cycles and, in a queue with constant service, for the
+    The first token waits for `w` running cycles (`queue_cycles`) and, as in `queue_s`, for the
     prefills ahead of its own; prefills that arrive later stall decoding and are in L. A law
-    without the part "stalls" charges them to the first token instead, as ``B c2,prefill``.
-
-    `queue_cycles` is `w`; where ``pass_tokens`` are in the workload (as measured), laws with tiles
-    take them instead of those at the fixed point. `softness` rounds the pole, see `headroom`; 0 is
-    exact (infinite past it). `detach` as in `in_flight_at_rate`.
+    without the part "stalls" charges them to the first token, as ``B c2,prefill``.
+    Laws with tiles take ``pass_tokens`` of the workload, where measured, instead of those at the
+    fixed point. `softness` as in `headroom`, `detach` as in `in_flight_at_rate`.
     """
-    k, rate, closed, tile = (*(workload[n] for n in ("k", "rate_rps", "closed")), law.tile_tokens)
-    passes = workload["draft_passes"]
+    k, passes, rate, closed = (workload[n] for n in ("k", "draft_passes", "rate_rps", "closed"))
+    tile = law.tile_tokens
     totals = combine(stages, passes, workload["cycles"])
     measured, measured_law = totals, law
     if tile > 1 and "pass_tokens" in workload:
         # As measured, the tokens paid for are a number, and no fixed point crosses the staircase.
-        paid = computed_tokens(workload["pass_tokens"], tile) - k
-        measured = Totals(
-            totals.c1 + paid * totals.tile_token,
-            totals.experts,
-            totals.c2 - (k + 1) * totals.tile_token,
-        )
+        paid = queue.computed_tokens(workload["pass_tokens"], tile) - k
+        c1, c2 = totals.c1 + paid * totals.tile_token, totals.c2 - (k + 1) * totals.tile_token
+        measured = Totals(c1, totals.experts, c2)
         measured_law = replace(law, tile_tokens=1.0)
-    room = headroom(rate * measured.c2, softness)
-    at_rate = in_flight_at_rate(measured, sizes, rate, room, k, measured_law.tile_tokens, detach)
+    room = queue.headroom(rate * measured.c2, softness)
+    at_rate = queue.in_flight_at_rate(
+        measured, sizes, rate, room, k, measured_law.tile_tokens, detach
+    )
     others = (1 - closed) * at_rate + closed * workload["others"]
-    tokens = tokens_in_pass(others, k)
-    phi = coverage(sizes["idle"], tokens)
+    tokens = queue.tokens_in_pass(others, k)
+    phi = queue.coverage(sizes["idle"], tokens)
     c1 = totals.c1 + phi * totals.experts
     e2e = latency_beside(measured, sizes, others, k, measured_law)
     added = others * totals.c2
     pass_s = stages.verify_alone + phi * stages.experts + passes * stages.draft_alone
     cycle_s = pass_s + others * (stages.verify_others + passes * stages.draft_others)
     if tile > 1:
-        paid = computed_tokens(workload.get("pass_tokens", tokens), tile)
+        paid = queue.computed_tokens(workload.get("pass_tokens", tokens), tile)
         cycle_s = cycle_s + stages.tile_token * (paid - (tokens - 1))
-        c1 = c1 - totals.tile_token * free_tokens(k + 1.0, tile)
+        c1 = c1 - totals.tile_token * queue.free_tokens(k + 1.0, tile)
         added = e2e - c1
     if law.stalls:
         at_concurrency = others * stages.prefill_others / e2e
@@ -228,11 +206,7 @@ def outcome(
 
 
 class Route(NamedTuple):
-    """A request's way through a structure, which no rate changes.
-
-    It is served as long as by the slowest of `totals`, and is `away_s` seconds elsewhere; a
-    prefill pool works `pool_s` on it.
-    """
+    """A request's way through a structure, whatever the rate: see the fields of `Placed`."""
 
     totals: tuple[Totals, ...]
     away_s: Any = 0.0
@@ -244,11 +218,8 @@ class Route(NamedTuple):
         return 1 / reduce(np.maximum, [*(t.c2 for t in self.totals), self.pool_s])
 
     def latency_s(self, sizes: Any, rate_rps: Any, k: Any, law: Law = FULL) -> Any:
-        """Mean latency at a rate below capacity, s.
-
-        Each way's latency solves ``L = f_i(L)`` with an increasing `f_i`, so that of the slowest
-        way at every load, ``L = max_i f_i(L)``, is the longest of them.
-        """
+        """Mean latency at a rate below capacity, s."""
+        # Each way's solves L = f_i(L) with an increasing f_i: the longest solves L = max f_i(L).
         each = (latency_at_rate(t, sizes, rate_rps, k, law) for t in self.totals)
         return reduce(np.maximum, each) + self.away_s + queue_s(self.pool_s, rate_rps * self.pool_s)
 
@@ -264,7 +235,7 @@ def route(placed: Placed, workload: Mapping[str, Any]) -> Route:
 
 
 def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
-    """Elements `index` of a value broadcast to `shape`; tuples and mappings element by element."""
+    """Elements `index` of a value broadcast to `shape`; of tuples and mappings, of each value."""
     if isinstance(value, Mapping):
         return {name: take(one, shape, index) for name, one in value.items()}
     if isinstance(value, tuple):
@@ -275,31 +246,24 @@ def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
 
 
 def rate_holding(own: Route, sizes: Any, others: Any, k: int, law: Law = FULL) -> np.ndarray:
-    r"""The rate at which so many requests are in flight, some of them elsewhere.
-
-    Little's law, :math:`N / L(\lambda) = \lambda`. The left side falls to 0 at capacity.
-    """
-    capacity = own.capacity_rps
-    shape = np.broadcast_shapes(np.shape(capacity), np.shape(others))
+    """Rate at which so many requests are in flight, some elsewhere: ``others / L(rate) = rate``."""
+    high = own.capacity_rps
+    shape = np.broadcast_shapes(np.shape(high), np.shape(others))
 
     def missed(rate: np.ndarray, index: np.ndarray) -> np.ndarray:
         here, size, n = take((own, sizes, others), shape, index)
         return n / here.latency_s(size, rate, k, law) - rate
 
-    high = np.broadcast_to(capacity, shape).ravel()
-    return find_roots(missed, np.zeros_like(high), high).reshape(shape)
+    high = np.broadcast_to(high, shape).ravel()
+    return queue.find_roots(missed, np.zeros_like(high), high).reshape(shape)
 
 
 def placed_outcome(
     placed: Placed, queue_cycles: Any, sizes: Any, workload: Mapping[str, Any], law: Law = FULL
 ) -> Outcome:
-    """See :func:`bayes_sd.physics.law.outcome`, for stage costs in a structure.
-
-    Of ``c2_s`` the largest is given, so that ``1 / c2_s`` remains the capacity.
-    """
+    """As `outcome`, in a structure; of ``c2_s`` the largest, so that ``1 / c2_s`` is capacity."""
     queue_cycles = queue_cycles * placed.waits
-    here = [_is_zero(s) for s in (placed.before_s, placed.away_s, placed.pool_s)]
-    if all(here):
+    if all(absent(s) for s in (placed.before_s, placed.away_s, placed.pool_s)):
         return _served(placed, queue_cycles, sizes, workload, law)
     own, others = route(placed, workload), workload["others"]
     closed = bool(np.all(workload["closed"]))  # one question has one kind of load
@@ -309,31 +273,27 @@ def placed_outcome(
     at_rate = {**workload, "closed": 0.0, "rate_rps": rate}
     served = _served(placed, queue_cycles, sizes, at_rate, law)
     busy = rate * own.pool_s
-    queue = queue_s(own.pool_s, busy)
-    e2e = served.e2e_s + own.away_s + queue
+    wait_s = queue_s(own.pool_s, busy)
+    e2e = served.e2e_s + own.away_s + wait_s
     # Relative change of the whole for one of the rate, or of what sets capacity.
-    growth = (served.growth * served.e2e_s + queue / headroom(busy)) / e2e
+    growth = (served.growth * served.e2e_s + wait_s / queue.headroom(busy)) / e2e
     return Outcome(
         e2e_s=e2e,
-        ttft_s=served.ttft_s + placed.before_s + queue,
+        ttft_s=served.ttft_s + placed.before_s + wait_s,
         decode_s=served.decode_s + workload["cycles"] * placed.away_s,
         prefill_s=served.prefill_s + placed.before_s,
         c1_s=served.c1_s + own.away_s,
         c2_s=np.maximum(served.c2_s, own.pool_s),
         others=others if closed else rate * e2e,
-        others_share=(served.others_share * served.e2e_s + queue) / e2e,
+        others_share=(served.others_share * served.e2e_s + wait_s) / e2e,
         # With the number in flight fixed, a slower server is asked less often.
         growth=growth / (1 + growth) if closed else growth,
         utilization=0.0 * e2e if closed else np.maximum(served.utilization, busy),
     )
 
 
-def _is_zero(value: Any) -> bool:
-    """Whether a structure leaves a term at the plain number that stands for its absence."""
-    return isinstance(value, float) and value == 0.0
-
-
 def _served(placed: Placed, queue_cycles: Any, sizes: Any, workload: Any, law: Law) -> Outcome:
+    """Outcome on the server, of the slowest way."""
     each = (outcome(way, queue_cycles, sizes, workload, law=law) for way in placed.ways)
     return reduce(_slower, each)
 

@@ -1,8 +1,7 @@
 r"""What the law leaves open: scatter of runs, spread of requests, and their likelihoods and draws.
 
-A run's log mean latency scatters about the law by a Student t of scale :func:`run_scale`; log
-latencies of its requests have the variance :func:`request_variance`. The model's likelihood,
-predictions, decisions and checks all take both from here.
+A run's log mean latency scatters about the law by a Student t of scale `run_scale`; log latencies
+of its requests have the variance `request_variance`.
 """
 
 from collections.abc import Mapping
@@ -43,7 +42,7 @@ def request_variance(metric: str, noise: Mapping[str, Any], outcome: Any, worklo
 
 
 def spread(metric: str, noise: Mapping[str, Any], crowding: Any, explained: Any) -> Any:
-    """Variance of log latencies of given crowding, see :func:`request_variance`."""
+    """Variance of log latencies at a crowding, see `request_variance`."""
     name = "ttft_spread" if metric == "ttft" else "spread"
     return noise[f"{name}_alone"] ** 2 + noise[f"{name}_load"] ** 2 * crowding + explained
 
@@ -58,9 +57,8 @@ def explained(metric: str, outcome: Any, workload: Any) -> Any:
         TTFT:\; \Big(\frac{c_{1,prefill}}{TTFT}\Big)^2 v_P
 
     with `D` the seconds after the first token, of `n` cycles that take about the same time, and
-    `v` the squared coefficients of variation of the lengths of a run's requests.
-
-    `outcome` is the law's: of observed means a first token's wait would be part.
+    `v` the squared coefficients of variation of the lengths. `outcome` is the law's: an observed
+    TTFT has its wait in it.
     """
     if metric == "ttft":
         return workload["prompt_cv2"] * (outcome.prefill_s / outcome.ttft_s) ** 2
@@ -78,7 +76,7 @@ def spread_error(n_eff: Any, spread_sd: Any) -> Any:
 
 
 def spread_log_density(observed_log_var: Any, variance: Any, error: Any) -> np.ndarray:
-    """Log density of an observed log variance, see :func:`spread_error`."""
+    """Log density of an observed log variance, normal with a `spread_error`."""
     z = (observed_log_var - np.log(variance)) / error
     return np.asarray(-(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2)
 
@@ -94,7 +92,7 @@ def t_cdf(z: Any, arctan: Any) -> Any:
     .. math:: \frac12 + \frac1\pi \Big(\theta + \sin\theta\cos\theta\,
         (1 + \tfrac23 \cos^2\theta)\Big), \qquad \theta = \arctan(z / \sqrt\nu)
 
-    `arctan` is NumPy's or PyTensor's. The series belongs to five degrees of freedom.
+    `arctan` is NumPy's or PyTensor's.
     """
     tangent = z / NU**0.5
     square = 1 / (1 + tangent**2)  # of the cosine
@@ -117,16 +115,16 @@ def draw_runs(mean_s: Any, scale: Any, t_draws: np.ndarray) -> np.ndarray:
         return np.asarray(mean_s * np.exp(shift))
 
 
-def draw_requests(run_s: Any, variance: Any, normal_draws: np.ndarray) -> np.ndarray:
-    """Single requests of such runs, s: log-normal with the run's mean."""
-    return np.asarray(run_s * np.exp(variance**0.5 * normal_draws - variance / 2))
+def draw_requests(run_s: Any, variance: Any, z: Any) -> Any:
+    """Single requests `z` standard deviations out, s: log-normal with the run's mean."""
+    return run_s * np.exp(variance**0.5 * z - variance / 2)
 
 
 def request_quantile_s(mean_s: Any, variance: Any, prob: float) -> Any:
     """Quantile of single requests' latency, s."""
     from scipy.special import ndtri
 
-    return mean_s * np.exp(float(ndtri(prob)) * variance**0.5 - variance / 2)
+    return draw_requests(mean_s, variance, float(ndtri(prob)))
 
 
 def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
@@ -140,28 +138,21 @@ def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
 def sample_quantile_s(
     mean_s: Any, variance: Any, prob: float, requests: Any, normal_draws: np.ndarray
 ) -> np.ndarray:
-    """Quantile of the latencies of so many requests, s: it scatters about that of all requests.
-
-    Interpolated between order statistics, which in small samples lie lower.
-    """
+    """Quantile of the latencies of so many requests, s: it scatters about that of all requests."""
     from scipy.special import ndtri
 
-    position = (prob * (requests - 1) + 1 - 0.375) / (requests + 0.25)  # Blom
+    # Interpolated between order statistics (Blom), which in small samples lie lower.
+    position = (prob * (requests - 1) + 1 - 0.375) / (requests + 0.25)
     place = ndtri(np.clip(position, 1e-3, 1 - 1e-3))
     density = np.exp(-(float(ndtri(prob)) ** 2) / 2) / np.sqrt(2 * np.pi)
     error = np.sqrt(prob * (1 - prob) / requests) / density
-    return np.asarray(
-        mean_s * np.exp(variance**0.5 * (place + error * normal_draws) - variance / 2)
-    )
+    return draw_requests(mean_s, variance, place + error * normal_draws)
 
 
 def replicate(
     run: Mapping[str, Any], spread_sd: Any, data: Mapping[str, Any], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Observed values that one draw of the model would give all runs, as refits take them.
-
-    `run` has ``run_mean_*`` (s), ``run_scale_*`` and ``run_variance_*``; `data` is a design's.
-    """
+    """Observed values that one draw of the model would give all runs, as refits take them."""
     made = {}
     for metric in ("e2e", "ttft"):
         sd = np.hypot(run[f"run_scale_{metric}"], data[f"se_{metric}"])

@@ -18,11 +18,6 @@ def headroom(utilization: Any, softness: float = 0.0) -> Any:
 
     The sampler needs a latency and a slope on both sides of the pole; a softness of 0.01 changes
     the latency by 0.1% at x = 0.7 and 1% at x = 0.9.
-
-    Examples
-    --------
-    >>> float(headroom(0.75))
-    0.25
     """
     z = 1 - utilization
     if softness == 0:
@@ -32,25 +27,14 @@ def headroom(utilization: Any, softness: float = 0.0) -> Any:
 
 
 def tokens_in_pass(others: Any, k: Any) -> Any:
-    """Tokens in one pass ``(k + 1) (1 + B)``: a request's own and those of `B` others.
-
-    Examples
-    --------
-    >>> tokens_in_pass(3, 1)
-    8
-    """
+    """Tokens in one pass ``T = (k + 1) (1 + B)``: a request's own and those of `B` others."""
     return (k + 1) * (1 + others)
 
 
 def coverage(idle: Any, tokens: Any) -> Any:
-    r"""Share of experts touched by a pass, equation (4): ``phi(T) = 1 - idle^T``.
+    """Share of experts touched by a pass, equation (4): ``phi = 1 - idle^T``.
 
     `idle` = ``1 - m/M`` is the chance that one token leaves an expert idle (`m` of `M` a token).
-
-    Examples
-    --------
-    >>> round(coverage(1 - 2 / 8, 4), 3)
-    0.684
     """
     return 1 - idle**tokens
 
@@ -64,27 +48,14 @@ def _tile_step(tokens: Any, tile: float) -> tuple[Any, Any]:
 
 
 def computed_tokens(tokens: Any, tile: float) -> Any:
-    r"""Tokens paid for beyond the first tile: ``tile x (ceil(T / tile) - 1)``, steps rounded.
-
-    The first tile hides behind the weights that every pass reads.
-
-    Examples
-    --------
-    >>> computed_tokens(100.0, 128), computed_tokens(200.0, 128)
-    (0.0, 128.0)
-    """
+    """Tokens paid for beyond the first tile: ``tile x (ceil(T / tile) - 1)``, steps rounded."""
+    # The first tile hides behind the weights that every pass reads.
     before, rise = _tile_step(tokens, tile)
     return tile * (before > 0) * (before - 1 + rise * rise * (3 - 2 * rise))
 
 
 def free_tokens(tokens: Any, tile: float) -> Any:
-    """Tokens of a pass that cost nothing: ``T - 1`` less :func:`computed_tokens`.
-
-    Examples
-    --------
-    >>> free_tokens(100.0, 128)
-    99.0
-    """
+    """Tokens of a pass that cost nothing: ``T - 1`` less `computed_tokens`."""
     return tokens - 1 - computed_tokens(tokens, tile)
 
 
@@ -99,19 +70,12 @@ def in_flight_at_rate(
 ) -> Any:
     r"""Mean requests in flight at an offered rate, when the cost of a pass depends on them.
 
-    .. math:: B = \lambda\, \frac{C_1 + \phi((k+1)(1+B))\, C_{1,experts}}{1 - \lambda C_2}
+    .. math:: B = \lambda\, \frac{C_1 + \phi(T)\, C_{1,experts}}{1 - \lambda C_2}
 
     by Newton's method from full coverage. The right side is concave and increasing in `B`, so the
     iterates fall monotonically to the only root; six leave a relative error below 1e-6. A dense
-    model has the closed form of equation (1). `sizes` has ``expert``, ``idle`` = ``1 - m/M`` and
-    ``log_idle``; `room` is ``1 - rate * C2``, positive. `detach` makes a symbolic value constant
-    for differentiation: the last step, taken from the solution, has its exact gradient.
-
-    Examples
-    --------
-    >>> moe = {"expert": 1.0, "idle": 0.75, "log_idle": -0.28768207}
-    >>> round(in_flight_at_rate(Totals(0.5, 0.5, 0.1), moe, 2.0, 0.8, 0), 4)
-    1.9677
+    model has the closed form of equation (1). `room` is ``1 - rate * C2``, positive. `detach`
+    makes a symbolic value constant: the last step, from the solution, has the exact gradient.
     """
     idle, log_idle = sizes["idle"], sizes["log_idle"]
     alone, experts = totals.c1 * rate_rps / room, totals.experts * rate_rps / room
@@ -131,23 +95,15 @@ def in_flight_at_rate(
 
 
 def _down_the_staircase(
-    totals: Totals,
-    sizes: Any,
-    rate_rps: Any,
-    room: Any,
-    k: Any,
-    tile: float,
-    start: Any,
-    detach: Any,
+    totals: Totals, sizes: Any, rate_rps: Any, room: Any, k: Any, tile: float, b: Any, detach: Any
 ) -> Any:
-    r"""The next root below `start` when arithmetic comes in tiles.
+    r"""The next root below `b` when arithmetic comes in tiles, at `t` seconds a token and request.
 
     .. math:: B = \lambda\,
-        \frac{C_1 + \phi C_{1,experts} + t\,(computed(T) - k)}{1 - \lambda C_2 + \lambda (k + 1) t},
-        \qquad T = (k + 1)(1 + B)
+        \frac{C_1 + \phi C_{1,experts} + t\,(computed(T) - k)}{1 - \lambda C_2 + \lambda (k + 1) t}
 
-    with `t` the cost of a token over a request. The right side grows with `B` and is flat between
-    the steps, so descending ends on the next root; the last step is Newton's.
+    The right side grows with `B` and is flat between the steps, so descending ends on the next
+    root; the last step is Newton's.
     """
     idle, wide = sizes["idle"], room + rate_rps * (k + 1) * totals.tile_token
 
@@ -156,7 +112,6 @@ def _down_the_staircase(
         paid = totals.tile_token * (computed_tokens(tokens, tile) - k)
         return rate_rps * (totals.c1 + coverage(idle, tokens) * totals.experts + paid) / wide
 
-    b = start
     for _ in range(STAIRCASE_STEPS):
         b = lower(b)
     if detach is not None:
@@ -180,16 +135,9 @@ def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray
     linear law, :math:`L_j = C_1 + (j - 1) C_2`, the mean over the rate is equation (1). A schedule,
     which changes :math:`L_j` in steps, needs the sum.
 
-    `latency_s` are mean latencies (s) with 1, 2, ..., N requests in flight, on the last axis;
-    `rate_rps` broadcasts against the others. Given are probabilities of 0, 1, ..., N - 1 and of N
-    or more in flight, where the rest waits; all on the last where the rate is past ``N / L_N``.
-
-    Examples
-    --------
-    >>> c1, c2, rate = 1.0, 0.1, 5.0
-    >>> p = occupancy(c1 + c2 * np.arange(200), rate)
-    >>> round(float(p @ np.arange(201)) / rate, 6)  # C1 / (1 - rate C2)
-    2.0
+    `latency_s` has 1, 2, ..., N requests in flight on its last axis; `rate_rps` broadcasts against
+    the others. Given are probabilities of 0, 1, ..., N - 1 and of N or more in flight, where the
+    rest waits; all on the last where the rate is past ``N / L_N``.
     """
     latency_s = np.asarray(latency_s, dtype=float)
     if not (latency_s > 0).all():
@@ -204,23 +152,11 @@ def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray
     full = last >= 1
     p[..., -1:] /= np.where(full, 1.0, 1 - last)
     p /= p.sum(axis=-1, keepdims=True)
-    beyond = np.zeros_like(p)
-    beyond[..., -1] = 1.0
-    return np.where(full, beyond, p)
+    return np.where(full, np.arange(p.shape[-1]) == n[-1], p)
 
 
-def mean_in_flight(
-    probabilities: np.ndarray, latency_s: np.ndarray, rate_rps: np.ndarray | float
-) -> np.ndarray:
-    """Mean requests in flight of an :func:`occupancy`, waiting ones included; inf past capacity.
-
-    Examples
-    --------
-    >>> one_at_a_time = np.array([0.5])  # N = 1: the queue M/M/1, load 0.8
-    >>> p = occupancy(one_at_a_time, 1.6)
-    >>> round(float(mean_in_flight(p, one_at_a_time, 1.6)), 6)
-    4.0
-    """
+def mean_in_flight(probabilities: np.ndarray, latency_s: np.ndarray, rate_rps: Any) -> np.ndarray:
+    """Mean requests in flight of an `occupancy`, waiting ones included; inf past capacity."""
     size = latency_s.shape[-1]
     last = np.asarray(rate_rps) * latency_s[..., -1] / size
     full = last >= 1
@@ -230,24 +166,17 @@ def mean_in_flight(
 
 
 def find_roots(function: Any, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where ``function(x, index)`` changes sign between `low` and `high`, elementwise.
+    """Where ``function(x, index)`` changes sign between `low` and `high`; NaN where it does not.
 
-    `index` says which elements of `low` the values of `x` belong to: only those not yet solved are
-    asked again. NaN where there is no sign change.
-
-    Examples
-    --------
-    >>> find_roots(lambda x, i: 2.0 - x**2, np.zeros(1), np.full(1, 2.0)).round(12)
-    array([1.41421356])
+    `index` says which elements `x` belongs to: only those not yet solved are asked again.
     """
     from scipy.optimize.elementwise import find_root
 
-    index = np.arange(low.size)
     with np.errstate(all="ignore"):
         found = find_root(
             lambda x, i: function(x, i.astype(int)),
             (low, high),
-            args=(index,),
+            args=(np.arange(low.size),),
             tolerances={"xrtol": 1e-10, "fatol": 0.0},
         )
     return np.asarray(np.where(found.success, found.x, np.nan))

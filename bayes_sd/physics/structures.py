@@ -38,38 +38,28 @@ class Placed(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What a term may be, and the scale on which its prior is normal."""
+    """What a term may be, and the scale of its normal prior, on which an interval is finite."""
 
-    says: str
+    allowed: str
     holds: Callable[[float], bool]
-    ends: Callable[[float], bool]
     to: Callable[[Any], Any] = np.log
     back: Callable[[Any], Any] = np.exp
 
 
-def _upto(v: float) -> bool:
-    return 0 < v <= MOST
-
-
 Term = float | tuple[float, float]
-Factor = Annotated[Term, _Kind(f"a number (or low, high) above 0, at most {MOST:g}", _upto, _upto)]
+Factor = Annotated[
+    Term, _Kind(f"a number (or low, high) above 0, at most {MOST:g}", lambda v: 0 < v <= MOST)
+]
 Amount = Annotated[
     Term,
-    _Kind(
-        f"a number from 0, or (low, high) above 0, at most {MOST:g}",
-        lambda v: 0 <= v <= MOST,
-        _upto,
-    ),
+    _Kind(f"a number from 0, or (low, high) above 0, at most {MOST:g}", lambda v: 0 <= v <= MOST),
 ]
-Bandwidth = Annotated[
-    Term, _Kind("a number (or low, high) above 0", lambda v: v > 0, lambda v: 0 < v < np.inf)
-]
+Bandwidth = Annotated[Term, _Kind("a number (or low, high) above 0", lambda v: v > 0)]
 Share = Annotated[
     Term,
     _Kind(
         "a share from 0 to 1, or (low, high) between 0 and 1",
         lambda v: 0 <= v <= 1,
-        lambda v: 0 < v < 1,
         lambda p: np.log(p) - np.log1p(-p),
         lambda x: 1 / (1 + np.exp(-x)),
     ),
@@ -92,16 +82,17 @@ class Structure:
 
     def _checked(self, name: str, kind: _Kind, value: Any) -> Term:
         """A term as a float or an interval of floats."""
-        array, owner = np.asarray(value), type(self).__name__
-        number = array.dtype.kind in "iuf"
-        if number and array.shape == () and kind.holds(float(array)):
-            return float(array)
-        if number and array.shape == (2,) and all(kind.ends(float(v)) for v in array):
-            low, high = (float(v) for v in array)
-            if low > high:
-                raise InputError(f"{owner}: {name} = {value!r}: the interval is reversed.")
-            return low if low == high else (low, high)
-        raise InputError(f"{owner}: {name} = {value!r}: must be {kind.says}.")
+        array, term = np.asarray(value), f"{type(self).__name__}: {name} = {value!r}"
+        numeric = array.dtype.kind in "iuf" and array.shape in ((), (2,))
+        numbers = [float(v) for v in array.ravel()] if numeric else [np.nan]
+        with np.errstate(divide="ignore"):
+            fit = (kind.holds(v) and (not array.ndim or np.isfinite(kind.to(v))) for v in numbers)
+            if not all(fit):
+                raise InputError(f"{term}: must be {kind.allowed}.")
+        low, high = numbers[0], numbers[-1]
+        if low > high:
+            raise InputError(f"{term}: the interval is reversed.")
+        return low if low == high else (low, high)
 
     def drawn(
         self, draws: int, generator: Callable[[str], np.random.Generator]
@@ -128,12 +119,9 @@ class Edge(Structure):
 
     Parameters
     ----------
-    round_trip_s : float or (float, float)
-        Network time a cycle: drafts up, verdict down.
-    slowdown : float or (float, float)
-        Drafting time on the device over that on the server `s`.
-    offloaded : float or (float, float)
-        Share of requests that draft on their device `o`; at 0 the colocated law.
+    round_trip_s, slowdown, offloaded : float or (float, float)
+        Network time a cycle, drafts up and verdict down; drafting time on the device over that on
+        the server `s`; share of requests that draft on their device `o` (0: the colocated law).
 
     Examples
     --------
@@ -146,17 +134,15 @@ class Edge(Structure):
     offloaded: Share = 1.0
 
     @staticmethod
-    def place(
-        s: Stages, m: Any, w: Any, round_trip_s: Any, slowdown: Any, offloaded: Any
-    ) -> Placed:
+    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         """Put stage costs where this structure has them."""
-        k = w["k"]
-        away = offloaded * (k > 0) * (round_trip_s + k * slowdown * s.draft_alone)
-        return Placed((scaled(s, DRAFT, 1 - offloaded),), away_s=away)
+        k, offloaded = w["k"], t["offloaded"]
+        drafted = t["round_trip_s"] + k * t["slowdown"] * s.draft_alone
+        return Placed((scaled(s, DRAFT, 1 - offloaded),), away_s=offloaded * (k > 0) * drafted)
 
 
 def _at_once(s: Stages, hidden: Any) -> tuple[Stages, ...]:
-    """Drafts beside verification: ``V + D - w min(V, D)`` is the larger of two sums."""
+    """Drafts beside verification: the cycle of `Overlapped` is the larger of two sums."""
     return scaled(s, DRAFT, 1 - hidden), scaled(s, VERIFY, 1 - hidden)
 
 
@@ -170,10 +156,9 @@ class Overlapped(Structure):
 
     Parameters
     ----------
-    hidden : float or (float, float)
-        Share `w` of the shorter of the two that the longer one hides; at 0 the colocated law.
-    interference : float or (float, float)
-        What chunks and the drafter beside it add to verification, as a share of its time.
+    hidden, interference : float or (float, float)
+        Share `w` of the shorter of the two that the longer one hides (0: the colocated law); what
+        chunks and the drafter beside it add to verification, as a share of its time.
 
     Examples
     --------
@@ -185,10 +170,10 @@ class Overlapped(Structure):
     interference: Amount = 0.0
 
     @staticmethod
-    def place(s: Stages, m: Any, w: Any, hidden: Any, interference: Any) -> Placed:
+    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         """Put stage costs where this structure has them."""
-        drafting = w["draft_passes"] > 0
-        return Placed(_at_once(scaled(s, VERIFY, 1 + interference * drafting), hidden))
+        slower = 1 + t["interference"] * (w["draft_passes"] > 0)
+        return Placed(_at_once(scaled(s, VERIFY, slower), t["hidden"]))
 
 
 @dataclass(frozen=True)
@@ -204,10 +189,9 @@ class Asynchronous(Structure):
     ----------
     sync_s : float or (float, float)
         Exchange of drafts and verdicts a cycle, which all requests of a batch wait for.
-    verify_slowdown : float or (float, float)
-        Time of the verifier (prompts included) on its share of the GPUs over that on all.
-    draft_slowdown : float or (float, float)
-        Likewise of a draft pass, at k > 0.
+    verify_slowdown, draft_slowdown : float or (float, float)
+        Times of the verifier (prompts included) and, at k > 0, of a draft pass, each on its share
+        of the GPUs, over those on all.
     wasted : float or (float, float)
         Share `u` of cycles whose draft made ahead is of no use: ``1 - alpha^k`` for a single
         sequence of drafts, less for a tree. At 1, with no slowdown, the colocated law.
@@ -224,22 +208,14 @@ class Asynchronous(Structure):
     wasted: Share = 0.0
 
     @staticmethod
-    def place(
-        s: Stages,
-        m: Any,
-        w: Any,
-        sync_s: Any,
-        verify_slowdown: Any,
-        draft_slowdown: Any,
-        wasted: Any,
-    ) -> Placed:
+    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         """Put stage costs where this structure has them."""
         loaded, drafting = w["draft_passes"] > 0, w["k"] > 0
-        apart = scaled(s, PREFILL + VERIFY, 1 + (verify_slowdown - 1) * loaded)
+        apart = scaled(s, PREFILL + VERIFY, 1 + (t["verify_slowdown"] - 1) * loaded)
         # With no draft to verify nobody waits for the drafter's group.
-        apart = scaled(apart, DRAFT, draft_slowdown * drafting)
-        wait = sync_s * drafting
-        ways = _at_once(apart, 1 - wasted)
+        apart = scaled(apart, DRAFT, t["draft_slowdown"] * drafting)
+        wait = t["sync_s"] * drafting
+        ways = _at_once(apart, 1 - t["wasted"])
         return Placed(tuple(way._replace(verify_alone=way.verify_alone + wait) for way in ways))
 
 
@@ -249,19 +225,17 @@ class Disaggregated(Structure):
 
     .. math::
         \text{before} &= z\,\Big(s_p\, c_{1,prefill} + t_{transfer} + \frac{kv\, P}{bw}\Big)
-            + \frac{\rho\, p}{2 (1 - \rho)}, \qquad
-            p = z\, s_p\, c_{2,prefill}, \quad \rho = \lambda p \\
+            + W(z\, s_p\, c_{2,prefill}) \\
         c_{i,prefill} &\leftarrow (1 - z)\, s_d\, c_{i,prefill}, \qquad
         c_{i,verify}, c_{i,draft} \leftarrow s_d\, c_{i,verify}, s_d\, c_{i,draft}
 
-    The pool is a queue with constant service. Plain decoding changes too.
+    `W` is the wait for the pool, :func:`bayes_sd.physics.law.queue_s`. Plain decoding changes too.
 
     Parameters
     ----------
-    transfer_s : float or (float, float)
-        Time of a transfer, whatever its size.
-    bandwidth_gb_per_s : float or (float, float)
-        Of the link between the pools, in 1e9 bytes/s; infinite for none of its time.
+    transfer_s, bandwidth_gb_per_s : float or (float, float)
+        Time of a transfer whatever its size, and bandwidth of the link in 1e9 bytes/s, infinite
+        for none of its time.
     separated : float or (float, float)
         Share `z` of prompts read on the prefill pool; at 0, without a decode slowdown, the
         colocated law.
@@ -282,23 +256,15 @@ class Disaggregated(Structure):
     decode_slowdown: Factor = 1.0
 
     @staticmethod
-    def place(
-        s: Stages,
-        m: Any,
-        w: Any,
-        transfer_s: Any,
-        bandwidth_gb_per_s: Any,
-        separated: Any,
-        prefill_slowdown: Any,
-        decode_slowdown: Any,
-    ) -> Placed:
+    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         """Put stage costs where this structure has them."""
-        transfer = transfer_s + m["kv_gb"] * w["prompt_tokens"] / bandwidth_gb_per_s
+        separated, slower = t["separated"], t["prefill_slowdown"]
+        transfer = t["transfer_s"] + m["kv_gb"] * w["prompt_tokens"] / t["bandwidth_gb_per_s"]
         left = scaled(s, PREFILL, 1 - separated)
         return Placed(
-            (scaled(left, PREFILL + VERIFY + DRAFT, decode_slowdown),),
-            before_s=separated * (prefill_slowdown * s.prefill_alone + transfer),
-            pool_s=separated * prefill_slowdown * s.prefill_others,
+            (scaled(left, PREFILL + VERIFY + DRAFT, t["decode_slowdown"]),),
+            before_s=separated * (slower * s.prefill_alone + transfer),
+            pool_s=separated * slower * s.prefill_others,
             waits=1 - separated,
         )
 
