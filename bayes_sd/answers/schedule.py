@@ -216,12 +216,11 @@ def schedule(
             f"alone and at the best draft length one takes about {alone_s:.3g} s."
         )
     chosen = _choose(losses, confidence)
-    rows = _rows(_cells(losses, labels, chosen, ks, slo_s is not None), slo_s is not None)
+    rows = _rows(losses, labels, chosen, ks, slo_s is not None)
     at = np.arange(top)
     mean = np.stack([m for m, _ in each])[chosen, :, at].T
-    lengths = np.stack([np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said])[
-        chosen, :, at
-    ].T
+    told = [np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said]
+    lengths = np.stack(told)[chosen, :, at].T
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
@@ -244,39 +243,30 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
     return np.asarray((~beaten).argmax(axis=0))
 
 
-def _cells(
+def _rows(
     losses: np.ndarray, labels: np.ndarray, chosen: np.ndarray, ks: list[int], slo: bool
 ) -> pd.DataFrame:
-    """One row a batch size."""
+    """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
     best, at = losses.min(axis=0), np.arange(len(chosen))
-    cells = {
-        "k": np.array(ks)[chosen],
-        "prob_best": (pick <= best).mean(axis=0),
-        "regret": (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
-        "support": labels[chosen, at],
-    }
-    if slo:
-        cells["prob_within"] = 1 - pick.mean(axis=0)
-    return pd.DataFrame(cells, index=at + 1)
-
-
-def _rows(cells: pd.DataFrame, slo: bool) -> pd.DataFrame:
-    """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
-    group = (cells["k"] != cells["k"].shift()).cumsum()
-    rows = []
-    for _, own in cells.groupby(group):
-        row = {
-            "lo": int(own.index[0]),
-            "hi": int(own.index[-1]),
-            "k": int(own["k"].iloc[0]),
-            "prob_best": float(own["prob_best"].mean()),
-            "expected_regret" if slo else "expected_regret_ms": float(own["regret"].mean()),
+    lost = "expected_regret" if slo else "expected_regret_ms"
+    cells = pd.DataFrame(
+        {
+            "batch": at + 1,
+            "k": np.array(ks)[chosen],
+            "prob_best": (pick <= best).mean(axis=0),
+            lost: (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
+            "within": 1 - pick.mean(axis=0),
+            "support": labels[chosen, at],
         }
-        if slo:
-            row["prob_within_slo"] = float(own["prob_within"].min())
-        rows.append(row | {"support": answer.farthest(own["support"])})
-    return pd.DataFrame(rows)
+    )
+    columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "first")}
+    columns |= {name: (name, "mean") for name in ("prob_best", lost)}
+    if slo:
+        columns["prob_within_slo"] = ("within", "min")
+    columns["support"] = ("support", answer.farthest)
+    group = (cells["k"] != cells["k"].shift()).cumsum()
+    return cells.groupby(group).agg(**columns).reset_index(drop=True)
 
 
 def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
