@@ -1,6 +1,10 @@
-"""Fit: the frozen result of a model and runs, and the questions it answers."""
+"""LatencyModel, the way from runs to a Fit; and Fit, which answers questions."""
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from bayes_sd.answers import capacity as _capacity
 from bayes_sd.answers import compare as _compare
@@ -8,7 +12,19 @@ from bayes_sd.answers import fitted as _fitted
 from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
 from bayes_sd.answers import schedule as _schedule
-from bayes_sd.model.posterior import Posterior
+from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError
+from bayes_sd.model.design import Design, build_design
+from bayes_sd.model.posterior import Posterior, assemble
+from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, Prior
+from bayes_sd.model.sample import Refitter, Sampling, diagnose, sample, start
+from bayes_sd.physics.law import FULL, Law
+from bayes_sd.runs.schema import Runs
+
+if TYPE_CHECKING:
+    import pymc as pm
+
+POOLINGS = ("partial", "none", "complete")
+PACKAGES = ("bayes_sd", "pymc", "nutpie", "arviz", "numpy", "xarray")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,9 +40,8 @@ class Fit(Posterior):
     Parameters
     ----------
     tree : xarray.DataTree
-        Groups ``posterior`` (natural units; dims chain, draw and the levels), ``acceptance``,
-        ``runs``, ``verifiers``, ``drafters`` and ``servers``; JSON in the attributes ``spec``,
-        ``provenance`` and ``sampling``.
+        Groups ``posterior`` (natural units), ``acceptance``, ``runs``, ``verifiers``, ``drafters``,
+        ``servers``; JSON in the attributes ``spec``, ``provenance`` and ``sampling``.
 
     Examples
     --------
@@ -49,3 +64,218 @@ class Fit(Posterior):
     accuracy = _fitted.accuracy
     decisions = _fitted.decisions
     plot_collapse = _fitted.plot_collapse
+
+
+@dataclass(frozen=True, repr=False)
+class LatencyModel:
+    r"""Hierarchical latency model of plain and speculative decoding, dense and MoE.
+
+    .. math::
+        L = C_1 + B\,C_2,\quad B = \lambda L,\qquad
+        C_i = c_{i,prefill} + \tfrac{g}{E}(c_{i,verify} + k\,c_{i,draft})
+
+    as in arXiv 2605.15051, (1)-(4). Each stage cost is (overhead + slope x size x length) x a
+    factor of its verifier or drafter, and each server has a slowness and a crowding of its own; all
+    factors are partially pooled. Means and spreads of end-to-end latency and TTFT are fitted
+    jointly; an open-loop run cut before it had settled bounds its latency from below.
+
+    Parameters
+    ----------
+    priors : tuple of Prior
+        See ``print(model)``; change one with :meth:`with_prior`.
+    server_effects : tuple of str
+        What a server may differ in from its models' costs: ``("slowness", "crowding")``, or
+        ``("slowness",)`` for sweeps taken back to back on one machine.
+    law : Law
+        Which parts the law has. With tiles, the tokens of a measured run's passes are those that
+        its own latency implies (Little).
+    pooling : {"partial", "none", "complete"}
+        Whether verifiers and drafters scatter around the size laws by a learned amount, each stands
+        for itself, or they and all servers obey the laws; new ones may then still lie off them as
+        far as the priors say.
+    censored : bool
+        Whether runs past saturation count as lower bounds, or not at all.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> fit = bsd.LatencyModel().fit(bsd.read("runs/"), seed=1)  # doctest: +SKIP
+    """
+
+    priors: tuple[Prior, ...] = ALL
+    server_effects: tuple[str, ...] = SERVER_EFFECTS
+    law: Law = FULL
+    pooling: str = "partial"
+    censored: bool = True
+
+    def __post_init__(self) -> None:
+        effects = (SERVER_EFFECTS, SERVER_EFFECTS[:1])
+        if self.server_effects not in effects:
+            either = " or ".join(map(str, effects))
+            raise InputError(f"server_effects = {self.server_effects!r}: must be {either}.")
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling = {self.pooling!r}: must be one of {', '.join(POOLINGS)}.")
+
+    def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
+        """The same model with one prior changed; names as shown by ``print(model)``.
+
+        Parameters
+        ----------
+        **changes
+            ``a`` (median of a log-normal, mean of a normal), ``b`` (its log-sd or sd), ``reason``.
+
+        Examples
+        --------
+        >>> import bayes_sd as bsd
+        >>> model = bsd.LatencyModel().with_prior("weights_per_pass", a=5e-4, b=0.5)
+        """
+        known, allowed = [p.name for p in self.priors], ("a", "b", "reason")
+        if name not in known:
+            raise InputError(f"No prior is called {name!r}; known: {', '.join(known)}.")
+        for change in changes:
+            if change not in allowed:
+                raise InputError(f"{name}: cannot change {change!r}, only {', '.join(allowed)}.")
+        priors = tuple(replace(p, **changes) if p.name == name else p for p in self.priors)
+        return replace(self, priors=priors)
+
+    def __repr__(self) -> str:
+        lines = [
+            "LatencyModel: L = C1 + B C2, B = rate x L;  C = prefill + g/E (verify + k draft)",
+            f"parts: {', '.join(self.law.parts) or 'none'}; {self.pooling} pooling; servers differ "
+            f"in {' and '.join(self.server_effects)}",
+            "",
+            f"{'prior':<24} {'90% interval':>20}  {'unit':<28} what it is, and why this prior",
+        ]
+        for p in self.used:
+            low, high = p.interval()
+            interval = f"{low:.2g} .. {high:.2g}"
+            lines.append(f"{p.name:<24} {interval:>20}  {p.unit:<28} {p.meaning}: {p.reason}")
+        return "\n".join([*lines, "", "next: model.fit(runs, seed=1)"])
+
+    @property
+    def used(self) -> tuple[Prior, ...]:
+        """The priors of this law and pooling."""
+        names = {*self.law.terms, *(p.name for p in (*NOISE, *EFFECTS))}
+        if self.pooling == "none":
+            names -= {"scatter_verifier", "scatter_drafter"}
+        return tuple(p for p in self.priors if p.name in names)
+
+    def design(self, runs: Runs) -> Design:
+        """Levels and arrays of the runs that this model fits."""
+        return build_design(runs, self.censored)
+
+    def graph(self, design: Design, keep_runs: bool = False) -> "pm.Model":
+        """PyMC model of a design; `keep_runs` as in :func:`bayes_sd.model.graph.build`."""
+        from bayes_sd.model.graph import build
+
+        return build(design, self.priors, self.server_effects, self.law, self.pooling, keep_runs)
+
+    def build(self, runs: Runs) -> "pm.Model":
+        """PyMC model of the steady runs, for those who want to look inside."""
+        return self.graph(self.design(runs))
+
+    def _start(self, design: Design) -> dict[str, Any]:
+        """Where chains start."""
+        own = tuple(p for p in self.priors if p.name in self.law.terms)
+        return {"log_law": start(design, own, self.law)}
+
+    def refitter(self, runs: Runs) -> Refitter:
+        """The model compiled so that refits without some runs cost sampling only."""
+        # A fit with tiles takes the tokens of a pass from the run's own latency, which a run that
+        # is left out must not tell.
+        if self.law.tile_tokens > 1:
+            raise InputError(
+                f"tile_tokens = {self.law.tile_tokens:g}: leave-out refits need a law without "
+                "tiles; fit the rest and predict the others."
+            )
+        design = self.design(runs)
+        return Refitter.of(self.graph(design, keep_runs=True), design, self._start(design))
+
+    def _warn(self, design: Design) -> None:
+        """Say which runs are not used, and which effects stay at their priors."""
+        said = []
+        if len(design.left_out):
+            names = ", ".join(design.left_out["source"].astype(str).unique()[:3])
+            said.append(
+                f"{len(design.left_out)} runs are left out since their acceptance is unknown "
+                f"({names}): give acceptance_imposed, or counts of drafts and accepted tokens."
+            )
+        few = [f"scatter_{name}" for name in EFFECT_DIMS if len(getattr(design, f"{name}s")) == 1]
+        if few and self.pooling == "partial":
+            said.append(
+                f"{', '.join(few)} cannot be learned from one level and stay at their priors; what "
+                "is said of new ones rests on these."
+            )
+        for message in said:
+            warnings.warn(message, EvidenceWarning, stacklevel=3)
+
+    def fit(
+        self,
+        runs: Runs,
+        *,
+        seed: int = 1,
+        draws: int = 1200,
+        tune: int = 1000,
+        chains: int = 4,
+        target_accept: float = 0.9,
+        progress: bool | None = None,
+    ) -> Fit:
+        """Sample the posterior and return it, or refuse it.
+
+        Parameters
+        ----------
+        runs : Runs
+            Saturated ones are lower bounds.
+        seed : int
+            Equal seeds give equal draws.
+        draws, tune, chains, target_accept : int, int, int, float
+            Kept and discarded draws per chain, chains, and the step size target in (0, 1).
+        progress : bool, optional
+            Progress bar; by default on a terminal.
+
+        Raises
+        ------
+        ConvergenceError
+            If R-hat > 1.01, an effective sample size < 400, a divergence or a non-finite draw
+            is found; carries ``fit`` and ``table``.
+        EvidenceError
+            If there is no steady run.
+
+        Warns
+        -----
+        EvidenceWarning
+            If runs are left out, or there is only one verifier, drafter or server.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
+        if not isinstance(runs, Runs):
+            raise InputError(f"runs = {type(runs).__name__}: must come from bayes_sd.read(...).")
+        how = Sampling(draws, tune, chains, target_accept)
+        design = self.design(runs)
+        self._warn(design)
+        sampled, seconds = sample(self.graph(design), how, seed, progress, self._start(design))
+        convergence = diagnose(sampled)
+        steady = design.table[~design.table["saturated"]]
+        provenance = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": "; ".join(design.environments),
+            "runs": len(steady),
+            "requests": int(steady["requests"].sum()),
+            "runs_censored": len(design.table) - len(steady),
+            "runs_read": len(runs),
+            "runs_not_steady": int(runs.table["saturated"].sum()),
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        spec = asdict(self) | asdict(how) | {"seed": seed}
+        attrs = {"provenance": provenance, "sampling": convergence.summary | seconds}
+        fit = Fit(assemble(sampled, design, spec, attrs, seed).tree)
+        if not convergence.nonfinite:
+            fit = fit.with_columns(**_fitted.fitted_columns(fit, design.table))
+        if convergence.complaints:
+            raise ConvergenceError(
+                f"The fit did not converge: {' '.join(convergence.complaints)} Try more draws "
+                "(<<draws>>, <<tune>>), a higher <<target_accept>>, or more runs.",
+                fit,
+                convergence.table,
+            )
+        return fit

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from bayes_sd.errors import ConvergenceError
-from bayes_sd.fit import Fit
-from bayes_sd.latency_model import LatencyModel
-from bayes_sd.model.refit import Refitter
+from bayes_sd.fit import Fit, LatencyModel
+from bayes_sd.model.sample import Refitter
 from bayes_sd.runs.read import corpus, read
 from bayes_sd.runs.schema import Runs
 

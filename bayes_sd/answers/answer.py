@@ -15,7 +15,7 @@ from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
 
 # From the farthest to the nearest.
 LABELS = np.array(["assumed structure", "extrapolated", "interpolated", "measured"], dtype=object)
@@ -84,11 +84,12 @@ class Answer:
     """What answers have: ``draws``, ``table``, ``plot(ax=None)``, and a sentence as ``str()``."""
 
     draws: xr.Dataset
+    rows: pd.DataFrame  # where they are not made of the draws
 
     @property
     def table(self) -> pd.DataFrame:
         """The answer in rows, with units in the names of columns."""
-        raise NotImplementedError
+        return self.rows
 
     def axis_to_plot(self) -> str:
         """``rate_rps`` or ``concurrency``, whichever has several values."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,6 @@ from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import request_quantile_s, share_within
 from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DRAWS = 2000
 WINDOWS = 24  # that stand for all of a traffic, see Load.thin; rates move by less than 1%
@@ -67,11 +64,6 @@ class Capacity(answer.Answer):
     confidence: float
 
     @property
-    def table(self) -> pd.DataFrame:
-        """A row a server."""
-        return self.rows
-
-    @property
     def target(self) -> str:
         """The target in words."""
         return f"p{self.percentile:g} <= {self.slo_s:g} s"
@@ -116,7 +108,7 @@ class Capacity(answer.Answer):
         ]
         return " ".join(parts)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Median and 90% interval of what a server sustains."""
         ax = answer.axes_of(ax)
         values = self.draws["scale"] * _amount(self.load)

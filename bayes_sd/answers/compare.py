@@ -1,7 +1,6 @@
 """One server against another: probability, speedup, and where their order changes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,6 @@ from bayes_sd.answers.servers import Server, listed
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 OUTCOMES = ("below", "never", "always", "above", "between")
 CELLS = 16  # of the range of loads, to bracket a change of order
@@ -72,7 +68,7 @@ class Comparison(answer.Answer):
         label = answer.farthest(table["support"])
         return f"{self.server} against {self.baseline} ({self.of} latency, {label}): {said}."
 
-    def plot(self, ax: "Axes | None" = None, number: int = 1) -> "Axes":
+    def plot(self, ax: "answer.Axes | None" = None, number: int = 1) -> "answer.Axes":
         """P(faster) against load; `number` chooses the style among several on one axes."""
         ax, table, axis = answer.axes_of(ax), self.table, self.axis_to_plot()
         answer.band(ax, table[axis], table[["prob_faster"] * 3].to_numpy().T, number, self.server)
@@ -178,9 +174,7 @@ class BreakEven(answer.Answer):
         return pd.DataFrame([{"server": self.server, **row, "support": self.support}])
 
     def __str__(self) -> str:
-        outcomes = {o: self.prob(o) for o in OUTCOMES}
-        likely = max(outcomes, key=lambda o: outcomes[o])
-        unit = answer.UNITS[self.axis]
+        likely, unit = max(OUTCOMES, key=self.prob), answer.UNITS[self.axis]
         sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:g}"
         text = {
             "never": "is slower at every load " + sustained,
@@ -194,10 +188,10 @@ class BreakEven(answer.Answer):
             low, middle, high = (f"{v:.3g}" if np.isfinite(v) else "no limit" for v in values)
             text += f" of {middle} {unit} (90%: {low} to {high})"
         about = f"{self.lengths[0]:g} + {self.lengths[1]:g} tokens, {self.support}"
-        probability = f"with probability {outcomes[likely]:.2f}"
-        return f"{self.server} {text} {probability}, against {self.baseline} ({about})."
+        sure = f"with probability {self.prob(likely):.2f}, against {self.baseline}"
+        return f"{self.server} {text} {sure} ({about})."
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """P(faster at every load up to this one) against load."""
         ax = answer.axes_of(ax)
         q = np.linspace(0.0, 1.0, 201)

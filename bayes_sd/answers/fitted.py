@@ -1,6 +1,6 @@
 """The law at measured runs: fitted values and predictions; and tables of what was learned."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,6 @@ from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FITTED_DRAWS = 400  # for the medians kept with a fit
 
@@ -249,7 +246,7 @@ def decisions(fit: Posterior, prompt: float, output: float) -> list[tuple[Compar
     return answers
 
 
-def plot_collapse(fit: Posterior, ax: "Axes | None" = None) -> "Axes":
+def plot_collapse(fit: Posterior, ax: "answer.Axes | None" = None) -> "answer.Axes":
     """Every run on one curve: latency over C1 against utilization x, and ``1 / (1 - x)``."""
     ax, runs, x = answer.axes_of(ax), fit.runs, np.linspace(0, 0.97, 300)
     ax.plot(x, 1 / (1 - x), color="black", lw=1.2, label="1 / (1 - x)")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,20 +14,10 @@ from bayes_sd.errors import InputError
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics import noise
 from bayes_sd.physics.law import SOFTNESS, Outcome, Route, placed_outcome, route
-from bayes_sd.physics.noise import (
-    METRICS,
-    NU,
-    draw_requests,
-    draw_runs,
-    request_variance,
-    run_scale,
-)
 from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 OF = ("mean", "run", "request")
 
@@ -50,14 +40,6 @@ def broadcast_cells(load: Load) -> dict[str, xr.DataArray]:
 def cells_of(load: Load) -> dict[str, np.ndarray]:
     """Flat arrays of a load, one entry a cell."""
     return {name: np.ravel(array.values) for name, array in broadcast_cells(load).items()}
-
-
-def as_array(posterior: Posterior, load: Load, values: Any) -> xr.DataArray:
-    """(draws, cells) as dims (chain, draw, the load's)."""
-    like = broadcast_cells(load)["prompt_tokens"]
-    values = np.broadcast_to(values, (posterior.draws, like.size))
-    values = values.reshape(*posterior.shape, *like.shape)
-    return xr.DataArray(values, like.coords, (*answer.SAMPLE, *like.dims))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +119,8 @@ def scatter(
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
-        scale = run_scale(metric, posterior.noise, growth, requests)
-        return scale, request_variance(metric, posterior.noise, bounded, inputs)
+        scale = noise.run_scale(metric, posterior.noise, growth, requests)
+        return scale, noise.request_variance(metric, posterior.noise, bounded, inputs)
 
 
 def arm_of(
@@ -214,7 +196,7 @@ class Latency(answer.Answer):
             )
         return "\n".join(sentences)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Mean of a run against load with 90% bands, a line a server, and the measured runs."""
         ax, axis = answer.axes_of(ax), self.axis_to_plot()
         data = self.draws["run_s"]
@@ -245,10 +227,10 @@ def observable(
     """
     rng = generator(seed, f"runs of {label}")
     shape = (posterior.draws, 1)
-    t, z = np.asarray(rng.standard_t(NU, shape)), rng.standard_normal(shape)
-    run = draw_runs(mean_s, scale, t)
+    t, z = np.asarray(rng.standard_t(noise.NU, shape)), rng.standard_normal(shape)
+    run = noise.draw_runs(mean_s, scale, t)
     with np.errstate(invalid="ignore"):
-        request = draw_requests(run, variance, z)
+        request = noise.draw_requests(run, variance, z)
     return {
         "mean_s": mean_s,
         "run_s": np.where(saturated, np.inf, run),
@@ -261,12 +243,15 @@ def labelled(
     posterior: Posterior, load: Load, values: dict[str, Any], labels: np.ndarray, server: str
 ) -> xr.Dataset:
     """Draws of one server as a dataset with a dim ``server``."""
-    data = xr.Dataset({n: as_array(posterior, load, v) for n, v in values.items()})
+    like, parts = broadcast_cells(load)["prompt_tokens"], {}
+    for name, value in values.items():
+        array = np.broadcast_to(value, (posterior.draws, like.size))
+        parts[name] = (*answer.SAMPLE, *like.dims), array.reshape(*posterior.shape, *like.shape)
+    data = xr.Dataset(parts, like.coords)
     for name in ("mean_s", "run_s", "request_s"):
         data[name].attrs["units"] = "s"
-    shape = data["mean_s"].isel(chain=0, draw=0, drop=True)
-    text = np.asarray(labels, dtype=object).reshape(shape.shape)
-    return data.assign(support=shape.copy(data=text)).expand_dims(server=[server])
+    text = np.asarray(labels, dtype=object).reshape(like.shape)
+    return data.assign(support=(like.dims, text)).expand_dims(server=[server])
 
 
 def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
@@ -279,7 +264,7 @@ def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> p
             own = own[own[name].isin(np.unique(arm.cells[name]))]
         rows.append(
             own[["rate_rps", "concurrency"]].assign(
-                server=arm.resolved.label, mean_s=own[f"{metric}_mean_s"]
+                server=str(arm.resolved.server), mean_s=own[f"{metric}_mean_s"]
             )
         )
     return pd.concat(rows, ignore_index=True)
@@ -318,7 +303,7 @@ def latency(
     EvidenceError
         If the question lies far outside of what was measured.
     """
-    answer.require("metric", metric, metric in METRICS, f"one of {', '.join(METRICS)}")
+    answer.require("metric", metric, metric in noise.METRICS, f"one of {', '.join(noise.METRICS)}")
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")
@@ -328,7 +313,7 @@ def latency(
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
         scale, variance = scatter(fit, said, inputs, metric)
-        label = arm.resolved.label
+        label = str(arm.resolved.server)
         values = observable(fit, mean, saturated, scale, variance, label, seed)
         parts.append(labelled(fit, load, values, arm.support(said), label))
     draws = xr.concat(parts, dim="server").transpose(*answer.SAMPLE, "server", ...)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,6 @@ from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import T_VARIANCE
 from bayes_sd.runs.load import Load
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DRAWS = 1000
 OUTERMOST, TINY = 0.02, 1e-12
@@ -42,19 +39,9 @@ class Preposterior:
     Of a decision's options the one most worth it counts. Weighting draws by the likelihood of what
     a run shows needs no normality, and too many draws: a few are left, which agree by chance.
 
-    Parameters
-    ----------
-    losses : numpy.ndarray
-        Loss of every option of every decision in every draw, (decisions, options, draws), on a
-        scale on which they are about normal; an option that a decision lacks has an infinite loss
-        throughout.
-    mean, scale : numpy.ndarray
-        What each possible run would show: the law's log mean latency and the run's scatter about
-        it, (runs, draws).
-
-    References
-    ----------
-    Frazier, Powell, Dayanik (2009), the correlated knowledge gradient.
+    `losses` (decisions, options, draws) are on a scale on which they are about normal, infinite
+    throughout for an option that a decision lacks; `mean` and `scale` (runs, draws) are the log
+    mean latency that each run would show, and its scatter. Frazier, Powell, Dayanik (2009).
     """
 
     def __init__(self, losses: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
@@ -134,11 +121,11 @@ class NextRuns(answer.Answer):
         known), ``support``.
     regret_ms : float
         Its mean over the loads: what perfect information is worth, per request.
-    table : pandas.DataFrame
+    rows : pandas.DataFrame
         Runs worth measuring, the best first: ``server``, the load, ``minutes``, ``saves_ms``,
         ``saves_ms_per_minute``, ``regret_left_ms``.
-    servers : list of Server
-    load : Load
+    servers, load
+        As asked.
     """
 
     draws: xr.Dataset
@@ -147,11 +134,6 @@ class NextRuns(answer.Answer):
     rows: pd.DataFrame
     servers: list[Server]
     load: Load
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """Runs worth measuring, the best first."""
-        return self.rows
 
     def __str__(self) -> str:
         said = f"Deciding now is expected to cost {self.regret_ms:.3g} ms a request"
@@ -164,7 +146,7 @@ class NextRuns(answer.Answer):
             f"{first['minutes']:.3g} minutes."
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Expected regret left against minutes of measuring."""
         ax = answer.axes_of(ax)
         minutes = [0.0, *self.rows["minutes"].cumsum()]
@@ -255,7 +237,11 @@ def next_runs(
         scales.append(np.where(np.isfinite(said.e2e_s), scale**2 + variance / requests, np.nan).T)
         reach.append(np.ravel(arm.support(said)))
     latency_s = np.stack(losses, axis=1)  # (loads, servers, draws)
-    cost = _bounded(latency_s)
+    # A saturated server counts as a multiple of the best one, so that it has a finite loss.
+    least = latency_s.min(axis=1)
+    known = least[np.isfinite(least)]
+    ceiling = answer.WORST * (np.median(known) if known.size else 1.0)
+    cost = np.minimum(latency_s, np.minimum(answer.WORST * least[:, None, :], ceiling))
     names = [str(one) for one in each]
     served_by_any = np.isfinite(latency_s).any(axis=1)
     pick, at = cost.mean(axis=-1).argmin(axis=1), np.arange(len(values))
@@ -275,23 +261,15 @@ def next_runs(
     # Where a draw says "saturated", the run would show a latency beyond all others.
     longest = np.nanmax(every[usable]) if usable.size else 0.0
     shown = np.where(np.isnan(every[usable]), longest + BEYOND, every[usable])
-    known = Preposterior(np.log(cost), shown, np.sqrt(np.concatenate(scales)[usable]))
+    learned = Preposterior(np.log(cost), shown, np.sqrt(np.concatenate(scales)[usable]))
     candidates = [(names[i // len(values)], float(values[i % len(values)])) for i in usable]
     perfect_ms = 1e3 * regret(cost)
     minutes = run_seconds / 60, server_seconds / 60
-    rows = _greedy(known, perfect_ms, candidates, load.axis, runs, minutes)
+    rows = _greedy(learned, perfect_ms, candidates, load.axis, runs, minutes)
     shape = (*thin.shape, len(names), len(values))
     mean_s = (*answer.SAMPLE, "server", load.axis), latency_s.transpose(2, 1, 0).reshape(shape)
     draws = xr.Dataset({"mean_s": mean_s}, coords={"server": names, load.axis: values})
     return NextRuns(draws, choices, perfect_ms, rows, each, load)
-
-
-def _bounded(losses: np.ndarray) -> np.ndarray:
-    """Losses up to a multiple of the best server's, so that a saturated one has a finite one."""
-    best = losses.min(axis=1)
-    known = best[np.isfinite(best)]
-    ceiling = answer.WORST * (np.median(known) if known.size else 1.0)
-    return np.minimum(losses, np.minimum(answer.WORST * best[:, None, :], ceiling))
 
 
 def _greedy(

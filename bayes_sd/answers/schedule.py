@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,6 @@ from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
 from bayes_sd.runs.load import Load
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
 BATCH_MAX = 1024
@@ -62,11 +59,6 @@ class Schedule(answer.Answer):
     candidates: tuple[int, ...]
     method: str = ""
     model: str = ""
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row for neighbouring batch sizes of one draft length."""
-        return self.rows
 
     @property
     def draws(self) -> xr.Dataset:  # type: ignore[override]
@@ -115,7 +107,7 @@ class Schedule(answer.Answer):
         """The option to paste behind ``vllm serve``; arguments as of `speculative_config`."""
         return f"--speculative-config '{json.dumps(self.speculative_config(**keys))}'"
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Draft length against requests in flight."""
         ax = answer.axes_of(ax)
         edges = [*self.rows["lo"], self.rows["hi"].iloc[-1] + 1]

@@ -147,11 +147,6 @@ class Resolved:
     positions: int | None
     place: Callable[..., Placed] | None
 
-    @property
-    def label(self) -> str:
-        """Name in answers."""
-        return str(self.server)
-
 
 def environment_of(posterior: Posterior, server: Server) -> str:
     """Where a server runs."""

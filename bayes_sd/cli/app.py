@@ -8,101 +8,98 @@ from typing import Annotated, Any
 import typer
 
 from bayes_sd.cli import ask
-from bayes_sd.cli.options import (
-    AsJson,
-    Draws,
-    Paths,
-    Seed,
-    Source,
-    Tune,
-    answers,
-    emit,
-    expands,
-    option,
-    sampling_option,
-    say,
-    show,
-)
+from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 
-app = typer.Typer(
-    help="Is speculative decoding worth it at my load, on my models, with how many draft tokens?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-ASK, MEASURE, DOUBT = "Ask a fit", "Measure and fit", "Doubt the model"
+DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
-Jobs = Annotated[int, sampling_option("Refits at a time; 0: one on all cores.", "N")]
+SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
+Jobs = Annotated[int, o.sampling_option("Refits at a time; 0: one, all cores.", "N")]
+CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
 
 
-@app.command(rich_help_panel=MEASURE)
-@answers
-@expands(Source)
-def check(paths: Paths, source: Source, as_json: AsJson = False) -> None:
+def check(paths: o.Paths, source: o.Source) -> o.Reply:
     """Say what result files hold, what was set aside and why, and what is missing."""
     result = source.read(paths).check()
-    if as_json:
-        emit(result.to_dict())
-    else:
-        print(result)
-    if not result.passed:
-        raise typer.Exit(3)
+    return o.Reply(result.to_dict(), [str(result)], result.passed)
 
 
-@app.command(rich_help_panel=MEASURE)
-@answers
-@expands(Source)
 def fit(
-    paths: Paths,
-    output: Annotated[Path, option("File to write.", "FILE", "-o", "--output")],
-    source: Source,
-    seed: Seed = 1,
-    draws: Draws = 1200,
-    tune: Tune = 1000,
-    target_accept: Annotated[
-        float, sampling_option("Nearer to 1: smaller steps, fewer divergences.", "P")
-    ] = 0.9,
-    as_json: AsJson = False,
-) -> None:
+    paths: o.Paths,
+    output: Annotated[Path, o.option("File to write.", "FILE", "-o", "--output")],
+    source: o.Source,
+    seed: o.Seed = 1,
+    draws: o.Draws = 1200,
+    tune: o.Tune = 1000,
+    target_accept: Annotated[float, o.sampling_option("Nearer 1: fewer divergences.", "P")] = 0.9,
+) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
-    from bayes_sd.latency_model import LatencyModel
+    from bayes_sd.fit import LatencyModel
     from bayes_sd.model.posterior import writable
 
     writable(output)
     runs = source.read(paths)
-    say(repr(runs))
+    o.say(repr(runs))
     result = LatencyModel().fit(
         runs, seed=seed, draws=draws, tune=tune, target_accept=target_accept
     )
     result.save(output)
-    if as_json:
-        emit({"file": str(output), "fit": result.sampling, "accuracy": result.accuracy()})
-    else:
-        print(result)
-        print(f"saved to {output}")
+    data = {"file": str(output), "fit": result.sampling, "accuracy": result.accuracy()}
+    return o.Reply(data, [str(result), f"saved to {output}"])
 
 
-@app.command(rich_help_panel=MEASURE)
-@answers
 def plan(
     description: Annotated[Path, typer.Argument(help="YAML: what to cover, in how long.")],
-    folder: Annotated[
-        Path | None, option("New folder for the files.", "FOLDER", "-o", "--to")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+    folder: Annotated[o.File, o.option("New folder for the files.", "FOLDER", "-o", "--to")] = None,
+) -> o.Reply:
     """Design a campaign and write what `vllm bench sweep serve` runs."""
     from bayes_sd.plan.design import plan_sweep
 
     made = plan_sweep(description, folder)
-    if as_json:
-        path = None if made.path is None else str(made.path)
-        emit({"answer": str(made), "rows": made.table.to_dict("records"), "path": path})
-        return
-    print(made)
-    show("Servers", made.table)
+    path = None if made.path is None else str(made.path)
+    return o.Reply.of(made, "Servers", path=path)
+
+
+def demo(
+    out: Annotated[Path, o.option("Folder for figures and the fit.", "FOLDER")] = DEMO_FOLDER,
+    campaign: Annotated[str, o.option("vllm-cpu, vllm-cpu-2, '' (both).", "NAME")] = "vllm-cpu",
+    seed: o.Seed = 1,
+    draws: o.Draws = 1200,
+) -> o.Reply:
+    """Fit the shipped vLLM measurements and decide for every server in them."""
+    import pandas as pd
+
+    from bayes_sd.fit import LatencyModel
+    from bayes_sd.runs.read import corpus, read
+
+    runs = read(corpus(campaign))
+    o.say(repr(runs))
+    o.say("compiling and sampling, about a minute ...")
+    result = LatencyModel().fit(runs, seed=seed, draws=draws)
+    decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
+    rows = [decision_row(*pair) for pair in decisions]
+    out.mkdir(parents=True, exist_ok=True)
+    files = [str(result.save(out / "fit.nc")), *save_figures(result, decisions, out)]
+    told = (
+        f"compiled in {result.sampling['seconds_compile']:.0f} s, sampled in "
+        f"{result.sampling['seconds_sample']:.0f} s; R^2 of log mean latency "
+        f"{accuracy['r2_dense']:.4f} dense, {accuracy['r2_moe']:.4f} MoE; mean error "
+        f"{accuracy['mean_error']:.4f}\n"
+    )
+    title = (
+        "P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate\n"
+        "(requests/s), {:.0f} + {:.0f} tokens".format(*DEMO_LENGTHS)
+    )
+    coefficients = ("Fitted coefficients: median and 90% interval", result.coefficients())
+    shown = [
+        str(result),
+        told,
+        coefficients,
+        (title, pd.DataFrame(rows)),
+        "wrote " + ", ".join(files),
+    ]
+    data = {"fit": result.sampling, "accuracy": accuracy, "decisions": rows, "files": files}
+    return o.Reply(data, shown)
 
 
 def decision_row(comparison: Any, even: Any) -> dict[str, Any]:
@@ -110,184 +107,118 @@ def decision_row(comparison: Any, even: Any) -> dict[str, Any]:
     probs, row = comparison.table["prob_faster"], even.table.iloc[0]
     return {
         "server": comparison.server,
-        **{f"P at {s:.0%}": probs.iloc[i] for s, i in ((0.08, 0), (0.48, 5), (0.95, 11))},
+        **{name: probs.iloc[i] for name, i in SHARES.items()},
         **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
-        **{f"P({o})": row[f"prob_{o}"] for o in ("never", "always")},
+        **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
         "support": row["support"],
     }
 
 
-def save_figures(fit: Any, answers: list[Any], folder: Path) -> list[str]:
+def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:
     """Figures of the demo, as PNG: the collapse, and P(SD beats plain), a panel a verifier."""
     from matplotlib.figure import Figure
 
     collapse = Figure(figsize=(5.6, 4.2), layout="constrained")
     fit.plot_collapse(collapse.subplots())
-    baselines = list(dict.fromkeys(comparison.baseline for comparison, _ in answers))
-    faster = Figure(figsize=(8, 3.4 * max(len(baselines), 1)), layout="constrained")
-    panels = faster.subplots(max(len(baselines), 1), squeeze=False).ravel()
-    for panel, baseline in zip(panels, baselines, strict=False):
-        own = [comparison for comparison, _ in answers if comparison.baseline == baseline]
-        for number, comparison in enumerate(own):
-            comparison.plot(panel, number)
-    paths = [str(folder / name) for name in ("collapse.png", "prob_faster.png")]
-    for path, figure in zip(paths, (collapse, faster), strict=True):
-        figure.savefig(path, dpi=140)
+    panels: dict[str, list[Any]] = {}
+    for comparison, _ in decisions:
+        panels.setdefault(comparison.baseline, []).append(comparison)
+    faster = Figure(figsize=(8, 3.4 * len(panels)), layout="constrained")
+    for panel, comparisons in enumerate(panels.values(), start=1):
+        axes = faster.add_subplot(len(panels), 1, panel)
+        for number, comparison in enumerate(comparisons):
+            comparison.plot(axes, number)
+    paths = []
+    for name, figure in (("collapse.png", collapse), ("prob_faster.png", faster)):
+        figure.savefig(folder / name, dpi=140)
+        paths.append(str(folder / name))
     return paths
 
 
-@app.command(rich_help_panel=MEASURE)
-@answers
-def demo(
-    out: Annotated[Path, option("Folder for figures and the fit.", "FOLDER")] = Path(
-        "bayes-sd-demo"
-    ),
-    campaign: Annotated[str, option("vllm-cpu, vllm-cpu-2, or '' for both.", "NAME")] = "vllm-cpu",
-    seed: Seed = 1,
-    draws: Draws = 1200,
-    as_json: AsJson = False,
-) -> None:
-    """Fit the shipped vLLM measurements and decide for every server in them."""
-    import pandas as pd
-
-    from bayes_sd.latency_model import LatencyModel
-    from bayes_sd.runs.read import corpus, read
-
-    runs = read(corpus(campaign))
-    say(repr(runs))
-    say("compiling and sampling, about a minute ...")
-    result = LatencyModel().fit(runs, seed=seed, draws=draws)
-    made, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
-    rows = [decision_row(*pair) for pair in made]
-    out.mkdir(parents=True, exist_ok=True)
-    files = [str(result.save(out / "fit.nc")), *save_figures(result, made, out)]
-    if as_json:
-        emit({"fit": result.sampling, "accuracy": accuracy, "decisions": rows, "files": files})
-        return
-    seconds = [f"{result.sampling[n]:.0f}" for n in ("seconds_compile", "seconds_sample")]
-    print(result)
-    print(
-        f"compiled in {seconds[0]} s, sampled in {seconds[1]} s; R^2 of log mean latency "
-        f"{accuracy['r2_dense']:.4f} dense, {accuracy['r2_moe']:.4f} MoE; mean error "
-        f"{accuracy['mean_error']:.4f}\n"
-    )
-    show("Fitted coefficients: median and 90% interval", result.coefficients())
-    prompt, output = DEMO_LENGTHS
-    show(
-        "P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate "
-        f"(requests/s), {prompt:.0f} + {output:.0f} tokens",
-        pd.DataFrame(rows),
-    )
-    print("wrote " + ", ".join(files))
-
-
-for _command in (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs):
-    app.command(_command.__name__.replace("_", "-"), rich_help_panel=ASK)(_command)
-
-
-def _executor(jobs: int) -> tuple[ThreadPoolExecutor | None, dict[str, Any]]:
-    if jobs < 0:
-        raise typer.BadParameter("--jobs must be at least 0.")
-    return (None, {}) if jobs == 0 else (ThreadPoolExecutor(jobs), {"cores": 1})
-
-
-@app.command("compare-models", rich_help_panel=DOUBT)
-@answers
-@expands(Source)
 def compare_models(
-    paths: Paths,
-    source: Source,
-    by: Annotated[
-        str, option("What is left out: verifier, drafter, run, fifth ...", "NAME")
-    ] = "verifier",
-    models: Annotated[str | None, option("Names with commas; else all.", "LIST")] = None,
-    draws: Draws = 500,
-    tune: Tune = 500,
+    paths: o.Paths,
+    source: o.Source,
+    by: Annotated[str, o.option("Left out: verifier, drafter, run, fifth.", "NAME")] = "verifier",
+    models: Annotated[o.Text, o.option("Names with commas; else all.", "LIST")] = None,
+    draws: o.Draws = 500,
+    tune: o.Tune = 500,
     jobs: Jobs = 0,
-    seed: Seed = 1,
-    as_json: AsJson = False,
-) -> None:
+    seed: o.Seed = 1,
+) -> o.Reply:
     """Compare laws and poolings by how well they predict runs they have not seen."""
     from bayes_sd.checks.compare import compare_models as run
     from bayes_sd.checks.compare import standard_models
 
-    chosen = standard_models()
-    if models is not None:
-        names = [name.strip() for name in models.split(",")]
-        unknown = [name for name in names if name not in chosen]
-        if unknown:
-            raise InputError(f"No model is called {unknown[0]!r}; known: {', '.join(chosen)}.")
-        chosen = {name: chosen[name] for name in names}
-    executor, cores = _executor(jobs)
-    result = run(
-        source.read(paths),
-        chosen,
-        by=by,
-        seed=seed,
-        executor=executor,
-        progress=say,
-        draws=draws,
-        tune=tune,
-        **cores,
-    )
-    if as_json:
-        emit({"answer": str(result), "by": by, "models": result.table.to_dict("records")})
-    else:
-        print(result)
-        show(f"Leaving out by {by}: log density of left-out mean latencies", result.table)
+    known = standard_models()
+    names = list(known) if models is None else _names(models)
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"No model is called {unknown[0]!r}; known: {', '.join(known)}.")
+    chosen, how = {name: known[name] for name in names}, _sampling(jobs, seed, draws, tune)
+    result = run(source.read(paths), chosen, by=by, **how)
+    data = {"answer": str(result), "by": by, "models": result.table.to_dict("records")}
+    title = f"Leaving out by {by}: log density of left-out mean latencies"
+    return o.Reply(data, [str(result), (title, result.table)])
 
 
-@app.command(rich_help_panel=DOUBT)
-@answers
-@expands(Source)
 def validate(
-    paths: Paths,
-    source: Source,
-    only: Annotated[
-        str | None,
-        option(
-            "Of recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors.", "LIST"
-        ),
-    ] = None,
-    draws: Draws = 500,
-    tune: Tune = 500,
+    paths: o.Paths,
+    source: o.Source,
+    only: Annotated[o.Text, o.option(f"Of {CHECKS}.", "LIST")] = None,
+    draws: o.Draws = 500,
+    tune: o.Tune = 500,
     jobs: Jobs = 0,
-    seed: Seed = 1,
-    tables: Annotated[
-        Path | None, option("Folder for a CSV of each check's table.", "FOLDER")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+    seed: o.Seed = 1,
+    tables: Annotated[o.File, o.option("Folder for a CSV of each check.", "FOLDER")] = None,
+) -> o.Reply:
     """Check the model on result files: recovery, held-out runs and systems, priors."""
     import pandas as pd
 
     from bayes_sd.checks.validate import validate as run
 
-    executor, cores = _executor(jobs)
-    results = run(
-        source.read(paths),
-        only=None if only is None else [name.strip() for name in only.split(",")],
-        seed=seed,
-        executor=executor,
-        progress=say,
-        draws=draws,
-        tune=tune,
-        **cores,
-    )
+    names, how = None if only is None else _names(only), _sampling(jobs, seed, draws, tune)
+    results = run(source.read(paths), only=names, **how)
     if tables is not None:
         tables.mkdir(parents=True, exist_ok=True)
-        for one in results:
-            one.table.to_csv(tables / f"{one.name}.csv", index=False)
-    if as_json:
-        emit({"checks": [one.to_dict() for one in results]})
-    else:
-        show("Checks", pd.DataFrame([one.to_dict() for one in results]))
-    if not all(one.passed for one in results):
-        raise typer.Exit(3)
+        for result in results:
+            result.table.to_csv(tables / f"{result.name}.csv", index=False)
+    rows = [result.to_dict() for result in results]
+    passed = all(result.passed for result in results)
+    return o.Reply({"checks": rows}, [("Checks", pd.DataFrame(rows))], passed)
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def _sampling(jobs: int, seed: int, draws: int, tune: int) -> dict[str, Any]:
+    """How a check refits: its sampler, and `jobs` at a time on one core each."""
+    if jobs < 0:
+        raise typer.BadParameter("--jobs must be at least 0.")
+    at_once = {"executor": ThreadPoolExecutor(jobs), "cores": 1} if jobs else {}
+    return {"seed": seed, "draws": draws, "tune": tune, "progress": o.say, **at_once}
+
+
+PANELS = {
+    "Measure and fit": (check, fit, plan, demo),
+    "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs),
+    "Doubt the model": (compare_models, validate),
+}
+app = typer.Typer(
+    help="Is speculative decoding worth it at my load, on my models, with how many draft tokens?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _panel, _verbs in PANELS.items():
+    for _verb in _verbs:
+        _name = _verb.__name__.replace("_", "-")
+        app.command(_name, rich_help_panel=_panel)(o.command(_verb))
 
 
 def main() -> None:
     """Entry point of ``bayes-sd``."""
     # A warning is for the user, not for whoever looks for its line in the source.
-    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_, **__: o.say(f"warning: {message}")
     app()

@@ -1,103 +1,72 @@
 """``bayes-sd latency``, ``compare``, ``schedule``, ``capacity``, ``next-runs``: a fit's methods."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bayes_sd.answers.compare import default_rates
-from bayes_sd.cli.options import (
-    AsJson,
-    AskedLoad,
-    AskedServer,
-    DraftLengths,
-    FitFile,
-    answers,
-    emit,
-    expands,
-    give,
-    load_option,
-    option,
-    pairs,
-    read_servers,
-    say,
-    show,
-    whole_numbers,
-)
+from bayes_sd.answers.servers import Server
+from bayes_sd.cli import options as o
+from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.read import load_yaml
+from bayes_sd.runs.sizes import Size
 
 
-@answers
-@expands(AskedLoad)
-@expands(AskedServer)
 def latency(
-    file: FitFile,
-    load: AskedLoad,
-    server: AskedServer,
-    k: DraftLengths = "0",
-    metric: Annotated[str, option("e2e, ttft or tpot.", "NAME")] = "e2e",
-    as_json: AsJson = False,
-) -> None:
+    file: o.FitFile,
+    load: o.AskedLoad,
+    server: o.AskedServer,
+    k: o.DraftLengths = "0",
+    metric: Annotated[str, o.option("e2e, ttft or tpot.", "NAME")] = "e2e",
+) -> o.Reply:
     """Predict latency over loads: the mean, one run, request percentiles, P(saturated)."""
-    wanted, ks, fit = load.of(), whole_numbers(k), Fit.load(file)
-    servers = [server.of(fit, one) for one in ks]
+    wanted, ks, fit = load.of(), o.whole_numbers(k), Fit.load(file)
+    servers = [server.of(fit, each) for each in ks]
     answer = fit.latency(wanted, servers, metric=metric, extrapolate=server.extrapolate)
-    give(answer, as_json, f"{metric} latency, seconds", metric=metric)
+    return o.Reply.of(answer, f"{metric} latency, seconds", metric=metric)
 
 
-@answers
-@expands(AskedLoad)
-@expands(AskedServer)
 def compare(
-    file: FitFile,
-    load: AskedLoad,
-    server: AskedServer,
-    k: Annotated[str, option("Draft tokens to compare with plain: 1,3,5.", "LIST", "-k")] = "3",
-    of: Annotated[str, option("Latency of the mean, a run or a request.", "NAME")] = "mean",
-    as_json: AsJson = False,
-) -> None:
+    file: o.FitFile,
+    load: o.AskedLoad,
+    server: o.AskedServer,
+    k: Annotated[str, o.option("Draft tokens, as 1,3,5.", "LIST", "-k")] = "3",
+    of: Annotated[str, o.option("Latency of the mean, a run, a request.", "NAME")] = "mean",
+) -> o.Reply:
     """Say with what probability SD beats plain decoding, and up to which load."""
-    ks, fit = whole_numbers(k), Fit.load(file)
+    ks, fit = o.whole_numbers(k), Fit.load(file)
     plain = server.of(fit, 0)
     wanted = load.of(lambda lengths: default_rates(fit, plain, lengths))
-    rows = []
-    for one in ks:
-        drafting = server.of(fit, one)
+    comparisons, shown = [], []
+    for each in ks:
+        drafting = server.of(fit, each)
         answer = fit.compare(wanted, drafting, plain, of=of, extrapolate=server.extrapolate)
         even = fit.break_even(wanted, drafting, plain, extrapolate=server.extrapolate)
-        if as_json:
-            table = {"rows": answer.table.to_dict("records")}
-            break_even = {"break_even": even.table.to_dict("records")[0]}
-            rows.append(
-                {"k": one, "answer": str(answer), "sentence": str(even)} | table | break_even
-            )
-            continue
-        print(answer)
-        print(even)
-        show(f"P(SD beats plain), {of} latency", answer.table)
-    if as_json:
-        emit({"compared": of, "comparisons": rows})
+        row = even.table.to_dict("records")[0]
+        reply = o.Reply.of(answer, f"P(SD beats plain), {of} latency")
+        comparisons.append({"k": each, **reply.data, "sentence": str(even), "break_even": row})
+        shown += [str(answer), str(even), *reply.shown[1:]]
+    return o.Reply({"compared": of, "comparisons": comparisons}, shown)
 
 
-@answers
-@expands(AskedLoad)
-@expands(AskedServer)
 def schedule(
-    file: FitFile,
-    load: AskedLoad,
-    server: AskedServer,
-    k: Annotated[str, option("Draft tokens to choose from: 0,1,3,5.", "LIST", "-k")],
-    max_batch: Annotated[int | None, option("Largest batch; by default 64.", "N")] = None,
-    loss: Annotated[str, option("mean, or a percentile of requests: p95.", "NAME")] = "mean",
-    slo: Annotated[float | None, option("Instead: minimise P(slower), s.", "S")] = None,
-    confidence: Annotated[float, option("Evidence that drafting more needs.", "P")] = 0.6,
-    method: Annotated[str | None, option("vLLM's method: eagle3, mtp, ngram, ...", "NAME")] = None,
-    draft_model: Annotated[str | None, option("The drafter as vLLM finds it.", "PATH")] = None,
-    as_json: AsJson = False,
-) -> None:
+    file: o.FitFile,
+    load: o.AskedLoad,
+    server: o.AskedServer,
+    k: Annotated[str, o.option("Draft tokens to choose from: 0,1,3.", "LIST", "-k")],
+    max_batch: Annotated[int | None, o.option("Largest batch; by default 64.", "N")] = None,
+    loss: Annotated[str, o.option("mean, or of requests as p95.", "NAME")] = "mean",
+    slo: Annotated[float | None, o.option("Instead: minimise P(slower), s.", "S")] = None,
+    confidence: Annotated[float, o.option("Evidence that drafting more needs.", "P")] = 0.6,
+    method: Annotated[o.Text, o.option("vLLM's: eagle3, mtp, ngram, ...", "NAME")] = None,
+    draft_model: Annotated[o.Text, o.option("The drafter as vLLM finds it.", "PATH")] = None,
+) -> o.Reply:
     """Choose the draft length for every batch size, as the table that vLLM takes."""
-    ks, fit = whole_numbers(k), Fit.load(file)
+    ks, fit = o.whole_numbers(k), Fit.load(file)
     wanted = load.of(lambda lengths: Load(concurrency=1.0, prompt=lengths[0], output=lengths[1]))
     answer = fit.schedule(
         wanted,
@@ -109,64 +78,50 @@ def schedule(
         confidence=confidence,
         extrapolate=server.extrapolate,
     )
-    drafts = bool(answer.table["k"].max() > 0)
     keys = {"method": method, "model": draft_model}
-    config = answer.speculative_config(**keys) if drafts else None
-    give(
+    config, line = None, "Serve plain: no batch size is worth drafting for."
+    if answer.table["k"].max() > 0:
+        config, line = answer.speculative_config(**keys), answer.command_line(**keys)
+    table = ("Latency under this schedule, seconds", answer.latency.table)
+    return o.Reply.of(
         answer,
-        as_json,
         f"Draft tokens by requests in flight, {answer.drafter}",
+        *([table] if load.rps or load.concurrency else []),
+        line,
         num_speculative_tokens_per_batch_size=answer.to_vllm(),
         speculative_config=config,
         latency=answer.latency.table.to_dict("records"),
     )
-    if as_json:
-        return
-    if load.rps or load.concurrency:
-        show("Latency under this schedule, seconds", answer.latency.table)
-    print(
-        answer.command_line(**keys)
-        if drafts
-        else "Serve plain: no batch size is worth drafting for."
-    )
 
 
-@answers
-@expands(AskedLoad)
-@expands(AskedServer)
 def capacity(
-    file: FitFile,
-    load: AskedLoad,
-    server: AskedServer,
-    slo: Annotated[float, option("Target of the percentile, seconds.", "S")],
-    k: DraftLengths = "0",
-    servers: Annotated[Path | None, option("YAML of named servers, instead of -k.", "FILE")] = None,
-    percentile: Annotated[float, option("Of single requests' latency.", "P")] = 95.0,
-    confidence: Annotated[float, option("Chance that the target is kept.", "P")] = 0.9,
-    replicas: Annotated[int | None, option("So many of each, not the fewest.", "N")] = None,
-    price: Annotated[float | None, option("Of a replica, per hour.", "X")] = None,
-    traffic: Annotated[
-        Path | None, load_option("CSV of windows or requests, instead.", "FILE")
-    ] = None,
-    window: Annotated[float, load_option("Seconds of a request log a window.", "S")] = 60.0,
-    columns: Annotated[
-        str | None, load_option("Other headers of the traffic.", "OURS=THEIRS")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+    file: o.FitFile,
+    load: o.AskedLoad,
+    server: o.AskedServer,
+    slo: Annotated[float, o.option("Target of the percentile, s.", "S")],
+    k: o.DraftLengths = "0",
+    servers: Annotated[o.File, o.option("YAML of servers, instead of -k.", "FILE")] = None,
+    percentile: Annotated[float, o.option("Of requests' latency.", "P")] = 95.0,
+    confidence: Annotated[float, o.option("Chance to keep the target.", "P")] = 0.9,
+    replicas: Annotated[int | None, o.option("So many of each, not the fewest.", "N")] = None,
+    price: Annotated[float | None, o.option("Of a replica, per hour.", "X")] = None,
+    traffic: Annotated[o.File, o.load_option("CSV of windows or requests.", "FILE")] = None,
+    window: Annotated[float, o.load_option("Seconds of a window of requests.", "S")] = 60.0,
+    columns: Annotated[o.Text, o.load_option("Other headers of it.", "OURS=THEIRS")] = None,
+) -> o.Reply:
     """Find the largest load within a latency target, the replicas, the price, who wins."""
     if traffic is None:
         wanted = load.of()
     else:
-        if any(v is not None for v in (load.rps, load.concurrency, load.prompt, load.output)):
+        if load != o.AskedLoad():
             raise typer.BadParameter("a traffic file has its own rates and lengths.")
-        wanted = Load.read(traffic, window, pairs(columns, "--columns"))
-        say(str(wanted))
+        wanted = Load.read(traffic, window, o.pairs(columns, "--columns"))
+        o.say(str(wanted))
     fit, prices = Fit.load(file), None
     if servers is not None:
         named, prices = read_servers(servers)
     else:
-        named = {str(one): one for one in (server.of(fit, n) for n in whole_numbers(k))}
+        named = {str(each): each for each in (server.of(fit, n) for n in o.whole_numbers(k))}
     answer = fit.capacity(
         wanted,
         named,
@@ -174,69 +129,82 @@ def capacity(
         percentile=percentile,
         confidence=confidence,
         replicas=replicas,
-        price_per_hour=price if prices is None else prices,
+        price_per_hour=prices or price,
         extrapolate=server.extrapolate,
     )
-    give(
+    beats = ("P(row is faster than column)", answer.beats.reset_index(names=""))
+    return o.Reply.of(
         answer,
-        as_json,
         f"P({answer.target}) >= {confidence:g}",
-        impossible=answer.impossible,
+        *([beats] if len(named) > 1 else []),
         beats=answer.beats.to_dict("index"),
         prob_none=answer.prob_none,
     )
-    if not as_json and len(named) > 1:
-        show("P(row is faster than column)", answer.beats.reset_index(names=""))
 
 
-@answers
-@expands(AskedLoad)
-@expands(AskedServer)
+def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float]]:
+    """Named servers of a YAML file, and the prices an hour that it has."""
+    servers: dict[str, Server] = {}
+    prices: dict[str, float] = {}
+    known = [*(field.name for field in fields(Server)), "price_per_hour"]
+    for name, given in load_yaml(path).items():
+        where = f"{path}: {name}"
+        if not isinstance(given, dict) or "verifier" not in given:
+            raise InputError(f"{where} must map keys to values, verifier among them.")
+        if unknown := [str(key) for key in given if key not in known]:
+            raise InputError(f"{where} has the unknown key {unknown[0]!r}; known: {known}.")
+        values = dict(given)
+        try:
+            for model in ("verifier", "drafter"):
+                if isinstance(values.get(model), dict):
+                    values[model] = o.built(Size, values[model], model)
+            values["structure"] = o.structure_of(values.get("structure"))
+            if (price := values.pop("price_per_hour", None)) is not None:
+                prices[name] = float(price)
+            servers[name] = Server(**values)
+        except (InputError, typer.BadParameter, TypeError, ValueError) as error:
+            raise InputError(f"{where}: {getattr(error, 'message', error)}") from None
+    if not servers:
+        raise InputError(f"{path}: must map a name to each server, at least one.")
+    return servers, prices
+
+
 def next_runs(
-    file: FitFile,
-    load: AskedLoad,
-    server: AskedServer,
-    k: Annotated[str, option("Draft tokens to choose from, 0 is plain: 0,3.", "LIST", "-k")],
-    runs: Annotated[int, option("How many runs to propose.", "N")] = 6,
-    run_seconds: Annotated[float, option("What a run takes.", "S")] = 30.0,
-    server_seconds: Annotated[float, option("What a server start takes.", "S")] = 60.0,
-    choice: Annotated[str, option("For the servers measured, or next ones.", "NAME")] = "measured",
-    output_folder: Annotated[
-        Path | None, option("Write the runs as a plan.", "FOLDER", "-o", "--to")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+    file: o.FitFile,
+    load: o.AskedLoad,
+    server: o.AskedServer,
+    k: Annotated[str, o.option("Draft tokens, as 0,3.", "LIST", "-k")],
+    runs: Annotated[int, o.option("How many runs to propose.", "N")] = 6,
+    run_seconds: Annotated[float, o.option("What a run takes.", "S")] = 30.0,
+    server_seconds: Annotated[float, o.option("What a server start takes.", "S")] = 60.0,
+    choice: Annotated[str, o.option("measured, or next (new starts).", "NAME")] = "measured",
+    to: Annotated[o.File, o.option("Write the runs as a plan.", "FOLDER", "-o", "--to")] = None,
+) -> o.Reply:
     """Say what choosing now may cost, and which runs would lower that most per minute."""
     from bayes_sd.plan.design import plan_next
 
-    wanted, ks, fit = load.of(), whole_numbers(k), Fit.load(file)
+    wanted, ks, fit = load.of(), o.whole_numbers(k), Fit.load(file)
     answer = fit.next_runs(
         wanted,
-        [server.of(fit, one) for one in ks],
+        [server.of(fit, each) for each in ks],
         runs=runs,
         run_seconds=run_seconds,
         server_seconds=server_seconds,
         server=choice,
         extrapolate=server.extrapolate,
     )
-    written = None
-    if output_folder is not None:
-        written = plan_next(answer, fit, output_folder, run_seconds, server_seconds)
-    choices = answer.choices.to_dict("records")
-    path = None if written is None else str(written.path)
-    give(
+    path, choices = None, answer.choices.to_dict("records")
+    lost = [row for row in choices if row["prob_all_saturated"] > 0.5]
+    if to is not None:
+        plan = plan_next(answer, fit, to, run_seconds, server_seconds)
+        path = str(plan.path)
+        o.say(str(plan))
+    return o.Reply.of(
         answer,
-        as_json,
         "Worth measuring next",
+        ("Deciding now", answer.choices),
+        *(f"At {r['rate_rps']:g} requests/s every server saturates: no choice." for r in lost),
         choices=choices,
         regret_ms=answer.regret_ms,
         plan=path,
     )
-    if as_json:
-        return
-    show("Deciding now", answer.choices)
-    for row in choices:
-        if row["prob_all_saturated"] > 0.5:
-            print(f"At {row['rate_rps']:g} requests/s every server saturates: there is no choice.")
-    if written is not None:
-        say(str(written))

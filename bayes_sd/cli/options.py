@@ -7,9 +7,10 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 answered, 1 b
 import functools
 import inspect
 import json
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -21,7 +22,6 @@ from bayes_sd.errors import EvidenceError, InputError, in_words
 from bayes_sd.physics.structures import NAMES, Structure
 from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.load import Load
-from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.sizes import Size
 
 if TYPE_CHECKING:
@@ -29,10 +29,22 @@ if TYPE_CHECKING:
 
     from bayes_sd.answers.answer import Answer
     from bayes_sd.fit import Fit
+    from bayes_sd.plan.sweep import Plan
     from bayes_sd.runs.schema import Runs
 
+COUNT_MAX = 10_000  # values of START:STOP:COUNT
+PIPE_WIDTH = 200
+GAP = 2  # between the columns of a table
+SIZE = (
+    "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
+    "experts_per_token, layers, kv_bytes."
+)
+STRUCTURE = f"Assume {', '.join(NAMES)}; terms as edge:round_trip_s=0.02..0.05."
+File = Path | None
+Text = str | None
 
-def option(help: str, metavar: str | None = None, *names: str, panel: str | None = None) -> Any:
+
+def option(help: str, metavar: Text = None, *names: str, panel: Text = None) -> Any:
     """An option of a command, in a group of its help."""
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel)
 
@@ -40,60 +52,86 @@ def option(help: str, metavar: str | None = None, *names: str, panel: str | None
 file_option, load_option, server_option, sampling_option = (
     functools.partial(option, panel=panel) for panel in ("Files", "Load", "Server", "Sampling")
 )
-
-
-AsJson = Annotated[bool, option("Print one JSON object instead of tables.", None, "--json")]
+AsJson = Annotated[bool, option("Print JSON instead of tables.", None, "--json")]
 Paths = Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
 FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
 Seed = Annotated[int, sampling_option("Equal seeds give equal draws.", "N")]
 Draws = Annotated[int, sampling_option("Kept draws of each of 4 chains.", "N")]
 Tune = Annotated[int, sampling_option("Discarded draws of each chain.", "N")]
-DraftLengths = Annotated[str, option("Draft tokens, as 0,3,5; 0 is plain.", "LIST", "-k")]
+DraftLengths = Annotated[str, option("Draft tokens, as 0,3; 0 is plain.", "LIST", "-k")]
 
 
-def expands(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as options, instead of an argument of that type."""
-    hints = get_type_hints(kind, include_extras=True)
+@dataclass(frozen=True)
+class Reply:
+    """What a command answers: JSON, or sentences and titled tables; exit code 3 if not passed."""
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command)
-        place = next(n for n, p in signature.parameters.items() if p.annotation is kind)
+    data: dict[str, Any]
+    shown: list[Any]
+    passed: bool = True
+
+    @classmethod
+    def of(cls, answer: "Answer | Plan", title: str, *shown: Any, **more: Any) -> "Reply":
+        """An answer: its sentence first, then its table and what else is shown."""
+        data = {"answer": str(answer), "rows": answer.table.to_dict("records"), **more}
+        return cls(data, [str(answer), (title, answer.table), *shown])
+
+
+def command(verb: Callable[..., Reply]) -> Callable[..., None]:
+    """A verb as typer runs it: dataclasses become options; ``--json``; one sentence an error."""
+    hints = get_type_hints(verb, include_extras=True)
+    options: list[inspect.Parameter] = []
+    kinds: dict[str, type] = {}
+
+    def add(name: str, default: Any, annotation: Any) -> None:
         keyword = inspect.Parameter.KEYWORD_ONLY
-        options = [
-            inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name])
-            for f in fields(kind)
-        ]
+        options.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
 
-        @functools.wraps(command)
-        def wrapped(**given: Any) -> None:
-            command(**{place: kind(**{o.name: given.pop(o.name) for o in options})}, **given)
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if not is_dataclass(hints[name]):
+            add(name, parameter.default, hints[name])
+            continue
+        kinds[name] = hints[name]
+        own = get_type_hints(hints[name], include_extras=True)
+        for field in fields(hints[name]):
+            add(field.name, field.default, own[field.name])
+    add("as_json", False, AsJson)
 
-        shown: list[inspect.Parameter] = []
-        for one in signature.parameters.values():
-            shown += options if one.name == place else [one.replace(kind=keyword)]
-        # What typer reads.
-        wrapped.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {one.name: one.annotation for one in shown}
-        return wrapped
+    @functools.wraps(verb)
+    def wrapped(*, as_json: bool, **given: Any) -> None:
+        for name, kind in kinds.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        try:
+            reply = verb(**given)
+        except (InputError, EvidenceError) as error:
+            bad = isinstance(error, InputError)
+            say(f"{'error' if bad else 'insufficient'}: {in_words(error.message, shell=True)}")
+            raise typer.Exit(1 if bad else 3) from None
+        if as_json:
+            # What is missing or has no bound is null.
+            print(json.dumps(finite_or_none(reply.data), allow_nan=False))
+        else:
+            for part in reply.shown:
+                print(part) if isinstance(part, str) else show(*part)
+        if not reply.passed:
+            raise typer.Exit(3)
 
-    return decorate
+    # What typer reads.
+    wrapped.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in options}
+    return wrapped
 
 
 @dataclass(frozen=True)
 class Source:
     """Where runs come from."""
 
-    config: Annotated[
-        Path | None, file_option("YAML or CSV: which file is which server.", "FILE")
-    ] = None
-    environment: Annotated[str | None, file_option("Hardware and engine of all files.", "TEXT")] = (
-        None
-    )
+    config: Annotated[File, file_option("YAML or CSV: which file is which server.", "FILE")] = None
+    environment: Annotated[Text, file_option("Hardware and engine of all files.", "TEXT")] = None
     settings: Annotated[
         list[str] | None, file_option("Configuration of all files.", "NAME=VALUE", "--set")
     ] = None
-    columns: Annotated[str | None, file_option("Other headers of a table.", "OURS=THEIRS")] = None
-    window: Annotated[float, file_option("Seconds of metrics that make a run.", "S")] = 300.0
+    columns: Annotated[Text, file_option("Other headers of a table.", "OURS=THEIRS")] = None
+    window: Annotated[float, file_option("Seconds of metrics in a run.", "S")] = 300.0
 
     def read(self, paths: list[str]) -> "Runs":
         """The runs of these files."""
@@ -105,7 +143,7 @@ class Source:
             environment=self.environment,
             columns=pairs(self.columns, "--columns") or None,
             window_s=self.window,
-            **pairs(",".join(self.settings or []) or None, "--set"),
+            **pairs(",".join(self.settings or []), "--set"),
         )
 
 
@@ -113,8 +151,8 @@ class Source:
 class AskedLoad:
     """The load that a command asks about."""
 
-    rps: Annotated[str | None, load_option("Requests/s: 1,2,4 or START:STOP:COUNT.", "LIST")] = None
-    concurrency: Annotated[str | None, load_option("Requests in flight, instead.", "LIST")] = None
+    rps: Annotated[Text, load_option("Requests/s: 1,2,4 or START:STOP:COUNT.", "LIST")] = None
+    concurrency: Annotated[Text, load_option("Requests in flight, instead.", "LIST")] = None
     prompt: Annotated[float | None, load_option("Prompt tokens of a request.", "N")] = None
     output: Annotated[float | None, load_option("Output tokens of a request.", "N")] = None
 
@@ -122,45 +160,28 @@ class AskedLoad:
         """The load; without rates or concurrencies the `default` at these lengths."""
         if self.prompt is None or self.output is None:
             raise typer.BadParameter("give --prompt and --output, tokens of a request.")
-        if self.rps is None and self.concurrency is None and default is not None:
+        given = {"rps": self.rps, "concurrency": self.concurrency}
+        axis = {n: numbers(text, f"--{n}") for n, text in given.items() if text is not None}
+        if not axis and default is not None:
             return default((self.prompt, self.output))
-        if (self.rps is None) == (self.concurrency is None):
+        if len(axis) != 1:
             raise typer.BadParameter("give exactly one of --rps and --concurrency.")
-        lengths = {"prompt": self.prompt, "output": self.output}
-        if self.rps is not None:
-            return Load(rps=numbers(self.rps, "--rps"), **lengths)
-        return Load(concurrency=numbers(self.concurrency or "", "--concurrency"), **lengths)
+        return Load(**axis, prompt=self.prompt, output=self.output)
 
 
 @dataclass(frozen=True)
 class AskedServer:
     """The server that a command asks about."""
 
-    verifier: Annotated[str | None, server_option("Measured verifier.", "NAME")] = None
-    drafter: Annotated[str | None, server_option("Measured drafter.", "NAME")] = None
-    acceptance: Annotated[
-        str | None, server_option("Per token, or one a position; else measured.", "A")
-    ] = None
-    new_verifier: Annotated[
-        str | None,
-        server_option(
-            "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
-            "experts_per_token, layers, kv_bytes.",
-            "SIZE",
-        ),
-    ] = None
-    new_drafter: Annotated[str | None, server_option("Unmeasured drafter, likewise.", "SIZE")] = (
-        None
-    )
-    environment: Annotated[str | None, server_option("Where it runs, if several.", "NAME")] = None
-    structure: Annotated[
-        str | None,
-        server_option(
-            f"Assume {', '.join(NAMES)}; terms as round_trip_s=0.02..0.05.", "KIND:TERMS"
-        ),
-    ] = None
+    verifier: Annotated[Text, server_option("Measured verifier.", "NAME")] = None
+    drafter: Annotated[Text, server_option("Measured drafter.", "NAME")] = None
+    acceptance: Annotated[Text, server_option("If not as measured: 0.7, or 0.8,0.6.", "A")] = None
+    new_verifier: Annotated[Text, server_option(SIZE, "SIZE")] = None
+    new_drafter: Annotated[Text, server_option("Unmeasured drafter, likewise.", "SIZE")] = None
+    environment: Annotated[Text, server_option("Where it runs, if several.", "NAME")] = None
+    structure: Annotated[Text, server_option(STRUCTURE, "KIND:TERMS")] = None
     extrapolate: Annotated[
-        bool, server_option("Allow answers far from what was measured.", None, "--extrapolate")
+        bool, server_option("Answer far from what was measured.", None, "--extrapolate")
     ] = False
 
     def of(self, fit: "Fit", k: int, drafter_loaded: bool | None = None) -> Server:
@@ -169,59 +190,39 @@ class AskedServer:
             raise typer.BadParameter("name a measured model or give a new one's size, not both.")
         verifier = self.verifier or size_of(self.new_verifier, "--new-verifier")
         drafter = self.drafter or size_of(self.new_drafter, "--new-drafter")
-        if verifier is None:
-            known = fit.verifiers.index.tolist()
-            if len(known) > 1:
-                raise InputError(
-                    f"Say which verifier: <<verifier>>; the fit knows {', '.join(known)}."
-                )
-            verifier = str(known[0])
-        loaded = k > 0 if drafter_loaded is None else drafter_loaded
-        if loaded and drafter is None:
-            known = sorted(fit.runs["drafter"][fit.runs["verifier"] == verifier].unique())
-            known = [name for name in known if name != "none"]
-            if len(known) != 1:
-                names = ", ".join(known) or "none"
-                raise InputError(f"Say which drafter: <<drafter>>; of {verifier} it knows {names}.")
-            drafter = known[0]
+        verifier = verifier or only("verifier", fit.verifiers.index, "the fit knows")
         structure = structure_of(self.structure)
-        if not loaded:
+        if not (k > 0 if drafter_loaded is None else drafter_loaded):
             return Server(verifier, environment=self.environment, structure=structure)
+        if drafter is None:
+            known = set(fit.runs["drafter"][fit.runs["verifier"] == verifier]) - {"none"}
+            drafter = only("drafter", sorted(known), f"of {verifier} the fit knows")
         rates = None if self.acceptance is None else numbers(self.acceptance, "--acceptance")
         accepted = rates[0] if rates is not None and len(rates) == 1 else rates
         return Server(verifier, drafter, k, accepted, self.environment, structure)
 
 
-def answers(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can mend into one sentence, in the shell's words, and an exit code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except InputError as error:
-            say(f"error: {in_words(error.message, shell=True)}")
-            raise typer.Exit(1) from None
-        except EvidenceError as error:
-            say(f"insufficient: {in_words(error.message, shell=True)}")
-            raise typer.Exit(3) from None
-
-    return wrapped
+def only(what: str, names: Iterable[str], known: str) -> str:
+    """The only name there is; of several, or none, one has to be given."""
+    names = [str(name) for name in names]
+    if len(names) != 1:
+        raise InputError(f"Say which {what}: <<{what}>>; {known} {', '.join(names) or 'none'}.")
+    return names[0]
 
 
 def numbers(text: str, flag: str) -> list[float]:
     """``1:16:16`` or ``1,2,4`` as numbers."""
     try:
-        if ":" in text:
-            start, stop, count = text.split(":")
-            if int(count) > 10_000:
-                raise ValueError
-            return [float(v) for v in np.linspace(float(start), float(stop), int(count))]
-        return [float(v) for v in text.split(",")]
+        if ":" not in text:
+            return [float(v) for v in text.split(",")]
+        start, stop, count = text.split(":")
+        if int(count) <= COUNT_MAX:
+            return np.linspace(float(start), float(stop), int(count)).tolist()
     except ValueError:
-        raise typer.BadParameter(
-            f"{flag} {text!r}: write START:STOP:COUNT (at most 10000) or numbers with commas."
-        ) from None
+        pass
+    raise typer.BadParameter(
+        f"{flag} {text!r}: write numbers with commas or START:STOP:COUNT, at most {COUNT_MAX}."
+    )
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -232,91 +233,51 @@ def whole_numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"-k {text!r}: write whole numbers with commas.") from None
 
 
-def pairs(text: str | None, flag: str) -> dict[str, Any]:
+def pairs(text: str | None, flag: str) -> dict[str, str]:
     """``name=value,name=value`` as a mapping."""
     parts = [part.partition("=") for part in text.split(",")] if text else []
-    if any(not name.strip() or not value.strip() for name, _, value in parts):
+    named = {name.strip(): value.strip() for name, _, value in parts}
+    if "" in named or "" in named.values():
         raise typer.BadParameter(f"{flag} {text!r}: write NAME=VALUE with commas.")
-    return {name.strip(): value.strip() for name, _, value in parts}
+    return named
 
 
 def structure_of(text: str | None) -> Structure | None:
     """A structure from ``name:term=number,term=low..high``; None from None."""
     if text is None:
         return None
-    kind, _, rest = text.partition(":")
+    kind, _, terms = text.partition(":")
     if kind.strip() not in NAMES:
         raise typer.BadParameter(f"--structure {text!r}: known are {', '.join(NAMES)}.")
-    structure = NAMES[kind.strip()]
-    known, terms = [f.name for f in fields(structure)], {}
-    for name, value in pairs(rest or None, "--structure").items():
-        try:
-            ends = tuple(float(v) for v in value.split(".."))
-        except ValueError:
-            ends = ()
-        if name not in known or len(ends) not in (1, 2):
-            raise typer.BadParameter(
-                f"--structure {name}={value}: write TERM=NUMBER or TERM=LOW..HIGH with terms "
-                f"{', '.join(known)}."
-            )
-        terms[name] = ends[0] if len(ends) == 1 else ends
-    try:
-        return structure(**terms)  # type: ignore[arg-type]
-    except TypeError:
-        raise typer.BadParameter(f"--structure {text!r}: {known[0]}=... is needed.") from None
+    return built(NAMES[kind.strip()], pairs(terms, "--structure"), "--structure")
 
 
 def size_of(text: str | None, flag: str) -> Size | None:
     """A model nobody measured, from a config.json or ``name=number`` pairs; None from None."""
     if text is None:
         return None
-    if "=" not in text:
-        return Size.read(text)
-    known = {f.name: int if f.name.startswith("experts") else float for f in fields(Size)}
-    values: dict[str, Any] = {}
-    for name, value in pairs(text, flag).items():
+    return built(Size, pairs(text, flag), flag) if "=" in text else Size.read(text)
+
+
+def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], where: str) -> Kind:
+    """A size or a structure from names and numbers; a structure's may be ``low..high``."""
+    known = [field.name for field in fields(kind)]
+    form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
+    terms: dict[str, Any] = {}
+    for name, value in given.items():
+        number = int if name.startswith("experts") else float
         try:
-            values[name] = known[name](value)
-        except (KeyError, ValueError):
+            terms[name] = tuple(number(end) for end in str(value).split("..", 1))
+        except ValueError:
+            terms[name] = ()
+        if name not in known or not terms[name] or (kind is Size and len(terms[name]) > 1):
             raise typer.BadParameter(
-                f"{flag} {name}={value}: write NAME=NUMBER with names {', '.join(known)}."
-            ) from None
-    if "params" not in values:
-        raise typer.BadParameter(f"{flag} {text!r}: params=... is needed.")
-    return Size(**values)
-
-
-def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float] | None]:
-    """Named servers, and their prices an hour, of a YAML file.
-
-    Each name maps to the fields of :class:`bayes_sd.Server` (a model nobody measured as
-    ``{params: 8e9}``, a structure as behind ``--structure``) and perhaps ``price_per_hour``.
-    """
-    servers: dict[str, Server] = {}
-    prices: dict[str, float] = {}
-    known = [*(f.name for f in fields(Server)), "price_per_hour"]
-    for name, given in load_yaml(path).items():
-        where = f"{path}: {name}"
-        if not isinstance(given, dict) or "verifier" not in given:
-            raise InputError(f"{where} must map keys to values, verifier among them.")
-        if unknown := [str(key) for key in given if key not in known]:
-            raise InputError(f"{where} has the unknown key {unknown[0]!r}; known: {known}.")
-        values = dict(given)
-        for model in ("verifier", "drafter"):
-            if isinstance(values.get(model), dict):
-                text = ",".join(f"{n}={v}" for n, v in values[model].items())
-                values[model] = size_of(text, f"{where}: {model}")
-        try:
-            values["structure"] = structure_of(values.get("structure"))
-            price = values.pop("price_per_hour", None)
-            servers[str(name)] = Server(**values)
-            if price is not None:
-                prices[str(name)] = float(price)
-        except (InputError, typer.BadParameter, TypeError, ValueError) as error:
-            raise InputError(f"{where}: {getattr(error, 'message', error)}") from None
-    if not servers:
-        raise InputError(f"{path}: must map a name to each server, at least one.")
-    return servers, prices or None
+                f"{where} {name}={value}: write {form} with names {', '.join(known)}."
+            )
+    try:
+        return kind(**{n: ends[0] if len(ends) == 1 else ends for n, ends in terms.items()})
+    except TypeError:
+        raise typer.BadParameter(f"{where}: {known[0]}=... is needed.") from None
 
 
 def say(text: str) -> None:
@@ -324,35 +285,38 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def emit(data: Any) -> None:
-    """The answer as one JSON object, in which what is missing or has no bound is null."""
-    print(json.dumps(finite_or_none(data), allow_nan=False))
-
-
-def give(answer: "Answer", as_json: bool, title: str, **more: Any) -> None:
-    """An answer: its sentence first, then its table."""
-    if as_json:
-        emit({"answer": str(answer), "rows": answer.table.to_dict("records"), **more})
-        return
-    print(answer)
-    show(title, answer.table)
-
-
 def show(title: str, table: "pd.DataFrame") -> None:
-    """A table on the terminal."""
+    """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in table.columns:
-        number = table[name].dtype.kind in "fiu"
-        shown.add_column(str(name), justify="right" if number else "left", overflow="fold")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(_cell(v) for v in row))
-    # A pipe has no width: let nothing be cut there.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(shown)
-    console.print()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    cells = {str(name): [_cell(value) for value in table[name]] for name in table}
+    numeric = [str(name) for name in table if table[name].dtype.kind in "fiu"]
+    widths = {}
+    for name, column in cells.items():
+        longest = min(max(map(len, column), default=1), console.width // 2)
+        widths[name] = max(longest, *(len(word) for word in re.split("[_ ]", name)))
+    # The texts at the left and the first number tell rows apart: every block begins with them.
+    names = list(cells)
+    keys = names[: names.index(numeric[0]) + 1 if numeric else 1]
+    blocks = [keys]
+    for name in names[len(keys) :]:
+        width = sum(widths[each] + GAP for each in [*blocks[-1], name]) - GAP
+        if width > console.width and blocks[-1] != keys:
+            blocks.append(keys)
+        blocks[-1] = [*blocks[-1], name]
+    print(title)
+    for block in blocks:
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for name in block:
+            side: Any = "right" if name in numeric else "left"
+            head = name.replace("_", " ")
+            shown.add_column(head, justify=side, overflow="fold", width=widths[name])
+        for row in zip(*(cells[name] for name in block), strict=True):
+            shown.add_row(*row)
+        console.print(shown)
+        console.print()
 
 
 def _cell(value: Any) -> str:

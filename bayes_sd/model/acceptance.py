@@ -20,13 +20,10 @@ def generator(seed: int, label: str) -> np.random.Generator:
 
 
 def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> xr.Dataset:
-    """Posterior draws of acceptance for every verifier-drafter pair.
+    """Posterior draws of every pair's acceptance by position; NaN where nobody measured it.
 
-    Accepted counts by position are a chain of binomials, ``accepted_j ~ Binomial(accepted_{j-1},
-    p_j)`` with ``accepted_0`` the number of cycles, so a Beta prior gives a Beta posterior: no
-    sampler is needed. Counts without positions stand for those that one rate, equal at all
-    positions, would have given. A position nobody measured is NaN; a pair without counts has its
-    imposed rate, or NaN.
+    ``accepted_j ~ Binomial(accepted_{j-1}, p_j)`` with ``accepted_0`` the number of cycles, so that
+    a Beta prior gives a Beta posterior. A pair without counts has its imposed rate.
     """
     drafted = table[(table["drafter"] != NONE) & (table["draft_tokens"] > 0)]
     groups = list(drafted.groupby(PAIR, dropna=False, sort=True))
@@ -34,10 +31,10 @@ def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> 
     by_position = np.full((*shape, len(groups), last), np.nan)
     positions, imposed_only = np.zeros(len(groups), int), np.zeros(len(groups), bool)
     for i, (_, rows) in enumerate(groups):
-        imposed = rows["acceptance_imposed"].iloc[0]
         rng = np.random.default_rng([seed, i])
         counted = rows[rows["drafts"].notna() & rows["accepted_tokens"].notna()]
         if counted.empty:
+            imposed = rows["acceptance_imposed"].iloc[0]
             by_position[..., i, :] = imposed
             imposed_only[i] = not np.isnan(imposed)
             continue
@@ -49,29 +46,25 @@ def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> 
             a, b = PRIOR_TRIALS * mean + won[j], PRIOR_TRIALS * (1 - mean) + lost[j]
             by_position[..., i, j] = rng.beta(a, b, shape)
     keys = pd.DataFrame([key for key, _ in groups], columns=PAIR)
-    return xr.Dataset(
-        {
-            "by_position": (("chain", "draw", "pair", "position"), by_position),
-            "positions": ("pair", positions),
-            "imposed_only": ("pair", imposed_only),
-            **{
-                n: ("pair", keys[n].to_numpy(float if n == "acceptance_imposed" else object))
-                for n in PAIR
-            },
-        },
-        coords={"position": np.arange(1, last + 1)},
-    )
+    variables = {
+        "by_position": (("chain", "draw", "pair", "position"), by_position),
+        "positions": ("pair", positions),
+        "imposed_only": ("pair", imposed_only),
+        "acceptance_imposed": ("pair", keys["acceptance_imposed"].to_numpy(float)),
+        **{name: ("pair", keys[name].to_numpy(object)) for name in ("verifier", "drafter")},
+    }
+    return xr.Dataset(variables, coords={"position": np.arange(1, last + 1)})
 
 
 def _trials(counted: pd.DataFrame, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Drafted tokens that were tried and accepted at each position, over runs."""
+    # Counts without positions stand for those that one rate, equal at all, would have given.
     rates, k = observed_acceptance(counted), counted["draft_tokens"].to_numpy()
     reached, tried, won = counted["drafts"].to_numpy(float), np.zeros(last), np.zeros(last)
     for j, rate in enumerate(rates):
         here = np.where(k > j, reached, 0.0)
-        accepted = here * rate
-        tried[j], won[j] = here.sum(), accepted.sum()
-        reached = accepted
+        reached = here * rate
+        tried[j], won[j] = here.sum(), reached.sum()
     return tried, won
 
 
@@ -82,11 +75,7 @@ def pair_index(group: xr.Dataset, pair: Mapping[str, Any]) -> int | None:
 
 
 def at_positions(group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int) -> list[Any] | None:
-    """Draws (draws, 1) of a pair's acceptance at `k` positions; None where nothing is known.
-
-    Positions beyond those measured go on from the last one, with the mean step between the
-    measured ones (in the logit, never upwards) and its uncertainty, which grows with distance.
-    """
+    """Draws (draws, 1) of a pair's acceptance at `k` positions; None where nothing is known."""
     index = pair_index(group, pair)
     if index is None:
         return None
@@ -97,15 +86,13 @@ def at_positions(group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int) 
     if not measured:
         return None
     known = [rates[:, j, None] for j in range(min(k, measured))]
-    logits = _logit(rates[:, :measured])
+    # Positions beyond go on from the last one, with the mean step between the measured ones (in
+    # the logit, never upwards) and its uncertainty, which grows with distance.
+    clipped = np.clip(rates[:, :measured], 1e-6, 1 - 1e-6)
+    logits = np.log(clipped) - np.log1p(-clipped)
     steps = np.diff(logits.mean(axis=0))
     mean = min(steps.sum() / (len(steps) + 1), 0.0)
     sd = np.sqrt((((steps - mean) ** 2).sum() + STEP_SD**2) / (len(steps) + 1))
     trend = mean + sd * generator(seed, f"acceptance {dict(pair)}").standard_normal(len(rates))
     further = [logits[:, -1] + step * trend for step in range(1, k - measured + 1)]
     return known + [(1 / (1 + np.exp(-beyond)))[:, None] for beyond in further]
-
-
-def _logit(rate: np.ndarray) -> np.ndarray:
-    rate = np.clip(rate, 1e-6, 1 - 1e-6)
-    return np.log(rate) - np.log1p(-rate)

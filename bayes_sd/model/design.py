@@ -17,7 +17,9 @@ from bayes_sd.runs.sizes import features
 
 GIGA = 1e9
 NONE = "none"  # the drafter of a plain server, in the run table
-SPREADS = ("e2e", "ttft")  # metrics whose spread is fitted; TPOT's follows from that of e2e
+# Metrics whose spread is fitted, and its likelihood. One of TPOT's spread beside that of e2e would
+# tell the means more than a spread should.
+SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
 SIZES = (
     "verifier_params",
     "verifier_active_params",
@@ -43,26 +45,7 @@ def workload(
     rate_rps: Any = np.nan,
     concurrency: Any = np.nan,
 ) -> dict[str, Any]:
-    """Inputs of the law for measured runs or for loads asked about.
-
-    Parameters
-    ----------
-    k, drafter_loaded : array_like
-        Draft tokens per cycle, and whether (0 or 1) a drafter is loaded.
-    acceptance : sequence of array_like
-        Acceptance rate by position, at least `k` of them.
-    prompt_tokens, output_tokens, prompt_cv, output_cv : array_like
-        Mean lengths, and coefficients of variation of a run's lengths.
-    rate_rps, concurrency : array_like
-        Offered rate, or requests kept in flight: NaN where the other one is given.
-
-    Returns
-    -------
-    dict
-        ``k``, ``draft_passes``, ``cycles``, ``cycles_var``, ``prompt_tokens``, ``output_tokens``,
-        ``prompt_cv2``, ``output_cv2``; ``closed`` (1.0 for a concurrency, 0.0 for a rate),
-        ``rate_rps`` and ``others`` (requests beside one's own), 0.0 where they do not apply.
-    """
+    """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency."""
     closed = ~np.isnan(concurrency)
     return {
         "k": k,
@@ -75,41 +58,39 @@ def workload(
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
         "rate_rps": np.where(closed, 0.0, rate_rps),
-        "others": np.where(closed, np.asarray(concurrency, float) - 1, 0.0),
+        "others": np.where(closed, np.asarray(concurrency, float) - 1, 0.0),  # beside one's own
     }
 
 
 def coefficients(
     law_terms: Mapping[str, Any],
     *,
-    verifier: Sequence[Any],
-    drafter: Sequence[Any],
-    server: Sequence[Any],
+    verifier: Sequence[Any] = (1.0,) * len(VERIFIER_COSTS),
+    drafter: Sequence[Any] = (1.0,) * len(DRAFTER_COSTS),
+    server: Sequence[Any] = (1.0,),  # slowness, and crowding if servers differ in it
     environment: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Coefficients of the law with the factors of a verifier, drafter, server and environment.
-
-    Each sequence holds one factor for each of `VERIFIER_COSTS`, `DRAFTER_COSTS`, `SERVER_EFFECTS`
-    (crowding may be left out) and `HARDWARE`; arrays over runs, draws or both.
-    """
+    """Coefficients of the law with the factors of a verifier, drafter, server and environment."""
     combined = dict(law_terms)
     for factor, members in zip(environment or (), HARDWARE.values(), strict=False):
         combined |= {name: combined[name] * factor for name in members if name in combined}
-    names = [*(f"factor_{c}" for c in VERIFIER_COSTS), *(f"factor_{c}" for c in DRAFTER_COSTS)]
-    combined |= dict(zip(names, [*verifier, *drafter], strict=True))
-    return combined | {
-        "factor_slowness": server[0],
-        "factor_crowding": server[1] if len(server) > 1 else 1.0,
-    }
+    names = (f"factor_{cost}" for cost in (*VERIFIER_COSTS, *DRAFTER_COSTS))
+    combined |= dict(zip(names, (*verifier, *drafter), strict=True))
+    crowding = server[1] if len(server) > 1 else 1.0
+    return combined | {"factor_slowness": server[0], "factor_crowding": crowding}
+
+
+def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    return table[name].to_numpy(float)
 
 
 def observed_acceptance(table: pd.DataFrame) -> list[np.ndarray]:
     """Acceptance rate of every run by position; equal at all where positions were not counted."""
     k = table["draft_tokens"].to_numpy()
-    constant = constant_acceptance(table["tokens_per_cycle"].to_numpy(float), k)
-    before, rates = table["drafts"].to_numpy(float), []
+    constant = constant_acceptance(_numbers(table, "tokens_per_cycle"), k)
+    before, rates = _numbers(table, "drafts"), []
     for j in range(1, int(k.max()) + 1):
-        accepted = table[f"accepted_{j}"].to_numpy(float)
+        accepted = _numbers(table, f"accepted_{j}")
         with np.errstate(divide="ignore", invalid="ignore"):
             rate = np.where(before > 0, accepted / before, 0.0)
         rates.append(np.where(np.isfinite(before) & np.isfinite(accepted), rate, constant))
@@ -120,20 +101,17 @@ def observed_acceptance(table: pd.DataFrame) -> list[np.ndarray]:
 def run_workload(table: pd.DataFrame) -> dict[str, Any]:
     """:func:`workload` of measured runs, with the acceptance that they had."""
     closed = (table["loop"] == "closed").to_numpy()
-
-    def cv(name: str) -> np.ndarray:
-        return (table[f"{name}_sd"].fillna(0.0) / table[name]).to_numpy(float)
-
+    prompt, output = _numbers(table, "prompt_tokens"), _numbers(table, "output_tokens")
     return workload(
-        k=table["draft_tokens"].to_numpy(float),
+        k=_numbers(table, "draft_tokens"),
         drafter_loaded=(table["drafter"] != NONE).to_numpy(float),
         acceptance=observed_acceptance(table),
-        prompt_tokens=table["prompt_tokens"].to_numpy(float),
-        output_tokens=table["output_tokens"].to_numpy(float),
-        prompt_cv=cv("prompt_tokens"),
-        output_cv=cv("output_tokens"),
-        rate_rps=table["rate_rps"].to_numpy(float),
-        concurrency=np.where(closed, table["concurrency"].to_numpy(float), np.nan),
+        prompt_tokens=prompt,
+        output_tokens=output,
+        prompt_cv=np.nan_to_num(_numbers(table, "prompt_tokens_sd")) / prompt,
+        output_cv=np.nan_to_num(_numbers(table, "output_tokens_sd")) / output,
+        rate_rps=_numbers(table, "rate_rps"),
+        concurrency=np.where(closed, _numbers(table, "concurrency"), np.nan),
     )
 
 
@@ -158,21 +136,15 @@ def same_key(table: pd.DataFrame, columns: Sequence[str], key: Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Levels and arrays of one data set.
+    """Levels and arrays of one data set."""
 
-    `table` holds the runs that the arrays come from: steady ones, and those past saturation that
-    bound the latency from below. `verifiers`, `drafters`, `servers` are tables of the levels (a row
-    each), `environments` names. `data` are the arrays over runs; ``*_rows`` say which runs a
-    likelihood takes. `left_out` lists runs whose acceptance is unknown.
-    """
-
-    table: pd.DataFrame
+    table: pd.DataFrame  # steady runs, and those past saturation that bound the latency from below
     verifiers: pd.DataFrame
     drafters: pd.DataFrame
     servers: pd.DataFrame
     environments: list[str]
-    data: dict[str, np.ndarray]
-    left_out: pd.DataFrame
+    data: dict[str, np.ndarray]  # arrays over runs; ``*_rows`` say which runs a likelihood takes
+    left_out: pd.DataFrame  # runs whose acceptance is unknown
 
     @property
     def moe(self) -> bool:
@@ -192,18 +164,10 @@ def _levels(table: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
 
 
 def build_design(runs: Runs, censored: bool = True) -> Design:
-    """Levels and arrays of the steady runs, and of those that only bound the latency from below.
-
-    An open-loop run that did not settle was cut before its latency had grown to what it would have
-    been, so what it showed is a lower bound.
-
-    Raises
-    ------
-    EvidenceError
-        If no steady run is left, or a drafter's size is missing.
-    """
+    """Levels and arrays of the steady runs, and of those that only bound the latency from below."""
     table = runs.table
     usable = table["e2e_mean_s"].notna() & table["tokens_per_cycle"].notna()
+    # An open-loop run that did not settle was cut before its latency had grown to what it would be.
     bounds = table["saturated"] & (table["loop"] == "open") & censored
     left_out = table[~usable & ~table["saturated"]]
     table = table[usable & (~table["saturated"] | bounds)].reset_index(drop=True)
@@ -212,10 +176,9 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
         why = "their acceptance is unknown" if len(left_out) else "all are past saturation"
         raise EvidenceError(f"There is no steady run to fit ({why}); run check for the reasons.")
     verifiers = _levels(table, "verifier", list(SIZES))
-    sizes = features(*(verifiers[name].to_numpy(float) for name in SIZES))
+    sizes = pd.DataFrame(features(*(_numbers(verifiers, n) for n in SIZES)), verifiers.index)
     drafters = _levels(table[table["drafter"] != NONE], "drafter", ["drafter_params"])
-    if drafters["drafter_params"].isna().any():
-        name = drafters.index[drafters["drafter_params"].isna()][0]
+    for name in drafters.index[drafters["drafter_params"].isna()]:
         raise EvidenceError(
             f"The size of drafter {name!r} is unknown: give drafter_params (0 for a drafter "
             "without weights, as n-gram)."
@@ -223,47 +186,33 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
     groups = table.groupby(SERVER, dropna=False, sort=True)
     servers = pd.DataFrame(list(groups.groups), columns=SERVER)
     environments = sorted(str(e) for e in table["environment"].unique())
-    several = len(environments) > 1
-    labels = [server_label(row, several) for row in servers.to_dict("records")]
-    servers["server"] = (
-        labels
-        if len(set(labels)) == len(labels)
-        else [f"{label} ({i + 1})" for i, label in enumerate(labels)]
-    )
-    server_i = groups.ngroup().to_numpy("int64")
-    table = table.assign(server=servers["server"].to_numpy()[server_i])
-    return Design(
-        table=table,
-        verifiers=pd.DataFrame(sizes, index=verifiers.index),
-        drafters=drafters / GIGA,
-        servers=servers,
-        environments=environments,
-        data={
-            "verifier_i": _index(table["verifier"], verifiers.index),
-            "drafter_i": _index(table["drafter"], drafters.index),
-            "server_i": server_i,
-            "environment_i": _index(table["environment"], pd.Index(environments)),
-            **run_workload(table),
-            **_observed(table, steady),
-        },
-        left_out=left_out,
-    )
-
-
-def _index(values: pd.Series, level: pd.Index) -> np.ndarray:
-    """Positions in a level; 0 where a run has none (a plain run's drafter)."""
-    return np.maximum(level.get_indexer(pd.Index(values)), 0).astype("int64")
+    labels = [server_label(row, len(environments) > 1) for row in servers.to_dict("records")]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} ({i})" for i, label in enumerate(labels, start=1)]
+    servers["server"] = labels
+    table = table.assign(server=np.array(labels, object)[groups.ngroup()])
+    levels = {
+        "verifier": verifiers.index,
+        "drafter": drafters.index,
+        "server": pd.Index(labels),
+        "environment": pd.Index(environments),
+    }
+    indices = {  # 0 where a run has none (a plain run's drafter)
+        f"{name}_i": np.maximum(level.get_indexer(pd.Index(table[name])), 0)
+        for name, level in levels.items()
+    }
+    data = indices | run_workload(table) | _observed(table, steady)
+    return Design(table, sizes, drafters / GIGA, servers, environments, data, left_out)
 
 
 def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:
     """What the likelihoods take, and of which runs."""
-    requests = table["requests"].to_numpy(float)
+    requests, k = _numbers(table, "requests"), _numbers(table, "draft_tokens")
     closed = (table["loop"] == "closed").to_numpy()
-    # With as many others in flight as Little's law says there were.
-    by_little = table["rate_rps"].to_numpy(float) * table["e2e_mean_s"].to_numpy(float)
-    others = np.where(closed, table["concurrency"].to_numpy(float) - 1, by_little)
+    by_little = _numbers(table, "rate_rps") * _numbers(table, "e2e_mean_s")
+    others = np.where(closed, _numbers(table, "concurrency") - 1, by_little)
     data = {
-        "pass_tokens": tokens_in_pass(others, table["draft_tokens"].to_numpy(float)),
+        "pass_tokens": tokens_in_pass(others, k),
         "drafted": (table["drafter"] != NONE).to_numpy(float),
         "requests": requests,
         # Made large, it takes a run out of the likelihood without another compilation.
@@ -271,10 +220,8 @@ def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:
         "censored_rows": np.flatnonzero(~steady),
     }
     for metric in SPREADS:
-        mean = table[f"{metric}_mean_s"].to_numpy(float)
-        known = steady & np.isfinite(mean)
-        log_var = table[f"{metric}_log_var"].to_numpy(float)
-        n_eff = table[f"{metric}_log_var_n_eff"].to_numpy(float)
+        mean, log_var = _numbers(table, f"{metric}_mean_s"), _numbers(table, f"{metric}_log_var")
+        n_eff = _numbers(table, f"{metric}_log_var_n_eff")
         n_eff = np.where(np.isnan(n_eff), requests, n_eff)
         # A run without a variance is left out of the spread; its error bar is borrowed.
         spread = steady & np.isfinite(log_var) & (log_var > 0) & (n_eff > 2)
@@ -285,7 +232,7 @@ def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:
             f"se_{metric}": np.sqrt(filled / requests),
             f"log_var_{metric}": np.log(filled),
             f"n_eff_{metric}": np.maximum(n_eff, 3.0),
-            f"{metric}_rows": np.flatnonzero(known),
+            f"{metric}_rows": np.flatnonzero(steady & np.isfinite(mean)),
             f"{metric}_spread_rows": np.flatnonzero(spread),
         }
     return data

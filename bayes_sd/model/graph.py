@@ -1,65 +1,33 @@
-"""From priors and a design to a PyMC model."""
+"""From priors and a design to a PyMC model; the one file that imports PyMC when it is imported."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+from pytensor.gradient import disconnected_grad
 
-from bayes_sd.model.design import Design, coefficients
-from bayes_sd.model.priors import (
-    ALL,
-    DRAFTER_COSTS,
-    HARDWARE,
-    NOISE,
-    POPULATION,
-    SERVER_EFFECTS,
-    VERIFIER_COSTS,
-    Prior,
-)
+from bayes_sd.model import priors as known
+from bayes_sd.model.design import SPREADS, Design, coefficients
+from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, Outcome, outcome
 from bayes_sd.physics.noise import NU, request_variance, run_scale, spread_error, t_cdf
 
-if TYPE_CHECKING:
-    import pymc as pm
-
-Priors = dict[str, Prior]
-EFFECT_DIMS = {
-    "verifier": ("verifier_cost", "verifier"),
-    "drafter": ("drafter_cost", "drafter"),
-    "server": ("server_effect", "server"),
-}
-POOLINGS = ("partial", "none", "complete")
-UNPOOLED_SD = 1.5  # log-sd of effects that share nothing: factors of 0.08 to 12
 CENTRED_RUNS = 100  # runs a verifier from which centred effects sample better
 TINY = 1e-12  # added to a probability, so that its logarithm stays finite
-# A likelihood of TPOT's spread beside that of e2e would tell the means more than a spread should.
-SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
-
-
-def population(law: Law) -> tuple[Prior, ...]:
-    """Priors of the coefficients that a law has."""
-    return tuple(p for p in POPULATION if p.name in law.terms)
 
 
 def build(
     design: Design,
-    priors: tuple[Prior, ...] = ALL,
-    server_effects: tuple[str, ...] = SERVER_EFFECTS,
-    centred: bool | None = None,
+    priors: tuple[Prior, ...] = known.ALL,
+    server_effects: tuple[str, ...] = known.SERVER_EFFECTS,
     law: Law = FULL,
     pooling: str = "partial",
     keep_runs: bool = False,
-) -> "pm.Model":
-    """PyMC model of the run means and spreads of e2e latency and TTFT.
-
-    `server_effects`, `law` and `pooling` as in :class:`bayes_sd.LatencyModel`. `centred` chooses
-    the geometry of the effects, not the model; by default it follows the number of runs a verifier
-    has. `keep_runs` keeps, draw by draw, what the law says of every run, those with a large
-    ``mask_sd`` included: refits predict with it.
-    """
-    import pymc as pm
-    from pytensor.gradient import disconnected_grad
-
-    if centred is None:
+    centred: bool | None = None,
+) -> pm.Model:
+    """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
+    if centred is None:  # which chooses the geometry of the effects, not the model
         centred = len(design.table) >= CENTRED_RUNS * len(design.verifiers)
     by_name = {p.name: p for p in priors}
     with pm.Model(coords=_coords(design, server_effects, law)) as model:
@@ -70,33 +38,25 @@ def build(
         }
         drafters: Any = 0.0
         if len(design.drafters):
-            sizes_of_drafters = design.drafters["drafter_params"].to_numpy(float)
-            drafters = pm.Data("drafter_size", sizes_of_drafters, dims="drafter")
+            params = design.drafters["drafter_params"].to_numpy(float)
+            drafters = pm.Data("drafter_size", params, dims="drafter")
         law_terms = _positive("law", population(law), by_name)
-        noise = _positive("noise", NOISE, by_name)
-        factors = _factors(design, law_terms, verifiers, drafters, by_name, law, pooling, centred)
+        noise = _positive("noise", known.NOISE, by_name)
+        typical = _typical_costs(design, law_terms, verifiers, drafters, law)
+        factors = _factors(design, typical, verifiers["moe"], by_name, pooling, centred)
+        of_run: dict[str, Any] = {}
         for level, values in factors.items():
+            dims, index = EFFECT_DIMS[level], data[f"{level}_i"]
             if pooling != "complete":  # a factor that cannot move is not a parameter
-                pm.Deterministic(f"factor_{level}", values, dims=EFFECT_DIMS[level])
-
-        def of_run(level: str, effects: tuple[str, ...]) -> list[Any]:
-            if level not in factors:
-                return [1.0] * len(effects)
-            return [factors[level][i][data[f"{level}_i"]] for i in range(len(effects))]
-
-        terms = coefficients(
-            law_terms,
-            verifier=of_run("verifier", VERIFIER_COSTS),
-            drafter=of_run("drafter", DRAFTER_COSTS),
-            server=of_run("server", server_effects),
-            environment=_environments(design, data, by_name),
-        )
+                pm.Deterministic(f"factor_{level}", values, dims=dims)
+            of_run[level] = [values[i][index] for i in range(len(model.coords[dims[0]]))]
+        environment = _environments(design, data, by_name)
+        terms = coefficients(law_terms, **of_run, environment=environment)
         sizes = {name: values[data["verifier_i"]] for name, values in verifiers.items()}
         if not design.moe:
             sizes["expert"] = 0.0  # a float says so: no fixed point to iterate
-        sizes["drafter"] = drafters * data["drafted"]
-        if len(design.drafters):
-            sizes["drafter"] = drafters[data["drafter_i"]] * data["drafted"]
+        drafter_size = drafters[data["drafter_i"]] if len(design.drafters) else 0.0
+        sizes["drafter"] = drafter_size * data["drafted"]
         stages = law.stages(terms, sizes, data)
         said = outcome(stages, terms["queue_cycles"], sizes, data, SOFTNESS, disconnected_grad, law)
         _likelihoods(said, noise, data, design, keep_runs)
@@ -107,126 +67,54 @@ def _coords(design: Design, server_effects: tuple[str, ...], law: Law) -> dict[s
     """Names of all dimensions."""
     coords = {
         "run": np.arange(len(design.table)),
-        "verifier_cost": list(VERIFIER_COSTS),
+        "verifier_cost": list(known.VERIFIER_COSTS),
         "server_effect": list(server_effects),
-        "hardware": list(HARDWARE),
+        "hardware": list(known.HARDWARE),
         "law_term": [p.name for p in population(law)],
-        "noise_term": [p.name for p in NOISE],
+        "noise_term": [p.name for p in known.NOISE],
         "verifier": design.verifiers.index.tolist(),
         "server": design.servers["server"].tolist(),
         "environment": design.environments,
     }
     if len(design.drafters):
-        coords |= {"drafter_cost": list(DRAFTER_COSTS), "drafter": design.drafters.index.tolist()}
+        coords["drafter_cost"] = list(known.DRAFTER_COSTS)
+        coords["drafter"] = design.drafters.index.tolist()
     return coords
 
 
-def _positive(name: str, which: tuple[Prior, ...], by_name: Priors) -> dict[str, Any]:
+def _positive(name: str, which: tuple[Prior, ...], by_name: dict[str, Prior]) -> dict[str, Any]:
     """Positive scalars as one log-normal vector: a short graph compiles sooner."""
-    import pymc as pm
-    import pytensor.tensor as pt
-
     priors = [by_name[p.name] for p in which]
-    logs = pm.Normal(
-        f"log_{name}",
-        np.log([p.a for p in priors]),
-        np.array([p.b for p in priors]),
-        dims=f"{name}_term",
-    )
+    middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
+    logs = pm.Normal(f"log_{name}", middle, sd, dims=f"{name}_term")
     values = pm.Deterministic(name, pt.exp(logs), dims=f"{name}_term")
     return {p.name: values[i] for i, p in enumerate(priors)}
 
 
 def _random(prior: Prior) -> Any:
     """One prior as a random variable of the model in context."""
-    import pymc as pm
-
-    dims = prior.dims or None
     if prior.kind == "lognormal":
-        return pm.LogNormal(prior.name, np.log(prior.a), prior.b, dims=dims)
-    return pm.Normal(prior.name, prior.a, prior.b, dims=dims)
+        return pm.LogNormal(prior.name, np.log(prior.a), prior.b, dims=prior.dims)
+    return pm.Normal(prior.name, prior.a, prior.b, dims=prior.dims)
 
 
-def _environments(design: Design, data: dict, by_name: Priors) -> list[Any] | None:
-    """Factor of each hardware group in each run's environment; None where there is only one.
-
-    Around the mean of the environments, which is what the size laws then describe. Many runs tell
-    these factors, so they are sampled as they are.
-    """
-    import pymc as pm
-    import pytensor.tensor as pt
-
+def _environments(design: Design, data: dict, by_name: dict[str, Prior]) -> list[Any] | None:
+    """Factor of each hardware group in each run's environment; None where there is only one."""
     if len(design.environments) < 2:
         return None
+    # Around the mean of the environments, which is what the size laws then describe. Many runs tell
+    # these factors, so they are sampled as they are.
     scatter, dims = _random(by_name["scatter_environment"]), ("hardware", "environment")
     logs = pm.ZeroSumNormal("log_environment", sigma=scatter[:, None], n_zerosum_axes=1, dims=dims)
     values = pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
-    return [values[i][data["environment_i"]] for i in range(len(HARDWARE))]
-
-
-def _factors(
-    design: Design,
-    law_terms: dict,
-    verifiers: dict,
-    drafters: Any,
-    by_name: Priors,
-    law: Law,
-    pooling: str,
-    centred: bool,
-) -> dict[str, Any]:
-    """Factors (effect, level) of verifiers, drafters and servers around the size laws.
-
-    Centred, the sampled value is the log of a level's own cost, which many runs pin down while
-    overhead and slope stay loose; non-centred, it is the standardized effect, which suits few runs.
-    """
-    import pymc as pm
-    import pytensor.tensor as pt
-
-    model = pm.modelcontext(None)
-    levels = [level for level in EFFECT_DIMS if level != "drafter" or len(design.drafters)]
-    moe: Any = 0.0
-    if design.moe:
-        moe = _random(by_name["moe_effect"])[:, None] * verifiers["moe"][None, :]
-    shift = {"verifier": moe, "drafter": 0.0, "server": 0.0}
-    if pooling == "complete":
-        shapes = {n: [len(model.coords[d]) for d in EFFECT_DIMS[n]] for n in levels}
-        return {n: pt.exp(pt.zeros(shape) + shift[n]) for n, shape in shapes.items()}
-    scatter = {}
-    for level in levels:
-        if pooling == "none" and level != "server":
-            scatter[level] = np.full(len(model.coords[EFFECT_DIMS[level][0]]), UNPOOLED_SD)
-        else:
-            scatter[level] = _random(by_name[f"scatter_{level}"])
-    if not centred:
-        return {
-            n: pt.exp(scatter[n][:, None] * pm.Normal(f"z_{n}", dims=EFFECT_DIMS[n]) + shift[n])
-            for n in levels
-        }
-    slowness = pm.Normal("log_slowness", 0.0, scatter["server"][0], dims="server")
-    servers = [slowness]
-    if len(model.coords["server_effect"]) > 1:
-        servers.append(scatter["server"][1] * pm.Normal("z_crowding", dims="server"))
-    factors = {"server": pt.exp(pt.stack(servers))}
-    for level, typical in _typical_costs(design, law_terms, verifiers, drafters, law).items():
-        # A level's cost and the mean slowness of its servers are known only as a product.
-        mean = pt.dot(_server_means(design, level), slowness)[None, :]
-        log_cost = pm.Normal(
-            f"log_{level}",
-            typical + shift[level] + mean,
-            scatter[level][:, None],
-            dims=EFFECT_DIMS[level],
-        )
-        factors[level] = pt.exp(log_cost - typical - mean)
-    return {n: factors[n] for n in levels}
+    return [values[i][data["environment_i"]] for i in range(len(known.HARDWARE))]
 
 
 def _typical_costs(
     design: Design, law_terms: dict, verifiers: dict, drafters: Any, law: Law
 ) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    import pytensor.tensor as pt
-
-    ones = coefficients(law_terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
+    ones = coefficients(law_terms)
     mean = {n: float(np.mean(design.data[n])) for n in ("k", "prompt_tokens", "output_tokens")}
     verify = law.stages(ones, {**verifiers, "drafter": 0.0}, mean)
     whole = verify.verify_alone + verify.experts
@@ -237,6 +125,51 @@ def _typical_costs(
         draft = law.stages(ones, {**nothing, "drafter": drafters}, mean)
         logs["drafter"] = pt.log(pt.stack([draft.draft_alone, draft.draft_others]))
     return logs
+
+
+def _factors(
+    design: Design,
+    typical_costs: dict[str, Any],
+    moe: Any,
+    by_name: dict[str, Prior],
+    pooling: str,
+    centred: bool,
+) -> dict[str, Any]:
+    """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
+    coords = pm.modelcontext(None).coords
+    levels = [level for level in EFFECT_DIMS if level != "drafter" or len(design.drafters)]
+    shift: dict[str, Any] = dict.fromkeys(levels, 0.0)
+    if design.moe:
+        effect = _random(by_name["moe_effect"])
+        shift["verifier"] = effect[:, None] * moe[None, :]
+    if pooling == "complete":
+        shapes = {n: [len(coords[dim]) for dim in EFFECT_DIMS[n]] for n in levels}
+        return {n: pt.exp(pt.zeros(shape) + shift[n]) for n, shape in shapes.items()}
+    scatter = {}
+    for level in levels:
+        if pooling == "none" and level != "server":
+            scatter[level] = np.full(len(coords[EFFECT_DIMS[level][0]]), UNPOOLED_SD)
+        else:
+            scatter[level] = _random(by_name[f"scatter_{level}"])
+    if not centred:  # the standardized effect is sampled, which suits few runs
+        return {
+            n: pt.exp(scatter[n][:, None] * pm.Normal(f"z_{n}", dims=EFFECT_DIMS[n]) + shift[n])
+            for n in levels
+        }
+    # Centred, the log of a level's own cost is sampled, which many runs pin down while overhead and
+    # slope stay loose.
+    slowness = pm.Normal("log_slowness", 0.0, scatter["server"][0], dims="server")
+    servers = [slowness]
+    if len(coords["server_effect"]) > 1:
+        servers.append(scatter["server"][1] * pm.Normal("z_crowding", dims="server"))
+    factors = {"server": pt.exp(pt.stack(servers))}
+    for level, typical in typical_costs.items():
+        # A level's cost and the mean slowness of its servers are known only as a product.
+        mean = pt.dot(_server_means(design, level), slowness)[None, :]
+        around, sd = typical + shift[level] + mean, scatter[level][:, None]
+        log_cost = pm.Normal(f"log_{level}", around, sd, dims=EFFECT_DIMS[level])
+        factors[level] = pt.exp(log_cost - typical - mean)
+    return {n: factors[n] for n in levels}
 
 
 def _server_means(design: Design, level: str) -> np.ndarray:
@@ -250,40 +183,26 @@ def _server_means(design: Design, level: str) -> np.ndarray:
 
 def _likelihoods(said: Outcome, noise: dict, data: dict, design: Design, keep_runs: bool) -> None:
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
-    import pymc as pm
-    import pytensor.tensor as pt
-    from pytensor.gradient import disconnected_grad
-
     # What lengths explain of a spread follows from the law's means: spreads do not move these.
-    fixed = said._replace(
-        e2e_s=disconnected_grad(said.e2e_s),
-        ttft_s=disconnected_grad(said.ttft_s),
-        decode_s=disconnected_grad(said.decode_s),
-        prefill_s=disconnected_grad(said.prefill_s),
-    )
-    for metric, name in SPREADS.items():
+    seconds = ("e2e_s", "ttft_s", "decode_s", "prefill_s")
+    fixed = said._replace(**{name: disconnected_grad(getattr(said, name)) for name in seconds})
+    for metric, spread in SPREADS.items():
         mean_s = said.mean_s(metric, data["output_tokens"])
         scale = run_scale(metric, noise, said.growth, data["requests"])
         variance = request_variance(metric, noise, fixed, data)
         if keep_runs:
-            pm.Deterministic(f"run_mean_{metric}", mean_s, dims="run")
-            pm.Deterministic(f"run_scale_{metric}", scale, dims="run")
-            pm.Deterministic(f"run_variance_{metric}", variance, dims="run")
+            for what, values in (("mean", mean_s), ("scale", scale), ("variance", variance)):
+                pm.Deterministic(f"run_{what}_{metric}", values, dims="run")
+        log_mean, observed = pt.log(mean_s), data[f"log_{metric}"]
         sd = (scale**2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["mask_sd"]
         if len(design.data[f"{metric}_rows"]):  # what no run has observed has no likelihood
             rows = data[f"{metric}_rows"]
-            observed = data[f"log_{metric}"][rows]
-            pm.StudentT(metric, NU, mu=pt.log(mean_s)[rows], sigma=sd[rows], observed=observed)
+            pm.StudentT(metric, NU, mu=log_mean[rows], sigma=sd[rows], observed=observed[rows])
         if metric == "e2e" and len(design.data["censored_rows"]):
-            rows = data["censored_rows"]
-            z = ((pt.log(mean_s) - data["log_e2e"]) / sd)[rows]
+            z = ((log_mean - observed) / sd)[data["censored_rows"]]
             pm.Potential("censored", pt.log(t_cdf(z, pt.arctan) + TINY))
         if len(design.data[f"{metric}_spread_rows"]):
             rows = data[f"{metric}_spread_rows"]
             error = spread_error(data[f"n_eff_{metric}"], noise["spread_sd"]) + data["mask_sd"]
-            pm.Normal(
-                name,
-                mu=pt.log(variance)[rows],
-                sigma=error[rows],
-                observed=data[f"log_var_{metric}"][rows],
-            )
+            log_var = data[f"log_var_{metric}"][rows]
+            pm.Normal(spread, pt.log(variance)[rows], error[rows], observed=log_var)

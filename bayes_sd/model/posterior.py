@@ -15,11 +15,11 @@ import xarray as xr
 from bayes_sd.errors import InputError
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
 from bayes_sd.model.design import Design
-from bayes_sd.model.graph import EFFECT_DIMS, UNPOOLED_SD
-from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS
+from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, UNPOOLED_SD, VERIFIER_COSTS
 from bayes_sd.physics.law import Law
 
-FORMAT = 4  # of the file; raised when a reader must know
+KIND = "bayes_sd fit"  # of the file
+FORMAT = 4  # raised when a reader must know
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters", "servers")
 SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
 FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
@@ -35,13 +35,7 @@ def writable(path: Path) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
-    """What a fit holds and how it is kept; its answers are those of :class:`bayes_sd.Fit`.
-
-    `tree` has the groups ``posterior`` (natural units; dims chain, draw and the levels),
-    ``acceptance``, ``runs``, ``verifiers``, ``drafters`` and ``servers``; JSON in the attributes
-    ``spec``, ``provenance`` and ``sampling``. Arrays for computing have all draws on their first
-    axis and one axis for loads: (draws, 1).
-    """
+    """What a fit holds and how it is kept; its answers are those of :class:`bayes_sd.Fit`."""
 
     tree: xr.DataTree
 
@@ -50,11 +44,10 @@ class Posterior:
         """Draws in natural units, dims (chain, draw, ...)."""
         return self.tree["posterior"].to_dataset()
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int]:
         """Chains, and draws of each."""
-        sizes = self.tree["posterior"].sizes
-        return sizes["chain"], sizes["draw"]
+        return self.tree["posterior"].sizes["chain"], self.tree["posterior"].sizes["draw"]
 
     @property
     def draws(self) -> int:
@@ -64,16 +57,16 @@ class Posterior:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """The fitted steady runs, with fitted latency (s) and utilization."""
-        return self._table[~self._table["saturated"]].reset_index(drop=True)
+        return self._runs(saturated=False)
 
     @cached_property
     def censored_runs(self) -> pd.DataFrame:
         """The runs past saturation that bounded the latency from below; columns as `runs`."""
-        return self._table[self._table["saturated"]].reset_index(drop=True)
+        return self._runs(saturated=True)
 
-    @cached_property
-    def _table(self) -> pd.DataFrame:
-        return self._frame("runs").reset_index(drop=True).astype({"saturated": bool})
+    def _runs(self, saturated: bool) -> pd.DataFrame:
+        table = self._frame("runs").astype({"saturated": bool})
+        return table[table["saturated"] == saturated].reset_index(drop=True)
 
     def _frame(self, group: str) -> pd.DataFrame:
         return self.tree[group].to_dataset().to_dataframe()
@@ -101,23 +94,22 @@ class Posterior:
     @cached_property
     def law(self) -> Law:
         """The law that was fitted."""
-        law = self.spec["law"]
-        return Law(tuple(law["parts"]), law["tile_tokens"])
+        return Law(**self.spec["law"])
 
     @cached_property
     def spec(self) -> dict[str, Any]:
         """Law, priors, pooling and sampler settings."""
-        return dict(json.loads(self.tree.attrs["spec"]))
+        return json.loads(self.tree.attrs["spec"])
 
-    @property
+    @cached_property
     def provenance(self) -> dict[str, Any]:
         """When, from what data, with which versions."""
-        return dict(json.loads(self.tree.attrs["provenance"]))
+        return json.loads(self.tree.attrs["provenance"])
 
-    @property
+    @cached_property
     def sampling(self) -> dict[str, Any]:
         """Convergence summary and seconds spent."""
-        return dict(json.loads(self.tree.attrs["sampling"]))
+        return json.loads(self.tree.attrs["sampling"])
 
     def __repr__(self) -> str:
         s, p = self.sampling, self.provenance
@@ -134,74 +126,65 @@ class Posterior:
         values = self.posterior[name].values
         return np.asarray(values.reshape(self.draws, *values.shape[2:]))
 
-    def _named(self, name: str, dim: str) -> dict[str, np.ndarray]:
-        terms = self.posterior[dim].values
-        values = self._values(name)
-        return {str(term): values[:, i, None] for i, term in enumerate(terms)}
+    def _named(self, name: str) -> dict[str, np.ndarray]:
+        names = (str(term) for term in self.posterior[f"{name}_term"].values)
+        return dict(zip(names, _columns(self._values(name)), strict=True))
 
     @cached_property
     def law_terms(self) -> dict[str, np.ndarray]:
         """Draws of the population coefficients."""
-        return self._named("law", "law_term")
+        return self._named("law")
 
     @cached_property
     def noise(self) -> dict[str, np.ndarray]:
         """Draws of the scales of what the law leaves open."""
-        return self._named("noise", "noise_term")
+        return self._named("noise")
 
-    def _prior(self, name: str) -> dict[str, Any]:
-        return next(dict(p) for p in self.spec["priors"] if p["name"] == name)
+    def _from_prior(self, name: str, effects: int) -> np.ndarray:
+        """Draws (draws, effects) of what was not fitted."""
+        prior = next(p for p in self.spec["priors"] if p["name"] == name)
+        z = generator(0, name).standard_normal((self.draws, effects))
+        if prior["kind"] == "lognormal":
+            return np.asarray(prior["a"] * np.exp(prior["b"] * z))
+        return np.asarray(prior["a"] + prior["b"] * z)
 
     @cached_property
     def moe_effect(self) -> np.ndarray:
         """Draws of the log factors of mixtures of experts; their prior where none was fitted."""
         if "moe_effect" in self.tree["posterior"]:
             return self._values("moe_effect")
-        prior = self._prior("moe_effect")
-        z = generator(0, "moe_effect").standard_normal((self.draws, len(VERIFIER_COSTS)))
-        return np.asarray(prior["a"] + prior["b"] * z)
+        return self._from_prior("moe_effect", len(VERIFIER_COSTS))
 
     def scatter(self, level: str) -> np.ndarray:
         """Draws (draws, effects) of how far levels lie off the size laws (log)."""
-        name, n = f"scatter_{level}", len(self.effects(level))
-        if name in self.tree["posterior"]:
-            return self._values(name)
+        if f"scatter_{level}" in self.tree["posterior"]:
+            return self._values(f"scatter_{level}")
+        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS}
+        effects = len(costs.get(level, self.spec["server_effects"]))
         if self.spec["pooling"] == "none":
-            return np.full((self.draws, n), UNPOOLED_SD)
-        prior = self._prior(name)
-        z = generator(0, name).standard_normal((self.draws, n))
-        return np.asarray(prior["a"] * np.exp(prior["b"] * z))
-
-    def effects(self, level: str) -> tuple[str, ...]:
-        """Names of the effects of a level."""
-        known = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS}
-        return known.get(level) or tuple(self.spec["server_effects"])
+            return np.full((self.draws, effects), UNPOOLED_SD)
+        return self._from_prior(f"scatter_{level}", effects)
 
     def factors(
         self, level: str, index: int | None, label: str, seed: int, moe: float = 0.0
     ) -> list[Any]:
-        """Factors of a level: fitted, or with no `index` those of a new one called `label`.
-
-        A new one is drawn from its population; a mixture of experts (`moe` = 1) around its family.
-        """
+        """Factors of a level: fitted, or with no `index` those of a new one called `label`."""
         name = f"factor_{level}"
         if index is not None and name in self.tree["posterior"]:
-            values = self._values(name)[:, :, index]
-        else:
-            log = 0.0 * self.scatter(level)
-            if index is None:
-                scatter = self.scatter(level)
-                log = scatter * generator(seed, label).standard_normal(scatter.shape)
-            values = np.exp(log + moe * self.moe_effect if moe else log)
-        return [values[:, i, None] for i in range(values.shape[1])]
+            return _columns(self._values(name)[:, :, index])
+        # A new one is drawn from its population; a mixture of experts (1) around its family.
+        log = self.scatter(level)
+        log = log * (
+            0.0 if index is not None else generator(seed, label).standard_normal(log.shape)
+        )
+        return _columns(np.exp(log + moe * self.moe_effect if moe else log))
 
     def environment_factors(self, environment: str) -> list[Any] | None:
         """Factors of an environment on the groups of `HARDWARE`; None where there is only one."""
         if "factor_environment" not in self.tree["posterior"]:
             return None
-        names = [str(e) for e in self.posterior["environment"].values]
-        values = self._values("factor_environment")[:, :, names.index(environment)]
-        return [values[:, i, None] for i in range(len(HARDWARE))]
+        index = self.posterior["environment"].values.tolist().index(environment)
+        return _columns(self._values("factor_environment")[:, :, index])
 
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> list[Any] | None:
         """Draws of a pair's acceptance rate at `k` positions; None where nothing is known of it."""
@@ -215,18 +198,13 @@ class Posterior:
 
     def with_columns(self, **columns: np.ndarray) -> Self:
         """The same fit with columns added to its runs."""
-        parts = {name: node.to_dataset() for name, node in self.tree.children.items()}
-        parts["runs"] = parts["runs"].assign({n: ("run", v) for n, v in columns.items()})
-        return type(self)(_tree(parts, self.tree.attrs))
+        runs = self.tree["runs"].to_dataset().assign({n: ("run", v) for n, v in columns.items()})
+        return type(self)(self.tree.assign({"runs": xr.DataTree(runs)}))
 
     def thin(self, draws: int) -> Self:
         """The same fit with every n-th draw, at least `draws` of them if there are so many."""
-        step = max(1, self.draws // draws)
-        parts = {}
-        for name, node in self.tree.children.items():
-            data = node.to_dataset()
-            parts[name] = data.isel(draw=slice(None, None, step)) if "draw" in data.dims else data
-        return type(self)(_tree(parts, self.tree.attrs))
+        every = slice(None, None, max(1, self.draws // draws))
+        return type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fit to one netCDF file, whole or not at all.
@@ -234,12 +212,7 @@ class Posterior:
         Parameters
         ----------
         path : path
-            Overwritten if it exists.
-
-        Raises
-        ------
-        InputError
-            If the folder does not exist, or `path` is one.
+            Overwritten if it exists; its folder must.
         """
         path = Path(path)
         writable(path)
@@ -268,29 +241,30 @@ class Posterior:
                 tree = opened.load()
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: not a netCDF file of a fit ({error}).") from None
-        version = tree.attrs.get("format")
-        if tree.attrs.get("kind") == "bayes_sd fit" and version != FORMAT:
+        version, is_fit = tree.attrs.get("format"), tree.attrs.get("kind") == KIND
+        if is_fit and version != FORMAT:
             older = isinstance(version, int | np.integer) and version < FORMAT
             raise InputError(
                 f"{path}: was saved in format {version} by {'an older' if older else 'another'} "
                 f"version of bayes_sd; this one reads {FORMAT}: fit the runs again."
             )
-        if tree.attrs.get("kind") != "bayes_sd fit" or any(g not in tree for g in GROUPS):
+        if not is_fit or any(group not in tree for group in GROUPS):
             raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
         return cls(tree)
 
 
-def _tree(parts: Mapping[str, xr.Dataset], attrs: Mapping[Any, Any]) -> xr.DataTree:
-    tree = xr.DataTree.from_dict(dict(parts))
-    tree.attrs = dict(attrs)
-    return tree
+def _columns(values: np.ndarray) -> list[np.ndarray]:
+    """The columns of a matrix (draws, ...) as (draws, 1), for loads on the second axis."""
+    return list(values.T[..., None])
 
 
-def _plain(values: pd.Series) -> np.ndarray:
-    """Values that netCDF can hold: text as objects."""
-    if values.dtype.kind in "biuf":
-        return values.to_numpy()
-    return values.astype(object).to_numpy()
+def _dataset(table: pd.DataFrame, dim: str) -> xr.Dataset:
+    """A table as netCDF can hold it: text as objects."""
+    variables = {}
+    for name, values in table.rename_axis(dim).reset_index().items():
+        array = values.to_numpy() if values.dtype.kind in "biuf" else values.to_numpy(object)
+        variables[str(name)] = (dim, array)
+    return xr.Dataset(variables)
 
 
 def assemble(
@@ -299,21 +273,17 @@ def assemble(
     """Put draws, data, specification and provenance into one tree."""
     posterior = sampled["posterior"].to_dataset()
     posterior = posterior[[name for name in (*SAMPLED, *FACTORS) if name in posterior]]
-    posterior = posterior.drop_vars(("chain", "draw"), errors="ignore")
-    posterior.attrs = {}
+    posterior = posterior.drop_vars(("chain", "draw"), errors="ignore").drop_attrs(deep=False)
     shape = posterior.sizes["chain"], posterior.sizes["draw"]
-
-    def frame(table: pd.DataFrame, dim: str) -> xr.Dataset:
-        columns = {str(n): (dim, _plain(v)) for n, v in table.items()}
-        return xr.Dataset(columns, coords={dim: _plain(table.index.to_series())})
-
     parts = {
         "posterior": posterior,
         "acceptance": acceptance_draws(design.table, shape, seed),
-        "runs": frame(design.table, "run"),
-        "verifiers": frame(design.verifiers, "verifier"),
-        "drafters": frame(design.drafters, "drafter"),
-        "servers": frame(design.servers.set_index("server"), "server"),
+        "runs": _dataset(design.table, "run"),
+        "verifiers": _dataset(design.verifiers, "verifier"),
+        "drafters": _dataset(design.drafters, "drafter"),
+        "servers": _dataset(design.servers.set_index("server"), "server"),
     }
-    texts = {name: json.dumps(value) for name, value in (("spec", spec), *attrs.items())}
-    return Posterior(_tree(parts, {"kind": "bayes_sd fit", "format": FORMAT, **texts}))
+    texts = {name: json.dumps(value) for name, value in {"spec": spec, **attrs}.items()}
+    tree = xr.DataTree.from_dict(parts)
+    tree.attrs = {"kind": KIND, "format": FORMAT, **texts}
+    return Posterior(tree)

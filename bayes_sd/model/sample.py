@@ -1,9 +1,10 @@
-"""Sampling with nutpie, where chains start, and the convergence gate."""
+"""Sampling with nutpie, where chains start, the convergence gate, and refits."""
 
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +29,13 @@ START_ERROR = 0.1  # relative, of an observed latency; more near the pole
 START_PRIOR_WEIGHT = 0.25  # so that what the runs leave open stays near its median
 START_NUDGE = 0.1  # prior standard deviations
 
+MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
+OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: draws kept and discarded of each chain, step size target, cores."""
+    """Draws kept and discarded of each chain, chains, step size target and cores; as of nutpie."""
 
     draws: int = 1200
     tune: int = 1000
@@ -54,20 +58,15 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
 
     middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
     data, verifier = design.data, design.data["verifier_i"]
-    sizes: dict[str, Any] = {
-        str(name): values.to_numpy(float)[verifier] for name, values in design.verifiers.items()
-    }
-    sizes["drafter"] = 0.0 * data["drafted"]
-    if len(design.drafters):
-        drafters = design.drafters["drafter_params"].to_numpy(float)
-        sizes["drafter"] = drafters[data["drafter_i"]] * data["drafted"]
+    sizes = {str(n): values.to_numpy(float)[verifier] for n, values in design.verifiers.items()}
+    drafters = design.drafters["drafter_params"].to_numpy(float)
+    sizes["drafter"] = (drafters[data["drafter_i"]] if len(drafters) else 0.0) * data["drafted"]
     alone = design.table.groupby(["server", "prompt_tokens", "output_tokens"])["e2e_mean_s"]
     crowding = (design.table["e2e_mean_s"] / alone.transform("min")).to_numpy()
 
     def errors(z: np.ndarray) -> np.ndarray:
         terms = dict(zip((p.name for p in priors), np.exp(middle + sd * z), strict=True))
-        terms = coefficients(terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
-        stages = law.stages(terms, sizes, data)
+        stages = law.stages(coefficients(terms), sizes, data)
         said = outcome(stages, terms["queue_cycles"], sizes, data, SOFTNESS, law=law)
         e2e = (np.log(said.e2e_s) - data["log_e2e"]) / (START_ERROR * crowding)
         ttft = (np.log(said.ttft_s) - data["log_ttft"]) / (2 * START_ERROR * crowding)
@@ -79,16 +78,14 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
     solution = least_squares(errors, np.full(len(priors), best), loss="soft_l1", max_nfev=100)
     # Rounded, so that the last digits of a sum on another machine do not change the draws.
     logs = np.round(middle + sd * solution.x, 1)
-    # A coefficient that no run tells has no gradient in the middle of its prior, which the sampler
-    # takes for a fault.
+    # In the middle of its prior a coefficient that no run tells has no gradient: a fault to nutpie.
     return np.where(np.isclose(logs, middle), logs + START_NUDGE * sd, logs)
 
 
-def compile_nutpie(model: "pm.Model", initial: Mapping[str, np.ndarray], fixed: Any = None) -> Any:
-    """Compile for nutpie with sizes and data frozen: they fold much of the graph.
-
-    `fixed` names the data to freeze, by default all; what is left can be replaced later.
-    """
+def compile_nutpie(
+    model: "pm.Model", initial: Mapping[str, np.ndarray], fixed: Iterable[str] | None = None
+) -> Any:
+    """Compile for nutpie with the data named by `fixed` frozen, all by default: they fold much."""
     import nutpie
     from pymc.model.transform.optimization import freeze_dims_and_data
 
@@ -106,36 +103,23 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
 
-    return nutpie.sample(
-        compiled,
-        draws=how.draws,
-        tune=how.tune,
-        chains=how.chains,
-        cores=how.cores,
-        seed=seed,
-        target_accept=how.target_accept,
-        progress_bar=progress,
-    )
+    return nutpie.sample(compiled, seed=seed, progress_bar=progress, **asdict(how))
 
 
 def sample(
     model: "pm.Model",
     how: Sampling,
     seed: int,
-    progress: bool | None = None,
+    progress: bool | None = None,  # by default on a terminal
     initial: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[xr.DataTree, dict[str, float]]:
-    """Draw from the posterior: a tree with ``posterior`` and ``sample_stats``, and seconds spent.
-
-    `progress` is by default shown only when standard error is a terminal. `initial` says where
-    variables start; the others start around the middle of their prior, chains apart.
-    """
+    """A tree of ``posterior`` and ``sample_stats``, and seconds; chains start at `initial`."""
     begun = time.perf_counter()
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
     tree = draw(compiled, how, seed, sys.stderr.isatty() if progress is None else progress)
-    seconds = compiled_at - begun, time.perf_counter() - compiled_at
-    return tree, dict(zip(("seconds_compile", "seconds_sample"), seconds, strict=True))
+    seconds = {"seconds_compile": compiled_at - begun}
+    return tree, seconds | {"seconds_sample": time.perf_counter() - compiled_at}
 
 
 @dataclass(frozen=True)
@@ -165,51 +149,45 @@ class Convergence:
         """What the gate refuses, one sentence each; empty when the fit passes."""
         if self.nonfinite:
             return [f"{self.nonfinite} draws are not finite (was sampling interrupted?)."]
-        blank = self.table.index[self.table.isna().any(axis=1)]
         if self.chains < 2 or self.draws < 4:
             return [f"{self.chains} chain(s) of {self.draws} draws are too few to diagnose."]
+        blank = self.table.index[self.table.isna().any(axis=1)]
         if len(blank):
             return [f"{len(blank)} of {len(self.table)} parameters never moved (as {blank[0]})."]
         said = []
         if self.divergences:
             said.append(f"{self.divergences} divergent transitions, none allowed.")
-        for name, value, bad in (
-            ("rhat", f"above {RHAT_MAX}", ~(self.table["rhat"] <= RHAT_MAX)),
-            ("ess_bulk", f"below {ESS_MIN:.0f}", ~(self.table["ess_bulk"] >= ESS_MIN)),
-            ("ess_tail", f"below {ESS_MIN:.0f}", ~(self.table["ess_tail"] >= ESS_MIN)),
-        ):
-            if bad.any():
-                worst = self.table.loc[bad, name]
-                where = str(worst.idxmax() if name == "rhat" else worst.idxmin())
+        gates = (("rhat", 1, RHAT_MAX), ("ess_bulk", -1, ESS_MIN), ("ess_tail", -1, ESS_MIN))
+        for name, sign, bound in gates:
+            bad = self.table[name][sign * self.table[name] > sign * bound]
+            if len(bad):
+                where = str((sign * bad).idxmax())
                 said.append(
-                    f"{name} is {value} for {int(bad.sum())} of {len(bad)} parameters "
-                    f"(worst: {where}, {worst[where]:.3g})."
+                    f"{name} is {'above' if sign > 0 else 'below'} {bound:g} for {len(bad)} of "
+                    f"{len(self.table)} parameters (worst: {where}, {bad[where]:.3g})."
                 )
         return said
 
 
 def diagnose(tree: xr.DataTree) -> Convergence:
-    """R-hat and effective sample sizes of every sampled parameter.
-
-    Counts and finiteness come first: an interrupted run is padded with NaN and shows no divergence.
-    """
+    """R-hat and effective sample sizes of every sampled parameter."""
     import arviz as az
 
     posterior = tree["posterior"].to_dataset()
     chains, draws = posterior.sizes["chain"], posterior.sizes["draw"]
+    # Counted first: an interrupted run is padded with NaN and shows no divergence.
     nonfinite = sum(int((~np.isfinite(v.values)).sum()) for v in posterior.data_vars.values())
     if nonfinite or chains < 2 or draws < 4:
-        blank = pd.DataFrame(columns=["rhat", "ess_bulk", "ess_tail"], dtype=float)
-        blank.loc["all"] = np.nan
+        blank = pd.DataFrame(np.nan, ["all"], ["rhat", "ess_bulk", "ess_tail"])
         return Convergence(blank, 0, chains, draws, nonfinite)
-    columns = {
-        "rhat": az.rhat(posterior, method="rank"),
-        "ess_bulk": az.ess(posterior, method="bulk"),
-        "ess_tail": az.ess(posterior, method="tail", prob=0.9),
-    }
-    table = pd.DataFrame({name: _flat(values) for name, values in columns.items()})
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a parameter that never moved
+        columns = {
+            "rhat": _flat(az.rhat(posterior, method="rank")),
+            "ess_bulk": _flat(az.ess(posterior, method="bulk")),
+            "ess_tail": _flat(az.ess(posterior, method="tail", prob=0.9)),
+        }
     diverging = int(tree["sample_stats"]["diverging"].sum())
-    return Convergence(table, diverging, chains, draws, nonfinite)
+    return Convergence(pd.DataFrame(columns), diverging, chains, draws, nonfinite)
 
 
 def _flat(values: xr.Dataset) -> pd.Series:
@@ -221,3 +199,83 @@ def _flat(values: xr.Dataset) -> pd.Series:
             label = ", ".join(str(array[dim].values[i]) for dim, i in labels)
             parts[f"{name}[{label}]" if label else str(name)] = float(array.values[index])
     return pd.Series(parts, dtype=float)
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """One refit: what the law says of every run, those left out included, and all parameters."""
+
+    draws: xr.Dataset  # run_mean_* (s), run_scale_* (log) and run_variance_* (chain, draw, run)
+    sampled: xr.DataTree  # posterior and sample_stats
+    left_out: np.ndarray
+    seconds: float
+
+    @cached_property
+    def parameters(self) -> xr.Dataset:
+        """Draws of the model's parameters."""
+        return self.sampled["posterior"].to_dataset()
+
+    @property
+    def divergences(self) -> int:
+        """Divergent transitions."""
+        return int(self.sampled["sample_stats"]["diverging"].sum())
+
+    @cached_property
+    def convergence(self) -> Convergence:
+        """R-hat and effective sample sizes, computed when asked for, as it takes a while."""
+        return diagnose(self.sampled)
+
+    def of_runs(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Draws of a quantity of runs: (draws, rows)."""
+        values = self.draws[name].values
+        return np.asarray(values.reshape(-1, values.shape[-1])[:, rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Refitter:
+    """A model compiled once and sampled often: what changes between refits is data alone."""
+
+    design: Design
+    compiled: Any
+
+    @classmethod
+    def of(cls, graph: "pm.Model", design: Design, initial: Mapping[str, np.ndarray]) -> "Refitter":
+        """Compile a graph that was built with ``keep_runs``."""
+        fixed = [name for name in design.data if name not in ("mask_sd", *OBSERVED)]
+        fixed += [f"verifier_{name}" for name in design.verifiers]
+        fixed += ["drafter_size"] if len(design.drafters) else []
+        return cls(design, compile_nutpie(graph, initial, fixed))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The runs, steady and censored, in the order of ``left_out``."""
+        return self.design.table
+
+    def refit(
+        self,
+        left_out: np.ndarray | None = None,
+        *,
+        seed: int = 1,
+        observed: Mapping[str, np.ndarray] | None = None,
+        draws: int = 500,
+        tune: int = 500,
+        **sampling: Any,
+    ) -> Refit:
+        """Sample again without the runs `left_out`, or with other values of any of `OBSERVED`."""
+        how, n = Sampling(draws=draws, tune=tune, **sampling), len(self.table)
+        left_out = np.zeros(n, bool) if left_out is None else np.asarray(left_out, bool)
+        new = {"mask_sd": MASKED_SD * left_out, **(observed or {})}
+        # Sizes are not checked by the compiled code: a wrong one would be read past its end.
+        for name, values in new.items():
+            if name not in ("mask_sd", *OBSERVED):
+                raise InputError(f"{name!r} cannot be replaced; only {', '.join(OBSERVED)}.")
+            if np.shape(values) != (n,):
+                raise InputError(f"{name} has shape {np.shape(values)}; the fit has {n} runs.")
+        begun = time.perf_counter()
+        data = {name: np.asarray(values, float) for name, values in new.items()}
+        tree = draw(self.compiled.with_data(**data), how, seed)
+        seconds = time.perf_counter() - begun
+        posterior = tree["posterior"].to_dataset()
+        of_runs = [str(name) for name in posterior.data_vars if str(name).startswith("run_")]
+        tree["posterior"] = xr.DataTree(posterior.drop_vars(of_runs))
+        return Refit(posterior[of_runs], tree, left_out, seconds)

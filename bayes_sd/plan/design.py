@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,26 +122,27 @@ def plan_sweep(
     >>> print(bsd.plan_sweep({"verifiers": ["org/llama-8b"], "drafters": [ngram], "k": [1, 3]}))
     4 servers, 32 runs, about 30 minutes
     """
-    where = "description" if isinstance(description, Mapping) else str(description)
-    base = Path() if isinstance(description, Mapping) else Path(description).parent
-    d = _described(description, where)
+    if isinstance(description, Mapping):
+        data, where, base = description, "description", Path()
+    else:
+        data, where = load_yaml(description), str(description)
+        base = Path(description).parent
+    d = _described(data, where)
     fewest, most = d.runs_per_server
     for runs in range(most, fewest - 1, -1):
-        made = _design(d, runs, base, where)
-        if made.minutes <= d.time_budget_minutes:
+        plan = _design(d, runs, base, where)
+        if plan.minutes <= d.time_budget_minutes:
             break
     else:
         raise InputError(
-            f"{where}: {len(made.servers)} servers with {fewest} runs each take "
-            f"{made.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
+            f"{where}: {len(plan.servers)} servers with {fewest} runs each take "
+            f"{plan.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
             "take fewer verifiers or sd_servers_per_verifier"
         )
     if folder is None:
-        return made
-    path = write_sweep(
-        folder, made.servers, made.points, options=d.vllm, environment=d.environment, seed=d.seed
-    )
-    return replace(made, path=path)
+        return plan
+    files = write_sweep(folder, plan.servers, plan.points, d.vllm, d.environment, d.seed)
+    return replace(plan, path=files)
 
 
 def plan_next(
@@ -163,23 +164,20 @@ def plan_next(
         mean_s = answer.draws["mean_s"].sel(server=str(server)).median(("chain", "draw"))
         runs: dict[str, Point] = {}
         for load in loads:
-            value, point = load[answer.load.axis], Point(load["prompt"], load["output"], 0)
-            at_once, served_rps = 1.0, value
-            if answer.load.axis == "concurrency":
-                at_once, served_rps = value, value / float(mean_s.sel(concurrency=value))
-                point = replace(point, concurrency=max(round(value), 1))
-            else:
-                point = replace(point, rate_rps=value)
+            value = at_once = load[answer.load.axis]
+            axis: dict[str, Any] = {"concurrency": max(round(value), 1)}
+            served_rps = value / float(mean_s.sel({answer.load.axis: value}))
+            if answer.load.axis == "rate_rps":
+                axis, at_once, served_rps = {"rate_rps": value}, 1.0, value
             wanted = max(served_rps * run_seconds, ROUNDS * at_once, FEWEST_REQUESTS)
-            _add(runs, replace(point, requests=round(wanted)))
+            _add(runs, Point(load["prompt"], load["output"], round(wanted), **axis))
         points.append(list(runs.values()))
         minutes.append((server_seconds + run_seconds * len(runs)) / 60)
-    return replace(Plan.of(servers, points, minutes), path=write_sweep(folder, servers, points))
+    return Plan(servers, points, minutes, write_sweep(folder, servers, points))
 
 
-def _described(description: str | Path | Mapping[str, Any], where: str) -> Description:
+def _described(data: Mapping[str, Any], where: str) -> Description:
     """A checked description; an unknown key is refused with the known ones."""
-    data = description if isinstance(description, Mapping) else load_yaml(description)
     try:
         return Description.model_validate(data)
     except ValidationError as error:
@@ -187,11 +185,11 @@ def _described(description: str | Path | Mapping[str, Any], where: str) -> Descr
         extra = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
         if not extra:
             raise InputError(f"{where}: {sentence(error)}") from None
-        part, key = str(extra[0][0]) if len(extra[0]) > 1 else "", extra[0][-1]
-        kind = Drafter if part == "drafters" else VllmOptions if part == "vllm" else Description
-        unknown = f"{part and part + ' has '}unknown key {key!r}"
-        known = ", ".join(kind.model_fields)
-        raise InputError(f"{where}: {unknown}; known are {known}") from None
+        parts: dict[Any, type[Described]] = {"drafters": Drafter, "vllm": VllmOptions}
+        part, key = extra[0][0], extra[0][-1]
+        has = f"{part} has " if part in parts else ""
+        known = ", ".join(parts.get(part, Description).model_fields)
+        raise InputError(f"{where}: {has}unknown key {key!r}; known are {known}") from None
 
 
 def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
@@ -203,27 +201,26 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
         raise InputError(
             f"{where}: replicated_cells is {d.replicated_cells}; {n} servers can have {n * most}"
         )
-    twice = [d.replicated_cells * (i + 1) // n - d.replicated_cells * i // n for i in range(n)]
-    points = [_points(d, runs, extra, rng) for extra in twice]
-    minutes = []
-    for cells in points:
-        runs_s = sum(p.requests / _served_rps(d, p) + d.run_overhead_s for p in cells)
-        minutes.append((d.startup_s + runs_s) / 60)
-    return Plan.of(servers, points, minutes)
+    ends = [d.replicated_cells * i // n for i in range(n + 1)]
+    points = [_points(d, runs, high - low, rng) for low, high in pairwise(ends)]
+    seconds = [
+        d.startup_s + sum(p.requests / _served_rps(d, p) + d.run_overhead_s for p in cells)
+        for cells in points
+    ]
+    return Plan(servers, points, [each / 60 for each in seconds])
 
 
 def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list[SweepServer]:
     """Every verifier plain and with its SD servers, some with a drafter that never drafts."""
-    per_verifier, (low, high) = d.sd_servers_per_verifier, d.k
+    per_verifier, ks = d.sd_servers_per_verifier, range(d.k[0], d.k[1] + 1)
     count = len(d.verifiers) * per_verifier
-    deals = [_deal(x, count, rng) for x in (d.drafters, range(low, high + 1), _acceptances(d))]
+    deals = [_deal(x, count, rng) for x in (d.drafters, ks, _acceptances(d))]
     arms = list(zip(*deals, strict=True))
     idle = rng.sample(d.verifiers, min(d.idle_drafter_servers, len(d.verifiers)))
     servers: dict[str, SweepServer] = {}
     for i, verifier in enumerate(d.verifiers):
-        model = _path(verifier, base, where)
-        plain = SweepServer(f"{short_name(verifier)}_plain", model)
-        servers[plain.name] = plain
+        model, start = _path(verifier, base, where), f"{short_name(verifier)}_"
+        servers[f"{start}plain"] = SweepServer(f"{start}plain", model)
         mine = arms[i * per_verifier : (i + 1) * per_verifier]
         if verifier in idle:
             with_model = [drafter for drafter in d.drafters if drafter.model] or d.drafters
@@ -234,8 +231,8 @@ def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list
             path = path and _path(path, base, where, hub="{percent}" not in drafter.model)
             imposed = alpha if d.synthetic_acceptance else None
             # The same drafter, k and acceptance twice would only measure the restart.
-            for k in [dealt_k, *range(low, high + 1)] if dealt_k else [0]:
-                name = f"{short_name(verifier)}_{drafter.name}_k{k}" + (percent and f"_a{percent}")
+            for k in [dealt_k, *ks] if dealt_k else [0]:
+                name = f"{start}{drafter.name}_k{k}" + (percent and f"_a{percent}")
                 if name not in servers:
                     about = (model, drafter.name, path, drafter.method, k, imposed)
                     servers[name] = SweepServer(name, *about)
@@ -283,9 +280,7 @@ def _points(d: Description, runs: int, twice: int, rng: random.Random) -> list[P
     for i, (prompt, output) in enumerate(_deal(list(product(d.prompts, d.outputs)), cells, rng)):
         point = Point(prompt, output, d.min_requests)
         if i < closed:
-            concurrency = round(most ** (i / max(closed - 1, 1)))
-            least = max(d.min_requests, ROUNDS * concurrency)
-            point = replace(point, concurrency=concurrency, requests=least)
+            point = replace(point, concurrency=round(most ** (i / max(closed - 1, 1))))
         elif rates:
             point = replace(point, rate_rps=rates[i - closed])
         else:
@@ -293,7 +288,8 @@ def _points(d: Description, runs: int, twice: int, rng: random.Random) -> list[P
             share = d.loads[0] + (d.loads[1] - d.loads[0]) * stratum
             point = replace(point, rate_rps=float(f"{share * _capacity_rps(d, point):.3g}"))
         wanted = round(_served_rps(d, point) * d.run_seconds)
-        _add(points, replace(point, requests=max(wanted, point.requests)))
+        least = max(d.min_requests, ROUNDS * (point.concurrency or 0))
+        _add(points, replace(point, requests=max(wanted, least)))
     for point in rng.sample(list(points.values()), twice):
         _add(points, point)
     return list(points.values())

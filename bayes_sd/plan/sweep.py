@@ -42,10 +42,7 @@ class VllmOptions(Described):
 
 @dataclass(frozen=True)
 class SweepServer:
-    """A server to start: what it is called, its checkpoints and how it drafts.
-
-    A drafter with 0 draft tokens is loaded and never used. `acceptance` is imposed on it.
-    """
+    """A server to start; a drafter with 0 draft tokens idles, `acceptance` is imposed on it."""
 
     name: str
     model: str = ""
@@ -105,35 +102,31 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: servers, the runs of each, and how long they are expected to take.
+    """What to measure, and how long that is expected to take.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        One row a server: models, draft tokens, number of runs, lowest and highest load and
-        lengths, expected minutes.
-    minutes : float
-        Expected time of all servers and runs.
-    servers, points : tuple
-        The servers, and for each the runs.
+    servers, points : sequence
+        The servers, and for each its runs.
+    server_minutes : sequence of float
+        Expected time of each server with its runs.
     path : Path or None
         The ``run.sh`` to start, None if nothing was written.
     """
 
-    table: pd.DataFrame
-    minutes: float
-    servers: tuple[SweepServer, ...]
-    points: tuple[tuple[Point, ...], ...]
+    servers: Sequence[SweepServer]
+    points: Sequence[Sequence[Point]]
+    server_minutes: Sequence[float]
     path: Path | None = None
 
-    @classmethod
-    def of(
-        cls,
-        servers: Sequence[SweepServer],
-        points: Sequence[Sequence[Point]],
-        minutes: Sequence[float],
-    ) -> "Plan":
-        """A plan of servers, the runs of each and the minutes of each."""
+    @property
+    def minutes(self) -> float:
+        """Expected time of all servers and runs."""
+        return sum(self.server_minutes)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a server: models, draft tokens, runs, lowest and highest load and lengths, time."""
         loads = ("concurrency", "rate_rps", "prompt_tokens", "output_tokens")
         rows = [
             {
@@ -143,11 +136,13 @@ class Plan:
                 "draft_tokens": server.draft_tokens,
                 "runs": len(runs),
                 **{name: _ends([getattr(run, name) for run in runs]) for name in loads},
-                "minutes": round(takes, 1),
+                "minutes": round(minutes, 1),
             }
-            for server, runs, takes in zip(servers, points, minutes, strict=True)
+            for server, runs, minutes in zip(
+                self.servers, self.points, self.server_minutes, strict=True
+            )
         ]
-        return cls(pd.DataFrame(rows), sum(minutes), tuple(servers), tuple(map(tuple, points)))
+        return pd.DataFrame(rows)
 
     def __str__(self) -> str:
         runs = sum(map(len, self.points))
@@ -166,14 +161,12 @@ def write_sweep(
     folder: str | Path,
     servers: Sequence[SweepServer],
     points: Sequence[Sequence[Point]],
-    *,
     options: VllmOptions | None = None,
     environment: str = "",
     seed: int = 1,
 ) -> Path:
     """Write a folder a server, with its `points`, and ``run.sh``, which measures all; its path."""
-    options = options or VllmOptions()
-    folder = Path(folder)
+    options, folder = options or VllmOptions(), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already; give a new folder for the plan")
     names = [re.sub(r"[^\w.+-]+", "-", server.name).lstrip(".-") for server in servers]

@@ -11,7 +11,7 @@ import pytest
 import bayes_sd as bsd
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import closed_loop as loop  # noqa: E402
+import closed_loop as loop
 
 
 @pytest.fixture(scope="module")

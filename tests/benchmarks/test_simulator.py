@@ -12,13 +12,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.physics.queue import coverage, tokens_in_pass
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from simulator import (
-    SimulatedServer,
-    dispersion,
-    lengths,
-    poisson_arrivals,
-    simulate,
-)
+from simulator import SimulatedServer, dispersion, lengths, poisson_arrivals, simulate
 
 SERVER = SimulatedServer()
 

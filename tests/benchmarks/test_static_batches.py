@@ -10,9 +10,9 @@ import pytest
 import xarray as xr
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import static_batches as batches  # noqa: E402
-import static_data as data  # noqa: E402
-import static_law as law  # noqa: E402
+import static_batches as batches
+import static_data as data
+import static_law as law
 
 THETA = {
     "start": 0.05, "joining": 0.002, "pass": 0.004, "token": 1e-4, "context": 2e-8,

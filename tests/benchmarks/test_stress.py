@@ -62,7 +62,7 @@ def test_acceptance_that_varies_costs_cycles_that_can_be_counted() -> None:
 
 def test_arrivals_that_are_not_poisson_can_be_corrected_for() -> None:
     cases = (CONSTANT, CONSTANT_MIXED, BURSTS, BURSTS_MIXED)
-    result = arrivals_correction({a.name: measure(a, 1, 600, 2) for a in cases})
+    result = arrivals_correction({a.name: measure(a, 1, 300, 2) for a in cases})
     assert result.passed and result.value < 0.5
     assert len(result.table) == 48
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 import bayes_sd as bsd
 from bayes_sd.model.design import Design
-from bayes_sd.model.refit import Refitter
+from bayes_sd.model.sample import Refitter
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
 

@@ -22,7 +22,7 @@ from bayes_sd.checks.leave_out import (
 )
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.design import build_design
-from bayes_sd.model.refit import MASKED_SD, Refitter
+from bayes_sd.model.sample import MASKED_SD, Refitter
 from bayes_sd.runs.read import corpus, read
 from bayes_sd.runs.schema import Runs
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,21 +12,24 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bayes_sd.cli.app import app
+from bayes_sd.answers.compare import default_rates
+from bayes_sd.answers.servers import Server
+from bayes_sd.cli.app import PANELS, app
+from bayes_sd.cli.options import show
 from bayes_sd.errors import ConvergenceError
-from bayes_sd.fit import Fit
-from bayes_sd.latency_model import LatencyModel
+from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.runs.read import corpus
 
 WORK = ["--prompt", "128", "--output", "64"]
 PAIR = ["--verifier", "dense-60m", "--drafter", "draft-3m", "--acceptance", "0.7"]
 QUESTIONS = {
-    "latency": ["-k", "0,5", "--rps", "1:8:4"],
-    "compare": ["-k", "2,5"],
-    "schedule": ["-k", "0,2,5"],
+    "latency": ["-k", "0,5", "--rps", "1:8:2"],
+    "compare": ["-k", "2"],
+    "schedule": ["-k", "0,2"],
     "capacity": ["-k", "0,5", "--slo", "2", "--rps", "10", "--price", "2"],
     "next-runs": ["-k", "0,2", "--rps", "7,9"],
 }
+VERBS = [verb.__name__.replace("_", "-") for verbs in PANELS.values() for verb in verbs]
 
 
 def run(*arguments: str) -> Any:
@@ -34,6 +38,13 @@ def run(*arguments: str) -> Any:
 
 def ask(verb: str, fit_path: Path, *arguments: str) -> Any:
     return run(verb, str(fit_path), *arguments, *PAIR, *WORK)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(fit: Fit, fit_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committed fit is read once a session, not once a command."""
+    load = Fit.load
+    monkeypatch.setattr(Fit, "load", lambda path: fit if path == fit_path else load(path))
 
 
 @pytest.fixture
@@ -65,7 +76,7 @@ def test_help_is_light() -> None:
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize("verb", ["check", "fit", "plan", "demo", "validate", *QUESTIONS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_reads_well_at_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
@@ -74,10 +85,31 @@ def test_help_reads_well_at_80_columns(verb: str, monkeypatch: pytest.MonkeyPatc
     assert "…" not in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_wider_than_the_terminal_is_shown_in_blocks_and_in_full(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    numbers = {f"number_{i}_s": [1000.0 + i, float("nan")] for i in range(12)}
+    names = ["dense-60m + draft-3m @ 0.7, k = 5", "plain"]
+    show("Title", pd.DataFrame({"server": names, **numbers, "support": "extrapolated"}))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    assert all(words.count(f"{1000 + i}") >= 1 for i in range(12))
+    blocks = words.count("server")
+    assert blocks == 1 if width == 200 else blocks > 1
+    assert words.count("draft-3m") == words.count("plain") == words.count("1000") == blocks
+    assert words.count("extrapolated") == 2
+
+
 def test_check_says_what_is_there(one_run: Path) -> None:
     result = run("check", str(one_run), "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["passed"] is True
+    data = json.loads(result.stdout)
+    assert data["passed"] is True and data["summary"][0]["acceptance"] is None
     assert "dense-25m" in run("check", str(one_run)).stdout
 
 
@@ -146,7 +178,8 @@ def test_every_question_answers_in_a_sentence_and_in_json(verb: str, fit_path: P
 
 @pytest.mark.parametrize("verb", ["latency", "compare", "schedule", "capacity", "next-runs"])
 def test_every_question_takes_concurrencies(verb: str, fit_path: Path) -> None:
-    words = [w for w in QUESTIONS[verb] if w not in ("--rps", "1:8:4", "10", "7,9")]
+    rates = ("--rps", "1:8:2", "10", "7,9")
+    words = [word for word in QUESTIONS[verb] if word not in rates]
     concurrency = "4" if verb == "capacity" else "1,4"
     result = ask(verb, fit_path, *words, "--concurrency", concurrency, "--json")
     assert result.exit_code == 0, result.output
@@ -235,8 +268,9 @@ def test_a_new_model_by_size(fit_path: Path) -> None:
 def test_wrong_questions(fit_path: Path, arguments: list[str], code: int, says: str) -> None:
     result = run("latency", str(fit_path), *arguments, *WORK)
     assert result.exit_code == code, result.output
-    assert says in result.stderr.replace("\n", " ")
-    assert "bsd." not in result.stderr
+    sentence = " ".join(re.sub("[╭╮╰╯─│]", " ", result.stderr).split())
+    assert says in sentence
+    assert "bsd." not in sentence
 
 
 def test_a_file_that_is_no_fit(tmp_path: Path) -> None:
@@ -248,7 +282,13 @@ def test_a_file_that_is_no_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("instant")
-def test_demo_prints_tables_and_writes_its_figures(tmp_path: Path) -> None:
+def test_demo_prints_tables_and_writes_its_figures(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, drafting = Server("dense-115m"), Server("dense-115m", "draft-12m", 7, 0.7)
+    load = default_rates(fit, plain, (128, 64))
+    pair = (fit.compare(load, drafting, plain), fit.break_even(load, drafting, plain))
+    monkeypatch.setattr(Fit, "decisions", lambda *_: [pair])
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     for text in ("Fitted coefficients", "reading the weights once", "P(SD beats plain)", "wrote "):

@@ -68,13 +68,6 @@ def test_positions_nobody_measured_go_on_falling_and_are_uncertain() -> None:
     np.testing.assert_array_equal(draws[:3], rates(measured, 3))
 
 
-def test_a_level_trend_stays_level_and_never_rises() -> None:
-    level = rates(counted(800, 640, 512), 5).mean(axis=1)
-    rising = rates(counted(500, 300, 240), 5).mean(axis=1)
-    assert level[3:] == pytest.approx([0.8, 0.8], abs=0.05)
-    assert rising[4] <= 0.81
-
-
 def test_an_imposed_rate_without_counts_is_certain_and_equal_everywhere() -> None:
     draws = rates(table(DRAFTING, acceptance_imposed=0.7), 5, PAIR | {"acceptance_imposed": 0.7})
     assert (draws == 0.7).all()

@@ -9,17 +9,8 @@ import pytest
 from tables import DRAFTING, PLAIN, closed, table
 
 from bayes_sd.errors import EvidenceError, EvidenceWarning, InputError
-from bayes_sd.latency_model import LatencyModel
-from bayes_sd.model.design import (
-    NONE,
-    Design,
-    build_design,
-    coefficients,
-    same_key,
-    server_label,
-    workload,
-)
-from bayes_sd.model.priors import HARDWARE
+from bayes_sd.fit import LatencyModel
+from bayes_sd.model.design import NONE, Design, build_design, same_key, server_label, workload
 from bayes_sd.physics.acceptance import cycles
 from bayes_sd.runs.schema import Runs
 
@@ -131,15 +122,6 @@ def test_two_servers_of_one_label_stay_two() -> None:
     assert design.servers["server"].is_unique and len(design.servers) == 2
 
 
-def test_servers_of_two_environments_are_two_servers(runs: Runs, design: Design) -> None:
-    moved = runs.table.copy()
-    moved.loc[moved.index % 2 == 0, "environment"] = "another machine"
-    two = build_design(Runs(moved, runs.set_aside))
-    assert two.environments == sorted(set(moved["environment"]))
-    assert len(two.servers) > 1.8 * len(design.servers)
-    assert two.verifiers.equals(design.verifiers)
-
-
 def test_an_environment_with_saturated_runs_only_keeps_its_factors() -> None:
     steady = table(environment="gpu a") + table(PLAIN, verifier="m2", environment="gpu a")
     stuck = table(environment="gpu b")
@@ -151,16 +133,6 @@ def test_an_environment_with_saturated_runs_only_keeps_its_factors() -> None:
     graph = LatencyModel().graph(design)
     assert "log_environment" in graph.named_vars
     assert list(graph.coords["environment"]) == ["gpu a", "gpu b"]
-
-
-def test_factors_reach_the_coefficients_they_name() -> None:
-    terms = {name: 1.0 for group in HARDWARE.values() for name in group} | {"queue_cycles": 1.0}
-    ones = {"verifier": [1.0] * 4, "drafter": [1.0] * 2}
-    combined = coefficients(terms, **ones, server=[1.1], environment=[2.0, 3.0, 5.0])
-    for factor, members in zip((2.0, 3.0, 5.0), HARDWARE.values(), strict=True):
-        assert {combined[name] for name in members} == {factor}
-    assert combined["queue_cycles"] == 1.0
-    assert combined["factor_slowness"] == 1.1 and combined["factor_crowding"] == 1.0
 
 
 @pytest.mark.parametrize("part", ["none", "all saturated"])

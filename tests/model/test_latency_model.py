@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from bayes_sd.errors import InputError
-from bayes_sd.latency_model import LatencyModel
+from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
 from bayes_sd.model.graph import build
-from bayes_sd.model.priors import ALL, Prior
+from bayes_sd.model.priors import Prior
 from bayes_sd.physics.law import Law
 from bayes_sd.runs.schema import Runs
 
@@ -39,15 +39,6 @@ def test_print_shows_every_prior_with_interval_unit_and_reason() -> None:
 def test_an_interval_holds_ninety_percent(kind: str, a: float, b: float, expected: Any) -> None:
     prior = Prior("x", kind, a, b, "s", (), "meaning", "reason")
     assert prior.interval() == pytest.approx(expected.interval(0.9), rel=1e-3)
-
-
-def test_a_changed_prior_is_used_and_the_model_it_came_from_is_not() -> None:
-    base = LatencyModel()
-    changed = base.with_prior("queue_cycles", a=40.0, b=0.01, reason="a queue of forty")
-    assert "a queue of forty" in str(changed) and "a queue of forty" not in str(base)
-    names = [p.name for p in ALL]
-    assert [p.name for p in changed.priors] == names and base == LatencyModel()
-    assert changed.priors[names.index("queue_cycles")].interval()[0] > 39
 
 
 def test_the_graph_has_the_priors_of_the_model(runs: Runs) -> None:

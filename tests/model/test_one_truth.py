@@ -10,9 +10,8 @@ import xarray as xr
 
 from bayes_sd.answers.fitted import run_outcome
 from bayes_sd.answers.servers import Server
-from bayes_sd.fit import Fit
-from bayes_sd.latency_model import LatencyModel
-from bayes_sd.model.design import NONE, build_design
+from bayes_sd.fit import Fit, LatencyModel
+from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import FACTORS, SAMPLED, assemble
 from bayes_sd.physics.noise import explained, observed_scale
 from bayes_sd.runs.load import Load

@@ -1,5 +1,6 @@
 """Where sampling starts, the gate a fit must pass, the compiled gradient, and refits."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +10,10 @@ import xarray as xr
 from tables import table
 
 from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
-from bayes_sd.fit import Fit
-from bayes_sd.latency_model import LatencyModel
+from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import build_design, coefficients
-from bayes_sd.model.graph import population
-from bayes_sd.model.priors import ALL
-from bayes_sd.model.refit import Refitter
-from bayes_sd.model.sample import diagnose, start
+from bayes_sd.model.priors import ALL, population
+from bayes_sd.model.sample import Refitter, diagnose, start
 from bayes_sd.physics.law import FULL, outcome
 from bayes_sd.runs.schema import Runs
 
@@ -81,7 +79,7 @@ def test_independent_draws_pass() -> None:
     ("draws", "divergences", "complaint"),
     [
         (GOOD, 1, r"1 divergent transitions, none allowed\."),
-        (GOOD + [[0], [0], [1], [0]], 0, r"rhat is above 1.01 for 1 of 1 parameters \(worst: a, "),
+        (GOOD + np.eye(4)[:, :1], 0, r"rhat is above 1.01 for 1 of 1 parameters \(worst: a, "),
         (np.repeat(GOOD[:, :60], 20, axis=1), 0, "ess_bulk is below 400 for 1 of 1 parameters"),
         (np.where(np.arange(500) < 400, GOOD, np.nan), 0, "400 draws are not finite"),
         (np.where(np.arange(500) < 499, GOOD, np.inf), 0, "4 draws are not finite"),
@@ -91,10 +89,7 @@ def test_independent_draws_pass() -> None:
     ],
 )
 def test_the_gate_refuses(draws: np.ndarray, divergences: int, complaint: str) -> None:
-    complaints = diagnose(tree(draws, divergences)).complaints
-    import re
-
-    assert any(re.match(complaint, said) for said in complaints), complaints
+    assert re.search(complaint, " ".join(diagnose(tree(draws, divergences)).complaints))
 
 
 # --- the compiled model ---------------------------------------------------------------------
@@ -113,7 +108,7 @@ def test_the_compiled_gradient_is_right(refitter: Refitter) -> None:
     x = np.full(refitter.compiled.n_dim, np.nan)
     for name, value in point.items():
         x[slices[name]] = value.ravel()
-    logp, fast = refitter.compiled.logp_func(x)
+    _, fast = refitter.compiled.logp_func(x)
     # Not even FAST_COMPILE: it joins sums of more terms than NumPy has operands for.
     plain = graph.compile_dlogp(mode=Mode("py", None))(point)
     slow, begin = np.empty_like(x), 0
@@ -122,7 +117,6 @@ def test_the_compiled_gradient_is_right(refitter: Refitter) -> None:
         slow[slices[variable.name]] = plain[begin:end]
         begin = end
     assert begin == x.size and np.abs(slow).max() > 1
-    assert logp == pytest.approx(float(graph.compile_logp(mode=Mode("py", None))(point)), rel=1e-9)
     # Sums over runs cancel, so an entry is compared on the scale of the largest as well.
     np.testing.assert_allclose(fast, slow, rtol=1e-6, atol=1e-9 * np.abs(slow).max())
 
@@ -149,7 +143,8 @@ def test_a_run_left_out_is_predicted_from_the_others(refitter: Refitter) -> None
     b = refitter.refit(left_out, observed={"log_e2e": slower}, **how)
     rows = np.flatnonzero(left_out)
     a_mean, b_mean = (np.median(r.of_runs("run_mean_e2e", rows), axis=0) for r in (a, b))
-    np.testing.assert_allclose(a_mean, b_mean, rtol=0.05)
+    moved = np.abs(np.log(b_mean / a_mean))
+    assert np.median(moved) < 0.02 and moved.max() < 0.3  # of 3.0 that was added
     measured = refitter.table["e2e_mean_s"].to_numpy()[rows]
     assert np.median(np.abs(a_mean / measured - 1)) < 0.25
     assert a.draws.sizes["run"] == len(refitter.table)
@@ -210,6 +205,6 @@ def test_an_interrupted_fit_is_refused(
     """nutpie pads with NaN and counts no divergence."""
     refit = refitter.refit(draws=20, tune=20, chains=2)
     refit.sampled["posterior"]["noise"].values[1, 10:] = np.nan
-    monkeypatch.setattr("bayes_sd.latency_model.sample", lambda *_, **__: (refit.sampled, {}))
+    monkeypatch.setattr("bayes_sd.fit.sample", lambda *_, **__: (refit.sampled, {}))
     with pytest.raises(ConvergenceError, match="100 draws are not finite"):
         LatencyModel().fit(small_runs, draws=20, tune=20, chains=2, progress=False)

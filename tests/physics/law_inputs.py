@@ -1,4 +1,4 @@
-"""Coefficients, sizes and a workload to try the law with, and closed forms to hold it against."""
+"""Coefficients, sizes and a workload to try the law with."""
 
 from typing import Any
 
@@ -61,15 +61,3 @@ def says(family: str, law: Law = FULL, softness: float = 0.0, **work: Any) -> Ou
 def rate_at(family: str, share: float, law: Law = FULL, **work: Any) -> float:
     """The rate at which a server is used to this share of its capacity."""
     return float(share / says(family, law, **work).c2_s)
-
-
-def latency_open(c1: Any, c2: Any, rate: Any) -> Any:
-    """Equation (1) of arXiv 2605.15051: ``C1 / (1 - rate C2)``, infinite from the pole on."""
-    room = np.maximum(1 - np.asarray(rate) * c2, 0)
-    with np.errstate(divide="ignore"):
-        return np.asarray(c1 / room)[()]
-
-
-def break_even_rps(plain: tuple[Any, Any], sd: tuple[Any, Any]) -> Any:
-    """Where two such latencies are equal: ``(A - a) / (A b - a B)`` of plain (A, B), SD (a, b)."""
-    return (plain[0] - sd[0]) / (plain[0] * sd[1] - sd[0] * plain[1])

@@ -5,25 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from closed_forms import latency_open
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_inputs import (
-    FACTORS,
-    RATIOS,
-    SIZES,
-    TERMS,
-    TIMES,
-    WORK,
-    break_even_rps,
-    latency_open,
-    rate_at,
-    says,
-)
+from law_inputs import FACTORS, RATIOS, SIZES, TERMS, TIMES, WORK, rate_at, says
 from scipy.optimize import brentq
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.costs import Stages, context_work, draft_passes, prompt_work
+from bayes_sd.physics.costs import Stages, draft_passes
 from bayes_sd.physics.law import DEFAULT, FULL, PARTS, Law, outcome
 
 modest = settings(max_examples=60, deadline=None)
@@ -136,25 +126,6 @@ def test_growth_is_what_an_error_of_c2_does_to_the_latency(closed: float) -> Non
 
 
 @modest
-@given(
-    plain=st.tuples(seconds, seconds),
-    better=st.floats(0.05, 0.95),
-    worse=st.floats(1.05, 20),
-    swap=st.booleans(),
-)
-def test_the_closed_form_of_the_break_even_rate(
-    plain: tuple[float, float], better: float, worse: float, swap: bool
-) -> None:
-    """The oracle that answers are held against is itself one."""
-    ratios = (worse, better) if swap else (better, worse)
-    sd = (plain[0] * ratios[0], plain[1] * ratios[1])
-    rate = break_even_rps(plain, sd)
-    assert 0 < rate < min(1 / plain[1], 1 / sd[1])
-    assert latency_open(*sd, rate) == pytest.approx(latency_open(*plain, rate), rel=1e-6)
-    assert (latency_open(*sd, 0.9 * rate) < latency_open(*plain, 0.9 * rate)) != swap
-
-
-@modest
 @given(family=families, share=shares, unit=st.floats(0.01, 99))
 def test_another_unit_of_time_changes_nothing_but_the_unit(
     family: str, share: float, unit: float
@@ -211,15 +182,6 @@ def test_a_part_moves_only_its_own_stages(part: str) -> None:
     assert moved or part == "stalls"
 
 
-@pytest.mark.parametrize("parts", [(), ("host",), DEFAULT, PARTS])
-def test_a_law_needs_only_the_coefficients_it_names(parts: tuple[str, ...]) -> None:
-    law = Law(parts)
-    terms = {name: TERMS[name] for name in law.terms} | FACTORS
-    stages = law.stages(terms, SIZES["moe"], WORK)
-    assert outcome(stages, terms["queue_cycles"], SIZES["moe"], WORK, law=law).e2e_s > 0
-    assert Law(parts[::-1]) == law
-
-
 def test_the_papers_law_is_linear_in_size_and_has_its_closed_form() -> None:
     law, work = Law(("host",)), WORK | {"rate_rps": 0.3}
     said = []
@@ -240,11 +202,6 @@ def test_stalls_only_say_when_the_others_prefills_are_waited_for() -> None:
     assert waiting.e2e_s == stalling.e2e_s
     assert waiting.ttft_s > stalling.ttft_s > 0
     assert stalling.decode_s == stalling.e2e_s - stalling.ttft_s
-
-
-def test_work_is_quoted_at_the_lengths_of_its_docstring() -> None:
-    assert prompt_work(512.0, 77.0) == pytest.approx(512)
-    assert context_work(32.0, 32 * 4.096e-6, 1000.0, 77.0) == pytest.approx(32)
 
 
 @pytest.mark.parametrize(

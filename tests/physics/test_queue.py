@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from closed_forms import latency_open
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from law_inputs import SIZES, TERMS, WORK, latency_open, rate_at, says
+from law_inputs import WORK, rate_at, says
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Totals, combine
-from bayes_sd.physics.law import Law, latency_at_rate
+from bayes_sd.physics.costs import Totals
+from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import (
     TILE_RAMP,
     computed_tokens,
@@ -30,14 +31,6 @@ shares = pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
 
 
 # --- the pole -------------------------------------------------------------------------------
-
-
-def test_softness_has_the_error_of_its_docstring() -> None:
-    def error(x: float) -> float:
-        return float(abs(headroom(x) / headroom(x, 0.01) - 1))
-
-    assert error(0.7) == pytest.approx(0.001, rel=0.2)
-    assert error(0.9) == pytest.approx(0.01, rel=0.2)
 
 
 def test_the_rounded_pole_stays_positive_far_past_it() -> None:
@@ -92,26 +85,6 @@ def test_the_fixed_point_solves_its_equation(
     assert b <= rate * c1 * (1 + ratio) / room * (1 + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    curve=st.floats(0.1, 10),
-    alone=st.floats(1e-4, 1),
-    m=st.integers(1, 32),
-    spare=st.integers(1, 224),
-    k=drafts,
-)
-def test_the_fixed_point_is_solved_where_its_curve_is_sharpest(
-    curve: float, alone: float, m: int, spare: int, k: int
-) -> None:
-    """Few requests in flight, most experts idle: here two Newton steps are not enough."""
-    idle = 1 - m / (m + spare)
-    moe = {"expert": 1.0, "idle": idle, "log_idle": np.log(idle)}
-    shared = curve / (-np.log(idle) * (k + 1))
-    b = in_flight_at_rate(Totals(alone * shared, shared, 0.0), moe, 1.0, 1.0, k)
-    touched = 1 - idle ** ((k + 1) * (1 + b))
-    assert b == pytest.approx(shared * (alone + touched), rel=1e-6)
-
-
 # --- tiles ----------------------------------------------------------------------------------
 
 
@@ -125,14 +98,6 @@ def test_computed_tokens_are_whole_tiles_beyond_the_first(tokens: float, tile: f
     if not beside_a_step or tokens < tile / 2:
         assert paid == pytest.approx(whole, abs=1e-9)
     assert -tile <= free_tokens(tokens, tile) <= tile
-
-
-def test_a_pass_below_one_tile_has_no_arithmetic_and_above_it_jumps() -> None:
-    others = [0.0, 20.0, 26.0, 37.0, 45.0]
-    cost = [says("dense", Law(tile_tokens=128), closed=1.0, others=n).e2e_s for n in others]
-    slopes = np.diff(cost) / np.diff(others)
-    assert slopes[0] == pytest.approx(slopes[1])  # 4 to 108 tokens
-    assert slopes[2] > 1.5 * slopes[1]  # past 128
 
 
 @families
@@ -155,15 +120,6 @@ def test_measured_tokens_stand_in_for_those_of_the_fixed_point(family: str, shar
     again = says(family, law, rate_rps=rate, pass_tokens=tokens)
     for name in solved._fields:
         assert getattr(again, name) == pytest.approx(getattr(solved, name), rel=1e-6), name
-
-
-@families
-@pytest.mark.parametrize("tile", [1.0, 64.0])
-def test_the_latency_at_a_rate_is_that_of_the_outcome(family: str, tile: float) -> None:
-    law = Law(tile_tokens=tile)
-    totals = combine(law.stages(TERMS, SIZES[family], WORK), WORK["k"], WORK["cycles"])
-    direct = latency_at_rate(totals, SIZES[family], 0.2, WORK["k"], law)
-    assert direct == pytest.approx(says(family, law, rate_rps=0.2).e2e_s)
 
 
 # --- occupancy ------------------------------------------------------------------------------

@@ -121,20 +121,25 @@ PHASE = "input_config.phases.0"
 NAMED = {"models": {"items": [{"name": "dense-60m"}]}}
 BAD = [
     ("v0.13-poisson", "request_latency", None, "request_latency is missing"),
-    ("v0.13-poisson", "request_latency.unit", "h", "request_latency has unit 'h'; units of time"),
+    (
+        "v0.13-poisson",
+        "request_latency.unit",
+        "h",
+        "request_latency.unit: input should be 's', 'sec'",
+    ),
     ("v0.13-poisson", "request_latency.avg", 1.2, "mean e2e is reported as 0.0012 s but"),
     ("v0.13-poisson", "request_count.avg", 30.0, "lists 24 successful requests but .* counts 30"),
     ("v0.13-poisson", "request_count.avg", 0.0, "no request succeeded"),
     ("v0.13-poisson", "input_config", None, "input_config is missing; it says what load"),
     ("v0.13-poisson", "input_config", NAMED, "input_config has neither phases nor loadgen"),
     ("v0.13-poisson", "input_config.models", {"items": 2.5}, "verifier is missing; give it"),
-    ("v0.13-poisson", "input_config.phases", [], "has 0 profiling phases; a run has one load"),
+    ("v0.13-poisson", "input_config.phases", [], "has 0 profiling phases; a run has one"),
     ("v0.13-poisson", f"{PHASE}.type", "user_centric", "load 'user_centric' has no constant rate"),
-    ("v0.13-poisson", f"{PHASE}.rate", None, "the rate of the poisson load is missing"),
+    ("v0.13-poisson", f"{PHASE}.rate", None, "rate_rps is missing; an open loop"),
     ("v0.13-poisson", f"{PHASE}.rate_ramp", 10, "rate_ramp is set; only runs at a constant load"),
     ("v0.6-poisson", "input_config.loadgen.request_rate", -1, "rate must be a positive"),
     ("v0.6-poisson", "input_config.loadgen.concurrency_ramp_duration", 5, "concurrency_ramp_dur"),
-    ("v0.6-poisson", "benchmark_duration.avg", -1.0, "e2e latencies reach"),
+    ("v0.6-poisson", "benchmark_duration.avg", -1.0, "the duration must be a positive number"),
 ]
 
 

@@ -7,30 +7,36 @@ from typing import Any
 import pytest
 from runs_helpers import CORPUS, PLAIN, SD, TABLE, changed, raw, read_table, write
 
+from bayes_sd.runs.check import Check
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
 
 
-def found(runs: Runs, text: str) -> list[tuple[str, str, str]]:
+@pytest.fixture(scope="module")
+def checked(corpus: Runs) -> Check:
+    """The check of one shipped campaign."""
+    return corpus.check()
+
+
+def found(checked: Runs | Check, text: str) -> list[tuple[str, str, str]]:
     """(level, where, consequence) of the findings that contain the text."""
-    findings = runs.check().findings
+    findings = (checked.check() if isinstance(checked, Runs) else checked).findings
     hit = findings[findings.finding.str.contains(text, regex=False)]
     return list(hit[["level", "where", "consequence"]].itertuples(index=False, name=None))
 
 
-def test_the_corpus_passes(corpus: Runs) -> None:
-    result = corpus.check()
-    assert result.passed
+def test_the_corpus_passes(corpus: Runs, checked: Check) -> None:
+    assert checked.passed
     saturated = corpus.table[corpus.table.saturated]
-    warned = result.findings[result.findings.level == "warning"]
+    warned = checked.findings[checked.findings.level == "warning"]
     assert len(warned) == saturated.groupby(["verifier", "drafter", "draft_tokens"]).ngroups
     assert warned.finding.str.contains("are past saturation").all()
-    (note,) = result.findings[result.findings.level == "note"].itertuples()
+    (note,) = checked.findings[checked.findings.level == "note"].itertuples()
     assert note.finding.startswith("verifier_layers not given for dense-115m, dense-200m")
 
 
-def test_summary_counts(corpus: Runs) -> None:
-    summary = corpus.check().summary
+def test_summary_counts(corpus: Runs, checked: Check) -> None:
+    summary = checked.summary
     assert summary.runs.sum() == len(corpus) == 144
     assert summary.steady.sum() == len(corpus.steady)
     assert summary.requests.sum() == corpus.table.requests.sum()
@@ -79,10 +85,10 @@ def test_flagged_runs(change: dict[str, Any], text: str, consequence: str, tmp_p
     assert (level, where) == ("warning", "dense-115m plain") and consequence in why
 
 
-def test_one_load_level(corpus: Runs) -> None:
+def test_one_load_level(corpus: Runs, checked: Check) -> None:
     one = corpus.select(rate_rps=1.45)
     assert [w for _, w, _ in found(one, "only one load level")] == ["dense-115m plain"]
-    assert found(corpus, "only one load level") == []
+    assert found(checked, "only one load level") == []
 
 
 def test_no_plain_arm(corpus: Runs) -> None:
@@ -97,9 +103,10 @@ def test_no_plain_arm(corpus: Runs) -> None:
 @pytest.mark.parametrize(("alpha", "level"), [(0.0, 0), (100.0, 1), (50.0, None)])
 def test_acceptance_of_zero_or_one_everywhere(alpha: float, level: int | None) -> None:
     runs = read_table(TABLE.assign(alpha_pct=alpha))
-    hits = found(runs, "in every run")
+    result = runs.check()
+    hits = found(result, "in every run")
     assert [w for _, w, _ in hits] == ([] if level is None else ["m with eagle"])
-    assert bool(found(runs, f"acceptance is {level} in every run")) == (level is not None)
+    assert bool(found(result, f"acceptance is {level} in every run")) == (level is not None)
 
 
 def test_measured_acceptance_overrules_the_imposed_one(tmp_path: Path) -> None:
@@ -121,7 +128,7 @@ def test_only_one_size(corpus: Runs) -> None:
 
 
 def test_several_environments(corpus: Runs) -> None:
-    both = corpus + read_table(TABLE, environment="A100")
+    both = corpus.select(verifier="dense-60m") + read_table(TABLE, environment="A100")
     hits = found(both, "2 environments: 2-core AMD EPYC")
     assert hits == [
         ("note", "all runs", "each has factors of its own on overhead, memory and compute")
@@ -136,12 +143,12 @@ def test_nothing_steady_does_not_pass(corpus: Runs, empty: bool) -> None:
     assert not result.passed
     assert result.findings.level[0] == "error"
     assert result.findings.consequence[0] == "there is nothing to fit"
-    assert str(result).startswith("There is no steady run to fit.")
+    assert str(result).startswith("These runs cannot be fitted; see the errors below.")
 
 
 def test_text_has_every_system_and_finding(corpus: Runs) -> None:
-    some = corpus.select(verifier="dense-200m")
-    text, result = str(some.check()), some.check()
+    result = corpus.select(verifier="dense-200m").check()
+    text = str(result)
     assert text.startswith("There are steady runs to fit.\n\nEnvironment: 2-core AMD EPYC")
     for finding in result.findings.itertuples():
         assert f"{finding.where}: {finding.finding}" in text and str(finding.consequence) in text
@@ -149,27 +156,24 @@ def test_text_has_every_system_and_finding(corpus: Runs) -> None:
     assert "nan" not in text.lower()
 
 
-def test_json(corpus: Runs) -> None:
-    data = json.loads(json.dumps(corpus.check().to_dict(), allow_nan=False))
+def test_json(checked: Check) -> None:
+    data = json.loads(json.dumps(checked.to_dict(), allow_nan=False))
     assert data["passed"] is True and len(data["summary"]) == 24
     plain = next(row for row in data["summary"] if row["drafter"] == "none")
     assert plain["acceptance"] is None and plain["runs"] == 9
 
 
 def test_unknown_acceptance_is_an_error_that_says_what_to_give() -> None:
-    runs = read_table(without=("acceptance_imposed",))
-    assert found(runs, "acceptance is unknown in 2 of 2 runs: table row 0, table row 1") == [
-        (
-            "error",
-            "m with eagle, k=3",
-            "they are not fitted; give acceptance (accepted share of a draft token, 0 to 1), "
-            "or drafts and accepted_tokens as the server counts them",
-        )
-    ]
-    assert found(runs, "no steady run has a known acceptance") and not runs.check().passed
+    runs = read_table(without=("acceptance_imposed",)).check()
+    text = "have neither acceptance counts nor a known acceptance: table row 0, table row 1"
+    ((level, where, why),) = found(runs, f"2 of 2 runs {text}")
+    assert (level, where) == ("error", "m with eagle, k=3")
+    assert why == "not fitted; give acceptance (0 to 1), or counts (drafts and accepted_tokens)"
+    assert found(runs, "no steady run has a known acceptance") and not runs.passed
     assert not found(runs, "have no acceptance counts")
-    counted = read_table(TABLE.assign(c=100, a=210), {"drafts": "c", "accepted_tokens": "a"})
-    assert counted.check().passed and not found(counted, "acceptance is unknown")
+    counts = {"drafts": "c", "accepted_tokens": "a"}
+    counted = read_table(TABLE.assign(c=100, a=210), counts, drafter_params=4e8).check()
+    assert counted.passed and not found(counted, "neither acceptance counts")
 
 
 def test_the_assumed_depth_is_said_to_be_rough() -> None:
@@ -184,3 +188,27 @@ def test_every_flag_is_explained() -> None:
     notes = {text for text in runs.check().findings.finding if "2 of 2 runs" in text}
     assert any("do not say which rate was offered" in text for text in notes)
     assert any("limited the requests in flight" in text for text in notes)
+
+
+def test_a_drafter_of_unknown_size_is_an_error_that_names_it() -> None:
+    result = read_table().check()
+    assert not result.passed
+    assert found(result, "its size is unknown in 2 runs: table row 0, table row 1") == [
+        (
+            "error",
+            "drafter eagle",
+            "fit refuses all runs; give drafter_params (0 for a drafter without weights)",
+        )
+    ]
+    # A fit takes the size from the run that has it; 0 is a size.
+    some = read_table(TABLE.assign(p=[4e8, None]), {"drafter_params": "p"})
+    for runs in (some, read_table(drafter="ngram", drafter_params=0)):
+        assert runs.check().passed
+
+
+def test_acceptance_is_accepted_over_drafted() -> None:
+    counts = {"drafts": [6000] * 2, "drafted_tokens": [15600] * 2, "accepted_tokens": [4200] * 2}
+    runs = read_table(TABLE.assign(**counts), drafter="ngram", drafter_params=0)
+    # An n-gram drafter proposes fewer than k where it finds none.
+    assert runs.check().summary.acceptance.tolist() == [pytest.approx(0.269, abs=5e-4)]
+    assert runs.table.drafter_params.tolist() == [0.0, 0.0]

@@ -5,41 +5,60 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.config import (
-    absent,
-    configure,
-    finite_or_none,
-    fraction,
-    merge,
-    nonnegative,
-    number,
-    positive,
-    positive_or_infinite,
-)
+from bayes_sd.runs import config as c
+from bayes_sd.runs.config import absent, configure, finite_or_none, merge
 
 SERVER = {"verifier": "v", "verifier_params": 8e9, "draft_tokens": 0}
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
+class Numbers(BaseModel):
+    """A number of every kind."""
+
+    number: c.Number
+    positive: c.Positive
+    nonnegative: c.NonNegative
+    finite: c.Finite
+    positive_or_infinite: c.PositiveOrInfinite
+    fraction: c.Fraction
+    count: c.Count
+
+
+ALLOWED = {
+    "number": lambda x: True,
+    "positive": lambda x: 0 < x < math.inf,
+    "nonnegative": lambda x: 0 <= x < math.inf,
+    "finite": math.isfinite,
+    "positive_or_infinite": lambda x: x > 0,
+    "fraction": lambda x: 0 <= x <= 1,
+    "count": lambda x: 0 <= x <= 9e18 and x == int(x),
+}
+
+
+def is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool | None) and math.isfinite(float(value)) is not None
+    except (ValueError, OverflowError):
+        return False
+
+
+@settings(max_examples=60)
 @given(ANYTHING)
 def test_a_number_is_taken_or_refused_in_words(value: Any) -> None:
-    for check, allowed in (
-        (number, lambda x: True),
-        (positive, lambda x: 0 < x < math.inf),
-        (nonnegative, lambda x: 0 <= x < math.inf),
-        (positive_or_infinite, lambda x: x > 0),
-        (fraction, lambda x: 0 <= x <= 1),
-    ):
-        try:
-            text = f"must hold for {check(value)!r}, got {value!r}"
-            assert allowed(check(value))
-        except ValueError as error:
-            text = str(error)
-        assert text.startswith("must ") and text.endswith(f"got {value!r}")
+    refused = set()
+    try:
+        Numbers.model_validate(dict.fromkeys(ALLOWED, value))
+    except ValidationError as error:
+        refused = {str(e["loc"][0]) for e in error.errors()}
+        for e in error.errors():
+            assert e["msg"].startswith("Value error, must ") and e["msg"].endswith(f"{value!r}")
+    known = is_number(value)
+    assert refused == {k for k, allowed in ALLOWED.items() if not (known and allowed(float(value)))}
 
 
 @pytest.mark.parametrize(
@@ -63,10 +82,11 @@ def test_nothing_said(value: Any) -> None:
     ("changes", "message"),
     [
         ({"verifier": ["a"]}, "verifier must be one name"),
-        ({"drafter_path": "x"}, "drafter_path is 'x' but there is no drafter"),
-        ({"drafter_method": "ngram", "drafter": "none"}, "drafter_method is 'ngram' but there"),
+        ({"drafter_path": "x"}, "drafter_path is x but there is no drafter"),
+        ({"drafter_method": "ngram", "drafter": "none"}, "drafter_method is ngram but there"),
         ({"draft_tokens": 5000, "drafter": "d"}, "draft_tokens: input should be less than or eq"),
-        ({"verifier_params": math.nan}, "verifier_params must be a positive finite number"),
+        ({"verifier_params": math.nan}, "verifier_params is missing; give it"),
+        ({"verifier_params": math.inf}, "verifier_params must be a positive finite number"),
         ({"verifier_layers": 0}, "verifier_layers must be a positive finite number"),
     ],
 )
@@ -79,7 +99,9 @@ def test_what_follows_is_filled() -> None:
     config = configure(SERVER | {"hardware": "H100", "engine": "vllm 1", "drafter_params": 0})
     assert (config.environment, config.arm, config.family) == ("H100 / vllm 1", "plain", "dense")
     assert config.verifier_active_params == 8e9 and math.isnan(config.drafter_params)
-    assert configure({**SERVER, "drafter_method": "ngram"}).drafter == "ngram"
+    ngram = {**SERVER, "drafter_method": "ngram", "draft_tokens": 3, "drafter_params": "0"}
+    assert (configure(ngram).drafter, configure(ngram).drafter_params) == ("ngram", 0.0)
+    assert configure({k: v for k, v in SERVER.items() if k != "draft_tokens"}).draft_tokens == 0
 
 
 def test_two_values_are_named_with_their_places() -> None:

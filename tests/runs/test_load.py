@@ -298,7 +298,7 @@ def test_bad_tables_are_one_sentence(table: pd.DataFrame, says: str, tmp_path: P
         ({"window_s": 0.0}, "window_s"),
         ({"window_s": math.nan}, "window_s"),
         ({"columns": {"rate": "x"}}, "unknown name 'rate'"),
-        ({"columns": {"rate_rps": "x"}}, "no column 'x'"),
+        ({"columns": {"rate_rps": "x"}}, "rate_rps names 'x', but the table has"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments: dict, says: str) -> None:

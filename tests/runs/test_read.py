@@ -1,6 +1,7 @@
 """What is read: files, folders and patterns, whose configuration comes from elsewhere too."""
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from bayes_sd.runs.read import load_yaml, read
         (b"\xff\xfe\x00\x01", "is not text"),
         (b"[" * 100_000, "is JSON of an absurd size or depth"),
         (b'{"duration": ' + b"1" * 5000 + b"}", "is JSON of an absurd size or depth"),
-        (b"[1, 2]", "is not a JSON object; needed is a JSON result of vllm bench serve"),
+        (b"[1, 2]", "is not a JSON object or several; needed is a JSON result of vllm bench serve"),
         (b'{"benchmarks": [], "args": {}}', "is a GuideLLM report"),
         (
             b'{"records": []}',
@@ -86,7 +87,9 @@ def test_what_is_no_path(paths: Any) -> None:
 
 
 def test_unknown_argument() -> None:
-    with pytest.raises(InputError, match="unknown argument 'verifer'; known are verifier, "):
+    with pytest.raises(
+        InputError, match="unknown argument 'verifer'; known are environment, verifier, "
+    ):
         read(PLAIN, verifer="x")
 
 
@@ -124,7 +127,11 @@ def test_a_sidecar_may_not_contradict_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("s.yaml", "a.json: {verifer: x}", "unknown key 'verifer'; known are verifier, "),
+        (
+            "s.yaml",
+            "a.json: {verifer: x}",
+            "unknown key 'verifer'; known are environment, verifier, ",
+        ),
         ("s.yaml", "z.json: {verifier: x}", "'z.json' matches none of the 1 files"),
         ("s.yaml", "a.json: x", "must map file names or patterns"),
         ("s.yaml", "a: [", "is not YAML"),
@@ -136,7 +143,7 @@ def test_a_sidecar_may_not_contradict_the_file(tmp_path: Path) -> None:
             "a column 'file' is needed, but the columns are name",
         ),
         ("s.csv", "", "is not a CSV table"),
-        ("gone.csv", None, "no such sidecar file"),
+        ("gone.csv", None, "no such file"),
     ],
 )
 def test_bad_sidecar(name: str, text: str | None, message: str, tmp_path: Path) -> None:
@@ -193,6 +200,41 @@ def test_ways_to_name_files(how: str, tmp_path: Path) -> None:
         "twice": [tmp_path, a],
     }
     assert read(named[how]).table.source.tolist() == [str(a), str(b)]
+
+
+RESULTS = [
+    {
+        "model_id": "verifier-8b", "request_rate": rate, "max_concurrency": None, "duration": 61.0,
+        "completed": int(60 * rate), "failed": 0, "total_input_tokens": int(60_000 * rate),
+        "total_output_tokens": int(6000 * rate), "mean_e2el_ms": mean, "std_e2el_ms": 45.0,
+    }
+    for rate, mean in ((1.0, 900.0), (5.0, 1100.0), (10.0, 1500.0))
+]  # fmt: skip
+SEVERAL = {
+    "appended.json": "\n".join(map(json.dumps, RESULTS)),
+    "lines.jsonl": "\n".join(map(json.dumps, RESULTS)) + "\n\n",
+    "summary.json": json.dumps(RESULTS, indent=1),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_file_of_several_results(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(SEVERAL[name])
+    runs = read(tmp_path, verifier_params=8e9).table
+    assert runs.rate_rps.tolist() == [1, 5, 10] and runs["row"].tolist() == [0, 1, 2]
+    assert runs.e2e_mean_s.tolist() == pytest.approx([0.9, 1.1, 1.5])
+
+
+def test_one_bad_result_among_several_is_set_aside(tmp_path: Path) -> None:
+    results = [RESULTS[0], RESULTS[1] | {"duration": 0}, {"benchmarks": 3}]
+    path = write(tmp_path / "a.json", [*results, *RESULTS])
+    runs = read(path, verifier_params=8e9)
+    assert len(runs) == 3 and runs.set_aside["row"].tolist() == [1, 2, 3]
+    assert runs.set_aside.reason[0] == "duration must be a positive finite number, got 0"
+    assert "a run counts once" in runs.set_aside.reason[2]
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(InputError, match="is not complete JSON"):
+        read(path, verifier_params=8e9)
 
 
 DATA = Path(__file__).parents[1] / "data"

@@ -88,11 +88,7 @@ def test_the_minority_of_two_sizes_is_set_aside(tmp_path: Path) -> None:
 
 def test_the_same_name_may_differ_between_environments(tmp_path: Path) -> None:
     a = raw(PLAIN)
-    b = changed(
-        raw(PLAIN.with_name("dense-115m_1.json")),
-        hardware="H100",
-        verifier_params="2e8",
-    )
+    b = changed(raw(PLAIN.with_name("dense-115m_1.json")), hardware="H100", verifier_params="2e8")
     runs = read([write(tmp_path / "a.json", a), write(tmp_path / "b.json", b)])
     assert len(runs) == 2 and len(runs.set_aside) == 0
 

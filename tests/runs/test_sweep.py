@@ -124,11 +124,7 @@ CONFIG = {"method": "draft_model", "model": "models/draft-3m-a80", "num_speculat
 )
 def test_ways_to_give_a_speculative_config(tmp_path: Path, given: dict[str, Any]) -> None:
     run = row(tmp_path, result(**{"speculative_config": None, **given}), **SIZES)
-    assert (run.drafter, run.draft_tokens, run.drafter_method) == (
-        "draft-3m-a80",
-        3,
-        "draft_model",
-    )
+    assert (run.drafter, run.draft_tokens, run.drafter_method) == ("draft-3m-a80", 3, "draft_model")
     assert run.drafter_path == "models/draft-3m-a80" and run.accepted_tokens == 944
 
 

@@ -1,0 +1,163 @@
+"""One server against another: chances are those of the draws, and where the order changes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from closed_forms import break_even_rps
+from questions import MOE, MOE_PLAIN, PAIRS, PLAIN, SAMPLE, SD, in_flight, law, rps
+
+from bayes_sd.answers.answer import LABELS, farthest
+from bayes_sd.answers.latency import arm_of
+from bayes_sd.answers.servers import Server
+from bayes_sd.fit import Fit
+from bayes_sd.physics.structures import Asynchronous, Edge, Overlapped
+
+USELESS, PERFECT = (Server("dense-60m", "draft-12m", 5, a) for a in (0.0, 1.0))
+
+
+def between_and_beyond(fit: Fit, server: Server, baseline: Server) -> tuple[float, float]:
+    """A rate between the capacities of two servers, and one above both."""
+    caps = [1 / law(fit, each).c2_s for each in (server, baseline)]
+    return float(np.mean([np.median(c) for c in caps])), 3 * float(max(c.max() for c in caps))
+
+
+# --- compare --------------------------------------------------------------------------------
+
+
+@PAIRS
+@pytest.mark.parametrize("of", ["mean", "run", "request"])
+def test_chances_are_those_of_the_draws_and_sum_to_one(
+    fit: Fit, server: Server, baseline: Server, of: str
+) -> None:
+    load = rps(0.5, 3.0, *between_and_beyond(fit, server, baseline))
+    table = fit.compare(load, server, baseline, of=of).table
+    draws = fit.latency(load, [server, baseline]).draws
+    sd, plain = (draws[f"{of}_s"].isel(server=i, drop=True) for i in (0, 1))
+    for name, expected in {
+        "prob_faster": sd < plain,
+        "prob_slower": sd > plain,
+        "prob_both_saturated": np.isinf(sd) & np.isinf(plain),
+    }.items():
+        np.testing.assert_allclose(table[name], expected.mean(SAMPLE), err_msg=name)
+    chances = table[["prob_faster", "prob_slower", "prob_both_saturated"]]
+    np.testing.assert_allclose(chances.sum(axis=1), 1)
+    assert chances.iloc[-1].tolist() == [0, 0, 1] and chances.iloc[0, 2] == 0
+
+
+def test_speedup_is_the_ratio_of_latencies_also_where_one_or_both_saturate(fit: Fit) -> None:
+    between, beyond = between_and_beyond(fit, SD, PLAIN)
+    answer = fit.compare(rps(1.0, between, beyond), SD, PLAIN)
+    speedup = answer.draws["speedup"]
+    mean = fit.latency(rps(1.0), [SD, PLAIN]).draws["mean_s"].isel(rate_rps=0)
+    ratio = mean.isel(server=1, drop=True) / mean.isel(server=0, drop=True)
+    np.testing.assert_allclose(speedup.isel(rate_rps=0), ratio)
+    np.testing.assert_array_equal(speedup.isel(rate_rps=0) > 1, answer.draws["faster"][..., 0])
+    full = [(1 / law(fit, each).c2_s <= between).reshape(fit.shape) for each in (SD, PLAIN)]
+    one = speedup.isel(rate_rps=1).values
+    assert (full[0] ^ full[1]).any()
+    assert (one[full[1] & ~full[0]] == np.inf).all() and (one[full[0] & ~full[1]] == 0).all()
+    assert speedup.isel(rate_rps=2).isnull().all()
+    last = answer.table.iloc[-1]
+    assert last[["speedup_p05", "speedup_p50", "speedup_p95"]].isna().all()
+
+
+def test_speculation_that_accepts_nothing_does_not_pay_and_the_perfect_does(fit: Fit) -> None:
+    bad, good = (fit.compare(rps(1.0), each, PLAIN) for each in (USELESS, PERFECT))
+    assert bad.table["prob_faster"].item() < 0.01 and "slower at 1 requests/s" in str(bad)
+    assert good.table["prob_faster"].item() > 0.99 and "faster at 1 requests/s" in str(good)
+
+
+def test_the_label_of_two_is_that_of_the_farther(fit: Fit) -> None:
+    assert farthest(LABELS[[3, 1, 2]]) == "extrapolated"
+    for k, label in ((5, "measured"), (4, "interpolated")):  # plain is measured there
+        answer = fit.compare(rps(1.0), SD.with_k(k), PLAIN)
+        assert answer.table["support"].tolist() == [label] and label in str(answer)
+
+
+# --- break-even -----------------------------------------------------------------------------
+
+
+@PAIRS
+@pytest.mark.parametrize("axis", ["rate_rps", "concurrency"])
+def test_latencies_are_equal_at_the_break_even_draws(
+    fit: Fit, server: Server, baseline: Server, axis: str
+) -> None:
+    load = rps(1.0) if axis == "rate_rps" else in_flight(4)
+    answer = fit.break_even(load, server, baseline)
+    value, outcome = (answer.draws[n].values.ravel() for n in (axis, "outcome"))
+    crosses = np.isfinite(value)
+    np.testing.assert_array_equal(np.isin(outcome, ["below", "above", "between"]), crosses)
+    # Each draw at the value of its own, all at once.
+    arms = [
+        arm_of(fit, each, load.with_axis([1.0]), extrapolate=True) for each in (server, baseline)
+    ]
+    there = np.where(crosses, value, 1.0)[:, None]
+    sd, plain = (arm.outcome(there)[0].e2e_s[:, 0] for arm in arms)
+    away = crosses & (
+        sd < 50 * arms[0].outcome(there)[0].c1_s[:, 0]
+    )  # from a pole, which magnifies
+    np.testing.assert_allclose(sd[away], plain[away], rtol=1e-4)
+    assert (value[crosses] > 0).all() and (away.sum() > 100 or server is MOE)
+
+
+def test_break_even_of_a_dense_server_is_the_closed_form(fit: Fit) -> None:
+    draws = fit.break_even(rps(1.0), SD, PLAIN).draws
+    sd, plain = ((o.c1_s.ravel(), o.c2_s.ravel()) for o in (law(fit, SD), law(fit, PLAIN)))
+    outcome, rate = draws["outcome"].values.ravel(), draws["rate_rps"].values.ravel()
+    np.testing.assert_array_equal(outcome == "below", (sd[0] < plain[0]) & (sd[1] > plain[1]))
+    np.testing.assert_array_equal(outcome == "always", (sd[0] < plain[0]) & (sd[1] <= plain[1]))
+    crosses = np.isfinite(rate)
+    exact = break_even_rps(plain, sd)
+    np.testing.assert_allclose(rate[crosses], exact[crosses], rtol=1e-6)
+
+
+@PAIRS
+@pytest.mark.parametrize("axis", ["rate_rps", "concurrency"])
+def test_break_even_and_compare_are_one_answer(
+    fit: Fit, server: Server, baseline: Server, axis: str
+) -> None:
+    load = rps(0.5, 2.0, 2.5, 3.0, 4.0) if axis == "rate_rps" else in_flight(1, 3, 5, 8, 16)
+    draws = fit.break_even(load, server, baseline).draws
+    value, outcome = draws[axis], draws["outcome"]
+    capacity = (1 / law(fit, server).c2_s).reshape(fit.shape) if axis == "rate_rps" else np.inf
+    for row in fit.compare(load, server, baseline).table.to_dict("records"):
+        at = row[axis]
+        faster = ((outcome == "below") & (at < value)) | ((outcome == "above") & (at > value))
+        faster = (faster | (outcome == "always")) & (at < capacity)
+        assert row["prob_faster"] == pytest.approx(float(faster.mean()), abs=1e-12)
+
+
+def test_never_and_always_are_numbers_of_the_quantiles(fit: Fit) -> None:
+    useless = fit.break_even(rps(1.0), USELESS, PLAIN)
+    assert useless.prob("never") > 0.99 and useless.quantile(0.5).item() == 0
+    assert "is slower at every load that either sustains" in str(useless)
+    moe = fit.break_even(rps(1.0), MOE, MOE_PLAIN)
+    assert moe.prob("always") > 0.9 and np.isinf(moe.quantile(0.5).item())
+    assert "is faster at every load that either sustains" in str(moe)
+    closed = fit.break_even(in_flight(4), MOE, MOE_PLAIN)
+    assert closed.top > 4 and f"up to {closed.top:g}" in str(closed)
+
+
+def test_a_structure_without_its_terms_changes_no_comparison(fit: Fit) -> None:
+    for gone in (Edge(0.3, offloaded=0.0), Overlapped(0.0), Asynchronous(wasted=1.0)):
+        placed = replace(SD, structure=gone)
+        for load in (rps(0.5, 2.0, 50.0), in_flight(4)):
+            here, there = (fit.latency(load, each).draws for each in (SD, placed))
+            for name in ("mean_s", "run_s", "request_s"):
+                np.testing.assert_allclose(here[name], there[name], rtol=1e-6)
+            assert set(there["support"].values.ravel()) == {"assumed structure"}
+
+
+def test_a_far_edge_loses_a_free_overlap_wins_and_both_are_called_assumed(fit: Fit) -> None:
+    chances = []
+    for structure in (Edge(2.0), None, Overlapped(1.0)):
+        answer = fit.compare(rps(2.5), replace(SD, structure=structure), PLAIN)
+        chances.append(answer.table["prob_faster"].item())
+        assert ("assumed structure" in str(answer)) == (structure is not None)
+    assert chances[0] < 0.01 and chances[0] < chances[1] < chances[2]
+    certain, drawn = (
+        fit.latency(rps(1.0), replace(SD, structure=Edge(t))).draws["mean_s"]
+        for t in (0.03, (0.02, 0.05))
+    )
+    assert float(drawn.std()) > float(certain.std())
