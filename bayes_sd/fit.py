@@ -181,8 +181,7 @@ class LatencyModel:
 
     def refitter(self, runs: Runs) -> Refitter:
         """The model compiled so that refits without some runs cost sampling only."""
-        # A fit with tiles takes the tokens of a pass from the run's own latency, which a run that
-        # is left out must not tell.
+        # With tiles the run's own latency says how full its passes were: no run left out may tell.
         if self.law.tile_tokens > 1:
             raise InputError(
                 f"tile_tokens = {self.law.tile_tokens:g}: leave-out refits need a law without "

@@ -31,7 +31,7 @@ from bayes_sd.answers.next_runs import Preposterior
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.model.design import SERVER
 from bayes_sd.model.posterior import Posterior, assemble
-from bayes_sd.model.refit import Refitter
+from bayes_sd.model.sample import Refitter
 from bayes_sd.runs.read import corpus
 
 PROMPT, OUTPUT = 128, 64
@@ -85,7 +85,9 @@ def questions_of(refitter: Refitter) -> list[Question]:
         servers = [bsd.Server(str(verifier))]
         keys = table[~plain][SERVER].drop_duplicates().sort_values(SERVER).to_dict("records")
         servers += [
-            bsd.Server(str(verifier), row["drafter"], row["draft_tokens"], row["acceptance_imposed"])
+            bsd.Server(
+                str(verifier), row["drafter"], row["draft_tokens"], row["acceptance_imposed"]
+            )
             for row in keys
         ]
         rates = np.array(SHARES) * float(table["rate_rps"][plain].max())
@@ -93,9 +95,7 @@ def questions_of(refitter: Refitter) -> list[Question]:
     return questions
 
 
-def losses(
-    posterior: Posterior, questions: list[Question], started_anew: str | None
-) -> np.ndarray:
+def losses(posterior: Posterior, questions: list[Question], started_anew: str | None) -> np.ndarray:
     """Latency of every option of every question over draws: (decisions, options, draws), s."""
     most = max(len(servers) for servers, _ in questions)
     rows = []

@@ -21,7 +21,7 @@ from scipy.stats import binom, chi2
 
 import bayes_sd as bsd
 from bayes_sd.checks.validate import CheckResult
-from bayes_sd.model.refit import Refitter
+from bayes_sd.model.sample import Refitter
 from bayes_sd.physics.noise import replicate
 
 if TYPE_CHECKING:

@@ -22,12 +22,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
 import pandas as pd
 
 import bayes_sd as bsd
+from bayes_sd.answers.latency import arm_of, observable, scatter
 from bayes_sd.answers.schedule import Schedule
 from bayes_sd.plan.sweep import Point, SweepServer, VllmOptions, write_sweep
 
@@ -172,16 +174,27 @@ def measured(folder: Path) -> pd.DataFrame:
 
 
 def predicted(fit: bsd.Fit, rates: list[float]) -> pd.DataFrame:
-    """Mean of one run and p95 of requests of every arm at every rate, with 90% intervals."""
+    """Mean of one run and p95 of requests of every arm at every rate, with 90% intervals.
+
+    Every arm was started anew for the ramp: the effects of the calibrated servers are not its own.
+    """
     load = bsd.Load(rps=rates, prompt=PROMPT, output=OUTPUT)
-    answers = {arm: fit.latency(load, server, extrapolate=True) for arm, server in arms(fit).items()}
-    answers["schedule"] = schedule_of(fit, load).latency
+    stacked = schedule_of(fit, load).draws.stack(sample=("chain", "draw")).isel(server=0)
+    draws: dict[str, Any] = {"schedule": stacked.transpose("sample", ...)}
+    for name, server in arms(fit).items():
+        arm = arm_of(fit, server, load, 0, True, started_anew=f"{name}, restarted")
+        said, inputs = arm.outcome()
+        scale, variance = scatter(fit, said, inputs, "e2e")
+        full = said.utilization >= 1
+        draws[name] = observable(fit, said.e2e_s, full, scale, variance, name, 0)
     parts = []
-    for arm, answer in answers.items():
-        low, middle, high = answer.quantile([0.05, 0.5, 0.95], of="run").values[:, 0]
-        columns = {"rate_rps": rates, "predicted_s": middle, "low_s": low, "high_s": high}
-        tail = {"predicted_p95_s": answer.quantile(0.95).values[0, 0]}
-        parts.append(pd.DataFrame(columns | tail).assign(arm=arm))
+    for name, values in draws.items():
+        run_s, request_s = (np.asarray(values[n]) for n in ("run_s", "request_s"))
+        # Observed values, not averages of neighbours: some are infinite.
+        low, middle, high = np.quantile(run_s, [0.05, 0.5, 0.95], axis=0, method="inverted_cdf")
+        columns = {"arm": name, "rate_rps": rates, "predicted_s": middle, "low_s": low}
+        tail = np.quantile(request_s, 0.95, axis=0, method="inverted_cdf")
+        parts.append(pd.DataFrame(columns | {"high_s": high, "predicted_p95_s": tail}))
     return pd.concat(parts)
 
 

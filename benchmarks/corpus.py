@@ -3,7 +3,9 @@
     uv run benchmarks/corpus.py [--campaign vllm-cpu-2] [--fit fit.nc] [--json]
 
 Prints three tables, in seconds; a fit of all shipped runs for the last one takes minutes, unless a
-saved one is given (`--no-fit`: without). Little's law: offered rate times mean latency against the mean number in flight that the engine's
+saved one is given (`--no-fit`: without).
+
+Little's law: offered rate times mean latency against the mean number in flight that the engine's
 own gauges showed about once a second. Acceptance: imposed against accepted, position by position.
 Scatter: runs of one server and one point measured twice, beside what the fitted model expects.
 """

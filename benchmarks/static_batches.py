@@ -3,7 +3,9 @@
     uv run benchmarks/static_batches.py [--json]        # half a minute
 
 Prints the mean error of each law, in sample and held out, system by system and over all, and
-whether the law with expert coverage does what it should. A batch of n requests gives each B = n - 1 others, so no Little's law is needed. Prompt and output
+whether the law with expert coverage does what it should. Skipped where the table is absent.
+
+A batch of n requests gives each B = n - 1 others, so no Little's law is needed. Prompt and output
 are equally long (g tokens), so costs of prefill and of decoding cannot be told apart. Laws, each
 with the parts of those above it, fitted by least squares of relative errors, no coefficient below
 0:
@@ -18,7 +20,7 @@ knee       and the first tokens of a pass are free (one coefficient: how many)
 The last two are used by a system where the Bayesian information criterion asks for them, in every
 fold anew. `batch` leaves out one batch size after the other, `inner` counts only those between
 the smallest and the largest (the rest is extrapolated: without n = 1 the touched experts' share
-is unknown), `length` leaves out one length after the other. Skipped where the table is absent.
+is unknown), `length` leaves out one length after the other.
 """
 
 import argparse

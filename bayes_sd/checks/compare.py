@@ -11,8 +11,7 @@ import pandas as pd
 from bayes_sd.answers.fitted import run_log_density
 from bayes_sd.checks.leave_out import LeftOut, folds, leave_out, psis, smoothed, summary
 from bayes_sd.errors import InputError
-from bayes_sd.fit import Fit
-from bayes_sd.latency_model import LatencyModel
+from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import build_design
 from bayes_sd.physics.law import OPTIONAL, Law
 from bayes_sd.runs.config import finite_or_none
@@ -25,20 +24,18 @@ NEEDED_BY = {"depth": "context"}  # parts of the law that go with another
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Models ranked by how well they predict what they had not seen.
+    """Models ranked by how well they predict what they had not seen, left out `by`.
 
     Parameters
     ----------
-    by : str
-        What was left out at a time.
     table : pandas.DataFrame
         A row a model, best first: ``name, elpd`` (sum of the log density of the left-out runs' log
         mean latency), ``elpd_se``, ``elpd_diff`` and ``diff_se`` (to the best), ``weight``
         (stacking), ``median_error``, ``coverage``, ``elpd_psis`` and ``bad_k`` (runs with a Pareto
         k above 0.7; leave-one-run-out only), ``rhat_max``, ``divergences``.
     left_out : mapping
-        For each model, a table of its predictions (``rows``), of its refits (``folds``) and of
-        pairs of a plain and an SD run (``pairs``).
+        For each model its predictions (``rows``), refits (``folds``), and pairs of a plain and an
+        SD run (``pairs``).
     """
 
     by: str
@@ -56,12 +53,7 @@ class Comparison:
         return f"{first} (ELPD {best['elpd']:.1f}); {behind}."
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: ``{by, models: [{name, elpd, ...}]}``; missing ones are None.
-
-        Returns
-        -------
-        dict
-        """
+        """Plain values for JSON: ``{by, models: [{name, elpd, ...}]}``; missing ones are None."""
         return finite_or_none({"by": self.by, "models": self.table.to_dict("records")})
 
 
@@ -71,7 +63,7 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     Examples
     --------
     >>> sorted(standard_models())[:3]
-    ['complete pooling', 'families alike', 'full']
+    ['and drafting', 'and host', 'complete pooling']
     """
     base = base or LatencyModel()
     parts = base.law.parts
@@ -166,14 +158,11 @@ def _table(left_out: Mapping[str, LeftOut], by_psis: Mapping[str, pd.DataFrame])
     about = {}
     for name, result in left_out.items():
         scored, quick = summary(result.rows), by_psis.get(name)
-        about[name] = {
-            "median_error": scored["median_error"],
-            "coverage": scored["coverage"],
-            "elpd_psis": np.nan if quick is None else float(quick["log_score"].sum()),
-            "bad_k": np.nan if quick is None else float((quick["pareto_k"] > PARETO_K).sum()),
-            "rhat_max": float(result.folds["rhat_max"].max()),
-            "divergences": int(result.folds["divergences"].sum()),
-        }
+        own = {n: scored[n] for n in ("median_error", "coverage")}
+        own["elpd_psis"] = np.nan if quick is None else quick["log_score"].sum()
+        own["bad_k"] = np.nan if quick is None else (quick["pareto_k"] > PARETO_K).sum()
+        own["rhat_max"] = result.folds["rhat_max"].max()
+        about[name] = own | {"divergences": result.folds["divergences"].sum()}
     extra = pd.DataFrame.from_dict(about, orient="index")
     return ranking(scores, fold).join(extra).reset_index(names="name")
 

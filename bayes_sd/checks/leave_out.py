@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.design import NONE, Design
-from bayes_sd.model.refit import Refit, Refitter
+from bayes_sd.model.sample import Refit, Refitter
 from bayes_sd.physics import noise
 
 BY = ("verifier", "drafter", "moe", "run", "fifth", "highest_load", "long_prompts")
@@ -104,15 +104,10 @@ def leave_out(
         drawn_s = drawn_means_s(refit, table, rows, seed)
         joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
         gate = refit.convergence.summary
-        about = {
-            "fold": name,
-            "runs": len(rows),
-            "rhat_max": gate["rhat_max"],
-            "ess_min": min(gate["ess_bulk_min"], gate["ess_tail_min"]),
-            "divergences": refit.divergences,
-            "seconds": refit.seconds,
-            "joint_rank": float(joint.mean()),
-        }
+        about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
+        about["ess_min"] = min(gate["ess_bulk_min"], gate["ess_tail_min"])
+        about |= {"divergences": refit.divergences, "seconds": refit.seconds}
+        about["joint_rank"] = float(joint.mean())
         scored = predictions(refit, table, rows, drawn_s, seed).assign(fold=name)
         return scored, about, pairs(left_out, drawn_s)
 

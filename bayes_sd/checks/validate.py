@@ -11,9 +11,9 @@ from scipy.stats import kstest
 
 from bayes_sd.checks.leave_out import PROB, LeftOut, brier, folds, leave_out, reliability, summary
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.latency_model import LatencyModel
+from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
-from bayes_sd.model.refit import Refitter
+from bayes_sd.model.sample import Refitter
 from bayes_sd.physics.noise import replicate
 from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.schema import Runs
@@ -32,19 +32,8 @@ NAMES = ("recovery", "runs", "verifier", "drafter", "moe", "highest_load", "long
 class CheckResult:
     """One check of a model; ``str()`` is its sentence.
 
-    Parameters
-    ----------
-    name : str
-        Short, words joined by ``_``.
-    passed : bool
-    value : float
-        The number that decides.
-    bound : str
-        What it must satisfy, as ``"<= 0.08"`` or ``"0.85 .. 0.95"``.
-    sentence : str
-        The result in one sentence.
-    table : pandas.DataFrame
-        The figures behind it.
+    `value` is the number that decides, `bound` what it must satisfy, as ``"<= 0.08"`` or
+    ``"0.85 .. 0.95"``, and `table` has the figures behind it.
     """
 
     name: str
@@ -58,12 +47,7 @@ class CheckResult:
         return f"{self.name}: {'passed' if self.passed else 'NOT passed'}. {self.sentence}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the table; a value that is not a number becomes None.
-
-        Returns
-        -------
-        dict
-        """
+        """Plain values for JSON, without the table; a value that is not a number becomes None."""
         names = ("name", "passed", "value", "bound", "sentence")
         return finite_or_none({name: getattr(self, name) for name in names})
 
@@ -134,15 +118,12 @@ def prior_sensitivity(model: LatencyModel, runs: Runs, seed: int, **sampling: An
         rows.append((name, float(np.median(moved)), float(moved.max())))
     table = pd.DataFrame(rows, columns=["priors", "median_moved_sd", "max_moved_sd"])
     worst = float(table["max_moved_sd"].max())
-    return CheckResult(
-        "prior_sensitivity",
-        worst <= SENSITIVITY,
-        worst,
-        f"<= {SENSITIVITY}",
+    sentence = (
         f"With priors {WIDER} times as wide or narrow, no fitted mean latency moves by more than "
-        f"{worst:.2f} of its posterior standard deviations.",
-        table,
+        f"{worst:.2f} of its posterior standard deviations."
     )
+    passed, bound = worst <= SENSITIVITY, f"<= {SENSITIVITY}"
+    return CheckResult("prior_sensitivity", passed, worst, bound, sentence, table)
 
 
 def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
@@ -253,7 +234,7 @@ def validate(
         except EvidenceError as error:
             checks = [CheckResult(name, False, float("nan"), "evidence", str(error))]
         results += checks
-        if progress is not None:
-            for check in checks:
+        for check in checks:
+            if progress is not None:
                 progress(str(check))
     return results

@@ -1,12 +1,8 @@
-"""A run from an export of AIPerf: ``profile_export_aiperf.json``.
-
-The records of single requests, ``profile_export.jsonl``, are used where they lie beside it. What
-load was asked for stands in ``input_config``, as ``phases`` since 0.9 and as ``loadgen`` before.
-"""
+"""A run from an export of AIPerf, ``profile_export_aiperf.json``, and the records beside it."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +11,8 @@ from pydantic import AliasChoices, AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.rows import ALL_FAILED, Requests, reported, run_row
+from bayes_sd.runs.config import Values
+from bayes_sd.runs.rows import Latency, Requests, Rows, Statistics, counted, run_row
 
 METRICS = {"e2e": "request_latency", "ttft": "time_to_first_token", "tpot": "inter_token_latency"}
 UNITS_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -32,13 +29,9 @@ class _Count(c.Record):
     mean: c.Count = Field(validation_alias="avg")
 
 
-class _Time(_Value):
+class _Time(Statistics):
+    mean: c.Number = Field(validation_alias=AliasChoices("avg", "value"))
     unit: Literal["s", "sec", "ms", "us", "ns"]
-    std: c.NonNegative | None = None
-    p50: c.Number | None = None
-    p90: c.Number | None = None
-    p95: c.Number | None = None
-    p99: c.Number | None = None
 
     @property
     def unit_s(self) -> float:
@@ -73,42 +66,35 @@ class _Record(c.Record):
     output: _Value = Field(validation_alias=AliasPath("metrics", "output_sequence_length"))
 
 
-def is_result(data: Mapping[str, Any]) -> bool:
+def is_result(data: Values) -> bool:
     """Whether a JSON object looks like a summary exported by AIPerf."""
     return "aiperf_version" in data or {"input_config", "request_latency"} <= set(data)
 
 
 def companion(path: Path) -> bool:
     """Whether a file is one that AIPerf writes beside its export, and not a run."""
-    beside = path.name in COMPANIONS and bool(list(path.parent.glob("*_aiperf.json")))
+    named = path.name in COMPANIONS or path.suffix == ".jsonl"
+    beside = named and any(path.parent.glob("*_aiperf.json"))
     return beside or path.name.startswith(".aiperf")
 
 
-def stated(data: Mapping[str, Any]) -> dict[str, Any]:
+def stated(data: Values) -> dict[str, Any]:
     """Nothing: AIPerf has no place for the server's configuration."""
     return {}
 
 
-def runs_of(
-    data: Mapping[str, Any], configuration: Mapping[str, Any], path: Path
-) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def runs_of(data: Values, configuration: Values, path: Path) -> Rows:
     """Row of the one run of an export, with the records of single requests beside its path."""
     export = c.record(_Export, data)
     wanted = data.get("input_config")
     if not isinstance(wanted, Mapping):
         raise InputError("input_config is missing; it says what load was offered")
     succeeded, errors = export.request_count.mean, export.error_request_count
-    if succeeded == 0:
-        raise InputError(ALL_FAILED)
     duration_s = export.benchmark_duration.mean * export.benchmark_duration.unit_s
-    if not duration_s > 0:
-        raise InputError(f"benchmark_duration must be a positive number, got {duration_s:g} s")
     in_flight = export.effective_concurrency and export.effective_concurrency.mean
-    load = _load(wanted) | {
-        "requests": succeeded,
-        "failed": errors and errors.mean,
-        "duration_s": duration_s,
-        "achieved_rps": succeeded / duration_s,
+    load = {
+        **_load(wanted),
+        **counted(succeeded, errors.mean if errors else 0, duration_s),
         "prompt_tokens": export.input_sequence_length.mean,
         "output_tokens": export.output_sequence_length.mean,
         "in_flight": in_flight or None,
@@ -118,18 +104,18 @@ def runs_of(
         listed = _records(records)
         if len(listed) != succeeded:
             counts = f"{len(listed)} successful requests but {path.name} counts {succeeded}"
-            raise InputError(f"{records.name} lists {counts}; it is cut off or of another run")
+            raise InputError(f"{records.name} lists {counts}; is it cut off?")
         requests = _requests(listed)
         load["span_s"] = float(np.ptp([r.start_ns * 1e-9 for r in listed])) or None
     latencies = {
-        metric: reported(x := getattr(export, name), f"{name}: ", x.unit_s if x else 1.0)
+        metric: x.latency(x.unit_s, name) if (x := getattr(export, name)) else Latency()
         for metric, name in METRICS.items()
     }
     server = {"verifier": _model(wanted), **configuration}
     yield -1, run_row(server, load, latencies, requests=requests)
 
 
-def _model(wanted: Mapping[str, Any]) -> str | None:
+def _model(wanted: Values) -> str | None:
     """Name of the one model that was asked: ``models.items`` or ``endpoint.model_names``."""
     items = c.mapping(wanted.get("models")).get("items")
     names = [c.mapping(item).get("name") for item in items] if isinstance(items, list) else []
@@ -137,7 +123,7 @@ def _model(wanted: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and len(names) == 1 else None
 
 
-def _load(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _load(wanted: Values) -> dict[str, Any]:
     """Loop, rate, concurrency and burstiness."""
     given = _phase(wanted)
     for key, value in given.items():
@@ -154,14 +140,13 @@ def _load(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"loop": "open", "rate_rps": load.rate, **limit}
 
 
-def _phase(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _phase(wanted: Values) -> dict[str, Any]:
     """The load as a phase of AIPerf 0.9, also where an earlier version wrote it."""
     if isinstance(wanted.get("phases"), list):
         phases = [c.mapping(phase) for phase in wanted["phases"]]
         measured = [p for p in phases if p.get("kind", "profiling") != "warmup"]
         if len(measured) != 1:
-            problem = f"input_config.phases has {len(measured)} profiling phases"
-            raise InputError(f"{problem}; a run has one load")
+            raise InputError(f"input_config has {len(measured)} profiling phases; a run has one")
         return dict(measured[0])
     if not isinstance(old := wanted.get("loadgen"), Mapping):
         raise InputError("input_config has neither phases nor loadgen, so the load is unknown")

@@ -16,10 +16,14 @@ FLAGS = {  # what flagged runs have in common
     "no-tpot": "have no time per output token",
     "few-requests": "have under ten requests",
     "no-counts": "have no acceptance counts",
+    "no-acceptance": "have neither acceptance counts nor a known acceptance",
     "concurrency-cap": "offered a rate but also limited the requests in flight",
     "rate-from-achieved": "do not say which rate was offered",
 }
+LEVEL = {"no-acceptance": "error", "concurrency-cap": "note", "rate-from-achieved": "note"}
 CONSEQUENCES = {
+    "aside": "set aside: it is not in the table",
+    "nothing": "there is nothing to fit",
     "saturated": "they bound the capacity but are not fitted as steady states",
     "failed>5%": "only successful requests are measured, which may be the lucky ones",
     "no-tpot": "prefill and decode cost cannot be told apart from these runs",
@@ -27,9 +31,16 @@ CONSEQUENCES = {
     "no-counts": "the imposed acceptance is taken for the real one",
     "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
     "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
+    "no-acceptance": "not fitted; give acceptance (0 to 1), or counts (drafts and accepted_tokens)",
+    "size": "fit refuses all runs; give drafter_params (0 for a drafter without weights)",
+    "load": "cost alone (C1) and cost of other requests (C2) cannot be told apart by e2e latency",
+    "extreme": "nothing is learned about other acceptances: answers for them extrapolate",
+    "plain": "whether SD beats plain decoding cannot be answered for it",
+    "verifiers": "there is no size law: extrapolation to other sizes rests on the prior",
+    "depth": "a typical depth is assumed: it can be off by 40%, keys and values by a factor of 3",
+    "environments": "each has factors of its own on overhead, memory and compute",
 }
-NOTES = ("concurrency-cap", "rate-from-achieved")  # the others are warnings
-Finding = tuple[str, str, str, str]
+Finding = tuple[str, Any, str, str]  # level, where, finding, key of its consequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +50,12 @@ class Check:
     Parameters
     ----------
     passed : bool
-        False when there is no steady run to fit.
+        False when there is no steady run to fit, or fit would refuse them.
     summary : pandas.DataFrame
         One row an environment, verifier, drafter and number of draft tokens; rates in 1/s,
         lengths in tokens; acceptance is accepted over drafted tokens, imposed is per token.
     findings : pandas.DataFrame
         Columns level (error, warning, note), where, finding, consequence.
-
-    Examples
-    --------
-    >>> import bayes_sd as bsd
-    >>> from bayes_sd.runs.read import corpus
-    >>> bsd.read(corpus("vllm-cpu")).check().passed
-    True
     """
 
     passed: bool
@@ -59,7 +63,8 @@ class Check:
     findings: pd.DataFrame
 
     def __str__(self) -> str:
-        parts = [f"There {'are steady runs' if self.passed else 'is no steady run'} to fit."]
+        refused = "These runs cannot be fitted; see the errors below."
+        parts = ["There are steady runs to fit." if self.passed else refused]
         if len(self.summary):
             shown = self.summary
             if shown.environment.nunique() == 1:
@@ -76,30 +81,25 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; missing ones are None."""
-        tables = {"summary": self.summary, "findings": self.findings}
-        records = {name: table.to_dict("records") for name, table in tables.items()}
-        return finite_or_none({"passed": self.passed, **records})
+        summary, findings = (x.to_dict("records") for x in (self.summary, self.findings))
+        return finite_or_none({"passed": self.passed, "summary": summary, "findings": findings})
 
 
 def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
     """Check a run table and the list of what was set aside."""
     steady = runs[~runs.saturated]
-    usable = steady[steady.tokens_per_cycle.notna()]
-    findings = pd.DataFrame(
-        [
-            *_set_aside(set_aside),
-            *_nothing(runs, usable),
-            *_flagged(runs),
-            *_few_loads(steady),
-            *_extreme_acceptance(steady),
-            *_verifiers(runs, steady),
-        ],
-        columns=["level", "where", "finding", "consequence"],
-        dtype="str",
-    )
+    blocking = [*_nothing(runs, steady), *_unknown_sizes(runs)]
+    aside: list[Finding] = [
+        ("warning", place(source, row), reason, "aside")
+        for source, row, reason in set_aside.itertuples(index=False)
+    ]
+    rest = [*_flagged(runs), *_servers(steady), *_environments(runs, steady)]
+    columns = ["level", "where", "finding", "consequence"]
+    findings = pd.DataFrame([*aside, *blocking, *rest], columns=columns, dtype="str")
+    findings["consequence"] = findings.consequence.map(CONSEQUENCES)
     order = findings.level.map({level: i for i, level in enumerate(LEVELS)})
     findings = findings.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-    return Check(bool(len(usable)), _summary(runs), findings)
+    return Check(not blocking, _summary(runs), findings)
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -107,8 +107,7 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     steady, rps = ~runs.saturated, runs.rate_rps.fillna(runs.achieved_rps)
     table = runs.assign(steady=steady, rps=rps, accepted=_accepted_share(runs), load=_load(runs))
     bounds = {"rps": "rps", "prompt": "prompt_tokens", "output": "output_tokens"}
-    groups = table.groupby(SERVER, sort=True)
-    summary = groups.agg(
+    summary = table.groupby(SERVER).agg(
         runs=("run_id", "size"),
         steady=("steady", "sum"),
         requests=("requests", "sum"),
@@ -129,100 +128,77 @@ def _load(runs: pd.DataFrame) -> pd.Series:
 
 def _accepted_share(runs: pd.DataFrame) -> pd.Series:
     """Accepted per drafted token; NaN where it was not counted."""
-    return runs.accepted_tokens / (runs.drafts * runs.draft_tokens).where(runs.drafts > 0)
+    drafted = runs.drafted_tokens.fillna(runs.drafts * runs.draft_tokens)
+    return runs.accepted_tokens / drafted.where(drafted > 0)
 
 
-def _label(server: tuple[Any, ...]) -> str:
+def _label(server: Any) -> str:
     _, verifier, drafter, k = server
     return f"{verifier} plain" if drafter == "none" else f"{verifier} with {drafter}, k={k}"
 
 
+def place(source: str, row: int) -> str:
+    """A file, or a row of it."""
+    return source if row < 0 else f"{source} row {row}"
+
+
 def _files(group: pd.DataFrame, most: int = 3) -> str:
     """Names of the first runs of a group."""
-    names = [
-        name if row < 0 else f"{name} row {row}"
-        for name, row in zip(group.source.str.rsplit("/", n=1).str[-1], group.row, strict=True)
-    ]
+    sources = group.source.str.rsplit("/", n=1).str[-1]
+    names = [place(name, row) for name, row in zip(sources, group.row, strict=True)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
-def _set_aside(rows: pd.DataFrame) -> Iterator[Finding]:
-    for source, row, reason in zip(rows.source, rows.row, rows.reason, strict=True):
-        where = source if row < 0 else f"{source} row {row}"
-        yield "warning", where, reason, "set aside: it is not in the table"
+def _nothing(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
+    if steady.tokens_per_cycle.isna().all():
+        why = "no steady run has a known acceptance" if len(steady) else "no run is steady"
+        problem = why if len(runs) else "there are no runs"
+        yield "error", "all runs", problem, "nothing"
 
 
-def _nothing(runs: pd.DataFrame, usable: pd.DataFrame) -> Iterator[Finding]:
-    if not len(usable):
-        problem = "there are no runs"
-        if len(runs):
-            acceptance = "no steady run has a known acceptance"
-            problem = "no run reached a steady state" if runs.saturated.all() else acceptance
-        yield "error", "all runs", problem, "there is nothing to fit"
+def _unknown_sizes(runs: pd.DataFrame) -> Iterator[Finding]:
+    """Drafters that a fit refuses; it takes a size that one of their runs has for all."""
+    fitted = runs[runs.tokens_per_cycle.notna() & (~runs.saturated | (runs.loop == "open"))]
+    for drafter, group in fitted[fitted.drafter != "none"].groupby("drafter"):
+        if group.drafter_params.isna().all():
+            finding = f"its size is unknown in {len(group)} runs: {_files(group)}"
+            yield "error", f"drafter {drafter}", finding, "size"
 
 
 def _flagged(runs: pd.DataFrame) -> Iterator[Finding]:
-    for server, group in runs.groupby(SERVER):
-        unknown = group.tokens_per_cycle.isna()
-        if unknown.any():
-            hit = group[unknown]
-            text = f"acceptance is unknown in {len(hit)} of {len(group)} runs: {_files(hit)}"
-            consequence = (
-                "they are not fitted; give acceptance (accepted share of a draft token, 0 to 1), "
-                "or drafts and accepted_tokens as the server counts them"
-            )
-            yield "error", _label(server), text, consequence
-        flags = group["flags"].str.split(",")
-        for flag, finding in FLAGS.items():
-            hit = group[[flag in names for names in flags]]
-            if flag == "no-counts":  # the others are errors, above
-                hit = hit[hit.tokens_per_cycle.notna()]
-            if len(hit):
-                level = "note" if flag in NOTES else "warning"
-                text = f"{len(hit)} of {len(group)} runs {finding}: {_files(hit)}"
-                yield level, _label(server), text, CONSEQUENCES[flag]
+    total = runs.groupby(SERVER).size().to_dict()
+    raised = {flag for names in runs["flags"] for flag in names.split(",")}
+    for flag, finding in ((flag, text) for flag, text in FLAGS.items() if flag in raised):
+        for server, hit in runs[runs["flags"].str.contains(flag, regex=False)].groupby(SERVER):
+            text = f"{len(hit)} of {total[server]} runs {finding}: {_files(hit)}"
+            yield LEVEL.get(flag, "warning"), _label(server), text, flag
 
 
-def _few_loads(steady: pd.DataFrame) -> Iterator[Finding]:
-    consequence = (
-        "the cost alone (C1) and the cost of other requests (C2) cannot be told apart "
-        "from end-to-end latency: the size law and the prior decide"
-    )
-    for server, group in steady.groupby(SERVER):
-        if _load(group).nunique() == 1:
-            yield "warning", _label(server), "only one load level", consequence
-
-
-def _extreme_acceptance(steady: pd.DataFrame) -> Iterator[Finding]:
+def _servers(steady: pd.DataFrame) -> Iterator[Finding]:
+    for server, loads in _load(steady).groupby([steady[name] for name in SERVER]).nunique().items():
+        if loads == 1:
+            yield "warning", _label(server), "only one load level", "load"
     drafting = steady[steady.draft_tokens > 0]
     share = _accepted_share(drafting).fillna(drafting.acceptance_imposed)
-    consequence = "nothing is learned about other acceptances: answers for them extrapolate"
     for (_, verifier, drafter), values in share.groupby([drafting[name] for name in SERVER[:3]]):
         for level in (0, 1):
             if (values == level).all():
                 finding = f"acceptance is {level} in every run"
-                yield "warning", f"{verifier} with {drafter}", finding, consequence
+                yield "warning", f"{verifier} with {drafter}", finding, "extreme"
 
 
-def _verifiers(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
-    for (_, verifier), group in steady.groupby(["environment", "verifier"]):
+def _environments(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
+    for (_, verifier), group in steady.groupby(SERVER[:2]):
         if (group.arm != "plain").all():
-            refused = "whether SD beats plain decoding cannot be answered for it"
-            yield "warning", str(verifier), "no steady plain run", refused
+            yield "warning", verifier, "no steady plain run", "plain"
     for environment, group in steady.groupby("environment"):
         if group.verifier_params.nunique() == 1:
-            consequence = "there is no size law: extrapolation to other sizes rests on the prior"
-            yield "note", str(environment), "only one verifier size", consequence
+            yield "note", environment, "only one verifier size", "verifiers"
         depths = group.groupby("verifier").verifier_layers.first()
         if depths.isna().any():
             names = ", ".join(map(str, depths[depths.isna()].index))
-            consequence = (
-                "the depth usual at its size is assumed, which can be off by 40%, and keys and "
-                "values by a factor of 3; give verifier_layers and verifier_kv_bytes"
-            )
-            yield "note", str(environment), f"verifier_layers not given for {names}", consequence
+            yield "note", environment, f"verifier_layers not given for {names}", "depth"
     environments = runs.environment.drop_duplicates()
     if len(environments) > 1:
         finding = f"{len(environments)} environments: {'; '.join(map(str, environments))}"
-        consequence = "each has factors of its own on overhead, memory and compute"
-        yield "note", "all runs", finding, consequence
+        yield "note", "all runs", finding, "environments"

@@ -1,7 +1,7 @@
 """Who served a run: verifier, drafter, draft tokens, environment; numbers as files write them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ ALIASES = {
 GIVE = "give it as an argument, in a sidecar or in the file's metadata (--metadata {0}=...)"
 LARGEST_COUNT = 9e18  # what 64 bits hold
 NO_DRAFTER = "none"
+Values = Mapping[str, Any]
 
 
 def number(value: Any) -> float:
@@ -76,7 +77,7 @@ def absent(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Values:
     """A JSON object; an empty one where there is something else."""
     return value if isinstance(value, Mapping) else {}
 
@@ -113,6 +114,11 @@ def record[R: BaseModel](kind: type[R], values: Any, where: str = "") -> R:
         raise InputError(f"{where}{sentence(error)}") from None
 
 
+def column(meaning: str, default: Any = math.nan) -> Any:
+    """A field that is a column of the run table."""
+    return Field(default, description=meaning)
+
+
 class Record(BaseModel):
     """Part of a file of another tool: unknown keys are ignored, null is the same as no key."""
 
@@ -139,65 +145,56 @@ class Configuration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    verifier: Annotated[Text, Field(min_length=1)]
-    verifier_params: Positive
-    verifier_active_params: Positive = math.nan
-    verifier_layers: Positive = math.nan
-    verifier_kv_bytes: Positive = math.nan
-    family: Annotated[Literal["dense", "moe"] | None, Lower] = None
-    experts: Count = 0
-    experts_per_token: Count = 0
-    drafter: Text = NO_DRAFTER
-    drafter_params: NonNegative = math.nan
-    drafter_method: Text = ""
-    drafter_path: Text = ""
-    draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)]
-    arm: Annotated[Literal["plain", "sd"] | None, Lower] = None
-    acceptance_imposed: Fraction = math.nan
-    environment: Text
+    environment: Text = column("hardware / engine", ...)
+    verifier: Text = column("model that answers", ...)
+    family: Annotated[Literal["dense", "moe"] | None, Lower] = column("dense or moe", None)
+    verifier_params: Positive = column("parameters of the verifier", ...)
+    verifier_active_params: Positive = column("parameters used for one token")
+    verifier_layers: Positive = column("layers; missing: assumed from the size")
+    verifier_kv_bytes: Positive = column("keys and values of one token, or missing")
+    experts: Count = column("experts in a layer, 0 if dense", 0)
+    experts_per_token: Count = column("experts routed to, 0 if dense", 0)
+    drafter: Text = column("model that drafts, 'none' if plain", NO_DRAFTER)
+    drafter_params: NonNegative = column("parameters of the drafter, 0 if it has no weights")
+    drafter_method: Text = column("draft_model, eagle3, mtp, ngram, ...; '' if unknown", "")
+    drafter_path: Text = column("what vLLM calls the drafter's model; '' if unknown", "")
+    draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)] = column("per cycle, k", ...)
+    arm: Annotated[Literal["plain", "sd"] | None, Lower] = column("sd: a drafter is loaded", None)
+    acceptance_imposed: Fraction = column("acceptance per token known by construction")
 
 
 NAMES = (*Configuration.model_fields, "hardware", "engine")
 KNOWN = (*NAMES, *ALIASES)
 
 
-def _problems(c: Configuration) -> list[str]:
+def _problems(c: Configuration) -> Iterator[str]:
     """What cannot all be true of one server."""
     plain, moe = c.drafter == NO_DRAFTER, c.family == "moe"
-    no_drafter = "but there is no drafter; name the drafter"
-    dense = "a dense model has 0"
-    rules = (
-        (plain and c.draft_tokens > 0, f"draft_tokens is {c.draft_tokens} {no_drafter} or give 0"),
-        (plain and c.arm == "sd", f"arm is sd {no_drafter} or set arm to plain"),
-        (plain and c.drafter_params > 0, f"drafter_params is {c.drafter_params:g} {no_drafter}"),
-        (plain and c.drafter_method, f"drafter_method is {c.drafter_method!r} {no_drafter}"),
-        (plain and c.drafter_path, f"drafter_path is {c.drafter_path!r} {no_drafter}"),
-        (
-            not plain and c.arm == "plain",
-            f"arm is plain but drafter is {c.drafter!r}; a plain run has drafter none",
-        ),
-        (
-            c.arm == "plain" and c.acceptance_imposed > 0,
-            f"acceptance_imposed is {c.acceptance_imposed:g} in a plain run; give 0 or nothing",
-        ),
-        (not moe and c.experts, f"family is dense but experts is {c.experts}; {dense}"),
-        (
-            not moe and c.experts_per_token,
-            f"family is dense but experts_per_token is {c.experts_per_token}; {dense}",
-        ),
-        (moe and not c.experts, "family is moe but experts is 0; give the number of experts"),
-    )
+    for name in ("draft_tokens", "drafter_params", "drafter_method", "drafter_path"):
+        if plain and (value := getattr(c, name)) and not absent(value):
+            yield f"{name} is {value} but there is no drafter; name the drafter"
+    for name in ("experts", "experts_per_token"):
+        if not moe and getattr(c, name):
+            yield f"family is dense but {name} is {getattr(c, name)}; a dense model has 0"
+    if moe and not c.experts:
+        yield "family is moe but experts is 0; give the number of experts"
+    if plain and c.arm == "sd":
+        yield "arm is sd but there is no drafter; name the drafter or set arm to plain"
+    if c.arm == "plain" and not plain:
+        yield f"arm is plain but drafter is {c.drafter!r}; a plain run has drafter none"
+    if c.arm == "plain" and c.acceptance_imposed > 0:
+        yield f"acceptance_imposed is {c.acceptance_imposed:g} in a plain run; give 0 or nothing"
     sizes = (c.verifier_params, c.verifier_active_params, c.experts, c.experts_per_token)
-    return [*(text for wrong, text in rules if wrong), *contradictions(*sizes, "verifier_")]
+    yield from contradictions(*sizes, "verifier_")
 
 
-def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+def canonical(values: Values) -> dict[str, Any]:
     """Known configuration keys under their own names, blanks dropped; InputError if two differ."""
     given = (key for key in KNOWN if not absent(values.get(key)))
     return merge((repr(key), {ALIASES.get(key, key): values[key]}) for key in given)
 
 
-def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def merge(layers: Iterable[tuple[str, Values]]) -> dict[str, Any]:
     """Join (label, mapping) pairs; InputError that names both labels if two values differ."""
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -218,7 +215,7 @@ def _same(a: Any, b: Any) -> bool:
         return str(a).strip() == str(b).strip()
 
 
-def configure(values: Mapping[str, Any]) -> Configuration:
+def configure(values: Values) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
     v = {key: value for key, value in values.items() if not absent(value)}
     parts = [str(v.pop(key)).strip() for key in ("hardware", "engine") if key in v]

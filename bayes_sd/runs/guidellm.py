@@ -1,11 +1,8 @@
 """Runs from a report of GuideLLM (``benchmarks.json``): one a benchmark.
 
-Reports since 0.7 state what was asked for under ``config``, earlier ones under ``args``; the
-benchmarks look alike. Latency is in seconds there, the times of tokens in milliseconds. What
-GuideLLM calls time per output token includes the first one: ours is its inter-token latency.
+Its time per output token includes the first one: ours is its inter-token latency.
 """
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ from pydantic import AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.rows import ALL_FAILED, Requests, reported, run_row
+from bayes_sd.runs.config import Values
+from bayes_sd.runs.rows import Requests, Rows, Statistics, counted, run_row
 
 LATENCIES = {
     "e2e": ("request_latency", 1.0),
@@ -33,14 +31,8 @@ def _statistics(name: str, status: str = "successful") -> Any:
     return _under("metrics", name, status)
 
 
-class _Distribution(c.Record):
-    count: c.Count
-    mean: c.Number | None = None
+class _Distribution(Statistics):
     max: c.Number | None = None
-    std: c.NonNegative | None = _under("std_dev")
-    p50: c.NonNegative | None = _under("percentiles", "p50")
-    p90: c.NonNegative | None = _under("percentiles", "p90")
-    p99: c.NonNegative | None = _under("percentiles", "p99")
 
 
 class _Request(c.Record):
@@ -74,25 +66,22 @@ class _Benchmark(c.Record):
     failed: list[_Request] | None = _under("requests", "errored")
 
 
-def is_result(data: Mapping[str, Any]) -> bool:
+def is_result(data: Values) -> bool:
     """Whether a JSON object looks like a report of GuideLLM."""
     return "benchmarks" in data
 
 
-def stated(data: Mapping[str, Any]) -> dict[str, Any]:
+def stated(data: Values) -> dict[str, Any]:
     """Configuration in the ``--label key=value`` pairs of a report (0.7 and later)."""
     metadata = c.mapping(c.mapping(data.get("config")).get("metadata"))
     return c.canonical(c.mapping(metadata.get("labels")))
 
 
-def runs_of(
-    data: Mapping[str, Any], configuration: Mapping[str, Any], path: Path
-) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def runs_of(data: Values, configuration: Values, path: Path) -> Rows:
     """Row of each benchmark of a report, or why it has none."""
-    benchmarks = data["benchmarks"]
+    benchmarks = data.get("benchmarks")
     if not isinstance(benchmarks, list) or not {"args", "config"} & set(data):
-        problem = "has benchmarks but neither args nor config, so it is no report of GuideLLM"
-        raise InputError(f"{problem} (benchmarks.json); versions from 0.4 on are read")
+        raise InputError("has benchmarks but neither args nor config, as GuideLLM 0.4 and later")
     if not benchmarks:
         raise InputError("is a GuideLLM report without benchmarks; at least one is needed")
     for i, benchmark in enumerate(benchmarks):
@@ -102,25 +91,21 @@ def runs_of(
             yield i, error
 
 
-def _run(b: _Benchmark, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    if b.succeeded == 0:
-        raise InputError(ALL_FAILED)
+def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
     listed = [*(b.successful or ()), *(b.incomplete or ()), *(b.failed or ())]
     starts = [r.request_start_time for r in listed if r.request_start_time is not None]
     # Where only a sample of requests is listed, the first and the last may be missing.
     complete = len(b.successful or ()) == b.succeeded
-    load = _load(b) | {
-        "requests": b.succeeded,
-        "failed": b.errored,
-        "duration_s": b.duration,
-        "achieved_rps": b.succeeded / b.duration,
+    load = {
+        **_load(b),
+        **counted(b.succeeded, b.errored, b.duration),
         "prompt_tokens": b.prompt_token_count and b.prompt_token_count.mean,
         "output_tokens": b.output_token_count and b.output_token_count.mean,
         "in_flight": (b.in_flight and b.in_flight.mean) or None,
         "span_s": float(np.ptp(starts)) or None if starts and complete else None,
     }
     latencies = {
-        metric: reported(getattr(b, name), f"metrics.{name}.successful: ", unit_s)
+        metric: (getattr(b, name) or Statistics()).latency(unit_s, f"metrics.{name}.successful")
         for metric, (name, unit_s) in LATENCIES.items()
     }
     server = {"verifier": b.model, **configuration}

@@ -27,17 +27,10 @@ class Load:
 
     Parameters
     ----------
-    rps : float or sequence, optional
-        Offered rate, requests/s.
-    concurrency : float or sequence, optional
-        Requests kept in flight, at least 1; instead of `rps`.
+    rps, concurrency : float or sequence
+        Either the offered rate, requests/s, or the requests kept in flight, at least 1.
     prompt, output : float or sequence
         Prompt and output tokens of a request, at least 1.
-
-    Raises
-    ------
-    InputError
-        If not exactly one of `rps` and `concurrency` is given, or a number is out of range.
 
     Examples
     --------
@@ -62,16 +55,12 @@ class Load:
         output: Numbers,
     ) -> None:
         if (rps is None) == (concurrency is None):
-            raise InputError(
-                "a load needs exactly one of rps (requests/s) and concurrency (requests in flight)"
-            )
-        if rps is not None:
-            cells = {"rate_rps": _axis("rate_rps", "rps", rps, 0.0)}
-        else:
-            cells = {"concurrency": _axis("concurrency", "concurrency", concurrency, 1.0)}
-        cells["prompt_tokens"] = _axis("prompt_tokens", "prompt", prompt, 1.0)
-        cells["output_tokens"] = _axis("output_tokens", "output", output, 1.0)
-        self._set("", cells, pd.DataFrame())
+            units = "rps (requests/s) and concurrency (requests in flight)"
+            raise InputError(f"a load needs exactly one of {units}")
+        axes = [("rate_rps", "rps", rps, 0.0), ("concurrency", "concurrency", concurrency, 1.0)]
+        axes = [axis for axis in axes if axis[2] is not None]
+        axes += [("prompt_tokens", "prompt", prompt, 1.0), ("output_tokens", "output", output, 1.0)]
+        self._set("", {axis[0]: _axis(*axis) for axis in axes}, pd.DataFrame())
 
     def _set(self, name: str, cells: Mapping[str, Any], windows: pd.DataFrame) -> "Load":
         import xarray as xr
@@ -96,20 +85,9 @@ class Load:
             windows are alike). Otherwise it has a request a row, in order of ``timestamp``
             (seconds, or ISO 8601), with both lengths; Azure's public logs are read as they are.
         window_s : float
-            Length of the windows a log is cut into, seconds; changed as little as makes a whole
-            number of them cover the log. Load is taken to be steady in a window, so it should be
-            longer than requests are served; the shorter, the more of chance counts as load.
+            Seconds of the windows a log is cut into; the load is taken to be steady in each.
         columns : mapping, optional
             Our column name to theirs.
-
-        Returns
-        -------
-        Load
-
-        Raises
-        ------
-        InputError
-            If the source cannot be used; names the column and the row, counted from 0.
 
         Examples
         --------
@@ -128,9 +106,8 @@ class Load:
     @classmethod
     def _traffic(cls, name: str, windows: pd.DataFrame) -> "Load":
         """A load of checked windows."""
-        busy = windows[windows["rate_rps"] > 0]
-        names = ("rate_rps", *LENGTHS)
-        cells = {column: ("window", busy[column].to_numpy(float)) for column in names}
+        busy = _with_requests(windows)
+        cells = {c: ("window", busy[c].to_numpy(float)) for c in ("rate_rps", *LENGTHS)}
         for length in LENGTHS:
             if (cv := _relative_spread(busy, length)) is not None:
                 cells[length.replace("tokens", "cv")] = ("window", cv)
@@ -162,11 +139,7 @@ class Load:
 
     @property
     def cells(self) -> "xr.Dataset":
-        """``rate_rps`` or ``concurrency``, ``prompt_tokens``, ``output_tokens`` of every cell.
-
-        Of traffic, the windows with requests (dim ``window``), with ``prompt_cv`` and
-        ``output_cv``, the relative spread of lengths within a window, if known.
-        """
+        """Rate or concurrency and lengths of every cell; ``prompt_cv``, ``output_cv`` if known."""
         return self._cells.copy(deep=True)
 
     @property
@@ -203,6 +176,10 @@ class Load:
         return self.table.assign(seconds=1.0)
 
     @property
+    def _busy(self) -> pd.DataFrame:
+        return _with_requests(self.windows)
+
+    @property
     def seconds(self) -> float:
         """Time covered by traffic, windows without requests included."""
         return float(self.windows["seconds"].sum())
@@ -210,7 +187,7 @@ class Load:
     @property
     def requests(self) -> float:
         """Requests in that time."""
-        return float((self.windows["rate_rps"] * self.windows["seconds"]).sum())
+        return float(self._busy["requests"].sum())
 
     @property
     def mean_rps(self) -> float:
@@ -225,18 +202,18 @@ class Load:
     @property
     def shares(self) -> np.ndarray:
         """Share of all requests by window with requests."""
-        requests = (self._busy["rate_rps"] * self._busy["seconds"]).to_numpy()
+        requests = self._busy["requests"].to_numpy()
         return requests / requests.sum()
 
-    @property
-    def _busy(self) -> pd.DataFrame:
-        return self.windows[self.windows["rate_rps"] > 0]
+    def _grid(self, axis: Any, prompt: Any, output: Any) -> "Load":
+        """A load of the same kind of axis."""
+        if self.axis == "rate_rps":
+            return Load(rps=axis, prompt=prompt, output=output)
+        return Load(concurrency=axis, prompt=prompt, output=output)
 
     def with_axis(self, values: Numbers) -> "Load":
         """The same lengths at other rates (or concurrencies, where this load has those)."""
-        prompt, output = self.lengths
-        key = "rps" if self.axis == "rate_rps" else "concurrency"
-        return Load(**{key: values}, prompt=prompt, output=output)
+        return self._grid(values, *self.lengths)
 
     def scaled(self, factor: float) -> "Load":
         """The same load at `factor` times the rates or concurrencies."""
@@ -245,17 +222,11 @@ class Load:
         if self.is_traffic:
             rates = self._windows.assign(rate_rps=self._windows["rate_rps"] * factor)
             return Load._traffic(f"{factor:g} x {self.name}", rates)
-        key = "rps" if self.axis == "rate_rps" else "concurrency"
-        axis, prompt, output = (self._cells[n].values for n in (self.axis, *LENGTHS))
-        return Load(**{key: axis * factor}, prompt=prompt, output=output)
+        axis, *lengths = (self._cells[n].values for n in (self.axis, *LENGTHS))
+        return self._grid(axis * factor, *lengths)
 
     def thin(self, windows: int) -> "Load":
-        """At most so many windows with requests; time, requests, tokens and peak stay.
-
-        Windows are sorted by their tokens a second and joined in groups of equal numbers of
-        requests; what lengths differ within a group becomes spread. The fullest window stays
-        alone, since it saturates first. All time without requests becomes one window.
-        """
+        """At most so many windows with requests; time, requests, tokens, spread and peak stay."""
         if not (isinstance(windows, int) and windows >= 2):
             raise InputError(f"windows must be a whole number of at least 2, got {windows!r}")
         if not self.is_traffic or len(self._busy) <= windows:
@@ -280,6 +251,12 @@ def _axis(name: str, argument: str, values: Any, least: float) -> "xr.DataArray"
     return xr.DataArray(array) if array.ndim == 0 else xr.DataArray(array, {name: array}, [name])
 
 
+def _with_requests(windows: pd.DataFrame) -> pd.DataFrame:
+    """Windows in which there are requests, and how many."""
+    busy = windows[windows["rate_rps"] > 0]
+    return busy.assign(requests=busy["rate_rps"] * busy["seconds"])
+
+
 def _list(values: np.ndarray) -> str:
     """Numbers for a sentence, many of them as a range."""
     values = np.atleast_1d(values)
@@ -289,27 +266,24 @@ def _list(values: np.ndarray) -> str:
 
 
 def _joined(busy: pd.DataFrame, windows: int) -> pd.DataFrame:
-    """Windows with requests joined to fewer, see `Load.thin`."""
-    requests = busy["rate_rps"] * busy["seconds"]
-    parts: dict[str, pd.Series] = {"seconds": busy["seconds"], "requests": requests}
+    """Windows joined in order of their tokens/s; the fullest stays alone: it saturates first."""
+    requests, sums = busy["requests"], busy[["seconds", "requests"]].copy()
     for name in LENGTHS:
         cv = _relative_spread(busy, name)
         square = busy[name] ** 2 * (1 + (0.0 if cv is None else cv**2))
-        parts |= {name: requests * busy[name], f"{name}_sd": requests * square}
+        sums[name], sums[f"{name}_sd"] = requests * busy[name], requests * square
     tokens_per_s = busy["rate_rps"] * (busy["prompt_tokens"] + busy["output_tokens"])
     order = np.argsort(tokens_per_s.to_numpy(), kind="stable")
     before = requests.to_numpy()[order][:-1]
     middle = (np.cumsum(before) - before / 2) / before.sum()
     group = np.append(np.floor(middle * (windows - 1)), windows)
-    total = pd.DataFrame(parts).iloc[order].groupby(group).sum()
-    joined = pd.DataFrame(
-        {"seconds": total["seconds"], "rate_rps": total["requests"] / total["seconds"]}
-    )
+    total = sums.iloc[order].groupby(group).sum()
+    joined = total.div(total["requests"], axis=0)
     for name in LENGTHS:
-        joined[name] = total[name] / total["requests"]
-        variance = total[f"{name}_sd"] / total["requests"] - joined[name] ** 2
+        variance = joined[f"{name}_sd"] - joined[name] ** 2
         joined[f"{name}_sd"] = np.sqrt(variance.clip(lower=0.0))
-    return joined
+    rate = total["requests"] / total["seconds"]
+    return joined.assign(seconds=total["seconds"], rate_rps=rate).drop(columns="requests")
 
 
 def _relative_spread(busy: pd.DataFrame, name: str) -> np.ndarray | None:
@@ -317,6 +291,6 @@ def _relative_spread(busy: pd.DataFrame, name: str) -> np.ndarray | None:
     if f"{name}_sd" not in busy or busy[f"{name}_sd"].isna().all():
         return None
     mean, sd = busy[name].to_numpy(), busy[f"{name}_sd"].to_numpy()
-    requests = (busy["rate_rps"] * busy["seconds"]).to_numpy() * ~np.isnan(sd)
+    requests = busy["requests"].to_numpy() * ~np.isnan(sd)
     usual = np.sqrt((requests * np.nan_to_num(sd) ** 2).sum() / (requests * mean**2).sum())
     return np.where(np.isnan(sd), usual, sd / mean)

@@ -1,8 +1,6 @@
-"""Runs from a production server's own metrics: one a window of steady load.
+"""Runs from a server's own metrics: one a window of steady load.
 
-They come as scrapes of ``/metrics`` or as answers of Prometheus to ``query_range``. The offered
-rate is that of finished requests. Mean latencies are exact; mean and variance of their log are
-those of a log-normal fitted to the histograms.
+Scrapes of ``/metrics`` or answers of Prometheus to ``query_range``; rates are of finished requests.
 """
 
 import math
@@ -17,7 +15,8 @@ import pandas as pd
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import windows as w
-from bayes_sd.runs.rows import Drafting, Latency, Workload, fingerprint, run_id, run_row
+from bayes_sd.runs.config import Values
+from bayes_sd.runs.rows import Drafting, Latency, Rows, fingerprint, run_id, run_row
 from bayes_sd.runs.windows import E2E, HISTOGRAMS, Window
 
 LENGTHS = {
@@ -48,7 +47,7 @@ Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, lab
 Servers = dict[tuple[tuple[str, str], ...], pd.DataFrame]
 
 
-def is_answer(data: Mapping[str, Any]) -> bool:
+def is_answer(data: Values) -> bool:
     """Whether a JSON object looks like an answer of Prometheus."""
     return "status" in data and bool({"data", "error"} & set(data))
 
@@ -75,15 +74,11 @@ def samples(text: str) -> Iterator[Sample]:
             yield time_s, s.name, s.labels, float(s.value)
 
 
-def runs_of(
-    contents: Mapping[Path, Any], configuration: Mapping[str, Any], window_s: float
-) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float) -> Rows:
     """Run of each window of all files together (texts, or JSON objects), or why it has none."""
     number = -1
     for labels, table in servers_of(contents).items():
-        values = dict(configuration)
-        if not c.absent(model := dict(labels).get("model_name")):
-            values.setdefault("verifier", model)
+        values = {"verifier": dict(labels).get("model_name"), **configuration}
         for window in w.windows(table, window_s):
             number += 1
             try:
@@ -134,12 +129,11 @@ def _own(labels: Mapping[str, str]) -> str:
     return labels.get("position", labels.get("finished_reason", ""))
 
 
-def _range(answer: Mapping[str, Any]) -> Iterator[Sample]:
+def _range(answer: Values) -> Iterator[Sample]:
     """Samples of an answer to query_range."""
     if answer["status"] != "success":
         raise InputError(f"is an error of Prometheus: {answer.get('error', answer['status'])}")
-    data = answer.get("data")
-    data = data if isinstance(data, dict) else {}
+    data = c.mapping(answer.get("data"))
     if (kind := data.get("resultType")) != "matrix":
         raise InputError(f"data.resultType is {kind!r}; query_range gives 'matrix'")
     for i, series in enumerate(data.get("result") or ()):
@@ -147,12 +141,10 @@ def _range(answer: Mapping[str, Any]) -> Iterator[Sample]:
             labels = dict(series["metric"])
             values = [(float(t), float(v)) for t, v in series["values"]]
         except (KeyError, TypeError, ValueError):
-            problem = f"data.result[{i}] lacks metric or values [[seconds, number], ...]"
-            raise InputError(problem) from None
-        name = labels.pop("__name__", None)
-        if name is None:
-            hint = "export the metric itself, not rate() or another function of it"
-            raise InputError(f"data.result[{i}] has no __name__; {hint}")
+            what = "lacks metric or values [[seconds, number], ...]"
+            raise InputError(f"data.result[{i}] {what}") from None
+        if (name := labels.pop("__name__", None)) is None:
+            raise InputError(f"data.result[{i}] has no __name__; export the metric, not a rate()")
         if name in USED:
             yield from ((t, name, labels, v) for t, v in values)
 
@@ -171,30 +163,26 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             yield time_s if stamp_s is None else stamp_s, name, labels, value
 
 
-def _run(window: Window, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    positions = _positions(window)
-    config = c.configure({"draft_tokens": len(positions), **configuration})
-    requests = window.gain(f"{E2E}_count")
-    latencies = {metric: _latency(window, name) for metric, name in HISTOGRAMS.items()}
-    if math.isnan(latencies["e2e"].mean):
-        raise InputError(f"{E2E}_sum is missing, so mean latency is unknown")
+def _run(window: Window, configuration: Values) -> dict[str, Any]:
+    rate_rps = window.gain(f"{E2E}_count") / window.duration_s
     in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
     lost = window.gain(FINISHED, "abort") + window.gain(FINISHED, "error")
     load: dict[str, Any] = {
         "loop": "open",
-        "rate_rps": requests / window.duration_s,
-        "achieved_rps": requests / window.duration_s,
-        "requests": requests,
+        "rate_rps": rate_rps,
+        "achieved_rps": rate_rps,
+        "requests": window.gain(f"{E2E}_count"),
         "failed": 0 if math.isnan(lost) else lost,
         "span_s": window.duration_s,
         "duration_s": window.duration_s,
+        "in_flight": in_flight if in_flight > 0 else None,
         **{quantity: _length(window, *names) for quantity, names in LENGTHS.items()},
-        **({"in_flight": in_flight} if in_flight > 0 else {}),
     }
-    workload = c.record(Workload, load)
-    drafting = _drafting(window, positions) if config.draft_tokens else Drafting()
+    latencies = {metric: _latency(window, name) for metric, name in HISTOGRAMS.items()}
+    if math.isnan(latencies["e2e"].mean_s):
+        raise InputError(f"{E2E}_sum is missing, so mean latency is unknown")
     flags = frozenset({"rate-from-achieved"})
-    return run_row(config, workload, latencies, drafting, detail=False, flags=flags)
+    return run_row(configuration, load, latencies, drafting=_drafting(window), flags=flags)
 
 
 def _latency(window: Window, name: str) -> Latency:
@@ -205,7 +193,7 @@ def _latency(window: Window, name: str) -> Latency:
     bounds, after = _buckets(window.table.iloc[-1], name)
     same, before = _buckets(window.table.iloc[0], name)
     if not len(bounds) or not np.array_equal(bounds, same):
-        return Latency(mean=total / n)
+        return Latency(mean_s=total / n)
     upto = after - before
     if not math.isinf(bounds[-1]) or (np.diff(upto) < 0).any() or upto[-1] != n:
         raise InputError(f"the buckets of {name} do not add up to its count of {n:.0f}")
@@ -215,12 +203,7 @@ def _latency(window: Window, name: str) -> Latency:
     if not lowest * (1 - 1e-9) <= total <= highest * (1 + 1e-9):
         limits = f"{lowest:g} to {highest:g}"
         raise InputError(f"{name} sums to {total:g} s, but its buckets allow {limits}")
-    fit = w.fit_lognormal(bounds, counts, total)
-    if fit is None:
-        return Latency(mean=total / n)
-    return Latency(
-        mean=total / n, log_mean=fit.log_mean, log_var=fit.log_var, log_var_n_eff=fit.n_eff
-    )
+    return Latency(mean_s=total / n, **w.fit_lognormal(bounds, counts, total))
 
 
 def _buckets(reading: pd.Series, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -239,16 +222,13 @@ def _length(window: Window, histogram: str, counter: str) -> float:
     return window.gain(counter) / window.gain(f"{E2E}_count") if math.isnan(mean) else mean
 
 
-def _positions(window: Window) -> list[str]:
-    if PER_POSITION not in window.table:
-        return []
-    return sorted(filter(str.isdigit, window.table[PER_POSITION].columns), key=int)
-
-
-def _drafting(window: Window, positions: list[str]) -> Drafting:
-    gains: dict[str, Any] = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
+def _drafting(window: Window) -> Drafting:
+    """What was drafted and accepted; nothing of positions where one is unknown."""
+    gains = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
     known = {name: gain for name, gain in gains.items() if not math.isnan(gain)}
-    accepted = tuple(window.gain(PER_POSITION, p) for p in positions)
-    return c.record(
-        Drafting, known if np.isnan(accepted).any() else known | {"positions": accepted}
-    )
+    table = window.table
+    positions = table[PER_POSITION].columns if PER_POSITION in table else ()
+    accepted = [
+        window.gain(PER_POSITION, p) for p in sorted(filter(str.isdigit, positions), key=int)
+    ]
+    return c.record(Drafting, known | ({} if np.isnan(accepted).any() else {"positions": accepted}))

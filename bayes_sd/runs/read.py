@@ -3,7 +3,7 @@
 import glob
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,15 +14,15 @@ import yaml
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import aiperf, guidellm, metrics, table, vllm
-from bayes_sd.runs.config import KNOWN, canonical, merge
-from bayes_sd.runs.rows import run_id
+from bayes_sd.runs.check import place
+from bayes_sd.runs.config import KNOWN, Values, canonical, merge
+from bayes_sd.runs.rows import Rows, run_id
 from bayes_sd.runs.schema import Runs, tidy
 
 PathLike = str | Path
-Sidecar = list[tuple[str, Mapping[str, Any]]]
-Rows = Iterator[tuple[int, dict[str, Any] | InputError]]
+Sidecar = list[tuple[str, Values]]
 # What a file in a folder is called if it may hold runs.
-PATTERNS = ("*.json", "*.csv", "*.prom", "*.txt")
+PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
 NEEDED = (
     "needed is a JSON result of vllm bench serve, GuideLLM or AIPerf, a CSV table of runs, "
@@ -44,14 +44,15 @@ def read(
 ) -> Runs:
     """Read benchmark results, tables of runs and server metrics, told apart by their content.
 
+    Files, rows and windows that cannot be used are in ``set_aside`` with the reason.
+
     Parameters
     ----------
     paths : path, folder, glob pattern, several of them, or pandas.DataFrame
-        Results of ``vllm bench serve``, ``vllm bench sweep serve``, GuideLLM and AIPerf; CSV
-        tables with a run a row; scrapes of ``/metrics``, each timed by its file name (seconds since
-        1970) or a line ``# time SECONDS`` before it, and answers of Prometheus to
-        ``query_range``, which are one record together. A folder means every ``*.json``, ``*.csv``,
-        ``*.prom`` and ``*.txt`` below it.
+        Results of ``vllm bench serve`` (one or several in a file), ``vllm bench sweep serve``,
+        GuideLLM and AIPerf; CSV tables with a run a row; scrapes of ``/metrics``, timed by the file
+        name (seconds since 1970) or a line ``# time SECONDS`` before each, or answers to
+        ``query_range``, all of them one record. A folder means all that is below it.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files that do not state it.
@@ -59,23 +60,12 @@ def read(
         Name of hardware and engine for all files, instead of what they state.
     columns : mapping, optional
         For tables: our column name to theirs, or to (theirs, unit) with unit "s", "ms", "us", "%"
-        or "1". Columns that have our names need no entry. Latencies are ``e2e_mean_s``,
-        ``e2e_std_s``, ``e2e_p50_s`` ... ``tpot_p99_s``, or ``e2e_log_mean`` and ``e2e_log_var``.
+        or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or ``e2e_log_mean``.
     window_s : float
         For metrics: length of a window in seconds; each steady window is a run.
     **constants
         Configuration of all files: ``verifier``, ``verifier_params`` (count), ``draft_tokens`` ...
         For tables also any other column, in our unit.
-
-    Returns
-    -------
-    Runs
-        Files, rows and windows that cannot be used are in ``set_aside`` with the reason.
-
-    Raises
-    ------
-    InputError
-        If there is no such path, a name is unknown, or no run can be used.
 
     Examples
     --------
@@ -100,135 +90,133 @@ def read(
     for_tables = {k: v for k, v in constants.items() if k not in KNOWN}
     sources = [paths] if isinstance(paths, pd.DataFrame) else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
-    given = _Given(sidecar, canonical(constants), environment, columns or {}, for_tables)
-    result = _Result([], [])
-    kinds: dict[Path, str] = {}
+    reader = _Reader(sidecar, canonical(constants), environment, [], [])
+    kinds: dict[str, str] = {}
     scrapes: dict[Path, Any] = {}
     for source in sources:
         path = Path("table") if isinstance(source, pd.DataFrame) else source
+        name = str(path)
         try:
-            kinds[path], content = _content(source)
-            if kinds[path] == "metrics":
-                scrapes[path] = content
+            kinds[name], contents = _content(source)
+            if kinds[name] == "metrics":
+                scrapes[path] = contents[0]
+            elif kinds[name] == "table":
+                values = reader.configuration(path, {}) | for_tables
+                reader.add(name, table.runs_of(contents[0], columns or {}, values))
             else:
-                result.add(str(path), given.runs_of(kinds[path], content, path))
+                for i, data in enumerate(contents):
+                    runs = reader.runs_of(TOOLS[kinds[name]], data, path)
+                    reader.add(name, runs, i if len(contents) > 1 else -1)
         except InputError as error:
-            result.leave_out(str(path), error)
+            reader.leave_out(name, error)
     if scrapes:
         first = next(iter(scrapes))
-        values = merge((str(path), given.configuration(path, {})) for path in scrapes)
-        place = str(first if len(scrapes) == 1 else first.parent)
-        result.add(place, metrics.runs_of(scrapes, values, window_s))
+        values = merge((str(path), reader.configuration(path, {})) for path in scrapes)
+        name = str(first if len(scrapes) == 1 else first.parent)
+        reader.add(name, metrics.runs_of(scrapes, values, window_s))
     # GuideLLM and AIPerf write their results as CSV too, beside the JSON that is read.
-    reports = {p.with_suffix(".csv") for p, kind in kinds.items() if kind in ("GuideLLM", "AIPerf")}
-    aside = [bad for bad in result.aside if Path(bad["source"]) not in reports]
-    if not result.rows:
+    reports = {name for name, kind in kinds.items() if kind in ("GuideLLM", "AIPerf")}
+    copies = {str(Path(name).with_suffix(".csv")) for name in reports}
+    aside = [bad for bad in reader.aside if bad["source"] not in copies]
+    if not reader.rows:
         raise InputError(_nothing(aside))
     if "table" not in kinds.values() and (columns or for_tables):
         name = "columns" if columns else next(iter(for_tables))
         raise InputError(f"{name} is for tables only, and no table was read")
-    return tidy(result.rows, aside)
+    return tidy(reader.rows, aside)
 
 
 @dataclass(frozen=True)
-class _Result:
-    """Rows of the run table, and what is set aside."""
+class _Reader:
+    """What the caller says about the servers; rows of the run table, and what is set aside."""
 
+    sidecar: Sidecar
+    arguments: Values
+    environment: str | None
     rows: list[dict[str, Any]]
     aside: list[dict[str, Any]]
 
-    def add(self, source: str, runs: Rows) -> None:
-        """Runs of a source, and why others cannot be used."""
-        try:
-            for index, run in runs:
-                if isinstance(run, InputError):
-                    self.leave_out(source, run, index)
-                else:
-                    self.rows.append({"run_id": run_id(run), **run, "source": source, "row": index})
-        except InputError as error:
-            self.leave_out(source, error)
-
-    def leave_out(self, source: str, error: InputError, index: int = -1) -> None:
-        """Set aside a run, or all of a source."""
-        reason = str(error).removeprefix(f"{source}: ")
-        self.aside.append({"source": source, "row": index, "reason": reason})
-
-
-def _nothing(aside: list[dict[str, Any]]) -> str:
-    """Why no run was read."""
-    places = [f"{bad['source']} row {bad['row']}".removesuffix(" row -1") for bad in aside]
-    reasons = [f"{place}: {bad['reason']}" for place, bad in zip(places, aside, strict=True)]
-    if len(reasons) == 1:
-        return reasons[0]
-    what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
-    return f"none of {len(reasons)} {what} can be used: {'; '.join(reasons[:3])}"
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What the caller says about the servers, and about tables."""
-
-    sidecar: Sidecar
-    arguments: Mapping[str, Any]
-    environment: str | None
-    columns: Mapping[str, table.Mapped]
-    for_tables: Mapping[str, Any]
-
-    def configuration(self, path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    def configuration(self, path: Path, stated: Values) -> dict[str, Any]:
         """Joined with what a file states; InputError if they differ."""
         sidecar = [(f"the sidecar's {p!r}", keys) for p, keys in self.sidecar if _matches(p, path)]
         merged = merge([("the file", stated), *sidecar, ("the arguments", self.arguments)])
         return merged if self.environment is None else merged | {"environment": self.environment}
 
-    def runs_of(self, kind: str, content: Any, path: Path) -> Rows:
-        """Runs of a table or of a tool's result."""
-        if kind == "table":
-            constants = {**self.configuration(path, {}), **self.for_tables}
-            return table.runs_of(content, self.columns, constants)
-        values = self.configuration(path, TOOLS[kind].stated(content))
-        return TOOLS[kind].runs_of(content, values, path)
+    def runs_of(self, tool: Any, data: Values, path: Path) -> Rows:
+        """Runs of one result of a tool."""
+        yield from tool.runs_of(data, self.configuration(path, tool.stated(data)), path)
+
+    def add(self, source: str, runs: Rows, at: int = -1) -> None:
+        """Runs of a source, or of its result number `at`, and why others cannot be used."""
+        try:
+            for i, run in runs:
+                row = max(i, at)
+                if isinstance(run, InputError):
+                    self.leave_out(source, run, row)
+                else:
+                    self.rows.append({"run_id": run_id(run), **run, "source": source, "row": row})
+        except InputError as error:
+            self.leave_out(source, error, at)
+
+    def leave_out(self, source: str, error: InputError, row: int = -1) -> None:
+        """Set aside a run, or all of a source."""
+        reason = str(error).removeprefix(f"{source}: ")
+        self.aside.append({"source": source, "row": row, "reason": reason})
 
 
-def _content(source: Path | pd.DataFrame) -> tuple[str, Any]:
+def _nothing(aside: list[dict[str, Any]]) -> str:
+    """Why no run was read."""
+    reasons = [f"{place(bad['source'], bad['row'])}: {bad['reason']}" for bad in aside]
+    what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
+    several = f"none of {len(reasons)} {what} can be used: " if len(reasons) > 1 else ""
+    return several + "; ".join(reasons[:3])
+
+
+def _content(source: Path | pd.DataFrame) -> tuple[str, list[Any]]:
     """Kind of a source and what is in it."""
     if isinstance(source, pd.DataFrame):
-        return "table", table.load_table(source)[0]
+        return "table", [table.load_table(source)[0]]
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        text = source.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"is not text; {NEEDED}") from None
-    if not text.strip():
+    if not text:
         raise InputError(f"is empty; {NEEDED}")
-    if text.lstrip().startswith(("{", "[")):
-        data = _json(text)
-        if metrics.is_answer(data):
+    if text.startswith(("{", "[")):
+        data = _objects(text)
+        if metrics.is_answer(data[0]):
             return "metrics", data
         for name, tool in TOOLS.items():
-            if tool.is_result(data):
+            if tool.is_result(data[0]):
                 return name, data
-        keys = ", ".join(map(str, list(data)[:5]))
+        keys = ", ".join(map(str, list(data[0])[:5]))
         raise InputError(f"is JSON of no known kind (it has {keys or 'nothing'}); {NEEDED}")
     if metrics.is_scrape(text):
-        return "metrics", text
-    if "," not in text.lstrip().splitlines()[0]:
+        return "metrics", [text]
+    if "," not in text.splitlines()[0]:
         raise InputError(f"is of no known kind; {NEEDED}")
-    return "table", table.load_table(source)[0]
+    return "table", [table.load_table(source)[0]]
 
 
-def _json(text: str) -> dict[str, Any]:
-    """The JSON object of a text."""
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects of a text: one, a list, or one after the other."""
+    decoder, values, end = json.JSONDecoder(), [], 0
     try:
-        data = json.loads(text)
+        while end < len(text):
+            value, end = decoder.raw_decode(text, end)
+            values += value if isinstance(value, list) else [value]
+            while end < len(text) and text[end].isspace():
+                end += 1
     except json.JSONDecodeError as error:
         problem = f"is not complete JSON ({error.msg} at line {error.lineno})"
         raise InputError(f"{problem}; {NEEDED}") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
         raise InputError(f"is JSON of an absurd size or depth; {NEEDED}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"is not a JSON object; {NEEDED}")
-    return data
+    if not values or not all(isinstance(value, dict) for value in values):
+        raise InputError(f"is not a JSON object or several; {NEEDED}")
+    return values
 
 
 def find_files(
@@ -241,31 +229,27 @@ def find_files(
     for item in paths:
         if not isinstance(item, str | Path):
             raise InputError(f"{item!r}: a path, folder or glob pattern is needed")
-        path = Path(item)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = [p for p in sorted(path.rglob("*")) if p.is_file() and _may_hold_runs(p)]
-            if leave_out is not None:
-                matches = [p for p in matches if p.resolve() != Path(leave_out).resolve()]
-            if not matches:
-                raise InputError(f"{path}: the folder has no {', '.join(PATTERNS)} with runs")
-        elif glob.has_magic(str(item)):
+        path, matches = Path(item), [Path(item)]
+        problem = "no such file or folder"
+        if path.is_dir():
+            config = None if leave_out is None else Path(leave_out).resolve()
+            matches = [p for p in sorted(path.rglob("*")) if _may_hold_runs(p, config)]
+            problem = f"the folder has no {', '.join(PATTERNS)} with runs"
+        elif glob.has_magic(str(item)) and not path.exists():
             matches = sorted(map(Path, glob.glob(str(item), recursive=True)))
-            matches = [p for p in matches if p.is_file()]
-            if not matches:
-                raise InputError(f"{item}: no file matches the pattern")
-        else:
-            raise InputError(f"{path}: no such file or folder")
+            problem = "no file matches the pattern"
+        matches = [p for p in matches if p.is_file()]
+        if not matches:
+            raise InputError(f"{item}: {problem}")
         files |= dict.fromkeys(matches)
     if not files:
         raise InputError("no paths are given; give files, folders or glob patterns")
     return list(files)
 
 
-def _may_hold_runs(path: Path) -> bool:
+def _may_hold_runs(path: Path, config: Path | None) -> bool:
     """Whether a file of a folder is looked into; the others are known to hold no runs."""
-    known = any(fnmatch(path.name, pattern) for pattern in PATTERNS)
+    known = any(fnmatch(path.name, pattern) for pattern in PATTERNS) and path.resolve() != config
     return known and not (vllm.companion(path) or aiperf.companion(path))
 
 
@@ -276,15 +260,8 @@ def _matches(pattern: str, path: Path) -> bool:
 
 def read_sidecar(path: PathLike, files: list[Any]) -> Sidecar:
     """Patterns of a sidecar and the configuration keys of the files they match."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such sidecar file; YAML or CSV is needed")
-    if path.suffix.lower() == ".csv":
-        try:
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except ValueError as error:
-            line = str(error).splitlines()[0]
-            raise InputError(f"{path}: is not a CSV table ({line})") from None
+    if Path(path).suffix.lower() == ".csv":
+        rows, _ = table.load_table(path, dtype=str, keep_default_na=False)
         if "file" not in rows.columns:
             have = ", ".join(rows.columns)
             raise InputError(f"{path}: a column 'file' is needed, but the columns are {have}")
@@ -331,7 +308,7 @@ def load_yaml(path: PathLike) -> dict[str, Any]:
 
 def corpus(campaign: str = "") -> Path:
     """Folder of all shipped measurements, or of one campaign."""
-    for place in PLACES:
-        if (place / CAMPAIGN).is_dir() and (place / campaign).is_dir():
-            return place / campaign
+    for folder in PLACES:
+        if (folder / CAMPAIGN).is_dir() and (folder / campaign).is_dir():
+            return folder / campaign
     raise InputError(f"the shipped runs {campaign!r} were not found beside the package")

@@ -9,14 +9,19 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import AliasChoices, AliasPath, Field, model_validator
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
+from bayes_sd.runs.config import column
 
-METRICS = ("e2e", "ttft", "tpot")
-PERCENTILES = ("p50", "p90", "p95", "p99")
-IN_SECONDS = ("mean", "std", *PERCENTILES)
+METRICS = {
+    "e2e": "end-to-end latency",
+    "ttft": "time to first token",
+    "tpot": "time per output token after the first",
+}
+Loop = Literal["open", "closed", "burst"]
+PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
 
 # Arrivals must go on for several mean latencies before the number in flight has levelled off;
 # below four, most of what is measured is the filling and the draining of the queue.
@@ -31,27 +36,27 @@ ROUNDING = 1 + 1e-4
 # Upper percentiles of which one gives the spread together with the median: its normal quantile,
 # and the effective number of requests as a share of all: var(log s^2 of n) over the variance
 # from the two order statistics.
-UPPER = {"p95": (1.6449, 0.28), "p90": (1.2816, 0.27), "p99": (2.3263, 0.19)}
-ALL_FAILED = "no request succeeded; at least one successful request is needed"
+UPPER = {"p95_s": (1.6449, 0.28), "p90_s": (1.2816, 0.27), "p99_s": (2.3263, 0.19)}
+Rows = Iterator[tuple[int, dict[str, Any] | InputError]]  # place in a source, and its run
 
 
 class Workload(c.Record, extra="forbid"):
     """Offered load and its extent; seconds, tokens, requests per second."""
 
-    prompt_tokens: c.Positive
-    output_tokens: c.Positive
-    prompt_tokens_sd: c.NonNegative = math.nan
-    output_tokens_sd: c.NonNegative = math.nan
-    loop: Literal["open", "closed", "burst"]
-    rate_rps: c.Positive = math.nan
-    concurrency: c.Positive = math.nan
-    achieved_rps: c.Positive = math.nan
-    in_flight: c.Positive = math.nan
-    burstiness: c.Positive = math.nan
-    span_s: c.Positive = math.nan
-    duration_s: c.Positive = math.nan
-    requests: c.PositiveCount
-    failed: c.Count = 0
+    prompt_tokens: c.Positive = column("mean prompt length", ...)
+    output_tokens: c.Positive = column("mean output length", ...)
+    prompt_tokens_sd: c.NonNegative = column("sd of prompt lengths in the run, or missing")
+    output_tokens_sd: c.NonNegative = column("sd of output lengths in the run, or missing")
+    loop: Loop = column("open (a rate), closed (a concurrency) or burst (neither)", ...)
+    rate_rps: c.Positive = column("offered rate, open loop only")
+    concurrency: c.Positive = column("limit on requests in flight")
+    achieved_rps: c.Positive = column("requests over duration, drain included")
+    burstiness: c.Positive = column("shape of the gamma arrivals, 1 is Poisson")
+    span_s: c.Positive = column("from the first arrival to the last")
+    duration_s: c.Positive = column("from the first arrival to the last answer")
+    requests: c.PositiveCount = column("successful requests", ...)
+    failed: c.Count = column("failed requests, in no statistic", 0)
+    in_flight: c.Positive = column("mean number of requests in flight")
 
     @model_validator(mode="after")
     def _load_is_given(self) -> Self:
@@ -60,8 +65,7 @@ class Workload(c.Record, extra="forbid"):
         if self.loop == "closed" and math.isnan(self.concurrency):
             raise ValueError("concurrency is missing; a closed loop needs a positive one")
         if self.loop != "open" and not math.isnan(self.rate_rps):
-            problem = f"rate_rps is {self.rate_rps:g} in a {self.loop} loop, which offers no rate"
-            raise ValueError(f"{problem}; give it as achieved_rps")
+            raise ValueError(f"rate_rps is given in a {self.loop} loop; call it achieved_rps")
         if self.loop == "burst" and not math.isnan(self.concurrency):
             raise ValueError("concurrency is given in a burst loop; call the loop closed")
         return self
@@ -70,15 +74,15 @@ class Workload(c.Record, extra="forbid"):
 class Latency(c.Record, extra="forbid"):
     """One metric of one run in seconds; NaN where it was not recorded."""
 
-    mean: c.Positive = math.nan
-    std: c.NonNegative = math.nan
-    log_mean: c.Finite = math.nan
-    log_var: c.NonNegative = math.nan
-    p50: c.Positive = math.nan
-    p90: c.Positive = math.nan
-    p95: c.Positive = math.nan
-    p99: c.Positive = math.nan
-    log_var_n_eff: c.Positive = math.nan
+    mean_s: c.Positive = column("mean {}")
+    std_s: c.NonNegative = column("standard deviation of {}")
+    p50_s: c.Positive = column("50th percentile of {}")
+    p90_s: c.Positive = column("90th percentile of {}")
+    p95_s: c.Positive = column("95th percentile of {}")
+    p99_s: c.Positive = column("99th percentile of {}")
+    log_mean: c.Finite = column("mean of the log of {} in s")
+    log_var: c.NonNegative = column("variance of the log of {}")
+    log_var_n_eff: c.Positive = column("requests whose logs tell as much; missing: all of the run")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -87,9 +91,27 @@ class Latency(c.Record, extra="forbid"):
             raise ValueError("percentiles decrease; p50 <= p90 <= p95 <= p99 is required")
         return self
 
-    def in_unit(self, unit_s: float) -> Self:
-        """The same latency, whose numbers were in another unit."""
-        return self.model_copy(update={n: getattr(self, n) * unit_s for n in IN_SECONDS})
+
+def _called(*names: str | AliasPath) -> Any:
+    """A field that a tool may call one of these."""
+    return Field(None, validation_alias=AliasChoices(*names))
+
+
+class Statistics(c.Record):
+    """One metric of one run as a tool reports it, in the tool's unit."""
+
+    mean: c.Number | None = _called("mean", "avg", "value")
+    std: c.Number | None = _called("std", "std_dev")
+    p50: c.Number | None = _called("p50", "median", AliasPath("percentiles", "p50"))
+    p90: c.Number | None = _called("p90", AliasPath("percentiles", "p90"))
+    p95: c.Number | None = _called("p95", AliasPath("percentiles", "p95"))
+    p99: c.Number | None = _called("p99", AliasPath("percentiles", "p99"))
+
+    def latency(self, unit_s: float, where: str) -> Latency:
+        """The same in seconds; nothing where there is no mean, for which tools write 0."""
+        known = {name: getattr(self, name) for name in Statistics.model_fields if self.mean}
+        values = {f"{name}_s": x * unit_s for name, x in known.items() if x is not None}
+        return c.record(Latency, values, f"{where}: ")
 
 
 class Drafting(c.Record, extra="forbid"):
@@ -111,10 +133,7 @@ class Drafting(c.Record, extra="forbid"):
 
 @dataclass(frozen=True)
 class Requests:
-    """Successful requests of a run: how long they took (s), and their tokens.
-
-    ``ttft`` is NaN where the answer did not come in pieces. ``index`` is the place in the file.
-    """
+    """Successful requests: seconds (``ttft`` may be NaN), tokens, and their places in the file."""
 
     e2e: np.ndarray
     ttft: np.ndarray
@@ -122,36 +141,20 @@ class Requests:
     output: np.ndarray
     index: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return len(self.e2e)
-
-
-def reported(statistics: Any, where: str, unit_s: float) -> Latency:
-    """Latency of a tool's statistics; none where there is no mean, for which tools write 0."""
-    if statistics is None or not statistics.mean:
-        return Latency()
-    values = statistics.model_dump(include=set(IN_SECONDS))
-    return c.record(Latency, values, where).in_unit(unit_s)
-
 
 def _latencies(requests: Requests, duration_s: float) -> dict[str, Latency]:
     """Exact statistics of e2e, ttft and tpot; InputError if a request is impossible."""
     e2e, ttft, output = requests.e2e, requests.ttft, requests.output
-    index = np.arange(len(requests)) if requests.index is None else requests.index
-    for name, x in (("e2e latency", e2e), ("ttft", ttft)):
-        allowed = (x > 0) & np.isfinite(x) | (np.isnan(x) & (name == "ttft"))
-        if not allowed.all():
-            i = int(np.argmin(allowed))
-            rule = f"must be a positive finite number, got {x[i]:g} s"
-            raise InputError(f"{name} of request {index[i]} {rule}")
-    late = ttft > e2e * ROUNDING
-    if late.any():
-        i = int(np.argmax(late))
-        whole = f"longer than the whole request, {e2e[i]:g} s"
-        raise InputError(f"ttft of request {index[i]} is {ttft[i]:g} s, {whole}")
+    index = np.arange(len(e2e)) if requests.index is None else requests.index
+    fits = (ttft > 0) & (ttft <= e2e * ROUNDING) | np.isnan(ttft)
+    bad = ~((e2e > 0) & np.isfinite(e2e) & fits)
+    if bad.any():
+        i = int(np.argmax(bad))
+        times = f"e2e latency {e2e[i]:g} s and ttft {ttft[i]:g} s"
+        raise InputError(f"request {index[i]} has {times}; needed are 0 < ttft <= e2e, finite")
     if e2e.max() > duration_s * UNIT_SLACK:
-        run = f"in a run of {duration_s:g} s; check the units"
-        raise InputError(f"e2e latencies reach {e2e.max():g} s {run}")
+        reach = f"e2e latencies reach {e2e.max():g} s in a run of {duration_s:g} s"
+        raise InputError(f"{reach}; check the units")
     # Tokens that arrive in one chunk leave no measurable decode time.
     decode = np.where((output > 1) & (e2e > ttft), e2e - ttft, np.nan)
     seconds = {"e2e": e2e, "ttft": ttft, "tpot": decode / np.maximum(output - 1, 1)}
@@ -165,13 +168,24 @@ def _statistics(seconds: np.ndarray) -> Latency:
         return Latency()
     logs = np.log(x)
     quantiles = zip(PERCENTILES, np.percentile(x, (50, 90, 95, 99)), strict=True)
-    several = {"std": float(x.std()), "log_var": float(logs.var(ddof=1))} if x.size > 1 else {}
-    return Latency(mean=float(x.mean()), log_mean=float(logs.mean()), **dict(quantiles), **several)
+    several = {"std_s": float(x.std()), "log_var": float(logs.var(ddof=1))} if x.size > 1 else {}
+    means = {"mean_s": float(x.mean()), "log_mean": float(logs.mean())}
+    return Latency(**means, **dict(quantiles), **several)
+
+
+def counted(requests: int, failed: int | None, duration_s: float) -> dict[str, Any]:
+    """Part of a load: how many requests a tool counted in which time."""
+    if requests == 0:
+        raise InputError("no request succeeded; at least one successful request is needed")
+    if not duration_s > 0:
+        raise InputError(f"the duration must be a positive number of seconds, got {duration_s:g}")
+    rate = {"duration_s": duration_s, "achieved_rps": requests / duration_s}
+    return {"requests": requests, "failed": failed, **rate}
 
 
 def run_row(
-    configuration: Mapping[str, Any],
-    load: Mapping[str, Any],
+    configuration: c.Values,
+    load: c.Values,
     latencies: Mapping[str, Latency],
     *,
     requests: Requests | None = None,
@@ -179,10 +193,7 @@ def run_row(
     saturated: bool = False,
     flags: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """One row of the run table without its identity; InputError if the parts contradict.
-
-    `load` has the fields of Workload; `requests` are all successful ones, where a file lists them.
-    """
+    """Row of the run table of a Workload's fields, what a tool reports, and all its requests."""
     drafting = drafting or Drafting()
     config = c.configure({"draft_tokens": drafting.draft_tokens, **configuration})
     load = dict(load)
@@ -192,9 +203,8 @@ def run_row(
         latencies = exact
         load.setdefault("in_flight", float(requests.e2e.sum() / load["duration_s"]))
         for name in ("prompt", "output"):
-            tokens = getattr(requests, name)
-            load |= {f"{name}_tokens": float(tokens.mean())}
-            load |= {f"{name}_tokens_sd": float(tokens.std())}
+            n = getattr(requests, name)
+            load |= {f"{name}_tokens": float(n.mean()), f"{name}_tokens_sd": float(n.std())}
     w = c.record(Workload, load)
     metrics = {m: _with_log_moments(latencies[m], w.requests) for m in METRICS}
     _check_units(w, metrics)
@@ -202,12 +212,10 @@ def run_row(
     if math.isnan(w.span_s):
         row["span_s"] = w.requests / w.rate_rps if w.loop == "open" else w.duration_s
     if math.isnan(w.in_flight):
-        by_little = w.achieved_rps * metrics["e2e"].mean
+        by_little = w.achieved_rps * metrics["e2e"].mean_s
         row["in_flight"] = w.concurrency if math.isnan(by_little) else by_little
     for m, x in metrics.items():
-        row |= {f"{m}_{name}_s": getattr(x, name) for name in ("mean", *PERCENTILES)}
-        row |= {f"{m}_{name}": getattr(x, name) for name in ("log_mean", "log_var")}
-        row[f"{m}_log_var_n_eff"] = x.log_var_n_eff
+        row |= {f"{m}_{name}": value for name, value in x.model_dump(exclude={"std_s"}).items()}
     too_short = w.loop == "open" and row["e2e_mean_s"] > row["span_s"] / STEADY_LATENCIES
     row["detail"] = requests is not None
     row["saturated"] = bool(saturated or too_short or w.loop == "burst")
@@ -218,58 +226,58 @@ def run_row(
 def _compare_means(exact: Mapping[str, Latency], reported: Mapping[str, Latency]) -> None:
     """Refuse a file whose own means are not those of its requests."""
     for metric, report in reported.items():
-        ratio = report.mean / exact[metric].mean
+        ratio = report.mean_s / exact[metric].mean_s
         if ratio > UNIT_SLACK or ratio < 1 / UNIT_SLACK:
-            means = f"{report.mean:g} s but the requests' mean is {exact[metric].mean:g} s"
+            means = f"{report.mean_s:g} s but the requests' mean is {exact[metric].mean_s:g} s"
             raise InputError(f"mean {metric} is reported as {means}; check the units")
 
 
 def _with_log_moments(latency: Latency, requests: int) -> Latency:
-    """Fill the moments of the log from what a file without single requests gives.
+    """Fill a log-normal's moments from mean and standard deviation, or from two percentiles.
 
-    A log-normal's variance of the log follows from mean and standard deviation, or from two
-    percentiles. Either tells less than the requests' logs would: ``log_var_n_eff`` is the number
-    of requests whose logs would tell as much (ratio of the asymptotic variances).
+    ``log_var_n_eff`` requests' logs would tell as much (ratio of the asymptotic variances).
     """
-    if math.isnan(latency.mean) or not math.isnan(latency.log_mean):
+    if math.isnan(latency.mean_s) or not math.isnan(latency.log_mean):
         return latency
     if requests == 1:
-        return latency.model_copy(update={"log_mean": math.log(latency.mean)})
-    if not math.isnan(latency.std):
-        log_var = math.log1p((latency.std / latency.mean) ** 2)
+        return latency.model_copy(update={"log_mean": math.log(latency.mean_s)})
+    if not math.isnan(latency.std_s):
+        log_var = math.log1p((latency.std_s / latency.mean_s) ** 2)
         n_eff = requests / (1 + 8 * log_var)
     else:
         upper = next((q for q in UPPER if not math.isnan(getattr(latency, q))), None)
-        if upper is None or math.isnan(latency.p50):
+        if upper is None or math.isnan(latency.p50_s):
             return latency
         z, share = UPPER[upper]
-        log_var = (math.log(getattr(latency, upper) / latency.p50) / z) ** 2
+        log_var = (math.log(getattr(latency, upper) / latency.p50_s) / z) ** 2
         n_eff = share * requests
-    moments = {"log_mean": math.log(latency.mean) - log_var / 2}
+    moments = {"log_mean": math.log(latency.mean_s) - log_var / 2}
     if log_var > 0:
         moments |= {"log_var": log_var, "log_var_n_eff": n_eff}
     return latency.model_copy(update=moments)
 
 
-def _flags(row: Mapping[str, Any]) -> frozenset[str]:
+def _flags(row: c.Values) -> frozenset[str]:
     """Names that `check` explains."""
-    speculates = row["arm"] == "sd" and row["draft_tokens"] > 0
+    counted = row["drafts"] > 0 and row["accepted_tokens"] >= 0
+    unknown = math.isnan(row["tokens_per_cycle"])
     raised = {
         "saturated": row["saturated"],
         "failed>5%": row["failed"] > FAILED_SHARE * (row["requests"] + row["failed"]),
         "no-tpot": math.isnan(row["tpot_mean_s"]),
         "concurrency-cap": row["loop"] == "open" and not math.isnan(row["concurrency"]),
         "few-requests": row["requests"] < FEW_REQUESTS,
-        "no-counts": speculates and not (row["drafts"] > 0 and row["accepted_tokens"] >= 0),
+        "no-counts": row["draft_tokens"] > 0 and not counted and not unknown,
+        "no-acceptance": unknown,
     }
     return frozenset(name for name, up in raised.items() if up)
 
 
 def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
     """Refuse means that no run can have together."""
-    e2e, ttft, tpot = (metrics[m].mean for m in METRICS)
+    e2e, ttft, tpot = (metrics[m].mean_s for m in METRICS)
     if math.isnan(e2e):
-        raise InputError("mean e2e latency is missing; a run is of no use without it")
+        raise InputError("mean e2e latency (e2e_mean_s) is missing; a run is of no use without it")
     parts, mean = ttft + (w.output_tokens - 1) * tpot, f"mean e2e latency {e2e:g} s"
     # Means of ratios over requests of unequal length differ, but not by such a factor.
     apart = w.output_tokens > 1 and (parts <= e2e / 10 or parts >= e2e * 10)
@@ -285,7 +293,7 @@ def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
 def _counts(config: c.Configuration, d: Drafting) -> dict[str, float]:
     """Columns of drafting; what was not counted stays NaN, above all single positions."""
     k, alpha = config.draft_tokens, config.acceptance_imposed
-    for problem in _problems(k, config.arm, d):
+    for problem in _problems(k, d):
         raise InputError(problem)
     accepted = d.accepted_tokens
     if accepted is None and d.positions:
@@ -299,13 +307,12 @@ def _counts(config: c.Configuration, d: Drafting) -> dict[str, float]:
     return row | {"tokens_per_cycle": per_cycle}
 
 
-def _problems(k: int, arm: str | None, d: Drafting) -> Iterator[str]:
+def _problems(k: int, d: Drafting) -> Iterator[str]:
     """Why no drafter can have these counts."""
     given, total, accepted = len(d.positions), sum(d.positions), d.accepted_tokens
     if k == 0:
         if any((d.drafts, d.drafted_tokens, accepted, total)):
-            problem = f"drafted or accepted tokens are counted but draft_tokens is 0 (arm {arm})"
-            yield f"{problem}; give the drafter and its draft_tokens"
+            yield "tokens were drafted but draft_tokens is 0; give the drafter and its draft_tokens"
         return
     if given not in (0, k):
         yield f"acceptance is given for {given} positions but draft_tokens is {k}"
@@ -319,20 +326,18 @@ def _problems(k: int, arm: str | None, d: Drafting) -> Iterator[str]:
     if accepted is not None and accepted > drafted:
         yield f"accepted_tokens {accepted} is more than the {drafted} drafted"
     if any(b > a for a, b in pairwise((d.drafts, *d.positions))):
-        counts = f"accepted counts {list(d.positions)} of {d.drafts} drafts increase with position"
-        yield f"{counts}; a token is accepted only after the one before it"
+        yield f"accepted counts {list(d.positions)} of {d.drafts} drafts increase with position"
     if given and accepted is not None and abs(total - accepted) > k:
-        problem = f"accepted_tokens is {accepted} but the positions add up to {total}"
-        yield f"{problem}; give counts of one run"
+        yield f"accepted_tokens is {accepted} but the positions add up to {total}"
 
 
-def fingerprint(values: Mapping[str, Any]) -> str:
+def fingerprint(values: c.Values) -> str:
     """Short hash of values, so that a run given twice is recognised."""
     content = sorted((k, repr(v)) for k, v in values.items())
     return hashlib.sha1(json.dumps(content).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
-def run_id(row: Mapping[str, Any]) -> str:
+def run_id(row: c.Values) -> str:
     """Hash of what was measured: what a file says about the server may be wrong."""
     measured = (*(f"{m}_" for m in METRICS), "accepted_", "prompt_tokens", "output_tokens")
     exact = ("duration_s", "requests", "failed")

@@ -19,10 +19,9 @@ EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_pe
 
 
 def typical_layers(active: Any, total: Any) -> Any:
-    r"""Layers of a transformer of this size (1e9 parameters, no embedding): ``25 N^0.29``.
+    """Layers of a transformer of `N`, the geometric mean of both in 1e9: ``25 N^0.29``.
 
-    `N` is the geometric mean of active and total. Real models differ: the guess is 37% above
-    Llama-3.1-8B, 54% above Qwen2.5-7B and 30% below Qwen3-0.6B.
+    That is 37% above Llama-3.1-8B, 54% above Qwen2.5-7B and 30% below Qwen3-0.6B.
     """
     return 25.0 * (active * total) ** 0.145
 
@@ -30,8 +29,7 @@ def typical_layers(active: Any, total: Any) -> Any:
 def typical_kv_gb(active: Any, layers: Any) -> Any:
     """Keys and values of one token in 16 bits, GB: ``4 bytes x layers x min(width, 1024)``.
 
-    The width is ``sqrt(N / 12 layers)``. With guessed layers it is 37% above Llama-3.1-8B and
-    three times (208% above) Qwen2.5-7B, which has four key-value heads, not eight.
+    ``width = sqrt(N / 12 layers)``; with guessed layers three times that of Qwen2.5-7B.
     """
     width = (active * GIGA / (12 * layers)) ** 0.5
     narrow = (width + KV_WIDTH_MAX - abs(width - KV_WIDTH_MAX)) / 2  # the smaller, by operators
@@ -46,10 +44,9 @@ def features(
     layers: Any = np.nan,
     kv_bytes: Any = np.nan,
 ) -> dict[str, Any]:
-    """What the cost law knows of models: ``active``, ``shared``, ``expert`` in 1e9, and more.
+    """What the cost law knows of models, in 1e9; typical depth where it is NaN.
 
-    Every token uses all but the idle experts: ``active = shared + (m / M) expert`` and ``total =
-    shared + expert`` give both parts. Layers and keys and values that are NaN are typical ones.
+    ``active = shared + (m / M) expert`` and ``total = shared + expert`` give both parts.
     """
     params, active = np.asarray(params, float) / GIGA, np.asarray(active, float) / GIGA
     experts, per_token = np.asarray(experts, float), np.asarray(per_token, float)
@@ -77,7 +74,7 @@ def contradictions(
     """What cannot all be true of one model."""
     least = params * per_token / max(experts, 1)
     if not min(experts, 1) <= per_token <= experts:
-        yield f"experts_per_token {per_token} must be 1 to {experts} experts, or 0 of both"
+        yield f"experts_per_token is {per_token} of {experts} experts; allowed: 1 to all, or 0 of 0"
     if active > params:
         yield f"{prefix}active_params {active:g} is more than {prefix}params {params:g}"
     # Counts are often given rounded to three digits.
@@ -142,12 +139,6 @@ class Size:
         ----------
         path : path
             The checkpoint's folder, or its ``config.json``.
-
-        Examples
-        --------
-        >>> import bayes_sd as bsd
-        >>> bsd.Size.read("models/llama-8b").layers  # doctest: +SKIP
-        32
         """
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file

@@ -1,31 +1,30 @@
 """Tables: one run a row, and windows or single requests of traffic."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.config import NAMES, absent, configure, number, record, sentence
+from bayes_sd.runs.config import NAMES, Values, absent, number, record
 from bayes_sd.runs.load import LENGTHS, Source
-from bayes_sd.runs.rows import METRICS, Drafting, Latency, Workload, fingerprint, run_row
+from bayes_sd.runs.rows import METRICS, Drafting, Latency, Rows, Workload, fingerprint, run_row
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 1e-2, "1": 1.0}
-STATISTICS = ("mean_s", "std_s", "log_mean", "log_var", "p50_s", "p90_s", "p95_s", "p99_s")
-LATENCIES = {f"{m}_{name}": (m, name.removesuffix("_s")) for m in METRICS for name in STATISTICS}
+FIELDS = tuple(Latency.model_fields)
+LATENCIES = tuple(f"{metric}_{name}" for metric in METRICS for name in FIELDS)
 WORKLOAD = tuple(Workload.model_fields)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))
 INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, "saturated")
-KNOWN = f"{', '.join(INPUTS)}, accepted_1 .. accepted_k"
 REQUIRED = (
     *("verifier", "verifier_params", "draft_tokens", "prompt_tokens", "output_tokens"),
     *("requests", "e2e_mean_s"),
 )
+TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 Mapped = str | tuple[str, str]
 
 WINDOW = ("rate_rps", *LENGTHS)
@@ -37,8 +36,8 @@ HEADERS = dict(zip(LOG, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), stric
 WINDOWS_MAX = 1_000_000
 
 
-def load_table(source: Source) -> tuple[pd.DataFrame, str]:
-    """A table as it is given, and the name by which messages call it."""
+def load_table(source: Source, **options: Any) -> tuple[pd.DataFrame, str]:
+    """A table as it is given, and the name by which messages call it; options of read_csv."""
     if isinstance(source, pd.DataFrame):
         table, name = source, "table"
     else:
@@ -46,7 +45,7 @@ def load_table(source: Source) -> tuple[pd.DataFrame, str]:
         if not path.is_file():
             raise InputError(f"{path}: no such file; a CSV file or a table is needed")
         try:
-            table = pd.read_csv(path)
+            table = pd.read_csv(path, **options)
         except (ValueError, UnicodeDecodeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{path}: is not a CSV table ({reason})") from None
@@ -56,9 +55,20 @@ def load_table(source: Source) -> tuple[pd.DataFrame, str]:
     return table, name
 
 
-def runs_of(
-    table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Mapping[str, Any]
-) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def _require(table: pd.DataFrame, header: str, ours: str, known: Iterable[str]) -> None:
+    """Refuse an entry of `columns` whose name is not ours, or whose header is not there."""
+    if ours not in known:
+        listed = [name for name in known if name not in POSITIONS[1:]]
+        raise InputError(f"columns has the unknown name {ours!r}; known are {', '.join(listed)}")
+    if header not in table.columns:
+        raise InputError(f"columns: {ours} names {header!r}, but {_has(table)}")
+
+
+def _has(table: pd.DataFrame) -> str:
+    return f"the table has {', '.join(map(str, table.columns))}"
+
+
+def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values) -> Rows:
     """Run of each row, or why it has none; `constants` hold in all rows, in our units."""
     mapping = _mapping(table, columns, constants)
     missing = [c for c in REQUIRED if c not in mapping and c not in constants]
@@ -74,41 +84,31 @@ def runs_of(
     for i, cells in enumerate(zip(*cells_of, strict=True)):
         try:
             row = _row({**_converted(mapping, cells), **constants})
-            derived = ("flags", "saturated")
-            yield i, row | {"run_id": fingerprint({k: row[k] for k in row if k not in derived})}
+            content = {k: v for k, v in row.items() if k not in ("flags", "saturated")}
+            yield i, row | {"run_id": fingerprint(content)}
         except InputError as error:
             yield i, error
 
 
-def _has(table: pd.DataFrame) -> str:
-    return f"the table has {', '.join(map(str, table.columns))}"
-
-
 def _mapping(
-    table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Mapping[str, Any]
+    table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values
 ) -> dict[str, tuple[Hashable, float | None]]:
     """Our column to theirs and the factor to our unit (None: take the cell as it is)."""
-    known = [c for c in table.columns if (c in INPUTS or c in POSITIONS) and c not in constants]
-    mapping: dict[str, tuple[Hashable, float | None]] = {c: (c, None) for c in known}
+    known = (*INPUTS, *POSITIONS)
+    mapping: dict[str, tuple[Hashable, float | None]] = {
+        c: (c, None) for c in table.columns if c in known and c not in constants
+    }
     for name, given in columns.items():
-        if name not in INPUTS and name not in POSITIONS:
-            raise InputError(f"columns has the unknown name {name!r}; known are {KNOWN}")
+        header, unit = (given, None) if isinstance(given, str) else given
+        _require(table, header, name, known)
         if name in constants:
             raise InputError(f"{name} is given in columns and as an argument; give it once")
-        header, unit = (given, None) if isinstance(given, str) else given
-        if header not in table.columns:
-            raise InputError(f"columns: {name} names {header!r}, but {_has(table)}")
-        mapping[name] = (header, None if unit is None else _factor(name, unit))
+        units = ["s", "ms", "us"] if name.endswith("_s") else ["1"]
+        units += ["%"] if name == "acceptance_imposed" else []
+        if unit not in (None, *units):
+            raise InputError(f"columns: {name} has unit {unit!r}; allowed are {', '.join(units)}")
+        mapping[name] = (header, None if unit is None else UNITS[unit])
     return mapping
-
-
-def _factor(name: str, unit: str) -> float:
-    """What a number in this unit is multiplied by."""
-    allowed = {"s": ("s", "ms", "us"), "acceptance_imposed": ("%", "1")}
-    units = allowed.get(name, allowed["s"] if name.endswith("_s") else ("1",))
-    if unit not in units:
-        raise InputError(f"columns: {name} has unit {unit!r}; allowed are {', '.join(units)}")
-    return UNITS[unit]
 
 
 def _converted(
@@ -117,10 +117,9 @@ def _converted(
     """Cells of a row under our names and in our units, blanks dropped."""
     row = {}
     for (name, (_, factor)), cell in zip(mapping.items(), cells, strict=True):
-        if absent(cell):
-            continue
         try:
-            row[name] = cell if factor is None else number(cell) * factor
+            if not absent(cell):
+                row[name] = cell if factor is None else number(cell) * factor
         except ValueError as error:
             raise InputError(f"{name} {error}") from None
     return row
@@ -132,37 +131,32 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
     if load["loop"] == "open" and "rate_rps" not in load and "achieved_rps" in load:
         load["rate_rps"] = load["achieved_rps"]
         flags = frozenset({"rate-from-achieved"})
-    if "span_s" not in load and "duration_s" in load:
-        load["span_s"] = load["duration_s"]
-    config = configure({c: values[c] for c in NAMES if c in values})
-    positions = [c for c in POSITIONS if c in values]
-    if positions and positions != list(POSITIONS[: len(positions)]):
+    if "duration_s" in load:
+        load.setdefault("span_s", load["duration_s"])
+    accepted = [values[c] for c in POSITIONS if c in values]
+    if not all(c in values for c in POSITIONS[: len(accepted)]):
         raise InputError("accepted_1 .. accepted_k are incomplete; give all or none")
-    workload = record(Workload, load)
     counts = {c: values[c] for c in COUNTS if c in values}
-    drafting = record(Drafting, counts | {"positions": [values[c] for c in positions]})
-    latencies = {m: _latency(values, m) for m in METRICS}
-    e2e = latencies["e2e"]
-    if math.isnan(e2e.mean):
-        raise InputError("e2e_mean_s is missing; a positive finite number is needed")
-    if workload.requests > 1 and math.isnan(e2e.std) and math.isnan(e2e.log_mean):
-        raise InputError("e2e_std_s is missing; more than one request needs it, or e2e_log_mean")
+    latencies = {
+        m: record(Latency, {c: values[f"{m}_{c}"] for c in FIELDS if f"{m}_{c}" in values}, f"{m}_")
+        for m in METRICS
+    }
     saturated = str(values.get("saturated", False)).strip().lower()
-    if saturated not in ("true", "1", "1.0", "false", "0", "0.0"):
+    if saturated not in TRUTH:
         raise InputError(f"saturated must be true or false, got {values['saturated']!r}")
-    is_saturated = saturated in ("true", "1", "1.0")
-    return run_row(
-        config, workload, latencies, drafting, detail=False, saturated=is_saturated, flags=flags
+    row = run_row(
+        {c: values[c] for c in NAMES if c in values},
+        load,
+        latencies,
+        drafting=record(Drafting, counts | {"positions": accepted}),
+        saturated=TRUTH[saturated],
+        flags=flags,
     )
-
-
-def _latency(values: Mapping[str, Any], metric: str) -> Latency:
-    columns = {field: column for column, (m, field) in LATENCIES.items() if m == metric}
-    try:
-        return Latency(**{name: values[c] for name, c in columns.items() if c in values})
-    except ValidationError as error:
-        field, text = sentence(error).split(" ", 1)
-        raise InputError(f"{columns.get(field, f'{metric} {field}')} {text}") from None
+    if row["requests"] > 1 and math.isnan(row["e2e_log_mean"]):
+        raise InputError(
+            "e2e_std_s is missing; several requests need it, or e2e_p50_s and e2e_p95_s"
+        )
+    return row
 
 
 def read_windows(
@@ -172,52 +166,42 @@ def read_windows(
     if not (np.isfinite(window_s) and window_s > 0):
         raise InputError(f"window_s must be a positive number of seconds, got {window_s!r}")
     table, name = load_table(source)
-    for column, header in columns.items():
-        if column not in TRAFFIC:
-            known = ", ".join(TRAFFIC)
-            raise InputError(f"columns has the unknown name {column!r}; known are {known}")
-        if header not in table.columns:
-            raise InputError(f"{name}: no column {header!r}, which columns names; {_has(table)}")
+    for ours, header in columns.items():
+        _require(table, header, ours, TRAFFIC)
     headers = {c: c if c in table else HEADERS.get(c, c) for c in TRAFFIC} | dict(columns)
     renamed = pd.DataFrame({c: table[header] for c, header in headers.items() if header in table})
-    if "rate_rps" in renamed:
-        return name, _checked(renamed, name)
-    missing = [c for c in LOG if c not in renamed]
+    is_log = "rate_rps" not in renamed
+    missing = [c for c in (LOG if is_log else WINDOW) if c not in renamed]
     if missing:
         needed = f"a log of requests has {', '.join(LOG)}, a table of windows {', '.join(WINDOW)}"
         raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {_has(table)}")
-    return name, _checked(_windows_of_log(renamed, window_s, name), name)
+    if renamed.empty:
+        raise InputError(f"{name}: has no rows; a window or two requests at least are needed")
+    return name, _checked(_windows_of_log(renamed, window_s, name) if is_log else renamed, name)
 
 
 def _windows_of_log(log: pd.DataFrame, window_s: float, name: str) -> pd.DataFrame:
     """Requests counted and averaged by window."""
-    if log.empty:
-        raise InputError(f"{name}: has no rows; at least two requests are needed")
     time_s = _times(log["timestamp"], name)
     back = np.flatnonzero(np.diff(time_s) < 0)
     if back.size:
-        problem = f"timestamp in row {back[0] + 1} is before that of the row above"
-        raise InputError(f"{name}: {problem}; rows must be in order of time")
+        row = back[0] + 1
+        raise InputError(f"{name}: timestamp in row {row} is before that of the row above")
     if time_s[-1] == time_s[0]:
         raise InputError(f"{name}: all timestamps are equal; a rate needs at least two times")
     # The first request opens the log, so that n of them bound only n - 1 of the n gaps.
     span_s = (time_s[-1] - time_s[0]) * len(time_s) / (len(time_s) - 1)
     count = max(1, round(span_s / window_s))
     if count > WINDOWS_MAX:
-        problem = f"timestamp spans {span_s:.4g} s, which are {count} windows of {window_s:g} s"
-        allowed = f"at most {WINDOWS_MAX} are allowed (are the timestamps in seconds?)"
-        raise InputError(f"{name}: {problem}; {allowed}")
+        problem = f"{count} windows, more than {WINDOWS_MAX} (are the timestamps in seconds?)"
+        raise InputError(f"{name}: {span_s:.4g} s are {problem}")
     width_s = span_s / count
     window = np.minimum(((time_s - time_s[0]) / width_s).astype(int), count - 1)
-    requests = np.bincount(window, minlength=count)
-    result = pd.DataFrame({"rate_rps": requests / width_s, "seconds": width_s})
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for c in LENGTHS:
-            values = _numbers(log[c], f"{name}: {c}", 1.0)
-            result[c] = mean = np.bincount(window, values, count) / requests
-            squares = np.bincount(window, (values - mean[window]) ** 2, count)
-            result[f"{c}_sd"] = np.where(requests > 1, np.sqrt(squares / (requests - 1)), np.nan)
-    return result
+    lengths = pd.DataFrame({c: _numbers(log[c], f"{name}: {c}", 1.0) for c in LENGTHS})
+    groups = lengths.groupby(window)
+    result = groups.mean().join(groups.std().add_suffix("_sd")).reindex(range(count))
+    rate = np.bincount(window, minlength=count) / width_s
+    return result.assign(rate_rps=rate, seconds=width_s)
 
 
 def _times(column: pd.Series, name: str) -> np.ndarray:
@@ -249,12 +233,6 @@ def _numbers(
 
 def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """A table of windows with every column checked."""
-    missing = [c for c in WINDOW if c not in table]
-    if missing:
-        needed = f"has {', '.join(WINDOW)} and may have {', '.join((*SPREADS, 'seconds'))}"
-        raise InputError(f"{name}: no column {', '.join(missing)}; a table of windows {needed}")
-    if table.empty:
-        raise InputError(f"{name}: has no rows; at least one window with requests is needed")
     rate = _numbers(table["rate_rps"], f"{name}: rate_rps", 0.0)
     result = {"rate_rps": rate}
     for c in LENGTHS:

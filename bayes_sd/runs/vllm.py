@@ -1,13 +1,9 @@
-"""Runs from results of ``vllm bench serve``, and of ``vllm bench sweep serve``, which calls it.
-
-A sweep adds to each result the parameters of the server and of the benchmark. They say what a
-bare result does not: which drafter, how many draft tokens, and where the models are.
-"""
+"""Runs from results of ``vllm bench serve``, to which ``vllm bench sweep serve`` adds parameters."""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,8 @@ import numpy as np
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import rows
-from bayes_sd.runs.rows import Latency, Requests
+from bayes_sd.runs.config import Values
+from bayes_sd.runs.rows import Latency, Requests, Statistics
 from bayes_sd.runs.sizes import Size
 
 REQUIRED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "request_rate")
@@ -25,7 +22,6 @@ SWEEP_FILES = ("serve_params.json", "bench_params.json", "warmup.json")
 SUMMARIES = {"summary.json": "run=*.json", "summary.csv": "*/run=*.json"}  # of the runs beside it
 SWEEP_SUFFIXES = ("failure.json", ".pytorch.json")
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix")  # methods that draft without a model
-STATISTICS = {"median": "p50", **{x: x for x in ("mean", "std", "p90", "p95", "p99")}}
 METRICS = {"e2e": "e2el", "ttft": "ttft", "tpot": "tpot"}
 TWICE = 2.0  # tokens listed and counted may differ by failed requests, not by more
 MANY, FAR = 20, 10.0  # from so many arrivals on, their rate is within this factor of the asked one
@@ -46,10 +42,10 @@ class BenchResult(c.Record):
     burstiness: c.Positive | None = None
     input_lens: list[c.Count] | None = None
     output_lens: list[c.Count] | None = None
-    ttfts: list[c.Number] | None = None
+    ttfts: list[c.Finite] | None = None
     latencies: list[c.Number] | None = None
     itls: list[list[c.NonNegative]] | None = None
-    start_times: list[c.Number] | None = None
+    start_times: list[c.Finite] | None = None
     errors: list[str | None] | None = None
     spec_decode_num_drafts: c.Count | None = None
     spec_decode_draft_tokens: c.Count | None = None
@@ -57,7 +53,7 @@ class BenchResult(c.Record):
     spec_decode_per_position_acceptance_rates: list[c.Fraction] | None = None
 
 
-def is_result(data: Mapping[str, Any]) -> bool:
+def is_result(data: Values) -> bool:
     """Whether a JSON object is, perhaps damaged, a result of ``vllm bench serve``."""
     return sum(key not in data for key in REQUIRED) <= 2
 
@@ -68,14 +64,12 @@ def companion(path: Path) -> bool:
     return named or any(path.parent.glob(SUMMARIES[path.name]) if path.name in SUMMARIES else ())
 
 
-def stated(data: Mapping[str, Any]) -> dict[str, Any]:
+def stated(data: Values) -> dict[str, Any]:
     """Configuration that a result states in its metadata and its speculative config."""
     return c.merge([("the metadata", c.canonical(data)), ("speculative_config", _drafter(data))])
 
 
-def runs_of(
-    data: Mapping[str, Any], configuration: Mapping[str, Any], path: Path
-) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
     """The run of a result, under `configuration` from the file, sidecar and arguments together."""
     missing = [key for key in REQUIRED if key not in data]
     if missing:
@@ -85,31 +79,24 @@ def runs_of(
     if data.get("run_number") == -1:
         raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
     r = c.record(BenchResult, data)
-    if r.completed == 0:
-        raise InputError(rows.ALL_FAILED)
     latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     requests, n, failed = _requests(r), r.completed, r.failed
     if failed is None:
         failed = max((r.num_prompts or 0) - n, 0)
+    load = _load(r) | rows.counted(n, failed, r.duration)
+    load |= {"prompt_tokens": r.total_input_tokens / n, "output_tokens": r.total_output_tokens / n}
     if requests is not None:
-        listed = len(r.output_lens or ())
+        listed, ok = len(r.output_lens or ()), len(requests.e2e)
         # Some files list only the successful requests and count the failed ones apart.
-        n, failed = len(requests), listed - len(requests) + max(n + failed - listed, 0)
-    elif math.isnan(latencies["e2e"].mean):
+        load |= rows.counted(ok, listed - ok + max(n + failed - listed, 0), r.duration)
+    elif math.isnan(latencies["e2e"].mean_s):
         how = "--save-detailed or with --percentile-metrics ttft,tpot,e2el"
-        raise InputError(f"mean_e2el_ms is missing; run vllm bench serve with {how}")
-    load = _load(r) | {
-        "requests": n,
-        "failed": failed,
-        "achieved_rps": n / r.duration,
-        "prompt_tokens": r.total_input_tokens / n,
-        "output_tokens": r.total_output_tokens / n,
-    }
+        raise InputError(f"mean_e2el_ms is missing or 0; run vllm bench serve with {how}")
     server = {**_models(data, configuration, path), **configuration}
     yield -1, rows.run_row(server, load, latencies, requests=requests, drafting=_counts(r))
 
 
-def _speculative(data: Mapping[str, Any]) -> dict[str, Any]:
+def _speculative(data: Values) -> dict[str, Any]:
     """The speculative config a sweep gave the server, whole or in dotted keys; {} without one."""
     config: dict[str, Any] = {}
     for key, value in data.items():
@@ -128,7 +115,7 @@ def _speculative(data: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _drafter(data: Mapping[str, Any]) -> dict[str, Any]:
+def _drafter(data: Values) -> dict[str, Any]:
     """What a speculative config says for certain: method, path and draft tokens."""
     config = _speculative(data)
     if not config:
@@ -166,9 +153,7 @@ def _method(model: str) -> str:
     return "eagle" if "eagle-" in name else "draft_model"
 
 
-def _models(
-    data: Mapping[str, Any], configuration: Mapping[str, Any], path: Path
-) -> dict[str, Any]:
+def _models(data: Values, configuration: Values, path: Path) -> dict[str, Any]:
     """Names of the models, and sizes from those of their folders that are still there."""
     values: dict[str, Any] = {}
     model = data.get("model_id") if c.absent(data.get("model")) else data["model"]
@@ -218,12 +203,7 @@ def _requests(r: BenchResult) -> Requests | None:
     ok = output > 0
     if r.errors:
         ok &= np.array([not error for error in r.errors])
-    if not ok.any():
-        raise InputError(rows.ALL_FAILED)
     e2e = np.asarray(r.latencies) if r.latencies else ttft + [sum(x) for x in r.itls or ()]
-    unknown = np.flatnonzero(ok & np.isnan(ttft))
-    if unknown.size:
-        raise InputError(f"ttft of request {unknown[0]} must be a positive finite number, got nan")
     return Requests(e2e[ok], ttft[ok], prompt[ok], output[ok], np.flatnonzero(ok))
 
 
@@ -234,8 +214,6 @@ def _load(r: BenchResult) -> dict[str, Any]:
         return load | {"loop": "burst" if r.max_concurrency is None else "closed"}
     load |= {"loop": "open", "rate_rps": r.request_rate, "burstiness": r.burstiness}
     n, span = len(r.start_times or ()), float(np.ptp(r.start_times or [0.0]))
-    if not math.isfinite(span):
-        raise InputError("start_times must be finite numbers")
     if span > r.duration * rows.UNIT_SLACK:
         raise InputError(f"start_times spread over {span:g} s in a run of {r.duration:g} s")
     if span == 0:
@@ -248,14 +226,11 @@ def _load(r: BenchResult) -> dict[str, Any]:
     return load | {"span_s": span}
 
 
-def _reported(data: Mapping[str, Any], metric: str) -> Latency:
+def _reported(data: Values, metric: str) -> Latency:
     """Statistics of one metric that the file gives in ms."""
-    # vLLM writes 0.0 for the statistics of nothing, here of tokens after the first.
-    if metric == "tpot" and data["total_output_tokens"] == data["completed"]:
-        return Latency()
-    given = {ours: data.get(f"{theirs}_{metric}_ms") for theirs, ours in STATISTICS.items()}
-    known = {name: value for name, value in given.items() if not c.absent(value)}
-    return c.record(Latency, known, f"{metric}_ms: ").in_unit(1e-3)
+    end = f"_{metric}_ms"
+    known = {k.removesuffix(end): v for k, v in data.items() if k.endswith(end) and not c.absent(v)}
+    return c.record(Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 
 def _counts(r: BenchResult) -> rows.Drafting:

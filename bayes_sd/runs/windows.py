@@ -30,11 +30,7 @@ STEP = 1e-3  # of the numerical second derivatives, in standard deviations
 
 @dataclass(frozen=True)
 class Window:
-    """Readings from the start to the end of a window, both included.
-
-    One row a time (seconds since 1970), a column a series: its name and its own label (the bound
-    of a bucket, a position, a reason, or nothing). NaN where there is no reading.
-    """
+    """Readings from start to end: a row a time, a column a series (name, own label) or NaN."""
 
     table: pd.DataFrame
 
@@ -48,33 +44,31 @@ class Window:
         """From the first reading to the last."""
         return float(self.times[-1] - self.times[0])
 
+    def values(self, name: str, label: str = "") -> np.ndarray:
+        """A series; NaN where it was not read."""
+        column = self.table.get((name, label), pd.Series(np.nan, self.table.index))
+        return column.to_numpy(float)
+
     def gain(self, name: str, label: str = "") -> float:
         """By how much a counter grew; NaN if it was not read at both ends."""
-        if (name, label) not in self.table:
-            return math.nan
-        values = self.table[name, label]
-        return float(values.iloc[-1] - values.iloc[0])
+        values = self.values(name, label)
+        return float(values[-1] - values[0])
 
-    def in_flight(self) -> pd.Series:
+    def in_flight(self) -> np.ndarray:
         """Requests running or waiting, at each reading."""
-        known = [self.table[name, ""] for name in GAUGES if (name, "") in self.table]
-        if len(known) < len(GAUGES):
-            return pd.Series(np.nan, index=self.table.index)
-        return known[0] + known[1]
+        running, waiting = (self.values(name) for name in GAUGES)
+        return running + waiting
 
 
 def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputError]:
-    """Consecutive windows, and why the rest of the readings is in none.
-
-    No window goes over a restart (a counter went backwards), a change of buckets, or a third of
-    a window (and two usual intervals) without a reading.
-    """
+    """Consecutive windows, and why the rest of the readings is in none."""
     if (f"{E2E}_count", "") not in table:
         yield InputError(f"{E2E}_count is missing; it counts the requests")
         return
     table = table[table[f"{E2E}_count", ""].notna()]
     times = table.index.to_numpy(float)
     interval_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    # A third of a window, and two usual intervals, may pass without a reading.
     breaks = _breaks(table, max(window_s / 3, 2 * interval_s))
     breaks[len(times)] = "the readings end"
     start = 0
@@ -86,9 +80,8 @@ def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputErro
             start = last
         left_s = times[end - 1] - times[start]
         if left_s > 0 or end < len(times):
-            yield InputError(
-                f"{left_s:.0f} s from {times[start]:.0f} are no window of {window_s:g} s: {why}"
-            )
+            rest = f"{left_s:.0f} s from {times[start]:.0f}"
+            yield InputError(f"{rest} are no window of {window_s:g} s: {why}")
         start = end
 
 
@@ -102,13 +95,12 @@ def _breaks(table: pd.DataFrame, longest_gap_s: float) -> dict[int, str]:
         if f"{name}_bucket" not in table:
             continue
         present = table[f"{name}_bucket"].notna().to_numpy()
-        some = present.any(axis=1)
+        some, number = present.any(axis=1), present.sum(axis=1)
         changed = (present[1:] != present[:-1]).any(axis=1) & some[1:] & some[:-1]
         for k in np.flatnonzero(changed) + 1:
-            n, m = present[k - 1].sum(), present[k].sum()
-            reasons[int(k)] = f"then the buckets of {name} change ({n} before, {m} after)"
-    counters = [c for c in table.columns if c[0] not in GAUGES]
-    back = table[counters].ffill().diff() < 0
+            change = f"({number[k - 1]} before, {number[k]} after)"
+            reasons[int(k)] = f"then the buckets of {name} change {change}"
+    back = table.drop(columns=list(GAUGES), level=0, errors="ignore").ffill().diff() < 0
     for k in np.flatnonzero(back.any(axis=1)):
         name = back.columns[int(np.argmax(back.iloc[k]))][0]
         reasons[int(k)] = f"then {name} goes backwards, as after a restart"
@@ -117,60 +109,43 @@ def _breaks(table: pd.DataFrame, longest_gap_s: float) -> dict[int, str]:
 
 def check_steady(window: Window) -> None:
     """Refuse a window with too few readings, or in which the load or the queue changed."""
-    times, count = window.times, window.table[f"{E2E}_count", ""].to_numpy(float)
-    where = f"window of {window.duration_s:.0f} s from {times[0]:.0f}"
-    finished = count[-1] - count[0]
+    times, count = window.times, window.values(f"{E2E}_count")
+    where, finished = (
+        f"window of {window.duration_s:.0f} s from {times[0]:.0f}",
+        count[-1] - count[0],
+    )
     if finished == 0:
         raise InputError(f"{where}: no request finished")
     if len(times) <= QUARTERS:
-        raise InputError(
-            f"{where}: has {len(times)} readings; {QUARTERS + 1} or more tell whether it is steady"
-        )
+        raise InputError(f"{where}: has {len(times)} readings; a steady load needs {QUARTERS + 1}")
     cuts = np.linspace(times[0], times[-1], QUARTERS + 1)
     for a, b in pairwise(int(np.argmin(np.abs(times - t))) for t in cuts):
-        expected = finished * (times[b] - times[a]) / window.duration_s
-        off = abs(count[b] - count[a] - expected)
-        if off > DRIFT * expected + CHANCE_SD * expected**0.5:
-            raise InputError(
-                f"{where}: the load is not steady, {count[b] - count[a]:.0f} requests finished in "
-                f"{times[b] - times[a]:.0f} s where {expected:.0f} would at the mean rate"
-            )
-    in_flight = window.in_flight().dropna()
-    growth = in_flight.iloc[-1] - in_flight.iloc[0] if len(in_flight) else 0.0
-    if abs(growth) > GROWTH * finished + GROWTH_REQUESTS:
-        raise InputError(
-            f"{where}: requests in flight went from {in_flight.iloc[0]:.0f} to "
-            f"{in_flight.iloc[-1]:.0f} while {finished:.0f} finished, so the load is not steady"
+        done, seconds = count[b] - count[a], times[b] - times[a]
+        expected = finished * seconds / window.duration_s
+        if abs(done - expected) > DRIFT * expected + CHANCE_SD * expected**0.5:
+            rates = f"{done:.0f} requests finished in {seconds:.0f} s, usual are {expected:.0f}"
+            raise InputError(f"{where}: the load is not steady, {rates}")
+    in_flight = window.in_flight()
+    in_flight = in_flight[~np.isnan(in_flight)]
+    first, last = (in_flight[0], in_flight[-1]) if len(in_flight) else (0.0, 0.0)
+    if abs(last - first) > GROWTH * finished + GROWTH_REQUESTS:
+        queue = (
+            f"requests in flight went from {first:.0f} to {last:.0f} while {finished:.0f} finished"
         )
+        raise InputError(f"{where}: the load is not steady, {queue}")
 
 
-@dataclass(frozen=True)
-class LogNormal:
-    """Maximum-likelihood moments of the log, their standard errors, and the effective number.
+def fit_lognormal(bounds: np.ndarray, counts: np.ndarray, total: float) -> dict[str, float]:
+    """Log-mean, log-variance and its effective number of requests; {} if they tell no spread.
 
-    ``n_eff`` is the number of single values that would give the log-variance as exactly.
-    """
-
-    log_mean: float
-    log_var: float
-    log_mean_se: float
-    log_var_se: float
-    n_eff: float
-
-
-def fit_lognormal(bounds: np.ndarray, counts: np.ndarray, total: float) -> LogNormal | None:
-    """Fit the counts of intervals and the sum of all values; None if they tell no spread.
-
-    `bounds` are the upper bounds of the intervals, the last infinite; the first begins at 0. A
-    count says that so many values lie in an interval, not where: its likelihood is the
-    log-normal's probability of the interval. Given the counts, values are draws from the
-    log-normal cut to their intervals, so the sum is about normal, with the moments of those.
+    The log-normal gives the probability of the counts between `bounds` (upper ones, the last
+    infinite) and, given the counts, an about normal density of the sum `total`.
     """
     from scipy.optimize import minimize
 
     n, used = counts.sum(), counts > 0
     if n < 3 or used.sum() < 2:
-        return None
+        return {}
     with np.errstate(divide="ignore"):
         lower, upper = np.log(np.concatenate([[0.0], bounds[:-1]])[used]), np.log(bounds[used])
     counts = counts[used].astype(float)
@@ -193,20 +168,13 @@ def fit_lognormal(bounds: np.ndarray, counts: np.ndarray, total: float) -> LogNo
     around = scaled(top.x[:, None, None] + STEP * np.mgrid[-1:2, -1:2]) / STEP**2
     cross = (around[2, 2] - around[2, 0] - around[0, 2] + around[0, 0]) / 4
     (curve_mean,), (curve_sd,) = np.diff(around[:, 1], 2), np.diff(around[1], 2)
-    curvature = np.array([[curve_mean, cross], [cross, curve_sd]])
-    if not (top.success and (np.linalg.eigvalsh(curvature) > 0).all()):
-        return None
-    mean_var, log_sd_var = np.diag(np.linalg.inv(curvature)) * scale**2
+    determinant = curve_mean * curve_sd - cross**2
+    if not (top.success and curve_mean > 0 and determinant > 0):
+        return {}
     log_mean, log_sd = start + scale * top.x
-    log_var = math.exp(2 * log_sd)
-    return LogNormal(
-        log_mean=float(log_mean),
-        log_var=log_var,
-        log_mean_se=math.sqrt(mean_var),
-        log_var_se=2 * log_var * math.sqrt(log_sd_var),
-        # Of n values the log of the variance has the variance 2 / (n - 1).
-        n_eff=float(min(n, 1 + 1 / (2 * log_sd_var))),
-    )
+    # The variance of the log of the variance: 2 / (n - 1) of n values, here this.
+    n_eff = min(n, 1 + 2 / (4 * curve_mean / determinant))
+    return {"log_mean": log_mean, "log_var": math.exp(2 * log_sd), "log_var_n_eff": n_eff}
 
 
 def _log_likelihood(
