@@ -7,7 +7,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 answered, 1 b
 import functools
 import inspect
 import json
-import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 COUNT_MAX = 10_000  # values of START:STOP:COUNT
 PIPE_WIDTH = 200
-GAP = 2  # between the columns of a table
 SIZE = (
     "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
     "experts_per_token, layers, kv_bytes."
@@ -287,36 +286,29 @@ def say(text: str) -> None:
 
 def show(title: str, table: "pd.DataFrame") -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    cells = {str(name): [_cell(value) for value in table[name]] for name in table}
-    numeric = [str(name) for name in table if table[name].dtype.kind in "fiu"]
-    widths = {}
-    for name, column in cells.items():
-        longest = min(max(map(len, column), default=1), console.width // 2)
-        widths[name] = max(longest, *(len(word) for word in re.split("[_ ]", name)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    cells, names, numeric = table.map(_cell), [], []
+    for place, name in enumerate(table):
+        head = str(name).replace("_", " ")
+        if table[name].dtype.kind in "fiu":
+            numeric.append(place)
+        else:  # texts stand at the left
+            longest = max(len(head), *cells[name].str.len())
+            cells[name], head = cells[name].str.ljust(longest), head.ljust(longest)
+        names.append(head)
     # The texts at the left and the first number tell rows apart: every block begins with them.
-    names = list(cells)
-    keys = names[: names.index(numeric[0]) + 1 if numeric else 1]
-    blocks = [keys]
-    for name in names[len(keys) :]:
-        width = sum(widths[each] + GAP for each in [*blocks[-1], name]) - GAP
-        if width > console.width and blocks[-1] != keys:
-            blocks.append(keys)
-        blocks[-1] = [*blocks[-1], name]
+    first = numeric[0] + 1 if numeric else 1
+    cells.columns, keys, rest = names, names[:first], names[first:]
+
+    def block(count: int) -> str:
+        return cells[keys + rest[:count]].to_string(index=False)
+
     print(title)
-    for block in blocks:
-        shown = Table(box=None, pad_edge=False, header_style="bold")
-        for name in block:
-            side: Any = "right" if name in numeric else "left"
-            head = name.replace("_", " ")
-            shown.add_column(head, justify=side, overflow="fold", width=widths[name])
-        for row in zip(*(cells[name] for name in block), strict=True):
-            shown.add_row(*row)
-        console.print(shown)
-        console.print()
+    while rest or keys == names:
+        counts = range(len(rest), 1, -1)
+        count = next((n for n in counts if len(block(n).split("\n", 1)[0]) <= width), 1)
+        print(f"{block(count)}\n")
+        rest, names = rest[count:], []
 
 
 def _cell(value: Any) -> str:
