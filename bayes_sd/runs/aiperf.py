@@ -12,7 +12,7 @@ from pydantic import AliasChoices, AliasPath, Field
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs.config import Values
-from bayes_sd.runs.rows import Latency, Requests, Rows, Statistics, counted, run_row
+from bayes_sd.runs.rows import Latency, Requests, Rows, Statistics, called, counted, run_row
 
 METRICS = {"e2e": "request_latency", "ttft": "time_to_first_token", "tpot": "inter_token_latency"}
 UNITS_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -52,9 +52,10 @@ class _Export(c.Record):
 
 
 class _Load(c.Record):
-    type: str
-    rate: c.Positive | None = None
-    smoothness: c.Positive | None = None
+    type: str | None = None
+    arrival_pattern: str = "poisson"
+    rate: c.Positive | None = called("rate", "request_rate")
+    smoothness: c.Positive | None = called("smoothness", "arrival_smoothness")
     concurrency: c.PositiveCount | None = None
 
 
@@ -127,37 +128,32 @@ def _load(wanted: Values) -> dict[str, Any]:
     """Loop, rate, concurrency and burstiness."""
     given = _phase(wanted)
     for key, value in given.items():
-        if ("ramp" in key or key == "rate_series") and not c.absent(value):
+        changes = ("ramp" in key and "warmup" not in key) or key == "rate_series"
+        if changes and not c.absent(value):
             raise InputError(f"{key} is set; only runs at a constant load are read")
     load = c.record(_Load, given, "input_config: ")
-    if load.type == "concurrency":
+    kind = load.type or ("concurrency" if load.rate is None else load.arrival_pattern)
+    if kind == "concurrency":
         return {"loop": "closed", "concurrency": load.concurrency or 1}
-    if load.type not in RATES:
+    if kind not in RATES:
         read = ", ".join(("concurrency", *RATES))
-        raise InputError(f"load {load.type!r} has no constant rate; read are {read}")
-    shape = {"poisson": 1.0, "gamma": load.smoothness}.get(load.type)
+        raise InputError(f"load {kind!r} has no constant rate; read are {read}")
+    shape = {"poisson": 1.0, "gamma": load.smoothness}.get(kind)
     limit = {"concurrency": load.concurrency, "burstiness": shape}
     return {"loop": "open", "rate_rps": load.rate, **limit}
 
 
-def _phase(wanted: Values) -> dict[str, Any]:
-    """The load as a phase of AIPerf 0.9, also where an earlier version wrote it."""
+def _phase(wanted: Values) -> Values:
+    """The one phase that was measured, or what was before AIPerf 0.9."""
     if isinstance(wanted.get("phases"), list):
         phases = [c.mapping(phase) for phase in wanted["phases"]]
         measured = [p for p in phases if p.get("kind", "profiling") != "warmup"]
         if len(measured) != 1:
             raise InputError(f"input_config has {len(measured)} profiling phases; a run has one")
-        return dict(measured[0])
+        return measured[0]
     if not isinstance(old := wanted.get("loadgen"), Mapping):
         raise InputError("input_config has neither phases nor loadgen, so the load is unknown")
-    rate = old.get("request_rate")
-    return {
-        "type": "concurrency" if rate is None else old.get("arrival_pattern", "poisson"),
-        "rate": rate,
-        "smoothness": old.get("arrival_smoothness"),
-        "concurrency": old.get("concurrency"),
-        **{k: v for k, v in old.items() if "ramp" in k and "warmup" not in k},
-    }
+    return old
 
 
 def _records(path: Path) -> list[_Record]:

@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import InputError
+from bayes_sd.runs.table import LENGTHS, Source, read_windows
 
 if TYPE_CHECKING:
     import xarray as xr
 
-LENGTHS = ("prompt_tokens", "output_tokens")
 Numbers = float | Sequence[float] | np.ndarray
-Source = str | Path | pd.DataFrame
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -99,8 +97,6 @@ class Load:
         1      0.00            NaN      4.0
         2      0.25           50.0      4.0
         """
-        from bayes_sd.runs.table import read_windows
-
         return cls._traffic(*read_windows(source, window_s, columns or {}))
 
     @classmethod

@@ -57,21 +57,18 @@ def is_scrape(text: str) -> bool:
     return SCRAPE.search(text) is not None
 
 
-def samples(text: str) -> Iterator[Sample]:
+def samples(text: str) -> Iterator[Any]:
     """The metrics of vLLM that are read, out of one ``/metrics`` text."""
     from prometheus_client.parser import text_string_to_metric_families
 
     # Parsing all of it would take fifty times as long.
     lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] in USED]
     try:
-        families = list(text_string_to_metric_families("\n".join(lines) + "\n"))
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            yield from family.samples
     except ValueError as error:
         reason = " ".join(str(error).split())[:60]
         raise InputError(f"is cut off or no text of a metrics endpoint ({reason})") from None
-    for family in families:
-        for s in family.samples:
-            time_s = None if s.timestamp is None else float(s.timestamp)
-            yield time_s, s.name, s.labels, float(s.value)
 
 
 def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float) -> Rows:
@@ -159,8 +156,9 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             time_s = None if stamp is None else float(stamp)
         except ValueError:
             raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
-        for stamp_s, name, labels, value in samples(scrape):
-            yield time_s if stamp_s is None else stamp_s, name, labels, value
+        for s in samples(scrape):
+            stamp_s = time_s if s.timestamp is None else float(s.timestamp)
+            yield stamp_s, s.name, s.labels, float(s.value)
 
 
 def _run(window: Window, configuration: Values) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Latency(c.Record, extra="forbid"):
         return self
 
 
-def _called(*names: str | AliasPath) -> Any:
+def called(*names: str | AliasPath) -> Any:
     """A field that a tool may call one of these."""
     return Field(None, validation_alias=AliasChoices(*names))
 
@@ -100,12 +100,12 @@ def _called(*names: str | AliasPath) -> Any:
 class Statistics(c.Record):
     """One metric of one run as a tool reports it, in the tool's unit."""
 
-    mean: c.Number | None = _called("mean", "avg", "value")
-    std: c.Number | None = _called("std", "std_dev")
-    p50: c.Number | None = _called("p50", "median", AliasPath("percentiles", "p50"))
-    p90: c.Number | None = _called("p90", AliasPath("percentiles", "p90"))
-    p95: c.Number | None = _called("p95", AliasPath("percentiles", "p95"))
-    p99: c.Number | None = _called("p99", AliasPath("percentiles", "p99"))
+    mean: c.Number | None = called("mean", "avg", "value")
+    std: c.Number | None = called("std", "std_dev")
+    p50: c.Number | None = called("p50", "median", AliasPath("percentiles", "p50"))
+    p90: c.Number | None = called("p90", AliasPath("percentiles", "p90"))
+    p95: c.Number | None = called("p95", AliasPath("percentiles", "p95"))
+    p99: c.Number | None = called("p99", AliasPath("percentiles", "p99"))
 
     def latency(self, unit_s: float, where: str) -> Latency:
         """The same in seconds; nothing where there is no mean, for which tools write 0."""

@@ -10,12 +10,13 @@ import pandas as pd
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs.config import NAMES, Values, absent, number, record
-from bayes_sd.runs.load import LENGTHS, Source
 from bayes_sd.runs.rows import METRICS, Drafting, Latency, Rows, Workload, fingerprint, run_row
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 1e-2, "1": 1.0}
 FIELDS = tuple(Latency.model_fields)
 LATENCIES = tuple(f"{metric}_{name}" for metric in METRICS for name in FIELDS)
+LENGTHS = ("prompt_tokens", "output_tokens")
+Source = str | Path | pd.DataFrame
 WORKLOAD = tuple(Workload.model_fields)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))

@@ -1,4 +1,4 @@
-"""Runs from results of ``vllm bench serve``, to which ``vllm bench sweep serve`` adds parameters."""
+"""Runs from results of ``vllm bench serve``; ``vllm bench sweep serve`` adds parameters to them."""
 
 import json
 import math
