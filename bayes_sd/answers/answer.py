@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers.servers import Resolved, name_of
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import InputError
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
@@ -139,21 +139,14 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool
         ax.legend(frameon=False, fontsize=8)
 
 
-def refuse_far(posterior: Posterior, resolved: Resolved, cells: Any, extrapolate: bool) -> None:
-    """Refuse what lies far outside of what was measured, unless it is asked for by name.
+def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
+    """Why a question lies far outside of what was measured, "" if it does not.
 
     More than a factor of 4 outside: prompt and output lengths, requests in flight of a fixed
     concurrency, sizes of new models. Outside at all: draft lengths, and a plain or idle server of
     a verifier that never ran so. A rate has no such bound: past capacity it saturates.
-
-    Raises
-    ------
-    EvidenceError
-        Unless `extrapolate`.
     """
-    if extrapolate:
-        return
-    runs, sizes = posterior.runs, resolved.sizes
+    runs, sizes, server = posterior.runs, resolved.sizes, resolved.server
     checks: list[tuple[str, Any, Any]] = [
         ("prompt tokens", cells["prompt_tokens"], runs["prompt_tokens"]),
         ("output tokens", cells["output_tokens"], runs["output_tokens"]),
@@ -161,13 +154,12 @@ def refuse_far(posterior: Posterior, resolved: Resolved, cells: Any, extrapolate
     if "concurrency" in cells:
         most = runs["in_flight"].max()
         checks.append(("concurrency", np.maximum(cells["concurrency"], most), runs["in_flight"]))
-    if not isinstance(resolved.server.verifier, str):
+    if not isinstance(server.verifier, str):
         known = posterior.verifiers
         total, measured = sizes["shared"] + sizes["expert"], known["shared"] + known["expert"]
         checks.append(("active verifier parameters (1e9)", sizes["active"], known["active"]))
         checks.append(("total verifier parameters (1e9)", total, measured))
-    drafter = resolved.server.drafter
-    if drafter is not None and not isinstance(drafter, str):
+    if server.drafter is not None and not isinstance(server.drafter, str):
         measured = posterior.drafters["drafter_params"]
         checks.append(("drafter parameters (1e9)", sizes["drafter"], measured[measured > 0]))
     for name, asked, measured in checks:
@@ -175,38 +167,31 @@ def refuse_far(posterior: Posterior, resolved: Resolved, cells: Any, extrapolate
         least, most = np.nanmin(measured, initial=np.inf), np.nanmax(measured, initial=-np.inf)
         if most > 0 and (low < least / FACTOR or high > most * FACTOR):
             value = low if low < least / FACTOR else high
-            raise EvidenceError(
+            return (
                 f"{name} {value:.4g} is more than {FACTOR:g} times outside the measured "
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
-    _refuse_draft_length(posterior, resolved)
-
-
-def _refuse_draft_length(posterior: Posterior, resolved: Resolved) -> None:
-    """Refuse a draft length outside those measured with this drafter, or all for a new one."""
-    server, table = resolved.server, posterior.servers
-    if isinstance(server.drafter, str):
-        of_drafter = table[table["drafter"] == server.drafter]
-    else:
-        of_drafter = table[table["drafter"] != NONE]
-    lengths = of_drafter["draft_tokens"][of_drafter["draft_tokens"] > 0].unique()
-    if server.k > 0 and len(lengths) and not lengths.min() <= server.k <= lengths.max():
-        known = ", ".join(str(n) for n in sorted(lengths))
-        raise EvidenceError(
-            f"k = {server.k} is outside the draft lengths measured here ({known}); to extrapolate "
-            "all the same say <<extrapolate>>."
+    table = posterior.servers
+    own = isinstance(server.drafter, str)
+    drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
+    lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())
+    if server.k > 0 and lengths and not lengths[0] <= server.k <= lengths[-1]:
+        return (
+            f"k = {server.k} is outside the draft lengths measured here "
+            f"({', '.join(map(str, lengths))}); to extrapolate all the same say <<extrapolate>>."
         )
-    undrafted = table[table["draft_tokens"] == 0]
+    undrafted = table[(table["draft_tokens"] == 0) & (table["environment"] == resolved.environment)]
     if server.drafter is None:
         undrafted = undrafted[undrafted["drafter"] == NONE]
     if isinstance(server.verifier, str):
         undrafted = undrafted[undrafted["verifier"] == server.verifier]
-    if server.k == 0 and undrafted[undrafted["environment"] == resolved.environment].empty:
-        what = "plain" if server.drafter is None else "with its drafter idle or plain"
-        raise EvidenceError(
-            f"No run of {name_of(server.verifier)} {what} was fitted, so nothing stands behind "
-            "k = 0, nor behind P(SD beats plain): measure it, or say <<extrapolate>>."
-        )
+    if server.k > 0 or len(undrafted):
+        return ""
+    what = "plain" if server.drafter is None else "with its drafter idle or plain"
+    return (
+        f"No run of {name_of(server.verifier)} {what} was fitted, so nothing stands behind "
+        "k = 0, nor behind P(SD beats plain): measure it, or say <<extrapolate>>."
+    )
 
 
 def support(posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome) -> np.ndarray:
@@ -214,8 +199,8 @@ def support(posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome)
 
     Measured: this very server ran, at rates, lengths and utilizations that bracket the cell.
     Interpolated: k, the positions of its acceptance, both sizes, the lengths and the median
-    utilization lie inside what the fit has seen. Extrapolated: anything else, loads past every
-    measured utilization included. Assumed structure: anything that a structure changes.
+    utilization lie inside what the fit has seen, and nothing is `far_outside`. Extrapolated: all
+    else, past every measured utilization included. Assumed structure: what a structure changes.
     """
     runs = posterior.runs
 
@@ -237,7 +222,7 @@ def support(posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome)
     measured = measured & (share <= own["utilization"].max() * 1.05)
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
     near = near & inside(runs, lengths[0]) & inside(runs, lengths[1])
-    near = near & _size_inside(posterior, resolved)
+    near = near & _size_inside(posterior, resolved) & (not far_outside(posterior, resolved, cells))
     if resolved.positions is not None and resolved.server.k > resolved.positions:
         near = near & False
     reach = 1 + np.where(near | measured, 1, 0) + measured

@@ -82,10 +82,10 @@ class Capacity(answer.Answer):
                 f"({best['support']})."
             )
         elif len(able):
+            those = ", ".join(_on(row) for _, row in kept.iterrows()) or "none"
             parts.append(
                 "Every server is past capacity in some window with probability "
-                f"{self.prob_none:.2f}, so none is the fastest; over all requests {self.target} is "
-                f"kept by {', '.join(_on(row) for _, row in kept.iterrows()) or 'none'}."
+                f"{self.prob_none:.2f}, so none is the fastest; {self.target} is kept by {those}."
             )
         if len(kept) and "per_hour" in kept:
             low = kept.sort_values("regret_per_hour").iloc[0]
@@ -94,18 +94,15 @@ class Capacity(answer.Answer):
                 f"{low['per_hour']:.4g} an hour, {low['price_per_million_tokens']:.3g} a million "
                 f"output tokens ({low['support']})."
             )
-        short = able[(able["prob_kept"] < self.confidence) & able["needed"].notna()]
-        parts += [
-            f"{_on(row)} keeps {self.target} with probability {row['prob_kept']:.2f} only and "
-            f"needs {row['needed']:.0f}."
-            for _, row in short.iterrows()
-        ]
-        parts += [
-            f"{row['server']}: {self.target} is impossible at any load with this confidence: an "
-            f"idle server keeps the target with probability {row['prob_possible']:.2f}, its "
-            f"p{self.percentile:g} is about {row['idle_s']:.3g} s."
-            for _, row in self.rows[self.rows["needed"].isna()].iterrows()
-        ]
+        for _, row in able[able["prob_kept"] < self.confidence].dropna(subset="needed").iterrows():
+            only = f"keeps {self.target} with probability {row['prob_kept']:.2f} only"
+            parts.append(f"{_on(row)} {only} and needs {row['needed']:.0f}.")
+        for _, row in self.rows[self.rows["needed"].isna()].iterrows():
+            parts.append(
+                f"{row['server']}: {self.target} is impossible at any load with this confidence: "
+                f"an idle server keeps the target with probability {row['prob_possible']:.2f}, its "
+                f"p{self.percentile:g} is about {row['idle_s']:.3g} s."
+            )
         return " ".join(parts)
 
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
@@ -160,9 +157,8 @@ def capacity(
         Compare so many of each, whether or not they keep the target.
     price_per_hour : float or mapping, optional
         Of one replica; by name where they differ.
-    extrapolate : bool
-        Allow answers far outside of what was measured.
-    seed : int
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
 
     Returns
     -------

@@ -97,13 +97,8 @@ def compare(
     of : {"mean", "run", "request"}
         What is compared: the long-run mean latencies, the means of one run each, or one request
         drawn at random from each server.
-    extrapolate : bool
-        Allow answers far outside of what was measured.
-    seed : int
-
-    Returns
-    -------
-    Comparison
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
 
     Raises
     ------
@@ -228,13 +223,8 @@ def break_even(
     load : Load
         Says the lengths, and whether a rate or a concurrency is looked for.
     server, baseline : Server
-    extrapolate : bool
-        Allow answers far outside of what was measured.
-    seed : int
-
-    Returns
-    -------
-    BreakEven
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
     """
     both = listed([server, baseline], fewest=2)
     lengths, closed = load.lengths, load.axis == "concurrency"

@@ -137,12 +137,6 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     )
 
 
-def run_log_density(posterior: Posterior, table: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """Log density of each run's log mean latency, draw by draw: (draws, runs)."""
-    said, scale, _ = run_outcome(posterior, table, seed=seed)
-    return log_density(np.log(table["e2e_mean_s"].to_numpy()), np.log(said.e2e_s), scale)
-
-
 def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
     data, meaning, rows = fit.posterior, {p.name: p for p in ALL}, []
@@ -190,7 +184,7 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
             f"All {len(moe)} verifiers are {'mixtures of experts' if moe.all() else 'dense'}; "
             "a comparison of families needs both."
         )
-    terms = coefficients(fit.law_terms, verifier=[1.0] * 4, drafter=[1.0] * 2, server=[1.0])
+    terms = coefficients(fit.law_terms)
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
@@ -251,12 +245,7 @@ def plot_collapse(fit: Posterior, ax: "answer.Axes | None" = None) -> "answer.Ax
     ax, runs, x = answer.axes_of(ax), fit.runs, np.linspace(0, 0.97, 300)
     ax.plot(x, 1 / (1 - x), color="black", lw=1.2, label="1 / (1 - x)")
     for i, ((family, arm), own) in enumerate(runs.groupby(["family", "arm"])):
-        answer.points(
-            ax,
-            own["utilization"],
-            own["e2e_mean_s"] / own["fitted_c1_s"],
-            i,
-            f"{family}, {arm} ({len(own)} runs)",
-        )
+        y, label = own["e2e_mean_s"] / own["fitted_c1_s"], f"{family}, {arm} ({len(own)} runs)"
+        answer.points(ax, own["utilization"], y, i, label)
     answer.finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)
     return ax

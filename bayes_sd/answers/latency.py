@@ -10,7 +10,7 @@ import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve
-from bayes_sd.errors import InputError
+from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
@@ -27,19 +27,10 @@ def check_of(of: str) -> None:
     answer.require("of", of, of in OF, f"one of {', '.join(OF)}")
 
 
-CELLS = ("rate_rps", "concurrency", "prompt_tokens", "output_tokens", "prompt_cv", "output_cv")
-
-
-def broadcast_cells(load: Load) -> dict[str, xr.DataArray]:
-    """Everything a load says, each over all its dims."""
-    names = [name for name in CELLS if name in load.cells]
-    arrays = xr.broadcast(*(load.cells[name] for name in names))
-    return dict(zip(names, arrays, strict=True))
-
-
 def cells_of(load: Load) -> dict[str, np.ndarray]:
     """Flat arrays of a load, one entry a cell."""
-    return {name: np.ravel(array.values) for name, array in broadcast_cells(load).items()}
+    cells = load.cells
+    return {str(n): np.ravel(cells[n].broadcast_like(cells).values) for n in cells.variables}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +72,8 @@ class Arm:
         """What the law says, infinite past the pole, and the workload it says it of."""
         inputs, resolved = self.inputs(axis_values), self.resolved
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            said = placed_outcome(
-                self.placed(inputs),
-                resolved.coefficients["queue_cycles"],
-                resolved.sizes,
-                inputs,
-                self.posterior.law,
-            )
+            placed, wait = self.placed(inputs), resolved.coefficients["queue_cycles"]
+            said = placed_outcome(placed, wait, resolved.sizes, inputs, self.posterior.law)
             # Past the pole the fixed point has no root and infinity times zero is not a number.
             said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
         return said, inputs
@@ -135,7 +121,8 @@ def arm_of(
     answer.require("load", load, isinstance(load, Load), "bsd.Load(...)")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
-    answer.refuse_far(posterior, resolved, cells, extrapolate)
+    if not extrapolate and (why := answer.far_outside(posterior, resolved, cells)):
+        raise EvidenceError(why)
     return Arm(posterior, resolved, cells)
 
 
@@ -243,7 +230,7 @@ def labelled(
     posterior: Posterior, load: Load, values: dict[str, Any], labels: np.ndarray, server: str
 ) -> xr.Dataset:
     """Draws of one server as a dataset with a dim ``server``."""
-    like, parts = broadcast_cells(load)["prompt_tokens"], {}
+    like, parts = load.cells["prompt_tokens"].broadcast_like(load.cells), {}
     for name, value in values.items():
         array = np.broadcast_to(value, (posterior.draws, like.size))
         parts[name] = (*answer.SAMPLE, *like.dims), array.reshape(*posterior.shape, *like.shape)
@@ -287,9 +274,8 @@ def latency(
     servers : Server or sequence of Server
     metric : {"e2e", "ttft", "tpot"}
         End-to-end latency, time to first token, or time per output token after it.
-    extrapolate : bool
-        Allow answers far outside of what was measured.
-    seed : int
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
 
     Returns
     -------

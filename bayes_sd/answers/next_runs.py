@@ -62,9 +62,7 @@ class Preposterior:
         self._variance = (centred[0] ** 2).mean(axis=1)
         self._with_runs = centred[0] @ centred[1].T / draws
         self._among_runs = centred[1] @ centred[1].T / draws
-        known = np.isfinite(scale)  # a draw that says "saturated" knows no scatter
-        squares = np.where(known, scale, 0.0) ** 2
-        self._noise = squares.sum(axis=1) / np.maximum(known.sum(axis=1), 1) * T_VARIANCE
+        self._noise = np.nanmean(scale**2, axis=1) * T_VARIANCE  # NaN where a draw saturates
 
     def worth(self, chosen: Sequence[int] = ()) -> np.ndarray:
         """What each run is worth after those in `chosen`, and they with it: (runs,).
@@ -199,9 +197,8 @@ def next_runs(
     server : {"measured", "next"}
         Whom the choice is for: the servers that were, or would be, measured; or others yet to be
         started, whose own effect no run shows.
-    extrapolate : bool
-        Allow answers far outside of what was measured.
-    seed : int
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
 
     Returns
     -------

@@ -155,9 +155,8 @@ def schedule(
         Instead of `loss`: the chance that a request takes longer, seconds.
     confidence : float
         In [0.5, 1).
-    extrapolate : bool
-        Allow draft lengths and loads far outside of what was measured.
-    seed : int
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
 
     Returns
     -------

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.answers.fitted import run_log_density
-from bayes_sd.checks.leave_out import LeftOut, folds, leave_out, psis, smoothed, summary
+from bayes_sd.checks.leave_out import LeftOut, folds, leave_out, psis, summary
 from bayes_sd.errors import InputError
-from bayes_sd.fit import Fit, LatencyModel
+from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
 from bayes_sd.physics.law import OPTIONAL, Law
-from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.schema import Runs
 
 PARETO_K = 0.7  # above it, importance sampling is not to be trusted
@@ -51,10 +49,6 @@ class Comparison:
         )
         first = f"{best['name']!r} predicts the {runs} runs left out by {self.by} best"
         return f"{first} (ELPD {best['elpd']:.1f}); {behind}."
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: ``{by, models: [{name, elpd, ...}]}``; missing ones are None."""
-        return finite_or_none({"by": self.by, "models": self.table.to_dict("records")})
 
 
 def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]:
@@ -152,7 +146,6 @@ def compare_models(
 def _table(left_out: Mapping[str, LeftOut], by_psis: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """See :class:`Comparison`."""
     rows = {name: result.rows.set_index("run_id") for name, result in left_out.items()}
-    same_runs(rows)
     scores = pd.DataFrame({name: own["log_score"] for name, own in rows.items()})
     fold = next(iter(rows.values()))["fold"]
     about = {}
@@ -193,38 +186,3 @@ def stacking(scores: np.ndarray) -> np.ndarray:
         share = density * weight
         weight = (share / share.sum(axis=1, keepdims=True)).mean(axis=0)
     return np.asarray(weight)
-
-
-def compare_fits(fits: Mapping[str, Fit]) -> pd.DataFrame:
-    """Rank saved fits of the same runs by PSIS leave-one-run-out, without refitting.
-
-    A row a fit, best first: ``name, elpd, elpd_se, elpd_diff, diff_se, weight, bad_k``. The
-    importance weights take out a run's mean latency only, and a ``bad_k`` above 0 says that PSIS is
-    not to be trusted there; :func:`compare_models` refits.
-    """
-    if len(fits) < 2:
-        raise InputError("A comparison needs at least two fits.")
-    runs = {name: fit.runs.set_index("run_id") for name, fit in fits.items()}
-    same_runs(runs)
-    order = next(iter(runs.values())).index
-    scores, bad = pd.DataFrame(index=order), {}
-    for name, fit in fits.items():
-        density = run_log_density(fit, runs[name].loc[order].reset_index())
-        table = smoothed(density, density)
-        scores[name] = table["log_score"].to_numpy()
-        bad[name] = int((table["pareto_k"] > PARETO_K).sum())
-    table = ranking(scores, pd.Series(order, order))
-    return table.assign(bad_k=pd.Series(bad)).reset_index(names="name")
-
-
-def same_runs(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Refuse to compare scores of different data; tables are indexed by run_id."""
-    (first, reference), *others = tables.items()
-    for name, table in others:
-        more = len(table.index.difference(reference.index))
-        less = len(reference.index.difference(table.index))
-        if more or less:
-            raise InputError(
-                f"{name!r} and {first!r} are of different data: the first has {more} runs that "
-                f"the second lacks, and lacks {less} of its; compare fits of the same runs."
-            )

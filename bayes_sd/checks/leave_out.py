@@ -195,17 +195,16 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
     error = (rows["predicted_s"] / rows["observed_s"] - 1).abs()
     p95 = rows[rows["p95_observed_s"].notna()]
     p95_error = (p95["p95_predicted_s"] / p95["p95_observed_s"] - 1).abs()
-    return {
-        "runs": len(rows),
-        "coverage": float(rows["inside"].mean()),
-        "width": float((rows["high_s"] / rows["low_s"]).median()),
-        "median_error": float(error.median()),
-        "mean_error": float(error.mean()),
-        "log_score": float(rows["log_score"].mean()),
-        "interval_score": float(rows["interval_score"].mean()),
-        "p95_coverage": float(p95["p95_inside"].astype(float).mean()) if len(p95) else np.nan,
-        "p95_median_error": float(p95_error.median()) if len(p95) else np.nan,
+    figures = {
+        "coverage": rows["inside"].mean(),
+        "width": (rows["high_s"] / rows["low_s"]).median(),
+        "median_error": error.median(),
+        "mean_error": error.mean(),
+        **{name: rows[name].mean() for name in ("log_score", "interval_score")},
+        "p95_coverage": p95["p95_inside"].astype(float).mean(),
+        "p95_median_error": p95_error.median(),
     }
+    return {"runs": len(rows)} | {name: float(value) for name, value in figures.items()}
 
 
 def pairs(left_out: pd.DataFrame, drawn_s: np.ndarray) -> pd.DataFrame:
@@ -280,15 +279,11 @@ def psis(refit: Refit, design: Design) -> pd.DataFrame:
 
     ``pareto_k`` above 0.7: the ``log_score`` is not to be trusted, the run needs an exact refit.
     """
-    rows = np.flatnonzero(~design.table["saturated"].to_numpy(bool))
-    density = run_log_density(refit, design.table, rows)
-    return smoothed(run_log_likelihood(refit, design, rows), density)
-
-
-def smoothed(likelihood: np.ndarray, density: np.ndarray) -> pd.DataFrame:
-    """Log of the mean `density` of each run with its `likelihood` taken out: (draws, runs) each."""
     from arviz_stats.base import array_stats
 
+    rows = np.flatnonzero(~design.table["saturated"].to_numpy(bool))
+    density = run_log_density(refit, design.table, rows)
+    likelihood = run_log_likelihood(refit, design, rows)
     weights, k = array_stats.psislw(likelihood.T, axis=-1)  # takes their negative itself
     weights = weights - logsumexp(weights, axis=-1, keepdims=True)
     return pd.DataFrame({"log_score": logsumexp(weights + density.T, axis=-1), "pareto_k": k})

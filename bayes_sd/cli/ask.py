@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,30 +68,18 @@ def schedule(
     """Choose the draft length for every batch size, as the table that vLLM takes."""
     ks, fit = o.whole_numbers(k), Fit.load(file)
     wanted = load.of(lambda lengths: Load(concurrency=1.0, prompt=lengths[0], output=lengths[1]))
-    answer = fit.schedule(
-        wanted,
-        server.of(fit, max(ks), drafter_loaded=True),
-        k=ks,
-        max_batch=max_batch,
-        loss=loss,
-        slo_s=slo,
-        confidence=confidence,
-        extrapolate=server.extrapolate,
-    )
+    drafting, far = server.of(fit, max(ks), drafter_loaded=True), server.extrapolate
+    how: dict[str, Any] = {"loss": loss, "slo_s": slo, "confidence": confidence}
+    answer = fit.schedule(wanted, drafting, k=ks, max_batch=max_batch, extrapolate=far, **how)
     keys = {"method": method, "model": draft_model}
     config, line = None, "Serve plain: no batch size is worth drafting for."
     if answer.table["k"].max() > 0:
         config, line = answer.speculative_config(**keys), answer.command_line(**keys)
-    table = ("Latency under this schedule, seconds", answer.latency.table)
-    return o.Reply.of(
-        answer,
-        f"Draft tokens by requests in flight, {answer.drafter}",
-        *([table] if load.rps or load.concurrency else []),
-        line,
-        num_speculative_tokens_per_batch_size=answer.to_vllm(),
-        speculative_config=config,
-        latency=answer.latency.table.to_dict("records"),
-    )
+    table, title = answer.latency.table, f"Draft tokens by requests in flight, {answer.drafter}"
+    shown = [("Latency under this schedule, seconds", table)] * bool(load.rps or load.concurrency)
+    told: dict[str, Any] = {"speculative_config": config, "latency": table.to_dict("records")}
+    told["num_speculative_tokens_per_batch_size"] = answer.to_vllm()
+    return o.Reply.of(answer, title, *shown, line, **told)
 
 
 def capacity(
@@ -122,24 +110,13 @@ def capacity(
         named, prices = read_servers(servers)
     else:
         named = {str(each): each for each in (server.of(fit, n) for n in o.whole_numbers(k))}
-    answer = fit.capacity(
-        wanted,
-        named,
-        slo_s=slo,
-        percentile=percentile,
-        confidence=confidence,
-        replicas=replicas,
-        price_per_hour=prices or price,
-        extrapolate=server.extrapolate,
-    )
-    beats = ("P(row is faster than column)", answer.beats.reset_index(names=""))
-    return o.Reply.of(
-        answer,
-        f"P({answer.target}) >= {confidence:g}",
-        *([beats] if len(named) > 1 else []),
-        beats=answer.beats.to_dict("index"),
-        prob_none=answer.prob_none,
-    )
+    target: dict[str, Any] = {"slo_s": slo, "percentile": percentile, "confidence": confidence}
+    how: dict[str, Any] = {"replicas": replicas, "price_per_hour": prices or price}
+    answer = fit.capacity(wanted, named, **target, **how, extrapolate=server.extrapolate)
+    beats = [("P(row is faster than column)", answer.beats.reset_index(names=""))]
+    told: dict[str, Any] = {"beats": answer.beats.to_dict("index"), "prob_none": answer.prob_none}
+    title = f"P({answer.target}) >= {confidence:g}"
+    return o.Reply.of(answer, title, *beats * (len(named) > 1), **told)
 
 
 def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float]]:
@@ -184,27 +161,16 @@ def next_runs(
     from bayes_sd.plan.design import plan_next
 
     wanted, ks, fit = load.of(), o.whole_numbers(k), Fit.load(file)
-    answer = fit.next_runs(
-        wanted,
-        [server.of(fit, each) for each in ks],
-        runs=runs,
-        run_seconds=run_seconds,
-        server_seconds=server_seconds,
-        server=choice,
-        extrapolate=server.extrapolate,
-    )
+    servers, far = [server.of(fit, each) for each in ks], server.extrapolate
+    takes: dict[str, Any] = {"run_seconds": run_seconds, "server_seconds": server_seconds}
+    answer = fit.next_runs(wanted, servers, runs=runs, server=choice, extrapolate=far, **takes)
     path, choices = None, answer.choices.to_dict("records")
     lost = [row for row in choices if row["prob_all_saturated"] > 0.5]
     if to is not None:
-        plan = plan_next(answer, fit, to, run_seconds, server_seconds)
+        plan = plan_next(answer, fit, to, **takes)
         path = str(plan.path)
         o.say(str(plan))
-    return o.Reply.of(
-        answer,
-        "Worth measuring next",
-        ("Deciding now", answer.choices),
-        *(f"At {r['rate_rps']:g} requests/s every server saturates: no choice." for r in lost),
-        choices=choices,
-        regret_ms=answer.regret_ms,
-        plan=path,
-    )
+    full = [f"At {r['rate_rps']:g} requests/s every server saturates: no choice." for r in lost]
+    told: dict[str, Any] = {"choices": choices, "regret_ms": answer.regret_ms, "plan": path}
+    now = ("Deciding now", answer.choices)
+    return o.Reply.of(answer, "Worth measuring next", now, *full, **told)

@@ -21,12 +21,8 @@ NONE = "none"  # the drafter of a plain server, in the run table
 # tell the means more than a spread should.
 SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
 SIZES = (
-    "verifier_params",
-    "verifier_active_params",
-    "experts",
-    "experts_per_token",
-    "verifier_layers",
-    "verifier_kv_bytes",
+    *("verifier_params", "verifier_active_params", "experts", "experts_per_token"),
+    *("verifier_layers", "verifier_kv_bytes"),
 )
 PAIR = ["verifier", "drafter", "acceptance_imposed"]
 SERVER = [*PAIR, "draft_tokens", "environment"]

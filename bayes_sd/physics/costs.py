@@ -131,16 +131,6 @@ def _overheads(c: Any, prefix: str, by: Any) -> Stages:
     return Stages(**{n: by * c[f"{prefix}_{n}"] * c[f"factor_{n}"] for n in VERIFIER})
 
 
-def _host(c: Any, m: Any, w: Any) -> Stages:
-    """Overheads that no model's size changes: the host's work for a request, pass, sequence."""
-    return _overheads(c, "host", 1.0)
-
-
-def _depth(c: Any, m: Any, w: Any) -> Stages:
-    """Overheads that grow with depth: kernels are launched and caches kept layer by layer."""
-    return _overheads(c, "overhead", m["layers"])
-
-
 def _experts(c: Any, m: Any, w: Any) -> Stages:
     """Experts' weights are read as far as a pass touches them, equation (4)."""
     weights = c["weights_per_pass"] * m["expert"] * c["factor_verify_alone"]
@@ -185,8 +175,13 @@ class Part(NamedTuple):
 _SIZED = ("weights_per_pass", "prefill_token_alone", "prefill_token_others", "decode_token_ratio")
 LINEAR = Part(_linear, (*_SIZED, "overhead_draft_alone", "overhead_draft_others"))
 ADDED = {
-    "host": Part(_host, tuple(f"host_{n}" for n in VERIFIER)),
-    "depth": Part(_depth, tuple(f"overhead_{n}" for n in VERIFIER)),
+    # The host's work for a request, a pass and a sequence, whatever the model.
+    "host": Part(lambda c, m, w: _overheads(c, "host", 1.0), tuple(f"host_{n}" for n in VERIFIER)),
+    # Kernels are launched and caches kept layer by layer.
+    "depth": Part(
+        lambda c, m, w: _overheads(c, "overhead", m["layers"]),
+        tuple(f"overhead_{n}" for n in VERIFIER),
+    ),
     "experts": Part(_experts),
     "tokens": Part(_tokens),
     "context": Part(_context, ("context_tokens",)),

@@ -121,13 +121,6 @@ def latency_beside(totals: Totals, sizes: Any, others: Any, k: Any, law: Law = F
     return c1 + others * totals.c2
 
 
-def latency_at_rate(totals: Totals, sizes: Any, rate_rps: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency at a rate below the pole, s."""
-    room = queue.headroom(rate_rps * totals.c2)
-    others = queue.in_flight_at_rate(totals, sizes, rate_rps, room, k, law.tile_tokens)
-    return latency_beside(totals, sizes, others, k, law)
-
-
 def queue_s(service_s: Any, utilization: Any, softness: float = 0.0) -> Any:
     """Mean wait for constant service `p` at random arrivals, s: ``W(p) = x p / (2 (1 - x))``."""
     return utilization * service_s / (2 * queue.headroom(utilization, softness))
@@ -219,8 +212,14 @@ class Route(NamedTuple):
 
     def latency_s(self, sizes: Any, rate_rps: Any, k: Any, law: Law = FULL) -> Any:
         """Mean latency at a rate below capacity, s."""
+
+        def of(way: Totals) -> Any:
+            room = queue.headroom(rate_rps * way.c2)
+            others = queue.in_flight_at_rate(way, sizes, rate_rps, room, k, law.tile_tokens)
+            return latency_beside(way, sizes, others, k, law)
+
         # Each way's solves L = f_i(L) with an increasing f_i: the longest solves L = max f_i(L).
-        each = (latency_at_rate(t, sizes, rate_rps, k, law) for t in self.totals)
+        each = (of(way) for way in self.totals)
         return reduce(np.maximum, each) + self.away_s + queue_s(self.pool_s, rate_rps * self.pool_s)
 
 

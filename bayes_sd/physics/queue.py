@@ -173,10 +173,7 @@ def find_roots(function: Any, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     from scipy.optimize.elementwise import find_root
 
     with np.errstate(all="ignore"):
-        found = find_root(
-            lambda x, i: function(x, i.astype(int)),
-            (low, high),
-            args=(np.arange(low.size),),
-            tolerances={"xrtol": 1e-10, "fatol": 0.0},
-        )
+        missed, index = (lambda x, i: function(x, i.astype(int))), (np.arange(low.size),)
+        to = {"xrtol": 1e-10, "fatol": 0.0}
+        found = find_root(missed, (low, high), args=index, tolerances=to)
     return np.asarray(np.where(found.success, found.x, np.nan))

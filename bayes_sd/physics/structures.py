@@ -47,23 +47,14 @@ class _Kind(NamedTuple):
 
 
 Term = float | tuple[float, float]
-Factor = Annotated[
-    Term, _Kind(f"a number (or low, high) above 0, at most {MOST:g}", lambda v: 0 < v <= MOST)
-]
-Amount = Annotated[
-    Term,
-    _Kind(f"a number from 0, or (low, high) above 0, at most {MOST:g}", lambda v: 0 <= v <= MOST),
-]
-Bandwidth = Annotated[Term, _Kind("a number (or low, high) above 0", lambda v: v > 0)]
-Share = Annotated[
-    Term,
-    _Kind(
-        "a share from 0 to 1, or (low, high) between 0 and 1",
-        lambda v: 0 <= v <= 1,
-        lambda p: np.log(p) - np.log1p(-p),
-        lambda x: 1 / (1 + np.exp(-x)),
-    ),
-]
+_ABOVE_0 = "a number (or low, high) above 0"
+_FROM_0 = f"a number from 0, or (low, high) above 0, at most {MOST:g}"
+_SHARE = "a share from 0 to 1, or (low, high) between 0 and 1"
+_LOGIT = (lambda p: np.log(p) - np.log1p(-p)), (lambda x: 1 / (1 + np.exp(-x)))
+Factor = Annotated[Term, _Kind(f"{_ABOVE_0}, at most {MOST:g}", lambda v: 0 < v <= MOST)]
+Amount = Annotated[Term, _Kind(_FROM_0, lambda v: 0 <= v <= MOST)]
+Bandwidth = Annotated[Term, _Kind(_ABOVE_0, lambda v: v > 0)]
+Share = Annotated[Term, _Kind(_SHARE, lambda v: 0 <= v <= 1, *_LOGIT)]
 
 
 @dataclass(frozen=True)

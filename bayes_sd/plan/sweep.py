@@ -128,20 +128,13 @@ class Plan:
     def table(self) -> pd.DataFrame:
         """A row a server: models, draft tokens, runs, lowest and highest load and lengths, time."""
         loads = ("concurrency", "rate_rps", "prompt_tokens", "output_tokens")
-        rows = [
-            {
-                "server": server.name,
-                "verifier": short_name(server.model) or server.name,
-                "drafter": server.drafter or "none",
-                "draft_tokens": server.draft_tokens,
-                "runs": len(runs),
-                **{name: _ends([getattr(run, name) for run in runs]) for name in loads},
-                "minutes": round(minutes, 1),
-            }
-            for server, runs, minutes in zip(
-                self.servers, self.points, self.server_minutes, strict=True
-            )
-        ]
+        rows = []
+        for one, runs, minutes in zip(self.servers, self.points, self.server_minutes, strict=True):
+            verifier, drafter = short_name(one.model) or one.name, one.drafter or "none"
+            row: dict[str, Any] = {"server": one.name, "verifier": verifier, "drafter": drafter}
+            ends = {name: _ends([getattr(run, name) for run in runs]) for name in loads}
+            row |= {"draft_tokens": one.draft_tokens, "runs": len(runs)}
+            rows.append(row | ends | {"minutes": round(minutes, 1)})
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:

@@ -211,7 +211,7 @@ def merge(layers: Iterable[tuple[str, Values]]) -> dict[str, Any]:
 def _same(a: Any, b: Any) -> bool:
     try:
         return math.isclose(float(a), float(b), rel_tol=1e-9)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(a).strip() == str(b).strip()
 
 

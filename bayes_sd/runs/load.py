@@ -201,25 +201,12 @@ class Load:
         requests = self._busy["requests"].to_numpy()
         return requests / requests.sum()
 
-    def _grid(self, axis: Any, prompt: Any, output: Any) -> "Load":
-        """A load of the same kind of axis."""
-        if self.axis == "rate_rps":
-            return Load(rps=axis, prompt=prompt, output=output)
-        return Load(concurrency=axis, prompt=prompt, output=output)
-
     def with_axis(self, values: Numbers) -> "Load":
         """The same lengths at other rates (or concurrencies, where this load has those)."""
-        return self._grid(values, *self.lengths)
-
-    def scaled(self, factor: float) -> "Load":
-        """The same load at `factor` times the rates or concurrencies."""
-        if not (np.isfinite(factor) and factor > 0):
-            raise InputError(f"factor must be a positive number, got {factor!r}")
-        if self.is_traffic:
-            rates = self._windows.assign(rate_rps=self._windows["rate_rps"] * factor)
-            return Load._traffic(f"{factor:g} x {self.name}", rates)
-        axis, *lengths = (self._cells[n].values for n in (self.axis, *LENGTHS))
-        return self._grid(axis * factor, *lengths)
+        prompt, output = self.lengths
+        if self.axis == "rate_rps":
+            return Load(rps=values, prompt=prompt, output=output)
+        return Load(concurrency=values, prompt=prompt, output=output)
 
     def thin(self, windows: int) -> "Load":
         """At most so many windows with requests; time, requests, tokens, spread and peak stay."""

@@ -16,7 +16,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import windows as w
 from bayes_sd.runs.config import Values
-from bayes_sd.runs.rows import Drafting, Latency, Rows, fingerprint, run_id, run_row
+from bayes_sd.runs.rows import Drafting, Latency, Rows, counted, fingerprint, run_id, run_row
 from bayes_sd.runs.windows import E2E, HISTOGRAMS, Window
 
 LENGTHS = {
@@ -162,19 +162,16 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
 
 
 def _run(window: Window, configuration: Values) -> dict[str, Any]:
-    rate_rps = window.gain(f"{E2E}_count") / window.duration_s
+    requests = window.gain(f"{E2E}_count")
     in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
     lost = window.gain(FINISHED, "abort") + window.gain(FINISHED, "error")
-    load: dict[str, Any] = {
-        "loop": "open",
-        "rate_rps": rate_rps,
-        "achieved_rps": rate_rps,
-        "requests": window.gain(f"{E2E}_count"),
-        "failed": 0 if math.isnan(lost) else lost,
-        "span_s": window.duration_s,
-        "duration_s": window.duration_s,
-        "in_flight": in_flight if in_flight > 0 else None,
+    load = {
+        **counted(requests, None if math.isnan(lost) else lost, window.duration_s),
         **{quantity: _length(window, *names) for quantity, names in LENGTHS.items()},
+        "loop": "open",
+        "rate_rps": requests / window.duration_s,
+        "span_s": window.duration_s,
+        "in_flight": in_flight if in_flight > 0 else None,
     }
     latencies = {metric: _latency(window, name) for metric, name in HISTOGRAMS.items()}
     if math.isnan(latencies["e2e"].mean_s):
@@ -222,11 +219,11 @@ def _length(window: Window, histogram: str, counter: str) -> float:
 
 def _drafting(window: Window) -> Drafting:
     """What was drafted and accepted; nothing of positions where one is unknown."""
-    gains = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
+    gains: dict[str, Any] = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
     known = {name: gain for name, gain in gains.items() if not math.isnan(gain)}
-    table = window.table
-    positions = table[PER_POSITION].columns if PER_POSITION in table else ()
-    accepted = [
-        window.gain(PER_POSITION, p) for p in sorted(filter(str.isdigit, positions), key=int)
-    ]
-    return c.record(Drafting, known | ({} if np.isnan(accepted).any() else {"positions": accepted}))
+    positions = window.table[PER_POSITION].columns if PER_POSITION in window.table else ()
+    places = sorted(filter(str.isdigit, positions), key=int)
+    accepted = [window.gain(PER_POSITION, place) for place in places]
+    if not np.isnan(accepted).any():
+        known["positions"] = accepted
+    return c.record(Drafting, known)

@@ -233,7 +233,9 @@ def find_files(
         problem = "no such file or folder"
         if path.is_dir():
             config = None if leave_out is None else Path(leave_out).resolve()
-            matches = [p for p in sorted(path.rglob("*")) if _may_hold_runs(p, config)]
+            below = [p for p in sorted(path.rglob("*")) if p.resolve() != config]
+            matches = [p for p in below if any(fnmatch(p.name, each) for each in PATTERNS)]
+            matches = [p for p in matches if not (vllm.companion(p) or aiperf.companion(p))]
             problem = f"the folder has no {', '.join(PATTERNS)} with runs"
         elif glob.has_magic(str(item)) and not path.exists():
             matches = sorted(map(Path, glob.glob(str(item), recursive=True)))
@@ -245,12 +247,6 @@ def find_files(
     if not files:
         raise InputError("no paths are given; give files, folders or glob patterns")
     return list(files)
-
-
-def _may_hold_runs(path: Path, config: Path | None) -> bool:
-    """Whether a file of a folder is looked into; the others are known to hold no runs."""
-    known = any(fnmatch(path.name, pattern) for pattern in PATTERNS) and path.resolve() != config
-    return known and not (vllm.companion(path) or aiperf.companion(path))
 
 
 def _matches(pattern: str, path: Path) -> bool:

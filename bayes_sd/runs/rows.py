@@ -173,7 +173,7 @@ def _statistics(seconds: np.ndarray) -> Latency:
     return Latency(**means, **dict(quantiles), **several)
 
 
-def counted(requests: int, failed: int | None, duration_s: float) -> dict[str, Any]:
+def counted(requests: float, failed: float | None, duration_s: float) -> dict[str, Any]:
     """Part of a load: how many requests a tool counted in which time."""
     if requests == 0:
         raise InputError("no request succeeded; at least one successful request is needed")

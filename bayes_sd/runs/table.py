@@ -1,7 +1,7 @@
 """Tables: one run a row, and windows or single requests of traffic."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,11 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
         raise InputError(f"no column is given for {', '.join(missing)}; {_has(table)}")
     if table.empty:
         raise InputError("has no rows; one run a row is needed")
-    # Not a selection of columns: two of our names may share one of theirs.
-    blank = table.astype(object).where(table.notna(), None)
-    cells_of = [blank[header].tolist() for header, _ in mapping.values()]
-    for i, cells in enumerate(zip(*cells_of, strict=True)):
+    ours = pd.DataFrame({name: table[header] for name, (header, _) in mapping.items()})
+    factors = {name: factor for name, (_, factor) in mapping.items() if factor is not None}
+    for i, cells in enumerate(ours.astype(object).where(ours.notna(), None).to_dict("records")):
         try:
-            row = _row({**_converted(mapping, cells), **constants})
+            row = _row({**_converted(cells, factors), **constants})
             content = {k: v for k, v in row.items() if k not in ("flags", "saturated")}
             yield i, row | {"run_id": fingerprint(content)}
         except InputError as error:
@@ -112,15 +111,12 @@ def _mapping(
     return mapping
 
 
-def _converted(
-    mapping: Mapping[str, tuple[Hashable, float | None]], cells: Sequence[Any]
-) -> dict[str, Any]:
-    """Cells of a row under our names and in our units, blanks dropped."""
-    row = {}
-    for (name, (_, factor)), cell in zip(mapping.items(), cells, strict=True):
+def _converted(cells: Mapping[Any, Any], factors: Mapping[str, float]) -> dict[str, Any]:
+    """Cells of a row in our units, blanks dropped."""
+    row = {name: cell for name, cell in cells.items() if not absent(cell)}
+    for name in factors.keys() & row:
         try:
-            if not absent(cell):
-                row[name] = cell if factor is None else number(cell) * factor
+            row[name] = number(row[name]) * factors[name]
         except ValueError as error:
             raise InputError(f"{name} {error}") from None
     return row
@@ -154,9 +150,7 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
         flags=flags,
     )
     if row["requests"] > 1 and math.isnan(row["e2e_log_mean"]):
-        raise InputError(
-            "e2e_std_s is missing; several requests need it, or e2e_p50_s and e2e_p95_s"
-        )
+        raise InputError("e2e_std_s is missing; several requests need it (or e2e_p50_s, e2e_p95_s)")
     return row
 
 

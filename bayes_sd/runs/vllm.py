@@ -91,7 +91,7 @@ def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
         load |= rows.counted(ok, listed - ok + max(n + failed - listed, 0), r.duration)
     elif math.isnan(latencies["e2e"].mean_s):
         how = "--save-detailed or with --percentile-metrics ttft,tpot,e2el"
-        raise InputError(f"mean_e2el_ms is missing or 0; run vllm bench serve with {how}")
+        raise InputError(f"mean_e2el_ms is missing; run vllm bench serve with {how}")
     server = {**_models(data, configuration, path), **configuration}
     yield -1, rows.run_row(server, load, latencies, requests=requests, drafting=_counts(r))
 
@@ -230,6 +230,8 @@ def _reported(data: Values, metric: str) -> Latency:
     """Statistics of one metric that the file gives in ms."""
     end = f"_{metric}_ms"
     known = {k.removesuffix(end): v for k, v in data.items() if k.endswith(end) and not c.absent(v)}
+    if metric != "tpot" and known.get("mean") == 0:
+        raise InputError(f"mean{end} is 0; it must be a positive number")
     return c.record(Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 

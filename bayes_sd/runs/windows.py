@@ -110,10 +110,8 @@ def _breaks(table: pd.DataFrame, longest_gap_s: float) -> dict[int, str]:
 def check_steady(window: Window) -> None:
     """Refuse a window with too few readings, or in which the load or the queue changed."""
     times, count = window.times, window.values(f"{E2E}_count")
-    where, finished = (
-        f"window of {window.duration_s:.0f} s from {times[0]:.0f}",
-        count[-1] - count[0],
-    )
+    where = f"window of {window.duration_s:.0f} s from {times[0]:.0f}"
+    finished = count[-1] - count[0]
     if finished == 0:
         raise InputError(f"{where}: no request finished")
     if len(times) <= QUARTERS:
@@ -129,10 +127,8 @@ def check_steady(window: Window) -> None:
     in_flight = in_flight[~np.isnan(in_flight)]
     first, last = (in_flight[0], in_flight[-1]) if len(in_flight) else (0.0, 0.0)
     if abs(last - first) > GROWTH * finished + GROWTH_REQUESTS:
-        queue = (
-            f"requests in flight went from {first:.0f} to {last:.0f} while {finished:.0f} finished"
-        )
-        raise InputError(f"{where}: the load is not steady, {queue}")
+        queue = f"went from {first:.0f} to {last:.0f} while {finished:.0f} finished"
+        raise InputError(f"{where}: the load is not steady, requests in flight {queue}")
 
 
 def fit_lognormal(bounds: np.ndarray, counts: np.ndarray, total: float) -> dict[str, float]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from questions import ELSEWHERE, with_two_environments, without_runs
+from scipy.stats import t as student_t
 
-from bayes_sd.answers.fitted import run_log_density
+from bayes_sd.answers.fitted import run_outcome
 from bayes_sd.errors import EvidenceError
 from bayes_sd.fit import Fit
 from bayes_sd.model.priors import ALL, HARDWARE
@@ -23,8 +24,9 @@ def test_fitted_runs_are_predicted_and_scored(fit: Fit, runs: Runs) -> None:
     expected = table["e2e_mean_s"].between(table["low_s"], table["high_s"])
     assert (table["inside"] == expected).all() and 0.8 < table["inside"].mean() < 0.99
     assert table["pit"].between(0, 1).all() and 0.4 < table["pit"].mean() < 0.6
-    density = run_log_density(fit, fit.runs, seed=1)
-    score = np.log(np.exp(density).mean(axis=0))
+    said, scale, _ = run_outcome(fit, fit.runs, seed=1)
+    density = student_t.pdf(np.log(fit.runs["e2e_mean_s"]), NU, np.log(said.e2e_s), scale)
+    score = np.log(density.mean(axis=0))
     np.testing.assert_allclose(table["log_score"], score)
     narrow = fit.predict(runs, prob=0.5, seed=1)
     assert (narrow["high_s"] < table["high_s"]).all()

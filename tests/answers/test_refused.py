@@ -159,7 +159,7 @@ def test_without_a_plain_run_there_is_nothing_to_beat(fit: Fit) -> None:
     assert np.isfinite(none.latency(ONE, SD).draws["mean_s"]).all()
     assert but_one.compare(ONE, MOE, Server("moe-e8k2")).table["prob_faster"].notna().all()
     asked = but_one.compare(ONE, SD, PLAIN, extrapolate=True)
-    assert asked.table["support"].item() != "measured"
+    assert asked.table["support"].item() == "extrapolated"
 
 
 def test_messages_speak_python_or_flags(fit: Fit) -> None:

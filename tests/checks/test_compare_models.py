@@ -1,6 +1,5 @@
 """Ranking of models and of fits: the same runs, differences with their errors, weights."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -9,15 +8,7 @@ import pytest
 from scipy import stats
 
 import bayes_sd as bsd
-from bayes_sd.checks.compare import (
-    Comparison,
-    compare_fits,
-    compare_models,
-    ranking,
-    same_runs,
-    stacking,
-    standard_models,
-)
+from bayes_sd.checks.compare import Comparison, compare_models, ranking, stacking, standard_models
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.runs.schema import Runs
 
@@ -44,12 +35,6 @@ def test_differences_have_the_errors_of_sums_over_folds() -> None:
     # By fold a has 3 and 7, and b is 1 and 3 lower.
     assert table["elpd_se"]["a"] == pytest.approx(np.sqrt(2) * np.std([3, 7], ddof=1))
     assert table["diff_se"].tolist() == pytest.approx([0.0, np.sqrt(2) * np.std([1, 3], ddof=1)])
-
-
-def test_models_of_different_runs_are_not_compared() -> None:
-    tables = {"a": pd.DataFrame(index=["1", "2", "3"]), "b": pd.DataFrame(index=["1", "4"])}
-    with pytest.raises(InputError, match="'b' and 'a' are of different data.* 1 runs .* lacks 2"):
-        same_runs(tables)
 
 
 def test_standard_models_differ_in_one_thing_each() -> None:
@@ -100,13 +85,6 @@ def test_a_comparison_says_who_predicts_best(compared: Comparison) -> None:
     assert f"'uncensored' lies {lower:.1f} lower (error" in str(compared)
 
 
-def test_a_comparison_becomes_json_without_nan(compared: Comparison) -> None:
-    told = json.loads(json.dumps(compared.to_dict(), allow_nan=False))
-    assert told["by"] == "verifier"
-    assert [m["name"] for m in told["models"]] == ["full", "uncensored", "apart"]
-    assert told["models"][0]["elpd_psis"] is None  # not by run
-
-
 def test_progress_is_told_after_each_model(many: Runs, stand_ins: dict) -> None:
     said: list[str] = []
     compare_models(many, MODELS, progress=said.append)
@@ -128,23 +106,6 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         compare_models(few, **arguments)
-
-
-@pytest.fixture(scope="module")
-def small_fit(data: Any) -> bsd.Fit:
-    return bsd.Fit.load(data / "fit.nc")
-
-
-@pytest.mark.sample  # loads ArviZ
-def test_fits_of_the_same_runs_are_ranked(small_fit: bsd.Fit) -> None:
-    table = compare_fits({"all": small_fit, "half": small_fit.thin(240)})
-    assert table.columns.tolist() == [
-        *("name", "elpd", "elpd_se", "elpd_diff", "diff_se", "weight", "bad_k")
-    ]
-    assert table["weight"].sum() == pytest.approx(1)
-    assert table["elpd_diff"].iloc[0] == 0 and abs(table["elpd_diff"].iloc[1]) < 5
-    with pytest.raises(InputError, match="two fits"):
-        compare_fits({"all": small_fit})
 
 
 @pytest.mark.sample  # loads ArviZ

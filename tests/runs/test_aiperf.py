@@ -170,14 +170,6 @@ def test_truncated_records(keep: float, message: str, tmp_path: Path) -> None:
         read_folder(folder)
 
 
-def test_truncated_export(tmp_path: Path) -> None:
-    folder = copy("v0.13-poisson", tmp_path)
-    text = (folder / EXPORT).read_text()
-    (folder / EXPORT).write_text(text[:900])
-    with pytest.raises(InputError, match="is not complete JSON"):
-        read_folder(folder)
-
-
 def test_all_of_them_beside_each_other() -> None:
     plain = [f for f in FOLDERS if "-sd-" not in f.name]
     runs = read(plain, **PLAIN)

@@ -197,14 +197,6 @@ def test_bad_report(change: dict[str, Any], message: str, tmp_path: Path) -> Non
         read_changed(data, tmp_path)
 
 
-def test_truncated_report(tmp_path: Path) -> None:
-    whole = (DATA / "v0.8-poisson.json").read_text()
-    path = tmp_path / "benchmarks.json"
-    path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"benchmarks.json: is not complete JSON \(.* at line 1\)"):
-        read(path, **PLAIN)
-
-
 def test_a_drafter_needs_its_draft_tokens() -> None:
     with pytest.raises(InputError, match="draft_tokens is missing"):
         read(DATA / "v0.8-sd-poisson.json", **PLAIN, drafter="draft-3m", drafter_params=3e6)

@@ -92,7 +92,7 @@ def test_another_axis_keeps_the_lengths() -> None:
 def test_a_single_rate_is_a_second_of_traffic() -> None:
     load = Load(rps=2, prompt=500, output=200)
     assert (load.requests, load.seconds, load.output_tokens_total) == (2, 1, 400)
-    assert load.shares.tolist() == [1] and load.scaled(1.5).mean_rps == 3
+    assert load.shares.tolist() == [1]
     for other in (Load(rps=[1, 2], prompt=5, output=6), Load(concurrency=2, prompt=5, output=6)):
         with pytest.raises(InputError, match="traffic over time, or one rate"):
             _ = other.requests
@@ -244,13 +244,6 @@ def test_few_windows_are_left_alone() -> None:
     assert traffic.thin(10) is traffic
 
 
-def test_scaling_changes_rates_only() -> None:
-    full = many(20)
-    twice = full.scaled(2.0)
-    assert twice.mean_rps == pytest.approx(2 * full.mean_rps) and twice.seconds == full.seconds
-    np.testing.assert_allclose(twice.shares, full.shares)
-
-
 # --- bad input --------------------------------------------------------------------------------
 
 
@@ -314,9 +307,7 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
         Load.read(tmp_path / "empty.csv")
 
 
-def test_factors_and_numbers_of_windows_are_checked() -> None:
-    with pytest.raises(InputError, match="factor"):
-        many(5).scaled(0.0)
+def test_the_number_of_windows_is_checked() -> None:
     with pytest.raises(InputError, match="windows"):
         many(5).thin(1)
 

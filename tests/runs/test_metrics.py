@@ -287,8 +287,6 @@ def test_bad_file(content: Any, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"window_s": 0}, "window_s must be a positive number of seconds, got 0"),
-        ({"verifierparams": 1}, "unknown argument 'verifierparams'; known are"),
         ({"window_s": 3600}, "12. s from .* are no window of 3600 s: the readings end"),
         ({"drafter": "none"}, "draft_tokens is 3 but there is no drafter"),
         ({"window_s": 12}, "has 3 readings; a steady load needs 5"),

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs.sizes import Size, features, typical_kv_gb, typical_layers
 
 
+@settings(max_examples=40)
 @given(
     shared=st.floats(1e6, 1e12),
     expert=st.floats(1e6, 1e12),
@@ -156,6 +157,7 @@ def test_how_wrong_the_typical_depth_is(
     assert kv_gb * 1e9 / size.kv_bytes - 1 == pytest.approx(kv_off, abs=0.01)
 
 
+@settings(max_examples=40)
 @given(size=st.floats(0.01, 100.0), share=st.floats(0.05, 1.0))
 def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
     layers = typical_layers(size, size)
