@@ -49,6 +49,7 @@ def by_least_squares(table: pd.DataFrame, parts: Folds) -> dict[str, float]:
             "interval_score": 2 * z * point.log_sd + 2 / (1 - PROB) * missed,
             "p95_observed_s": np.nan,
             "p95_predicted_s": np.nan,
+            "p95_inside": np.nan,
         }
         rows.append(pd.DataFrame(columns))
     scores = summary(pd.concat(rows))

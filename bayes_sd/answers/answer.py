@@ -194,12 +194,14 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
     )
 
 
-def support(posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome) -> np.ndarray:
+def support(
+    posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: bool
+) -> np.ndarray:
     """Label of every cell of a load.
 
     Measured: this very server ran, at rates, lengths and utilizations that bracket the cell.
     Interpolated: k, the positions of its acceptance, both sizes, the lengths and the median
-    utilization lie inside what the fit has seen, and nothing is `far_outside`. Extrapolated: all
+    utilization lie inside what the fit has seen, and it is not `far_outside`. Extrapolated: all
     else, past every measured utilization included. Assumed structure: what a structure changes.
     """
     runs = posterior.runs
@@ -222,7 +224,7 @@ def support(posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome)
     measured = measured & (share <= own["utilization"].max() * 1.05)
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
     near = near & inside(runs, lengths[0]) & inside(runs, lengths[1])
-    near = near & _size_inside(posterior, resolved) & (not far_outside(posterior, resolved, cells))
+    near = near & _size_inside(posterior, resolved) & (not far)
     if resolved.positions is not None and resolved.server.k > resolved.positions:
         near = near & False
     reach = 1 + np.where(near | measured, 1, 0) + measured

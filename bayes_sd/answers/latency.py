@@ -40,6 +40,7 @@ class Arm:
     posterior: Posterior
     resolved: Resolved
     cells: dict[str, np.ndarray]
+    far: bool
 
     def inputs(self, axis_values: Any = None) -> dict[str, Any]:
         """The law's workload at the load's own rates or concurrencies, or at others."""
@@ -80,7 +81,7 @@ class Arm:
 
     def support(self, said: Outcome) -> np.ndarray:
         """Label of every cell."""
-        return answer.support(self.posterior, self.resolved, self.cells, said)
+        return answer.support(self.posterior, self.resolved, self.cells, said, self.far)
 
 
 def scatter(
@@ -121,9 +122,10 @@ def arm_of(
     answer.require("load", load, isinstance(load, Load), "bsd.Load(...)")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
-    if not extrapolate and (why := answer.far_outside(posterior, resolved, cells)):
+    why = answer.far_outside(posterior, resolved, cells)
+    if why and not extrapolate:
         raise EvidenceError(why)
-    return Arm(posterior, resolved, cells)
+    return Arm(posterior, resolved, cells, bool(why))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

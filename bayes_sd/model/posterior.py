@@ -204,7 +204,10 @@ class Posterior:
     def thin(self, draws: int) -> Self:
         """The same fit with every n-th draw, at least `draws` of them if there are so many."""
         every = slice(None, None, max(1, self.draws // draws))
-        return type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
+        thin = type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
+        tables = ("runs", "verifiers", "drafters", "servers", "environments")
+        thin.__dict__.update((name, getattr(self, name)) for name in tables)  # not made again
+        return thin
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fit to one netCDF file, whole or not at all.
