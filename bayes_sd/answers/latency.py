@@ -100,7 +100,6 @@ def scatter(
         bounded = said._replace(
             e2e_s=kept(said.e2e_s, 1.0),
             ttft_s=kept(said.ttft_s, 1.0),
-            decode_s=kept(said.decode_s, 0.0),
             prefill_s=kept(said.prefill_s, 0.0),
             c1_s=kept(said.c1_s, said.c2_s),
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),

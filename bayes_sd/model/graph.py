@@ -183,13 +183,10 @@ def _server_means(design: Design, level: str) -> np.ndarray:
 
 def _likelihoods(said: Outcome, noise: dict, data: dict, design: Design, keep_runs: bool) -> None:
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
-    # What lengths explain of a spread follows from the law's means: spreads do not move these.
-    seconds = ("e2e_s", "ttft_s", "decode_s", "prefill_s")
-    fixed = said._replace(**{name: disconnected_grad(getattr(said, name)) for name in seconds})
     for metric, spread in SPREADS.items():
         mean_s = said.mean_s(metric, data["output_tokens"])
         scale = run_scale(metric, noise, said.growth, data["requests"])
-        variance = request_variance(metric, noise, fixed, data)
+        variance = request_variance(metric, noise, said, data)
         if keep_runs:
             for what, values in (("mean", mean_s), ("scale", scale), ("variance", variance)):
                 pm.Deterministic(f"run_{what}_{metric}", values, dims="run")

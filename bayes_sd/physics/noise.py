@@ -51,14 +51,15 @@ def explained(metric: str, outcome: Any, workload: Any) -> Any:
     r"""Variance of the log latency that accepted and requested lengths explain.
 
     .. math::
-        e2e:&\; \Big(\frac{D}{L}\Big)^2 \Big(\frac{Var(n)}{n^2} + v_g\Big)
+        e2e:&\; \Big(\frac{L - c_{1,prefill}}{L}\Big)^2 \Big(\frac{Var(n)}{n^2} + v_g\Big)
               + \Big(\frac{c_{1,prefill}}{L}\Big)^2 v_P, \qquad
         TPOT:\; \frac{Var(n)}{n^2}, \qquad
         TTFT:\; \Big(\frac{c_{1,prefill}}{TTFT}\Big)^2 v_P
 
-    with `D` the seconds after the first token, of `n` cycles that take about the same time, and
-    `v` the squared coefficients of variation of the lengths. `outcome` is the law's: an observed
-    TTFT has its wait in it.
+    with `n` cycles that take about the same time and `v` the squared coefficients of variation of
+    the lengths. `outcome` is the law's: an observed TTFT has its wait in it. The seconds after
+    the first token would not do for e2e: where no TTFT was measured, its wait would be fitted to
+    spreads, with two modes.
     """
     if metric == "ttft":
         return workload["prompt_cv2"] * (outcome.prefill_s / outcome.ttft_s) ** 2
@@ -66,7 +67,7 @@ def explained(metric: str, outcome: Any, workload: Any) -> Any:
     accepted = workload["cycles_var"] / (cycles + (cycles <= 0)) ** 2
     if metric == "tpot":
         return accepted
-    lengths = (accepted + workload["output_cv2"]) * outcome.decode_s**2
+    lengths = (accepted + workload["output_cv2"]) * (outcome.e2e_s - outcome.prefill_s) ** 2
     return (lengths + workload["prompt_cv2"] * outcome.prefill_s**2) / outcome.e2e_s**2
 
 
