@@ -16,7 +16,7 @@ from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
 from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, Prior
-from bayes_sd.model.sample import Refitter, Sampling, diagnose, sample, start
+from bayes_sd.model.sample import MAX_MINUTES, Refitter, Sampling, sample, start
 from bayes_sd.physics.law import FULL, Law
 from bayes_sd.runs.schema import Runs
 
@@ -62,6 +62,7 @@ class Fit(Posterior):
     coefficients = _fitted.coefficient_table
     families = _fitted.families
     accuracy = _fitted.accuracy
+    misfits = _fitted.misfits
     decisions = _fitted.decisions
     plot_collapse = _fitted.plot_collapse
 
@@ -199,12 +200,10 @@ class LatencyModel:
                 f"{len(design.left_out)} runs are left out since their acceptance is unknown "
                 f"({names}): give acceptance_imposed, or counts of drafts and accepted tokens."
             )
-        few = [f"scatter_{name}" for name in EFFECT_DIMS if len(getattr(design, f"{name}s")) == 1]
+        few = [f"one {name}" for name in EFFECT_DIMS if len(getattr(design, f"{name}s")) == 1]
         if few and self.pooling == "partial":
-            said.append(
-                f"{', '.join(few)} cannot be learned from one level and stay at their priors; what "
-                "is said of new ones rests on these."
-            )
+            only = " and ".join(few)
+            said.append(f"Only {only} was measured: what is said of others rests on the priors.")
         for message in said:
             warnings.warn(message, EvidenceWarning, stacklevel=3)
 
@@ -217,9 +216,10 @@ class LatencyModel:
         tune: int = 1000,
         chains: int = 4,
         target_accept: float = 0.9,
+        max_minutes: float = MAX_MINUTES,
         progress: bool | None = None,
     ) -> Fit:
-        """Sample the posterior and return it, or refuse it.
+        """Sample the posterior until it has converged, and return it, or refuse it.
 
         Parameters
         ----------
@@ -228,7 +228,10 @@ class LatencyModel:
         seed : int
             Equal seeds give equal draws.
         draws, tune, chains, target_accept : int, int, int, float
-            Kept and discarded draws per chain, chains, and the step size target in (0, 1).
+            Kept and discarded draws per chain, chains, and the step size target in (0, 1), of the
+            first sample; where it does not converge, more are drawn with smaller steps.
+        max_minutes : float
+            No further sample is begun that would end later.
         progress : bool, optional
             Progress bar; by default on a terminal.
 
@@ -243,7 +246,8 @@ class LatencyModel:
         Warns
         -----
         EvidenceWarning
-            If runs are left out, or there is only one verifier, drafter or server.
+            If runs are left out, if there is only one verifier, drafter or server, or if the law
+            misses fitted runs (see :meth:`Fit.misfits`).
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
@@ -252,8 +256,9 @@ class LatencyModel:
         how = Sampling(draws, tune, chains, target_accept)
         design = self.design(runs)
         self._warn(design)
-        sampled, seconds = sample(self.graph(design), how, seed, progress, self._start(design))
-        convergence = diagnose(sampled)
+        sampled, convergence, used = sample(
+            self.graph(design), how, seed, progress, self._start(design), max_minutes
+        )
         steady = design.table[~design.table["saturated"]]
         provenance = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -266,15 +271,22 @@ class LatencyModel:
             "versions": {name: version(name) for name in PACKAGES},
         }
         spec = asdict(self) | asdict(how) | {"seed": seed}
-        attrs = {"provenance": provenance, "sampling": convergence.summary | seconds}
+        attrs = {"provenance": provenance, "sampling": convergence.summary | used}
         fit = Fit(assemble(sampled, design, spec, attrs, seed).tree)
         if not convergence.nonfinite:
             fit = fit.with_columns(**_fitted.fitted_columns(fit, design.table))
         if convergence.complaints:
+            told, times = " ".join(convergence.complaints), len(used["samples"])
+            tried = (
+                f" after {times} samples of up to {convergence.draws} draws" if times > 1 else ""
+            )
+            runs_needed = " or ".join(convergence.remedies) or "more runs"
             raise ConvergenceError(
-                f"The fit did not converge: {' '.join(convergence.complaints)} Try more draws "
-                "(<<draws>>, <<tune>>), a higher <<target_accept>>, or more runs.",
+                f"The fit did not converge{tried}: {told} Needed are {runs_needed}; more time "
+                "(<<max_minutes>>) may do too.",
                 fit,
                 convergence.table,
             )
+        for message in _fitted.misfits(fit):
+            warnings.warn(message, EvidenceWarning, stacklevel=2)
         return fit

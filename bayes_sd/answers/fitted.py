@@ -15,10 +15,12 @@ from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
+from bayes_sd.runs.check import place
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
 
 FITTED_DRAWS = 400  # for the medians kept with a fit
+T_DRAWS = 20  # of the scatter, each time
 
 
 def _server_of(row: pd.Series, posterior: Posterior) -> Server:
@@ -87,11 +89,50 @@ def run_outcome(
 
 
 def fitted_columns(posterior: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Posterior medians for each fitted run: mean latency and TTFT, C1, C2 (s), utilization."""
-    said, _, _ = run_outcome(posterior.thin(FITTED_DRAWS), table)
+    """Of each fitted run: medians of mean latency and TTFT, C1, C2 (s) and utilization; and whether
+    its measured means lie within the 99% intervals of a run like it."""
+    thin = posterior.thin(FITTED_DRAWS)
+    said, scale, _ = run_outcome(thin, table)
     names = {f"fitted_{n}_s": getattr(said, f"{n}_s") for n in ("e2e", "ttft", "c1", "c2")}
     names["utilization"] = said.others_share
-    return {name: np.median(values, axis=0) for name, values in names.items()}
+    columns = {name: np.median(values, axis=0) for name, values in names.items()}
+    inside = _inside(table["e2e_mean_s"], said.e2e_s, scale)
+    if table["ttft_mean_s"].notna().any():
+        _, ttft_scale, _ = run_outcome(thin, table, "ttft")
+        inside &= _inside(table["ttft_mean_s"], said.ttft_s, ttft_scale)
+    return {**columns, "inside_99": inside | table["saturated"].to_numpy(bool)}
+
+
+def _inside(measured_s: pd.Series, mean_s: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Whether measured means lie within 99% intervals; so does what was not measured."""
+    t = np.random.default_rng(0).standard_t(NU, (T_DRAWS, *mean_s.shape))
+    low, high = np.quantile(np.log(mean_s) + scale * t, [0.005, 0.995], axis=(0, 1))
+    log = np.log(measured_s.to_numpy(float))
+    return np.asarray(np.isnan(log) | (log >= low) & (log <= high))
+
+
+def misfits(fit: Posterior) -> list[str]:
+    """What the law does not say of the fitted runs as they were measured, a sentence each."""
+    runs, said = fit.runs, []
+    outside = runs[~runs["inside_99"].astype(bool)]
+    if len(outside):
+        named = ", ".join(
+            f"{place(str(r.source).rsplit('/', 1)[-1], r.row)} ({r.e2e_mean_s:.3g} s measured, "
+            f"{r.fitted_e2e_s:.3g} s fitted)"
+            for r in outside.head(3).itertuples()
+        )
+        more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+        said.append(
+            f"{len(outside)} of {len(runs)} runs lie outside their 99% interval: {named}{more}."
+        )
+    scatter_max = next(p for p in ALL if p.name == "run_sd").interval()[1]
+    mean_error = accuracy(fit)["mean_error"]
+    if mean_error > scatter_max:
+        said.append(
+            f"The fitted means are off by {mean_error:.0%} on average; runs repeated differ by "
+            f"{scatter_max:.0%} at most, so that the law does not describe these."
+        )
+    return said
 
 
 def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> pd.DataFrame:

@@ -32,6 +32,7 @@ def fit(
     draws: o.Draws = 1200,
     tune: o.Tune = 1000,
     target_accept: Annotated[float, o.sampling_option("Nearer 1: fewer divergences.", "P")] = 0.9,
+    max_minutes: Annotated[float, o.sampling_option("Draw again for so long.", "M")] = 10.0,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
     from bayes_sd.fit import LatencyModel
@@ -40,9 +41,8 @@ def fit(
     writable(output)
     runs = source.read(paths)
     o.say(repr(runs))
-    result = LatencyModel().fit(
-        runs, seed=seed, draws=draws, tune=tune, target_accept=target_accept
-    )
+    how = {"draws": draws, "tune": tune, "target_accept": target_accept}
+    result = LatencyModel().fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
     data = {"file": str(output), "fit": result.sampling, "accuracy": result.accuracy()}
     return o.Reply(data, [str(result), f"saved to {output}"])

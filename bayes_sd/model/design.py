@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS
+from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER_COSTS
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.queue import tokens_in_pass
@@ -146,6 +146,16 @@ class Design:
     def moe(self) -> bool:
         """Whether there is a mixture of experts among the verifiers."""
         return bool(self.verifiers["moe"].any())
+
+    @property
+    def both_families(self) -> bool:
+        """Whether there are dense verifiers as well; of one family alone the law describes it."""
+        return self.moe and not self.verifiers["moe"].all()
+
+    @property
+    def own_factors(self) -> tuple[str, ...]:
+        """Levels whose members differ; of one alone the law itself says what it costs."""
+        return tuple(n for n in EFFECT_DIMS if len(getattr(self, f"{n}s")) > 1)
 
 
 def _levels(table: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:

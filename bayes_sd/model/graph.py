@@ -9,11 +9,11 @@ from pytensor.gradient import disconnected_grad
 
 from bayes_sd.model import priors as known
 from bayes_sd.model.design import SPREADS, Design, coefficients
+from bayes_sd.model.geometry import CENTRED, Centred, CostShares
 from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, Outcome, outcome
 from bayes_sd.physics.noise import NU, request_variance, run_scale, spread_error, t_cdf
 
-CENTRED_RUNS = 100  # runs a verifier from which centred effects sample better
 TINY = 1e-12  # added to a probability, so that its logarithm stays finite
 
 
@@ -24,11 +24,8 @@ def build(
     law: Law = FULL,
     pooling: str = "partial",
     keep_runs: bool = False,
-    centred: bool | None = None,
 ) -> pm.Model:
     """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
-    if centred is None:  # which chooses the geometry of the effects, not the model
-        centred = len(design.table) >= CENTRED_RUNS * len(design.verifiers)
     by_name = {p.name: p for p in priors}
     with pm.Model(coords=_coords(design, server_effects, law)) as model:
         data = {name: pm.Data(name, values) for name, values in design.data.items()}
@@ -40,14 +37,15 @@ def build(
         if len(design.drafters):
             params = design.drafters["drafter_params"].to_numpy(float)
             drafters = pm.Data("drafter_size", params, dims="drafter")
-        law_terms = _positive("law", population(law), by_name)
+        shares = CostShares(design, law)
+        law_terms = _positive("law", population(law), by_name, shares)
         noise = _positive("noise", known.NOISE, by_name)
         typical = _typical_costs(design, law_terms, verifiers, drafters, law)
-        factors = _factors(design, typical, verifiers["moe"], by_name, pooling, centred)
+        factors = _factors(design, typical, verifiers["moe"], by_name, pooling)
         of_run: dict[str, Any] = {}
         for level, values in factors.items():
             dims, index = EFFECT_DIMS[level], data[f"{level}_i"]
-            if pooling != "complete":  # a factor that cannot move is not a parameter
+            if pooling != "complete":  # what only the family moves is no factor of its own
                 pm.Deterministic(f"factor_{level}", values, dims=dims)
             of_run[level] = [values[i][index] for i in range(len(model.coords[dims[0]]))]
         environment = _environments(design, data, by_name)
@@ -82,11 +80,13 @@ def _coords(design: Design, server_effects: tuple[str, ...], law: Law) -> dict[s
     return coords
 
 
-def _positive(name: str, which: tuple[Prior, ...], by_name: dict[str, Prior]) -> dict[str, Any]:
+def _positive(
+    name: str, which: tuple[Prior, ...], by_name: dict[str, Prior], transform: Any = None
+) -> dict[str, Any]:
     """Positive scalars as one log-normal vector: a short graph compiles sooner."""
     priors = [by_name[p.name] for p in which]
     middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
-    logs = pm.Normal(f"log_{name}", middle, sd, dims=f"{name}_term")
+    logs = pm.Normal(f"log_{name}", middle, sd, dims=f"{name}_term", default_transform=transform)
     values = pm.Deterministic(name, pt.exp(logs), dims=f"{name}_term")
     return {p.name: values[i] for i, p in enumerate(priors)}
 
@@ -128,48 +128,45 @@ def _typical_costs(
 
 
 def _factors(
-    design: Design,
-    typical_costs: dict[str, Any],
-    moe: Any,
-    by_name: dict[str, Prior],
-    pooling: str,
-    centred: bool,
+    design: Design, typical_costs: dict[str, Any], moe: Any, by_name: dict[str, Prior], pooling: str
 ) -> dict[str, Any]:
     """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
     coords = pm.modelcontext(None).coords
-    levels = [level for level in EFFECT_DIMS if level != "drafter" or len(design.drafters)]
-    shift: dict[str, Any] = dict.fromkeys(levels, 0.0)
-    if design.moe:
-        effect = _random(by_name["moe_effect"])
-        shift["verifier"] = effect[:, None] * moe[None, :]
-    if pooling == "complete":
-        shapes = {n: [len(coords[dim]) for dim in EFFECT_DIMS[n]] for n in levels}
-        return {n: pt.exp(pt.zeros(shape) + shift[n]) for n, shape in shapes.items()}
+    shift: Any = 0.0
+    if design.both_families:
+        shift = _random(by_name["moe_effect"])[:, None] * moe[None, :]
+    own = design.own_factors if pooling != "complete" else ()
     scatter = {}
-    for level in levels:
+    for level in own:
         if pooling == "none" and level != "server":
             scatter[level] = np.full(len(coords[EFFECT_DIMS[level][0]]), UNPOOLED_SD)
         else:
             scatter[level] = _random(by_name[f"scatter_{level}"])
-    if not centred:  # the standardized effect is sampled, which suits few runs
-        return {
-            n: pt.exp(scatter[n][:, None] * pm.Normal(f"z_{n}", dims=EFFECT_DIMS[n]) + shift[n])
-            for n in levels
-        }
-    # Centred, the log of a level's own cost is sampled, which many runs pin down while overhead and
-    # slope stay loose.
-    slowness = pm.Normal("log_slowness", 0.0, scatter["server"][0], dims="server")
-    servers = [slowness]
-    if len(coords["server_effect"]) > 1:
-        servers.append(scatter["server"][1] * pm.Normal("z_crowding", dims="server"))
-    factors = {"server": pt.exp(pt.stack(servers))}
+    factors: dict[str, Any] = {}
+    servers: Any = np.zeros((len(coords["server_effect"]), len(coords["server"])))
+    if "server" in own:
+        centring = Centred(CENTRED["server"][: len(servers), None])
+        dims = EFFECT_DIMS["server"]
+        sd = scatter["server"][:, None]
+        servers = pm.Normal("log_server", 0.0, sd, dims=dims, default_transform=centring)
+        factors["server"] = pt.exp(servers)
     for level, typical in typical_costs.items():
-        # A level's cost and the mean slowness of its servers are known only as a product.
-        mean = pt.dot(_server_means(design, level), slowness)[None, :]
-        around, sd = typical + shift[level] + mean, scatter[level][:, None]
-        log_cost = pm.Normal(f"log_{level}", around, sd, dims=EFFECT_DIMS[level])
+        family = shift if level == "verifier" else 0.0
+        if level not in own:
+            if design.both_families and level == "verifier":
+                factors[level] = pt.exp(family)
+            continue
+        # The log of a level's own cost is sampled, which its runs pin down while overhead and slope
+        # stay loose. It and the mean slowness of its servers are known only as a product.
+        mean = pt.dot(_server_means(design, level), servers[0])[None, :]
+        around, sd = typical + family + mean, scatter[level][:, None]
+        share = CENTRED[level][:, None]
+        centring = None if (share == 1).all() else Centred(share)
+        log_cost = pm.Normal(
+            f"log_{level}", around, sd, dims=EFFECT_DIMS[level], default_transform=centring
+        )
         factors[level] = pt.exp(log_cost - typical - mean)
-    return {n: factors[n] for n in levels}
+    return factors
 
 
 def _server_means(design: Design, level: str) -> np.ndarray:

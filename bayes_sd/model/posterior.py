@@ -159,8 +159,7 @@ class Posterior:
         """Draws (draws, effects) of how far levels lie off the size laws (log)."""
         if f"scatter_{level}" in self.tree["posterior"]:
             return self._values(f"scatter_{level}")
-        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS}
-        effects = len(costs.get(level, self.spec["server_effects"]))
+        effects = self._effects(level)
         if self.spec["pooling"] == "none":
             return np.full((self.draws, effects), UNPOOLED_SD)
         return self._from_prior(f"scatter_{level}", effects)
@@ -172,12 +171,26 @@ class Posterior:
         name = f"factor_{level}"
         if index is not None and name in self.tree["posterior"]:
             return _columns(self._values(name)[:, :, index])
-        # A new one is drawn from its population; a mixture of experts (1) around its family.
-        log = self.scatter(level)
-        log = log * (
-            0.0 if index is not None else generator(seed, label).standard_normal(log.shape)
-        )
-        return _columns(np.exp(log + moe * self.moe_effect if moe else log))
+        log = np.zeros((self.draws, self._effects(level)))
+        if index is None:
+            # A new one is drawn from its population. One alone is where the law was measured, and
+            # may itself lie as far off its population.
+            alone = len(getattr(self, f"{level}s")) == 1
+            z = generator(seed, label).standard_normal(log.shape)
+            log = self.scatter(level) * z * (2**0.5 if alone else 1.0)
+        if level == "verifier" and moe != self.family:
+            log = log + (moe - self.family) * self.moe_effect
+        return _columns(np.exp(log))
+
+    @property
+    def family(self) -> float:
+        """Which family the size laws describe: 1 where only mixtures of experts were measured."""
+        return float(self.verifiers["moe"].all())
+
+    def _effects(self, level: str) -> int:
+        """How many factors a member of a level has."""
+        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS}
+        return len(costs.get(level, self.spec["server_effects"]))
 
     def environment_factors(self, environment: str) -> list[Any] | None:
         """Factors of an environment on the groups of `HARDWARE`; None where there is only one."""

@@ -63,6 +63,7 @@ class Prior:
 
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 EFFECT_MEANINGS: dict[str, str] = _FILE["meanings"]
+SETTLED_BY: dict[str, str] = _FILE["settled_by"]
 POPULATION, EFFECTS, NOISE = (
     tuple(Prior(name, **p | {"dims": tuple(p.get("dims", ()))}) for name, p in _FILE[group].items())
     for group in ("population", "effects", "noise")
@@ -73,3 +74,21 @@ ALL = POPULATION + EFFECTS + NOISE
 def population(law: Law) -> tuple[Prior, ...]:
     """Priors of the coefficients that a law has."""
     return tuple(p for p in POPULATION if p.name in law.terms)
+
+
+def in_plain_words(name: str, labels: tuple[str, ...] = ()) -> str:
+    """What a sampled parameter is: ``("log_law", ("queue_cycles",))`` as its prior's meaning."""
+    base = name.removeprefix("log_").removeprefix("factor_")
+    by_name = {p.name: p.meaning for p in ALL}
+    first, *rest = labels or ("",)
+    if base in ("law", "noise"):
+        return by_name[first]
+    if base in by_name:
+        return f"{by_name[base]}: {EFFECT_MEANINGS[first]}"
+    return " of ".join([EFFECT_MEANINGS.get(first, base), *rest])
+
+
+def settled_by(name: str, labels: tuple[str, ...] = ()) -> str:
+    """Which runs tell a parameter, of the first of `SETTLED_BY` that its name contains."""
+    full = " ".join((name, *labels[:1]))
+    return next(runs for part, runs in SETTLED_BY.items() if part in full)

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import xarray as xr
 
 from bayes_sd.errors import InputError
 from bayes_sd.model.design import Design, coefficients
-from bayes_sd.model.priors import Prior
+from bayes_sd.model.priors import Prior, in_plain_words, settled_by
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 RHAT_MAX = 1.01
 ESS_MIN = 400.0
+GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that of the tails"}
+MAX_MINUTES = 10.0
+# Draws as multiples of those asked for, and the least step size target, of one sample after the
+# other until one passes the gate.
+FURTHER = ((1, 0.0), (2, 0.95), (4, 0.98), (8, 0.99))
 
 # Priors reach from a laptop to an H200, so their median may lie far past the pole of every run,
 # where the likelihood has no useful slope; a chain that starts there may never come back.
@@ -112,19 +117,72 @@ def sample(
     seed: int,
     progress: bool | None = None,  # by default on a terminal
     initial: Mapping[str, np.ndarray] | None = None,
-) -> tuple[xr.DataTree, dict[str, float]]:
-    """A tree of ``posterior`` and ``sample_stats``, and seconds; chains start at `initial`."""
+    max_minutes: float = MAX_MINUTES,
+) -> tuple[xr.DataTree, "Convergence", dict[str, Any]]:
+    """Draw until the gate is passed; chains start at `initial`.
+
+    Where a sample does not pass, the compiled model is drawn from again: more draws, then a smaller
+    step too, as long as the next sample is expected to end within `max_minutes` of the first start.
+
+    Returns
+    -------
+    tuple
+        A tree of ``posterior`` and ``sample_stats``; its diagnostics; ``seconds_compile``,
+        ``seconds_sample`` and ``samples``, what was drawn in which time and why that did not do.
+    """
+    shown = sys.stderr.isatty() if progress is None else progress
     begun = time.perf_counter()
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
-    tree = draw(compiled, how, seed, sys.stderr.isatty() if progress is None else progress)
-    seconds = {"seconds_compile": compiled_at - begun}
-    return tree, seconds | {"seconds_sample": time.perf_counter() - compiled_at}
+    samples: list[dict[str, Any]] = []
+    for more, accept in FURTHER:
+        now = replace(
+            how,
+            draws=more * how.draws,
+            tune=more * how.tune,
+            target_accept=max(how.target_accept, accept),
+        )
+        if samples:
+            last = samples[-1]
+            # A smaller step takes more of them: twice as many from 0.9 to 0.99.
+            slower = (1 - last["target_accept"]) / (1 - now.target_accept)
+            expected_s = last["seconds"] * now.draws / last["draws"] * max(slower, 1.0) ** 0.5
+            left_s = 60 * max_minutes - (time.perf_counter() - begun)
+            if expected_s > left_s:
+                break
+            if shown:
+                print(
+                    f"{' '.join(last['complaints'])} Drawing {now.chains} x {now.draws} with "
+                    f"target_accept {now.target_accept:g}: about {expected_s:.0f} s.",
+                    file=sys.stderr,
+                )
+        started = time.perf_counter()
+        tree = draw(compiled, now, seed, shown)
+        convergence = diagnose(tree)
+        samples.append(
+            {
+                "draws": now.draws,
+                "tune": now.tune,
+                "target_accept": now.target_accept,
+                "seconds": time.perf_counter() - started,
+                "complaints": convergence.complaints,
+            }
+        )
+        if not convergence.complaints or convergence.nonfinite:
+            break
+    seconds = {
+        "seconds_compile": compiled_at - begun,
+        "seconds_sample": time.perf_counter() - compiled_at,
+    }
+    # Of more draws as many are kept as were asked for, which carry nearly as much.
+    kept = tree.isel(draw=slice(None, None, more), missing_dims="ignore")
+    return kept, convergence, {**seconds, "samples": samples}
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """Diagnostics of a fit; `table`: ``rhat``, ``ess_bulk``, ``ess_tail`` of every parameter."""
+    """Diagnostics of a fit; `table`: ``rhat``, ``ess_bulk``, ``ess_tail`` of every parameter,
+    its ``meaning`` and which runs would tell it (``settled_by``)."""
 
     table: pd.DataFrame
     divergences: int
@@ -151,7 +209,7 @@ class Convergence:
             return [f"{self.nonfinite} draws are not finite (was sampling interrupted?)."]
         if self.chains < 2 or self.draws < 4:
             return [f"{self.chains} chain(s) of {self.draws} draws are too few to diagnose."]
-        blank = self.table.index[self.table.isna().any(axis=1)]
+        blank = self.table.index[self.table[list(GATES)].isna().any(axis=1)]
         if len(blank):
             return [f"{len(blank)} of {len(self.table)} parameters never moved (as {blank[0]})."]
         said = []
@@ -161,12 +219,20 @@ class Convergence:
         for name, sign, bound in gates:
             bad = self.table[name][sign * self.table[name] > sign * bound]
             if len(bad):
-                where = str((sign * bad).idxmax())
+                where = (sign * bad).idxmax()
                 said.append(
-                    f"{name} is {'above' if sign > 0 else 'below'} {bound:g} for {len(bad)} of "
-                    f"{len(self.table)} parameters (worst: {where}, {bad[where]:.3g})."
+                    f"{GATES[name]} is {'above' if sign > 0 else 'below'} {bound:g} for {len(bad)} "
+                    f"of {len(self.table)} quantities (worst, {bad[where]:.3g}: "
+                    f"{self.table['meaning'][where]})."
                 )
         return said
+
+    @property
+    def remedies(self) -> list[str]:
+        """Which runs would tell the quantities that the gate refuses, worst first."""
+        by_ess = self.table.sort_values("ess_bulk")
+        bad = by_ess[(by_ess["rhat"] > RHAT_MAX) | (by_ess["ess_bulk"] < ESS_MIN)]
+        return list(dict.fromkeys(bad["settled_by"]))[:2]
 
 
 def diagnose(tree: xr.DataTree) -> Convergence:
@@ -182,23 +248,21 @@ def diagnose(tree: xr.DataTree) -> Convergence:
         return Convergence(blank, 0, chains, draws, nonfinite)
     with np.errstate(divide="ignore", invalid="ignore"):  # of a parameter that never moved
         columns = {
-            "rhat": _flat(az.rhat(posterior, method="rank")),
-            "ess_bulk": _flat(az.ess(posterior, method="bulk")),
-            "ess_tail": _flat(az.ess(posterior, method="tail", prob=0.9)),
+            "rhat": az.rhat(posterior, method="rank"),
+            "ess_bulk": az.ess(posterior, method="bulk"),
+            "ess_tail": az.ess(posterior, method="tail", prob=0.9),
         }
-    diverging = int(tree["sample_stats"]["diverging"].sum())
-    return Convergence(pd.DataFrame(columns), diverging, chains, draws, nonfinite)
-
-
-def _flat(values: xr.Dataset) -> pd.Series:
-    """Scalars of a dataset by ``name[label, ...]``."""
-    parts: dict[str, float] = {}
-    for name, array in values.data_vars.items():
+    rows = {}
+    for name, array in columns["rhat"].data_vars.items():
         for index in np.ndindex(array.shape):
-            labels = zip(array.dims, index, strict=True)
-            label = ", ".join(str(array[dim].values[i]) for dim, i in labels)
-            parts[f"{name}[{label}]" if label else str(name)] = float(array.values[index])
-    return pd.Series(parts, dtype=float)
+            pairs = zip(array.dims, index, strict=True)
+            labels = tuple(str(array[dim].values[i]) for dim, i in pairs)
+            values = {n: float(found[name].values[index]) for n, found in columns.items()}
+            words = {"meaning": in_plain_words(str(name), labels)}
+            words["settled_by"] = settled_by(str(name), labels)
+            rows[f"{name}[{', '.join(labels)}]" if labels else str(name)] = values | words
+    diverging = int(tree["sample_stats"]["diverging"].sum())
+    return Convergence(pd.DataFrame.from_dict(rows, "index"), diverging, chains, draws, nonfinite)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ LEVELS = ("error", "warning", "note")
 FLAGS = {  # what flagged runs have in common
     "saturated": "are past saturation or ended before a steady state",
     "failed>5%": "lost over 5% of their requests",
+    "no-spread": "give the mean latency alone",
     "no-tpot": "have no time per output token",
     "few-requests": "have under ten requests",
     "no-counts": "have no acceptance counts",
@@ -20,12 +21,18 @@ FLAGS = {  # what flagged runs have in common
     "concurrency-cap": "offered a rate but also limited the requests in flight",
     "rate-from-achieved": "do not say which rate was offered",
 }
-LEVEL = {"no-acceptance": "error", "concurrency-cap": "note", "rate-from-achieved": "note"}
+LEVEL = {
+    "no-acceptance": "error",
+    "no-spread": "note",
+    "concurrency-cap": "note",
+    "rate-from-achieved": "note",
+}
 CONSEQUENCES = {
     "aside": "set aside: it is not in the table",
     "nothing": "there is nothing to fit",
     "saturated": "they bound the capacity but are not fitted as steady states",
     "failed>5%": "only successful requests are measured, which may be the lucky ones",
+    "no-spread": "how single requests differ is not learned from them",
     "no-tpot": "prefill and decode cost cannot be told apart from these runs",
     "few-requests": "their means and above all their tails are uncertain",
     "no-counts": "the imposed acceptance is taken for the real one",

@@ -264,6 +264,7 @@ def _flags(row: c.Values) -> frozenset[str]:
     raised = {
         "saturated": row["saturated"],
         "failed>5%": row["failed"] > FAILED_SHARE * (row["requests"] + row["failed"]),
+        "no-spread": row["requests"] > 1 and math.isnan(row["e2e_log_mean"]),
         "no-tpot": math.isnan(row["tpot_mean_s"]),
         "concurrency-cap": row["loop"] == "open" and not math.isnan(row["concurrency"]),
         "few-requests": row["requests"] < FEW_REQUESTS,

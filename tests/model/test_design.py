@@ -167,6 +167,6 @@ def test_runs_of_unknown_acceptance_are_named_and_those_of_one_level_too() -> No
         model._warn(model.design(runs))
     messages = " ".join(str(each.message) for each in caught)
     assert "3 runs are left out since their acceptance is unknown" in messages
-    assert "scatter_verifier, scatter_server cannot be learned" in messages
+    assert "Only one verifier and one server was measured" in messages
     with pytest.raises(EvidenceError, match="their acceptance is unknown"):
         build_design(unknown)

@@ -114,11 +114,10 @@ def test_tiles_have_no_refits(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("setting", "has", "lacks"),
     [
-        ({"centred": False}, {"z_verifier", "z_server", "scatter_server"}, {"log_verifier"}),
-        ({"centred": True}, {"log_verifier", "log_slowness"}, {"z_verifier"}),
-        ({"pooling": "none"}, {"z_verifier", "scatter_server"}, {"scatter_verifier"}),
-        ({"pooling": "complete"}, {"moe_effect"}, {"scatter_server", "z_server"}),
-        ({"server_effects": ("slowness",), "centred": True}, {"log_slowness"}, {"z_crowding"}),
+        ({}, {"log_verifier", "log_server", "scatter_server", "moe_effect"}, set()),
+        ({"pooling": "none"}, {"log_verifier", "scatter_server"}, {"scatter_verifier"}),
+        ({"pooling": "complete"}, {"moe_effect"}, {"scatter_server", "log_server"}),
+        ({"server_effects": ("slowness",)}, {"log_server"}, set()),
     ],
 )
 def test_settings_choose_what_is_sampled(
@@ -128,3 +127,12 @@ def test_settings_choose_what_is_sampled(
     free = {variable.name for variable in build(design, **setting).free_RVs}
     assert has | {"log_law", "log_noise"} <= free and not lacks & free
     assert not {"log_environment", "scatter_environment"} & free
+
+
+@pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2"])
+def test_what_one_verifier_cannot_tell_is_not_sampled(runs: Runs, verifier: str) -> None:
+    design = build_design(runs.select(verifier=verifier, drafter=["none", "draft-3m"]))
+    free = {variable.name for variable in build(design).free_RVs}
+    assert free == {"log_law", "log_noise", "scatter_server", "log_server"}
+    plain = build_design(runs.select(verifier=verifier, drafter="none"))
+    assert {variable.name for variable in build(plain).free_RVs} == {"log_law", "log_noise"}

@@ -12,7 +12,7 @@ from tables import table
 from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import build_design, coefficients
-from bayes_sd.model.priors import ALL, population
+from bayes_sd.model.priors import ALL, in_plain_words, population, settled_by
 from bayes_sd.model.sample import Refitter, diagnose, start
 from bayes_sd.physics.law import FULL, outcome
 from bayes_sd.runs.schema import Runs
@@ -79,8 +79,16 @@ def test_independent_draws_pass() -> None:
     ("draws", "divergences", "complaint"),
     [
         (GOOD, 1, r"1 divergent transitions, none allowed\."),
-        (GOOD + np.eye(4)[:, :1], 0, r"rhat is above 1.01 for 1 of 1 parameters \(worst: a, "),
-        (np.repeat(GOOD[:, :60], 20, axis=1), 0, "ess_bulk is below 400 for 1 of 1 parameters"),
+        (
+            GOOD + np.eye(4)[:, :1],
+            0,
+            r"R-hat is above 1.01 for 1 of 1 quantities \(worst, 1.*: a\)",
+        ),
+        (
+            np.repeat(GOOD[:, :60], 20, axis=1),
+            0,
+            "effective sample size is below 400 for 1 of 1 quantities",
+        ),
         (np.where(np.arange(500) < 400, GOOD, np.nan), 0, "400 draws are not finite"),
         (np.where(np.arange(500) < 499, GOOD, np.inf), 0, "4 draws are not finite"),
         (GOOD[:1], 0, r"1 chain\(s\) of 500 draws are too few to diagnose"),
@@ -187,7 +195,9 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     small_runs: Runs, refitter: Refitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bayes_sd.model.sample.compile_nutpie", lambda *_, **__: refitter.compiled)
-    with pytest.raises(ConvergenceError, match="ess_bulk is below 400") as caught:
+    with pytest.raises(
+        ConvergenceError, match="did not converge after 4 samples of up to 160"
+    ) as caught:
         LatencyModel().fit(small_runs, draws=20, tune=20, chains=2, progress=False)
     error = caught.value
     assert isinstance(error, EvidenceError) and isinstance(error.fit, Fit)
@@ -195,7 +205,35 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     assert len(error.fit.runs) == len(small_runs.steady)
     assert (error.table["ess_bulk"] < 400).any()
     assert "log_law[weights_per_pass]" in error.table.index
-    assert "\n" not in str(error)
+    assert "\n" not in str(error) and "log_law" not in str(error)
+    assert "Needed are runs" in str(error)
+    drawn = [one["draws"] for one in error.fit.sampling["samples"]]
+    assert drawn == [20, 40, 80, 160]
+
+
+@pytest.mark.sample
+def test_draws_go_on_until_the_gate_is_passed(
+    small_runs: Runs, refitter: Refitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first 100 draws a chain are too few; the compiled model is drawn from again."""
+    monkeypatch.setattr("bayes_sd.model.sample.compile_nutpie", lambda *_, **__: refitter.compiled)
+    monkeypatch.setattr("bayes_sd.model.sample.ESS_MIN", 150.0)
+    monkeypatch.setattr("bayes_sd.model.sample.RHAT_MAX", 1.05)
+    fit = LatencyModel().fit(small_runs, draws=60, tune=200, chains=2, progress=False)
+    samples = fit.sampling["samples"]
+    assert len(samples) > 1 and samples[0]["complaints"] and not samples[-1]["complaints"]
+    assert fit.shape == (2, 60) and fit.sampling["draws"] == samples[-1]["draws"] > 60
+    with pytest.raises(ConvergenceError, match="did not converge: "):
+        LatencyModel().fit(small_runs, draws=60, tune=200, chains=2, max_minutes=0.0)
+
+
+def test_a_parameter_has_plain_words_and_runs_that_tell_it() -> None:
+    assert in_plain_words("log_law", ("queue_cycles",)).startswith("cycles between arrival")
+    assert in_plain_words("scatter_server", ("slowness",)).startswith("scatter of servers: all")
+    assert in_plain_words("log_drafter", ("draft_alone", "eagle")) == "draft pass of eagle"
+    assert settled_by("log_law", ("prefill_token_alone",)).startswith("runs that record TTFT")
+    assert settled_by("log_server", ("crowding", "a plain")).endswith("at higher loads")
+    assert settled_by("log_noise", ("run_sd",)) == "more runs"
 
 
 @pytest.mark.sample

@@ -1,0 +1,67 @@
+"""The sampler's axes: there and back, with the Jacobian that is claimed, and what they hold."""
+
+from typing import Any
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pytensor.compile.mode import Mode
+
+from bayes_sd import Law
+from bayes_sd.model.design import build_design, coefficients
+from bayes_sd.model.geometry import Centred, CostShares
+from bayes_sd.model.priors import population
+from bayes_sd.physics.law import PARTS
+from bayes_sd.runs.schema import Runs
+
+PYTHON = Mode("py", None)
+LAWS = [Law(), Law(parts=("host",)), Law(parts=PARTS), Law(tile_tokens=128)]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2", ["dense-25m", "moe-e8k2"]])
+def test_axes_lead_back_and_have_unit_jacobian(runs: Runs, law: Law, verifier: Any) -> None:
+    axes = CostShares(build_design(runs.select(verifier=verifier)), law)
+    at = pt.dvector()
+    logs = axes.backward(at)
+    slope = pt.linalg.slogdet(pytensor.gradient.jacobian(logs, at))[1]
+    compiled = pytensor.function([at], [axes.forward(logs), slope], mode=PYTHON)
+    x = np.random.default_rng(1).normal(size=len(law.terms))
+    back, log_jacobian = compiled(x)
+    np.testing.assert_allclose(back, x, atol=1e-9)
+    assert abs(log_jacobian) < 1e-9
+
+
+def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs) -> None:
+    """At the runs' means, without others: the sum that the law itself gives."""
+    law, design = Law(), build_design(runs.select(verifier="dense-60m"))
+    shares, priors = CostShares(design, law), population(law)
+    logs = np.log([p.a for p in priors])
+    axes = shares.forward(pt.as_tensor(logs)).eval()
+    terms = dict(zip(shares.terms, np.exp(logs), strict=True))
+    stages = law.stages(coefficients(terms), shares.sizes, shares.workload)
+    drafted = stages.draft_alone - terms["weights_per_pass"] * shares.sizes["drafter"]
+    total = (
+        stages.prefill_alone
+        + shares.times["verify"] * (stages.verify_alone + stages.experts)
+        + shares.times["draft"] * drafted
+    )
+    assert np.exp(axes[shares.terms.index("weights_per_pass")]) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_centring_is_between_the_value_and_the_standardized_one(share: float) -> None:
+    x, mu, sd = np.array([0.3, -2.0]), 0.7, 0.2
+    transform = Centred(np.array([share, share]))
+    inputs = (None, None, pt.as_tensor(mu), pt.as_tensor(sd))
+    value = transform.forward(x, *inputs).eval()
+    if share in (0.0, 1.0):
+        np.testing.assert_allclose(value, x if share else (x - mu) / sd)
+    at = pt.dvector()
+    back = transform.backward(at, *inputs)
+    slopes = pytensor.gradient.grad(back.sum(), at)
+    outputs = [back, slopes, transform.log_jac_det(at, *inputs)]
+    back_, slope, log_jacobian = pytensor.function([at], outputs, mode=PYTHON)(value)
+    np.testing.assert_allclose(back_, x)
+    np.testing.assert_allclose(np.log(slope), log_jacobian, atol=1e-12)
