@@ -117,9 +117,9 @@ def misfits(fit: Posterior) -> list[str]:
     outside = runs[~runs["inside_99"].astype(bool)]
     if len(outside):
         named = ", ".join(
-            f"{place(str(r.source).rsplit('/', 1)[-1], r.row)} ({r.e2e_mean_s:.3g} s measured, "
-            f"{r.fitted_e2e_s:.3g} s fitted)"
-            for r in outside.head(3).itertuples()
+            f"{place(str(r['source']).rsplit('/', 1)[-1], int(r['row']))} "
+            f"({r['e2e_mean_s']:.3g} s measured, {r['fitted_e2e_s']:.3g} s fitted)"
+            for r in outside.head(3).to_dict("records")
         )
         more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
         said.append(

@@ -41,7 +41,7 @@ def fit(
     writable(output)
     runs = source.read(paths)
     o.say(repr(runs))
-    how = {"draws": draws, "tune": tune, "target_accept": target_accept}
+    how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
     result = LatencyModel().fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
     data = {"file": str(output), "fit": result.sampling, "accuracy": result.accuracy()}

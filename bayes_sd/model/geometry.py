@@ -123,8 +123,9 @@ class CostShares(Transform):
         """Log of what a coefficient of 1 costs a request; 0 for those that are no cost."""
         at = {name: i for i, name in enumerate(self.terms)}
         ones = dict(zip(self.terms, np.eye(len(at)), strict=True))
-        ones["prefill_token_others"] = sum(ones[n] for n in ("prefill_token_others", *RATIOS)
-                                           if n in ones)  # fmt: skip
+        for name in RATIOS:
+            if name in at:
+                ones["prefill_token_others"] = ones["prefill_token_others"] + ones[name]
         curves = {n: pt.exp(logs[at[n]]) for n in CURVES if n in at}
         stages = self.law.stages(coefficients(ones | curves), self.sizes, self.workload)
         stages = stages._replace(verify_alone=stages.verify_alone + stages.experts)

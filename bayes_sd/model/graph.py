@@ -145,7 +145,7 @@ def _factors(
     factors: dict[str, Any] = {}
     servers: Any = np.zeros((len(coords["server_effect"]), len(coords["server"])))
     if "server" in own:
-        centring = Centred(CENTRED["server"][: len(servers), None])
+        centring: Any = Centred(CENTRED["server"][: len(servers), None])
         dims = EFFECT_DIMS["server"]
         sd = scatter["server"][:, None]
         servers = pm.Normal("log_server", 0.0, sd, dims=dims, default_transform=centring)

@@ -175,7 +175,8 @@ def sample(
         "seconds_sample": time.perf_counter() - compiled_at,
     }
     # Of more draws as many are kept as were asked for, which carry nearly as much.
-    kept = tree.isel(draw=slice(None, None, more), missing_dims="ignore")
+    every = slice(None, None, samples[-1]["draws"] // how.draws)
+    kept = tree.isel(draw=every, missing_dims="ignore")
     return kept, convergence, {**seconds, "samples": samples}
 
 
@@ -219,7 +220,7 @@ class Convergence:
         for name, sign, bound in gates:
             bad = self.table[name][sign * self.table[name] > sign * bound]
             if len(bad):
-                where = (sign * bad).idxmax()
+                where = str((sign * bad).idxmax())
                 said.append(
                     f"{GATES[name]} is {'above' if sign > 0 else 'below'} {bound:g} for {len(bad)} "
                     f"of {len(self.table)} quantities (worst, {bad[where]:.3g}: "

@@ -12,7 +12,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.vllm import WEIGHTLESS, short_name
+from bayes_sd.runs.config import WEIGHTLESS
+from bayes_sd.runs.vllm import short_name
 
 PLACEHOLDER = "PUT-PATH-HERE"
 LARGEST_BATCH = 4096  # "any batch" in a schedule of draft tokens

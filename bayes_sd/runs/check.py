@@ -12,30 +12,39 @@ SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
 FLAGS = {  # what flagged runs have in common
     "saturated": "are past saturation or ended before a steady state",
+    "overloaded": "were offered more than was served",
     "failed>5%": "lost over 5% of their requests",
     "no-spread": "give the mean latency alone",
     "no-tpot": "have no time per output token",
     "few-requests": "have under ten requests",
     "no-counts": "have no acceptance counts",
     "no-acceptance": "have neither acceptance counts nor a known acceptance",
+    "acceptance-from-length": "give an acceptance length without counts",
+    "acceptance-from-itl": "show their acceptance only as time between chunks over time per token",
+    "e2e-from-ttft-and-tpot": "give no end-to-end latency",
+    "cap-reached": "offered a rate that their cap on requests in flight cut",
     "concurrency-cap": "offered a rate but also limited the requests in flight",
     "rate-from-achieved": "do not say which rate was offered",
 }
-LEVEL = {
-    "no-acceptance": "error",
-    "no-spread": "note",
-    "concurrency-cap": "note",
-    "rate-from-achieved": "note",
-}
+NOTES = (
+    *("no-spread", "acceptance-from-length", "acceptance-from-itl", "e2e-from-ttft-and-tpot"),
+    *("cap-reached", "concurrency-cap", "rate-from-achieved"),
+)
+LEVEL = {"no-acceptance": "error", **dict.fromkeys(NOTES, "note")}
 CONSEQUENCES = {
     "aside": "set aside: it is not in the table",
     "nothing": "there is nothing to fit",
     "saturated": "they bound the capacity but are not fitted as steady states",
+    "overloaded": "their queue grew to the end: they bound the capacity and have no steady latency",
     "failed>5%": "only successful requests are measured, which may be the lucky ones",
     "no-spread": "how single requests differ is not learned from them",
     "no-tpot": "prefill and decode cost cannot be told apart from these runs",
     "few-requests": "their means and above all their tails are uncertain",
     "no-counts": "the imposed acceptance is taken for the real one",
+    "acceptance-from-length": "positions are taken for equally likely to be accepted",
+    "acceptance-from-itl": "a chunk is taken for a cycle; counts of drafts would be exact",
+    "e2e-from-ttft-and-tpot": "it is ttft + (tokens - 1) x tpot; how requests differ is unknown",
+    "cap-reached": "they count as closed loops at that concurrency",
     "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
     "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
     "no-acceptance": "not fitted; give acceptance (0 to 1), or counts (drafts and accepted_tokens)",

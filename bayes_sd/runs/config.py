@@ -163,6 +163,7 @@ class Configuration(BaseModel):
     acceptance_imposed: Fraction = column("acceptance per token known by construction")
 
 
+WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
 NAMES = (*Configuration.model_fields, "hardware", "engine")
 KNOWN = (*NAMES, *ALIASES)
 
@@ -223,6 +224,9 @@ def configure(values: Values) -> Configuration:
     # A method alone says that there is a drafter: n-grams have no model to name.
     v.setdefault("drafter", v.get("drafter_method", NO_DRAFTER))
     plain = str(v["drafter"]).strip().lower() == NO_DRAFTER
+    names = {str(v.get(key, "")).strip().lower() for key in ("drafter", "drafter_method")}
+    if names & {*WEIGHTLESS}:
+        v.setdefault("drafter_params", 0)
     if plain:
         v["drafter"] = NO_DRAFTER
         v.setdefault("draft_tokens", 0)

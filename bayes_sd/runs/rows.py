@@ -28,6 +28,9 @@ PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
 STEADY_LATENCIES = 4
 FEW_REQUESTS = 10
 FAILED_SHARE = 0.05
+ITL_TOKENS = 300.0  # what a ratio of latencies is worth: it was 7% off where both were measured
+CAP_REACHED = 0.95  # of a concurrency cap in flight in the mean: it was nearly always full
+SERVED_SHARE, QUEUE_SHARE = 0.9, 0.02  # of the offered rate; of the run, spent on the queue
 # Means in milliseconds and lists in seconds round differently and may drop different requests;
 # a wrong unit is off by far more.
 UNIT_SLACK = 1.2
@@ -121,6 +124,7 @@ class Drafting(c.Record, extra="forbid"):
     drafted_tokens: c.Count | None = None
     accepted_tokens: c.Count | None = None
     positions: tuple[c.Count, ...] = ()
+    acceptance_length: c.Positive | None = None  # tokens a cycle, for want of counts
 
     @property
     def draft_tokens(self) -> int | None:
@@ -129,6 +133,25 @@ class Drafting(c.Record, extra="forbid"):
             return len(self.positions) or None
         k = self.drafted_tokens / self.drafts
         return int(k) if k == int(k) else None
+
+    def of_tokens(self, tokens: float, k: int) -> Self:
+        """With the cycles, where they are not counted, of the drafted tokens or of a length."""
+        length = self.acceptance_length
+        if self.drafts is not None or k == 0:
+            return self
+        if self.drafted_tokens and self.accepted_tokens is not None:
+            return self.model_copy(update={"drafts": round(self.drafted_tokens / k)})
+        if length is None:
+            return self
+        if not 1 / ROUNDING <= length <= (k + 1) * ROUNDING:
+            raise InputError(
+                f"acceptance_length is {length:g}; it must lie between 1 and draft_tokens + 1 = "
+                f"{k + 1} (the bonus token is counted)"
+            )
+        drafts = round(tokens / length)
+        return self.model_copy(
+            update={"drafts": drafts, "accepted_tokens": round(drafts * (length - 1))}
+        )
 
 
 @dataclass(frozen=True)
@@ -208,19 +231,49 @@ def run_row(
     w = c.record(Workload, load)
     metrics = {m: _with_log_moments(latencies[m], w.requests) for m in METRICS}
     _check_units(w, metrics)
-    row = {**config.model_dump(), **w.model_dump(), **_counts(config, drafting)}
+    overloaded = _overloaded(w, metrics["e2e"].mean_s)
+    in_flight = w.in_flight
+    if math.isnan(in_flight):
+        by_little = w.achieved_rps * metrics["e2e"].mean_s
+        in_flight = w.concurrency if math.isnan(by_little) else by_little
+    if w.loop == "open" and in_flight >= CAP_REACHED * w.concurrency:
+        # The cap, not the offered rate, decides how many are served at once.
+        w = w.model_copy(update={"loop": "closed", "rate_rps": math.nan})
+        flags, overloaded = flags | {"cap-reached"}, False
+    tokens = w.requests * w.output_tokens
+    if "acceptance-from-itl" in flags:
+        tokens = min(tokens, ITL_TOKENS)
+    counted = drafting.of_tokens(tokens, config.draft_tokens)
+    guessed = counted is not drafting and drafting.accepted_tokens is None
+    if guessed and "acceptance-from-itl" not in flags:
+        flags = flags | {"acceptance-from-length"}
+    row = {**config.model_dump(), **w.model_dump(), **_counts(config, counted)}
+    row["in_flight"] = in_flight
     if math.isnan(w.span_s):
         row["span_s"] = w.requests / w.rate_rps if w.loop == "open" else w.duration_s
-    if math.isnan(w.in_flight):
-        by_little = w.achieved_rps * metrics["e2e"].mean_s
-        row["in_flight"] = w.concurrency if math.isnan(by_little) else by_little
     for m, x in metrics.items():
         row |= {f"{m}_{name}": value for name, value in x.model_dump(exclude={"std_s"}).items()}
     too_short = w.loop == "open" and row["e2e_mean_s"] > row["span_s"] / STEADY_LATENCIES
     row["detail"] = requests is not None
-    row["saturated"] = bool(saturated or too_short or w.loop == "burst")
+    row["saturated"] = bool(saturated or too_short or overloaded or w.loop == "burst")
+    flags = flags | {"overloaded"} if overloaded else flags
     row["flags"] = ",".join(sorted(flags | _flags(row)))
     return row
+
+
+def _overloaded(w: Workload, e2e_s: float) -> bool:
+    """Whether much less was served than was offered, so that the queue grew all the time.
+
+    A steady run ends about one latency after its last arrival; an overloaded one has to work off
+    its queue first.
+    """
+    if w.loop != "open" or not w.achieved_rps < SERVED_SHARE * w.rate_rps:
+        return False
+    known = not math.isnan(w.span_s) and w.span_s < w.duration_s
+    span_s = w.span_s if known else w.requests / w.rate_rps
+    # By chance so few arrivals take longer or shorter, and so does the last request.
+    slack = QUEUE_SHARE + 2 / w.requests**0.5
+    return span_s < (1 - slack) * (w.duration_s - e2e_s)
 
 
 def _compare_means(exact: Mapping[str, Latency], reported: Mapping[str, Latency]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.config import NAMES, Values, absent, number, record
+from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
 from bayes_sd.runs.rows import METRICS, Drafting, Latency, Rows, Workload, fingerprint, run_row
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 1e-2, "1": 1.0}
@@ -17,12 +17,13 @@ LATENCIES = tuple(f"{metric}_{name}" for metric in METRICS for name in FIELDS)
 LENGTHS = ("prompt_tokens", "output_tokens")
 Source = str | Path | pd.DataFrame
 WORKLOAD = tuple(Workload.model_fields)
-COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
+COUNTS = ("drafts", "drafted_tokens", "accepted_tokens", "acceptance_length")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))
-INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, "saturated")
+THROUGHPUT = "output_tokens_per_s"  # of all requests together, at a concurrency
+INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, THROUGHPUT, "saturated")
 REQUIRED = (
     *("verifier", "verifier_params", "draft_tokens", "prompt_tokens", "output_tokens"),
-    *("requests", "e2e_mean_s"),
+    "requests",
 )
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 Mapped = str | tuple[str, str]
@@ -72,6 +73,8 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
     """Run of each row, or why it has none; `constants` hold in all rows, in our units."""
     mapping = _mapping(table, columns, constants)
     missing = [c for c in REQUIRED if c not in mapping and c not in constants]
+    if not {"e2e_mean_s", THROUGHPUT} & {*mapping, *constants}:
+        missing.append(f"e2e_mean_s (or {THROUGHPUT})")
     if not {"rate_rps", "achieved_rps", "concurrency"} & {*mapping, *constants}:
         missing.append("rate_rps (or achieved_rps, or concurrency)")
     if missing:
@@ -123,6 +126,8 @@ def _converted(cells: Mapping[Any, Any], factors: Mapping[str, float]) -> dict[s
 
 def _row(values: dict[str, Any]) -> dict[str, Any]:
     flags: frozenset[str] = frozenset()
+    if THROUGHPUT in values and "e2e_mean_s" not in values:
+        values = _of_throughput(values)
     load = {"loop": "open"} | {c: values[c] for c in WORKLOAD if c in values}
     if load["loop"] == "open" and "rate_rps" not in load and "achieved_rps" in load:
         load["rate_rps"] = load["achieved_rps"]
@@ -148,6 +153,22 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
         saturated=TRUTH[saturated],
         flags=flags,
     )
+
+
+class Throughput(Record):
+    """What tells a latency where none is given."""
+
+    output_tokens_per_s: Positive
+    concurrency: Positive
+    output_tokens: Positive
+
+
+def _of_throughput(values: Values) -> dict[str, Any]:
+    """Mean latency of so many requests in flight that get so many tokens/s together (Little)."""
+    t = record(Throughput, values, f"e2e_mean_s is not given and {THROUGHPUT} tells it only if ")
+    rate_rps = t.output_tokens_per_s / t.output_tokens
+    found = {"e2e_mean_s": t.concurrency / rate_rps, "achieved_rps": rate_rps, "loop": "closed"}
+    return found | {**values}
 
 
 def read_windows(

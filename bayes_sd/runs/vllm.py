@@ -1,4 +1,4 @@
-"""Runs from results of ``vllm bench serve``; ``vllm bench sweep serve`` adds parameters to them."""
+"""Runs from results of ``vllm bench serve`` (sweeps too) and of SGLang's ``bench_serving``."""
 
 import json
 import math
@@ -21,8 +21,8 @@ REQUIRED = ("duration", "completed", "total_input_tokens", "total_output_tokens"
 SWEEP_FILES = ("serve_params.json", "bench_params.json", "warmup.json")
 SUMMARIES = {"summary.json": "run=*.json", "summary.csv": "*/run=*.json"}  # of the runs beside it
 SWEEP_SUFFIXES = ("failure.json", ".pytorch.json")
-WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix")  # methods that draft without a model
-METRICS = {"e2e": "e2el", "ttft": "ttft", "tpot": "tpot"}
+METRICS = {"e2e": ("e2el", "e2e_latency"), "ttft": ("ttft",), "tpot": ("tpot",)}
+LITTLE_AGREES = 0.05  # two ways to a mean latency
 TWICE = 2.0  # tokens listed and counted may differ by failed requests, not by more
 MANY, FAR = 20, 10.0  # from so many arrivals on, their rate is within this factor of the asked one
 FOLDERS_UP = 6  # a relative model path is looked for in so many folders above the result
@@ -47,6 +47,9 @@ class BenchResult(c.Record):
     itls: list[list[c.NonNegative]] | None = None
     start_times: list[c.Finite] | None = None
     errors: list[str | None] | None = None
+    accept_length: c.Positive | None = rows.called("accept_length", "spec_decode_acceptance_length")
+    mean_itl_ms: c.NonNegative | None = None
+    mean_tpot_ms: c.NonNegative | None = None
     spec_decode_num_drafts: c.Count | None = None
     spec_decode_draft_tokens: c.Count | None = None
     spec_decode_accepted_tokens: c.Count | None = None
@@ -81,6 +84,7 @@ def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
     r = c.record(BenchResult, data)
     latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     requests, n, failed = _requests(r), r.completed, r.failed
+    flags: set[str] = set()
     if failed is None:
         failed = max((r.num_prompts or 0) - n, 0)
     load = _load(r) | rows.counted(n, failed, r.duration)
@@ -90,10 +94,25 @@ def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
         # Some files list only the successful requests and count the failed ones apart.
         load |= rows.counted(ok, listed - ok + max(n + failed - listed, 0), r.duration)
     elif math.isnan(latencies["e2e"].mean_s):
+        latencies["e2e"] = _from_parts(latencies, r)
+        flags.add("e2e-from-ttft-and-tpot")
+    server = {**_models(data, configuration, path), **configuration}
+    drafting, evidence = _counts(r, server)
+    known = frozenset(flags | evidence)
+    run = rows.run_row(server, load, latencies, requests=requests, drafting=drafting, flags=known)
+    yield -1, run
+
+
+def _from_parts(latencies: Mapping[str, Latency], r: BenchResult) -> Latency:
+    """Mean e2e latency of mean TTFT and TPOT: exact where all answers are equally long."""
+    tokens, few = r.total_output_tokens / r.completed, r.total_output_tokens % r.completed
+    mean_s = latencies["ttft"].mean_s + (tokens - 1) * latencies["tpot"].mean_s
+    little_s = (r.max_concurrency or math.nan) * r.duration / r.completed
+    agree = abs(mean_s / little_s - 1) < LITTLE_AGREES and not math.isfinite(r.request_rate)
+    if math.isnan(mean_s) or (few and not agree):
         how = "--save-detailed or with --percentile-metrics ttft,tpot,e2el"
         raise InputError(f"mean_e2el_ms is missing; run vllm bench serve with {how}")
-    server = {**_models(data, configuration, path), **configuration}
-    yield -1, rows.run_row(server, load, latencies, requests=requests, drafting=_counts(r))
+    return Latency(mean_s=mean_s)
 
 
 def _speculative(data: Values) -> dict[str, Any]:
@@ -123,7 +142,7 @@ def _drafter(data: Values) -> dict[str, Any]:
     model = str(config.get("model") or "")
     method = str(config.get("method") or _method(model))
     known: dict[str, Any] = {"drafter_method": method.strip("[]")}
-    known["drafter_path"] = "" if method in WEIGHTLESS else model
+    known["drafter_path"] = "" if method in c.WEIGHTLESS else model
     known["draft_tokens"] = config.get("num_speculative_tokens")
     schedule = config.get("num_speculative_tokens_per_batch_size")
     if schedule:
@@ -145,7 +164,7 @@ def _drafter(data: Values) -> dict[str, Any]:
 
 def _method(model: str) -> str:
     """The method vLLM takes where none is given."""
-    if model in WEIGHTLESS:
+    if model in c.WEIGHTLESS:
         return model
     name = model.lower()
     if "eagle3" in name:
@@ -168,7 +187,7 @@ def _models(data: Values, configuration: Values, path: Path) -> dict[str, Any]:
     if method:
         values["drafter"] = short_name(drafter) or method
         size = _size(drafter, path) if drafter else None
-        values["drafter_params"] = 0 if method in WEIGHTLESS else size and size.params
+        values["drafter_params"] = 0 if method in c.WEIGHTLESS else size and size.params
     return values
 
 
@@ -226,8 +245,9 @@ def _load(r: BenchResult) -> dict[str, Any]:
     return load | {"span_s": span}
 
 
-def _reported(data: Values, metric: str) -> Latency:
-    """Statistics of one metric that the file gives in ms."""
+def _reported(data: Values, names: tuple[str, ...]) -> Latency:
+    """Statistics of one metric that the file gives in ms, under one of its names."""
+    metric = next((name for name in names if f"mean_{name}_ms" in data), names[0])
     end = f"_{metric}_ms"
     known = {k.removesuffix(end): v for k, v in data.items() if k.endswith(end) and not c.absent(v)}
     if metric != "tpot" and known.get("mean") == 0:
@@ -235,12 +255,24 @@ def _reported(data: Values, metric: str) -> Latency:
     return c.record(Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 
-def _counts(r: BenchResult) -> rows.Drafting:
-    """Drafts and accepted tokens, as counts."""
+def _counts(r: BenchResult, server: Values) -> tuple[rows.Drafting, set[str]]:
+    """Drafts and accepted tokens as counts, or else tokens a cycle; and what flags the latter."""
     drafts, rates = r.spec_decode_num_drafts, r.spec_decode_per_position_acceptance_rates
-    return rows.Drafting(
-        drafts=drafts,
-        drafted_tokens=r.spec_decode_draft_tokens,
-        accepted_tokens=r.spec_decode_accepted_tokens,
-        positions=tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
-    )
+    counts: dict[str, Any] = {
+        "drafts": drafts,
+        "drafted_tokens": r.spec_decode_draft_tokens,
+        "accepted_tokens": r.spec_decode_accepted_tokens,
+        "positions": tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
+    }
+    try:
+        k = c.number(server.get("draft_tokens", 0))
+    except ValueError:
+        k = 0.0  # refused with the configuration
+    if r.accept_length is not None:
+        return rows.Drafting(**counts, acceptance_length=r.accept_length), set()
+    known = drafts is not None or "acceptance_imposed" in server
+    if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
+        return rows.Drafting(**counts), set()
+    # Tokens of a cycle arrive in one chunk, between which ITL is taken.
+    length = min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1)
+    return rows.Drafting(acceptance_length=length), {"acceptance-from-itl"}

@@ -71,7 +71,9 @@ def test_bad_table_call(columns: dict[str, Any], constants: dict[str, Any], mess
 
 
 def test_missing_columns_are_listed() -> None:
-    message = "table: no column is given for verifier, .*e2e_mean_s, rate_rps .*has model, rps, n"
+    message = (
+        "table: no column is given for verifier, .*e2e_mean_s .*, rate_rps .*has model, rps, n"
+    )
     with pytest.raises(InputError, match=message):
         read(TABLE)
 

@@ -238,7 +238,7 @@ def test_imposed_acceptance_stands_in_for_missing_counts(tmp_path: Path) -> None
 
 def test_unknown_acceptance_stays_unknown(tmp_path: Path) -> None:
     counts = {k: REMOVE for k in raw(SD) if k.startswith("spec_decode")}
-    data = changed(raw(SD), target_acceptance=REMOVE, **counts)
+    data = changed(raw(SD), target_acceptance=REMOVE, mean_itl_ms=REMOVE, **counts)
     run = one(write(tmp_path / "a.json", data))
     assert np.isnan(run.tokens_per_cycle) and np.isnan(run.acceptance_imposed)
 
@@ -465,7 +465,8 @@ BAD_FIELDS = [
     (
         "no-drafts",
         SD,
-        {"spec_decode_num_drafts": REMOVE},
+        {"spec_decode_num_drafts": REMOVE, "spec_decode_acceptance_length": REMOVE}
+        | {"spec_decode_draft_tokens": REMOVE},
         "accepted tokens are counted but drafts is missing",
     ),
 ]
@@ -490,7 +491,10 @@ def test_bad_field(path: Path, change: dict[str, Any], message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean_e2el_ms": REMOVE}, "mean_e2el_ms is missing; run vllm bench serve with"),
+        (
+            {"mean_e2el_ms": REMOVE, "mean_tpot_ms": REMOVE},
+            "mean_e2el_ms is missing; run vllm bench serve with",
+        ),
         ({"mean_e2el_ms": 0.0}, "mean_e2el_ms is 0; it must be a positive"),
         ({"std_e2el_ms": -1}, "e2el: std_s must be a finite number of at least 0"),
         ({"mean_ttft_ms": 500.0}, "mean ttft 0.5 s is longer than mean e2e latency 0.42.* s"),
