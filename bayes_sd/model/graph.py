@@ -86,7 +86,12 @@ def _positive(
     """Positive scalars as one log-normal vector: a short graph compiles sooner."""
     priors = [by_name[p.name] for p in which]
     middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
-    logs = pm.Normal(f"log_{name}", middle, sd, dims=f"{name}_term", default_transform=transform)
+    dims = f"{name}_term"
+    if transform is None:
+        logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
+    else:
+        cov = known.correlation(tuple(p.name for p in which)) * np.outer(sd, sd)
+        logs = pm.MvNormal(f"log_{name}", middle, cov, dims=dims, default_transform=transform)
     values = pm.Deterministic(name, pt.exp(logs), dims=f"{name}_term")
     return {p.name: values[i] for i, p in enumerate(priors)}
 

@@ -19,7 +19,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, UNPOOLED_SD, VERIF
 from bayes_sd.physics.law import Law
 
 KIND = "bayes_sd fit"  # of the file
-FORMAT = 4  # raised when a reader must know
+FORMAT = 5  # raised when a reader must know
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters", "servers")
 SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
 FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))

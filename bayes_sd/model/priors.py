@@ -76,6 +76,16 @@ def population(law: Law) -> tuple[Prior, ...]:
     return tuple(p for p in POPULATION if p.name in law.terms)
 
 
+def correlation(terms: tuple[str, ...]) -> np.ndarray:
+    """Prior correlation of the logs of coefficients: a slow host or a slow chip is so in all."""
+    matrix = np.eye(len(terms))
+    for group in _FILE["together"].values():
+        inside = np.array([t.startswith(tuple(group["names"])) for t in terms])
+        pairs = np.outer(inside, inside) & ~np.eye(len(terms), dtype=bool)
+        matrix[pairs] = group["correlation"]
+    return matrix
+
+
 def in_plain_words(name: str, labels: tuple[str, ...] = ()) -> str:
     """What a sampled parameter is: ``("log_law", ("queue_cycles",))`` as its prior's meaning."""
     base = name.removeprefix("log_").removeprefix("factor_")

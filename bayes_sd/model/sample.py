@@ -23,9 +23,7 @@ RHAT_MAX = 1.01
 ESS_MIN = 400.0
 GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that of the tails"}
 MAX_MINUTES = 10.0
-# Draws as multiples of those asked for, and the least step size target, of one sample after the
-# other until one passes the gate.
-FURTHER = ((1, 0.0), (2, 0.95), (4, 0.98), (8, 0.99))
+STEP_TARGETS = (0.0, 0.95, 0.98, 0.99)  # at least, of one sample after the other
 
 # Priors reach from a laptop to an H200, so their median may lie far past the pole of every run,
 # where the likelihood has no useful slope; a chain that starts there may never come back.
@@ -121,8 +119,9 @@ def sample(
 ) -> tuple[xr.DataTree, "Convergence", dict[str, Any]]:
     """Draw until the gate is passed; chains start at `initial`.
 
-    Where a sample does not pass, the compiled model is drawn from again: more draws, then a smaller
-    step too, as long as the next sample is expected to end within `max_minutes` of the first start.
+    Where a sample does not pass, the compiled model is drawn from again with a smaller step, and
+    twice as long if more than divergences was wrong, as long as that is expected to end within
+    `max_minutes` of the first start.
 
     Returns
     -------
@@ -135,7 +134,8 @@ def sample(
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
     samples: list[dict[str, Any]] = []
-    for more, accept in FURTHER:
+    more = 1
+    for accept in STEP_TARGETS:
         now = replace(
             how,
             draws=more * how.draws,
@@ -170,6 +170,7 @@ def sample(
         )
         if not convergence.complaints or convergence.nonfinite:
             break
+        more *= 2 if convergence.too_short else 1
     seconds = {
         "seconds_compile": compiled_at - begun,
         "seconds_sample": time.perf_counter() - compiled_at,
@@ -227,6 +228,12 @@ class Convergence:
                     f"{self.table['meaning'][where]})."
                 )
         return said
+
+    @property
+    def too_short(self) -> bool:
+        """Whether the chains have not met, or too few of their draws are independent."""
+        few = self.table[["ess_bulk", "ess_tail"]] < ESS_MIN
+        return bool((self.table["rhat"] > RHAT_MAX).any() or few.any(axis=None))
 
     @property
     def remedies(self) -> list[str]:

@@ -208,26 +208,30 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     assert "Needed are runs" in str(error)
 
 
-@pytest.mark.parametrize(("max_minutes", "drawn"), [(10.0, [200, 400, 800]), (0.0, [200])])
+@pytest.mark.parametrize(
+    ("max_minutes", "fault", "drawn"),
+    [(10.0, "apart", [500, 1000, 2000]), (10.0, "diverging", [500, 500, 500]), (0.0, "apart", [500])],
+)
 def test_draws_go_on_until_the_gate_is_passed_or_time_is_up(
-    monkeypatch: pytest.MonkeyPatch, max_minutes: float, drawn: list[int]
+    monkeypatch: pytest.MonkeyPatch, max_minutes: float, fault: str, drawn: list[int]
 ) -> None:
     """The compiled model is drawn from again, with smaller steps; as many draws are kept."""
-    steps = []
+    steps: list[float] = []
 
     def draw(_: Any, how: Sampling, seed: int, progress: bool) -> xr.DataTree:
         steps.append(how.target_accept)
-        rng = np.random.default_rng(seed)
-        slow = 2.0 if how.draws < 800 else 1.0  # chains apart until there are 800
-        return tree(rng.standard_normal((4, how.draws)) + slow * np.eye(4)[:, :1] * (slow > 1))
+        draws = np.random.default_rng(seed).standard_normal((4, how.draws))
+        bad = len(steps) < 3
+        apart = 2.0 * np.eye(4)[:, :1] * (bad and fault == "apart")
+        return tree(draws + apart, int(bad and fault == "diverging"))
 
     monkeypatch.setattr("bayes_sd.model.sample.compile_nutpie", lambda *_, **__: None)
     monkeypatch.setattr("bayes_sd.model.sample.draw", draw)
-    how = Sampling(draws=200, tune=100)
+    how = Sampling(draws=500, tune=100)
     kept, convergence, used = sample(None, how, 1, False, {}, max_minutes)  # type: ignore[arg-type]
     assert [one["draws"] for one in used["samples"]] == drawn
     assert bool(convergence.complaints) == (len(drawn) == 1)
-    assert convergence.draws == drawn[-1] and kept["posterior"].sizes["draw"] == 200
+    assert convergence.draws == drawn[-1] and kept["posterior"].sizes["draw"] == 500
     assert steps == [0.9, 0.95, 0.98][: len(drawn)]
 
 
