@@ -25,7 +25,8 @@ Sidecar = list[tuple[str, Values]]
 PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
 NEEDED = (
-    "needed is a JSON result of vllm bench serve, GuideLLM or AIPerf, a CSV table of runs, "
+    "needed is a JSON result of vllm bench serve, SGLang's bench_serving, GuideLLM or AIPerf, "
+    "a CSV table of runs, "
     "or metrics of a vLLM server"
 )
 # Measurements shipped with bayes_sd, in the wheel or in the checkout; one is always there.
@@ -50,7 +51,7 @@ def read(
     ----------
     paths : path, folder, glob pattern, several of them, or pandas.DataFrame
         Results of ``vllm bench serve`` (one or several in a file), ``vllm bench sweep serve``,
-        GuideLLM and AIPerf; CSV tables with a run a row; scrapes of ``/metrics``, timed by the file
+        SGLang's ``bench_serving``, GuideLLM and AIPerf; CSV tables with a run a row; scrapes of ``/metrics``, timed by the file
         name (seconds since 1970) or a line ``# time SECONDS`` before each, or answers to
         ``query_range``, all of them one record. A folder means all that is below it.
     config : path, optional
@@ -60,7 +61,9 @@ def read(
         Name of hardware and engine for all files, instead of what they state.
     columns : mapping, optional
         For tables: our column name to theirs, or to (theirs, unit) with unit "s", "ms", "us", "%"
-        or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or ``e2e_log_mean``.
+        or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or ``e2e_log_mean``;
+        ``output_tokens_per_s`` at a concurrency stands in for the latency, ``acceptance_length``
+        (bonus token included) for counts of drafts.
     window_s : float
         For metrics: length of a window in seconds; each steady window is a run.
     **constants

@@ -210,7 +210,11 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
 
 @pytest.mark.parametrize(
     ("max_minutes", "fault", "drawn"),
-    [(10.0, "apart", [500, 1000, 2000]), (10.0, "diverging", [500, 500, 500]), (0.0, "apart", [500])],
+    [
+        (10.0, "apart", [500, 1000, 2000]),
+        (10.0, "diverging", [500, 500, 500]),
+        (0.0, "apart", [500]),
+    ],
 )
 def test_draws_go_on_until_the_gate_is_passed_or_time_is_up(
     monkeypatch: pytest.MonkeyPatch, max_minutes: float, fault: str, drawn: list[int]
