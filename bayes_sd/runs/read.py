@@ -51,9 +51,10 @@ def read(
     ----------
     paths : path, folder, glob pattern, several of them, or pandas.DataFrame
         Results of ``vllm bench serve`` (one or several in a file), ``vllm bench sweep serve``,
-        SGLang's ``bench_serving``, GuideLLM and AIPerf; CSV tables with a run a row; scrapes of ``/metrics``, timed by the file
-        name (seconds since 1970) or a line ``# time SECONDS`` before each, or answers to
-        ``query_range``, all of them one record. A folder means all that is below it.
+        SGLang's ``bench_serving``, GuideLLM and AIPerf; CSV tables with a run a row; scrapes of
+        ``/metrics``, timed by the file name (seconds since 1970) or a line ``# time SECONDS``
+        before each, or answers to ``query_range``, all of them one record. A folder means all that
+        is below it.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files that do not state it.
