@@ -1,6 +1,6 @@
 """Ten times the requests a run do not change the cost of a fit, only of reading.
 
-    uv run benchmarks/requests.py [--json]        # six short fits, minutes
+    uv run benchmarks/many_requests.py [--json]        # six short fits, minutes
 
 Prints the seconds and gradients of fits of the shipped runs as they are and with each run's
 requests counted ten times, in turn and in one process; then those of reading files whose lists of
@@ -43,7 +43,7 @@ TOTALS = (
 def sampling(runs: Runs, seed: int) -> dict[str, float]:
     """Seconds of one short fit, and its gradients after tuning."""
     graph = bsd.LatencyModel().build(runs)
-    tree, used = sample(graph, SAMPLING, seed, progress=False)
+    tree, _, used = sample(graph, SAMPLING, seed, progress=False)
     gradients = float(tree["sample_stats"]["n_steps"].sum())
     seconds = {name: float(used[name]) for name in ("seconds_compile", "seconds_sample")}
     return {"requests": int(runs.table["requests"].sum())} | seconds | {"gradients": gradients}
