@@ -252,7 +252,7 @@ def diagnose(tree: xr.DataTree) -> Convergence:
     # Counted first: an interrupted run is padded with NaN and shows no divergence.
     nonfinite = sum(int((~np.isfinite(v.values)).sum()) for v in posterior.data_vars.values())
     if nonfinite or chains < 2 or draws < 4:
-        blank = pd.DataFrame(np.nan, ["all"], ["rhat", "ess_bulk", "ess_tail"])
+        blank = pd.DataFrame(np.nan, ["all"], [*GATES]).assign(meaning="", settled_by="more runs")
         return Convergence(blank, 0, chains, draws, nonfinite)
     with np.errstate(divide="ignore", invalid="ignore"):  # of a parameter that never moved
         columns = {
