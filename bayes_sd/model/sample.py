@@ -171,10 +171,8 @@ def sample(
         if not convergence.complaints or convergence.nonfinite:
             break
         more *= 2 if convergence.too_short else 1
-    seconds = {
-        "seconds_compile": compiled_at - begun,
-        "seconds_sample": time.perf_counter() - compiled_at,
-    }
+    seconds = {"seconds_compile": compiled_at - begun}
+    seconds |= {"seconds_sample": time.perf_counter() - compiled_at}
     # Of more draws as many are kept as were asked for, which carry nearly as much.
     every = slice(None, None, samples[-1]["draws"] // how.draws)
     kept = tree.isel(draw=every, missing_dims="ignore")
@@ -183,8 +181,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Convergence:
-    """Diagnostics of a fit; `table`: ``rhat``, ``ess_bulk``, ``ess_tail`` of every parameter,
-    its ``meaning`` and which runs would tell it (``settled_by``)."""
+    """Diagnostics of a fit; `table`: of every parameter, its meaning and which runs tell it."""
 
     table: pd.DataFrame
     divergences: int

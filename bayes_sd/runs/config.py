@@ -163,6 +163,7 @@ class Configuration(BaseModel):
     acceptance_imposed: Fraction = column("acceptance per token known by construction")
 
 
+ROUNDING = 1 + 1e-4  # of figures that tools print
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
 NAMES = (*Configuration.model_fields, "hardware", "engine")
 KNOWN = (*NAMES, *ALIASES)

@@ -16,7 +16,8 @@ from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import windows as w
 from bayes_sd.runs.config import Values
-from bayes_sd.runs.rows import Drafting, Latency, Rows, counted, fingerprint, run_id, run_row
+from bayes_sd.runs.drafting import Drafting
+from bayes_sd.runs.rows import Latency, Rows, counted, fingerprint, run_id, run_row
 from bayes_sd.runs.windows import E2E, HISTOGRAMS, Window
 
 LENGTHS = {

@@ -13,7 +13,8 @@ from pydantic import AliasChoices, AliasPath, Field, model_validator
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.config import column
+from bayes_sd.runs.config import ROUNDING, column
+from bayes_sd.runs.drafting import Drafting, counts
 
 METRICS = {
     "e2e": "end-to-end latency",
@@ -34,7 +35,6 @@ SERVED_SHARE, QUEUE_SHARE = 0.9, 0.02  # of the offered rate; of the run, spent 
 # Means in milliseconds and lists in seconds round differently and may drop different requests;
 # a wrong unit is off by far more.
 UNIT_SLACK = 1.2
-ROUNDING = 1 + 1e-4
 
 # Upper percentiles of which one gives the spread together with the median: its normal quantile,
 # and the effective number of requests as a share of all: var(log s^2 of n) over the variance
@@ -115,43 +115,6 @@ class Statistics(c.Record):
         known = {name: getattr(self, name) for name in Statistics.model_fields if self.mean}
         values = {f"{name}_s": x * unit_s for name, x in known.items() if x is not None}
         return c.record(Latency, values, f"{where}: ")
-
-
-class Drafting(c.Record, extra="forbid"):
-    """Draft-verify cycles and what they accepted, as counts; None and () where not counted."""
-
-    drafts: c.Count | None = None
-    drafted_tokens: c.Count | None = None
-    accepted_tokens: c.Count | None = None
-    positions: tuple[c.Count, ...] = ()
-    acceptance_length: c.Positive | None = None  # tokens a cycle, for want of counts
-
-    @property
-    def draft_tokens(self) -> int | None:
-        """Draft tokens of a cycle, where the counts tell."""
-        if self.positions or not (self.drafts and self.drafted_tokens):
-            return len(self.positions) or None
-        k = self.drafted_tokens / self.drafts
-        return int(k) if k == int(k) else None
-
-    def of_tokens(self, tokens: float, k: int) -> Self:
-        """With the cycles, where they are not counted, of the drafted tokens or of a length."""
-        length = self.acceptance_length
-        if self.drafts is not None or k == 0:
-            return self
-        if self.drafted_tokens and self.accepted_tokens is not None:
-            return self.model_copy(update={"drafts": round(self.drafted_tokens / k)})
-        if length is None:
-            return self
-        if not 1 / ROUNDING <= length <= (k + 1) * ROUNDING:
-            raise InputError(
-                f"acceptance_length is {length:g}; it must lie between 1 and draft_tokens + 1 = "
-                f"{k + 1} (the bonus token is counted)"
-            )
-        drafts = round(tokens / length)
-        return self.model_copy(
-            update={"drafts": drafts, "accepted_tokens": round(drafts * (length - 1))}
-        )
 
 
 @dataclass(frozen=True)
@@ -247,7 +210,7 @@ def run_row(
     guessed = counted is not drafting and drafting.accepted_tokens is None
     if guessed and "acceptance-from-itl" not in flags:
         flags = flags | {"acceptance-from-length"}
-    row = {**config.model_dump(), **w.model_dump(), **_counts(config, counted)}
+    row = {**config.model_dump(), **w.model_dump(), **counts(config, counted)}
     row["in_flight"] = in_flight
     if math.isnan(w.span_s):
         row["span_s"] = w.requests / w.rate_rps if w.loop == "open" else w.duration_s
@@ -342,47 +305,6 @@ def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
     ):
         if wrong:
             raise InputError(f"{problem}; check the units")
-
-
-def _counts(config: c.Configuration, d: Drafting) -> dict[str, float]:
-    """Columns of drafting; what was not counted stays NaN, above all single positions."""
-    k, alpha = config.draft_tokens, config.acceptance_imposed
-    for problem in _problems(k, d):
-        raise InputError(problem)
-    accepted = d.accepted_tokens
-    if accepted is None and d.positions:
-        accepted = sum(d.positions)
-    per_cycle = sum(alpha**j for j in range(k + 1))
-    if d.drafts and accepted is not None:
-        per_cycle = 1 + accepted / d.drafts
-    counts = {"drafts": d.drafts, "drafted_tokens": d.drafted_tokens, "accepted_tokens": accepted}
-    counts |= {f"accepted_{j}": n for j, n in enumerate(d.positions[:k], start=1)}
-    row = {name: math.nan if n is None or k == 0 else float(n) for name, n in counts.items()}
-    return row | {"tokens_per_cycle": per_cycle}
-
-
-def _problems(k: int, d: Drafting) -> Iterator[str]:
-    """Why no drafter can have these counts."""
-    given, total, accepted = len(d.positions), sum(d.positions), d.accepted_tokens
-    if k == 0:
-        if any((d.drafts, d.drafted_tokens, accepted, total)):
-            yield "tokens were drafted but draft_tokens is 0; give the drafter and its draft_tokens"
-        return
-    if given not in (0, k):
-        yield f"acceptance is given for {given} positions but draft_tokens is {k}"
-    if d.drafts is None:
-        if accepted is not None or given:
-            yield "accepted tokens are counted but drafts is missing; give both"
-        return
-    drafted = k * d.drafts if d.drafted_tokens is None else d.drafted_tokens
-    if drafted > k * d.drafts:
-        yield f"drafted_tokens {drafted} is more than draft_tokens {k} times drafts {d.drafts}"
-    if accepted is not None and accepted > drafted:
-        yield f"accepted_tokens {accepted} is more than the {drafted} drafted"
-    if any(b > a for a, b in pairwise((d.drafts, *d.positions))):
-        yield f"accepted counts {list(d.positions)} of {d.drafts} drafts increase with position"
-    if given and accepted is not None and abs(total - accepted) > k:
-        yield f"accepted_tokens is {accepted} but the positions add up to {total}"
 
 
 def fingerprint(values: c.Values) -> str:

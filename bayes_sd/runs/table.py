@@ -9,7 +9,8 @@ import pandas as pd
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
-from bayes_sd.runs.rows import METRICS, Drafting, Latency, Rows, Workload, fingerprint, run_row
+from bayes_sd.runs.drafting import Drafting
+from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 1e-2, "1": 1.0}
 FIELDS = tuple(Latency.model_fields)

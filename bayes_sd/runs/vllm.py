@@ -14,6 +14,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import rows
 from bayes_sd.runs.config import Values
+from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import Latency, Requests, Statistics
 from bayes_sd.runs.sizes import Size
 
@@ -255,7 +256,7 @@ def _reported(data: Values, names: tuple[str, ...]) -> Latency:
     return c.record(Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 
-def _counts(r: BenchResult, server: Values) -> tuple[rows.Drafting, set[str]]:
+def _counts(r: BenchResult, server: Values) -> tuple[Drafting, set[str]]:
     """Drafts and accepted tokens as counts, or else tokens a cycle; and what flags the latter."""
     drafts, rates = r.spec_decode_num_drafts, r.spec_decode_per_position_acceptance_rates
     counts: dict[str, Any] = {
@@ -269,10 +270,10 @@ def _counts(r: BenchResult, server: Values) -> tuple[rows.Drafting, set[str]]:
     except ValueError:
         k = 0.0  # refused with the configuration
     if r.accept_length is not None:
-        return rows.Drafting(**counts, acceptance_length=r.accept_length), set()
+        return Drafting(**counts, acceptance_length=r.accept_length), set()
     known = drafts is not None or "acceptance_imposed" in server
     if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
-        return rows.Drafting(**counts), set()
+        return Drafting(**counts), set()
     # Tokens of a cycle arrive in one chunk, between which ITL is taken.
     length = min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1)
-    return rows.Drafting(acceptance_length=length), {"acceptance-from-itl"}
+    return Drafting(acceptance_length=length), {"acceptance-from-itl"}
