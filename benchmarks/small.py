@@ -175,7 +175,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                 "longest s": own["seconds"].max(),
                 "fitted, median error": own["error"].median(),
                 "held out": own["held_out"].sum(),
-                "inside 90%": own["inside"].sum() / own["held_out"].sum(),
+                "inside 90%": own["inside"].sum() / max(own["held_out"].sum(), 1),
                 "held out, median error": own["held_out_error"].median(),
             }
             for name, own in sources
