@@ -15,7 +15,7 @@ from bayes_sd.answers import schedule as _schedule
 from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
-from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, Prior
+from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, TOGETHER, Prior
 from bayes_sd.model.sample import MAX_MINUTES, Refitter, Sampling, sample, start
 from bayes_sd.physics.law import FULL, Law
 from bayes_sd.runs.schema import Runs
@@ -151,6 +151,9 @@ class LatencyModel:
             low, high = p.interval()
             interval = f"{low:.2g} .. {high:.2g}"
             lines.append(f"{p.name:<24} {interval:>20}  {p.unit:<28} {p.meaning}: {p.reason}")
+        for group in TOGETHER.values():
+            names = ", ".join(f"{name}*" for name in group["names"])
+            lines.append(f"correlation {group['correlation']:g} of {names}: {group['reason']}")
         return "\n".join([*lines, "", "next: model.fit(runs, seed=1)"])
 
     @property

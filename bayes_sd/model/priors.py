@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,7 @@ class Prior:
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 EFFECT_MEANINGS: dict[str, str] = _FILE["meanings"]
 SETTLED_BY: dict[str, str] = _FILE["settled_by"]
+TOGETHER: dict[str, dict[str, Any]] = _FILE["together"]
 POPULATION, EFFECTS, NOISE = (
     tuple(Prior(name, **p | {"dims": tuple(p.get("dims", ()))}) for name, p in _FILE[group].items())
     for group in ("population", "effects", "noise")
@@ -79,7 +81,7 @@ def population(law: Law) -> tuple[Prior, ...]:
 def correlation(terms: tuple[str, ...]) -> np.ndarray:
     """Prior correlation of the logs of coefficients: a slow host or a slow chip is so in all."""
     matrix = np.eye(len(terms))
-    for group in _FILE["together"].values():
+    for group in TOGETHER.values():
         inside = np.array([t.startswith(tuple(group["names"])) for t in terms])
         pairs = np.outer(inside, inside) & ~np.eye(len(terms), dtype=bool)
         matrix[pairs] = group["correlation"]

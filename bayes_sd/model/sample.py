@@ -147,8 +147,7 @@ def sample(
             # A smaller step takes more of them: twice as many from 0.9 to 0.99.
             slower = (1 - last["target_accept"]) / (1 - now.target_accept)
             expected_s = last["seconds"] * now.draws / last["draws"] * max(slower, 1.0) ** 0.5
-            left_s = 60 * max_minutes - (time.perf_counter() - begun)
-            if expected_s > left_s:
+            if expected_s > 60 * max_minutes - (time.perf_counter() - begun):
                 break
             if shown:
                 print(
@@ -168,7 +167,8 @@ def sample(
                 "complaints": convergence.complaints,
             }
         )
-        if not convergence.complaints or convergence.nonfinite:
+        # What cannot be diagnosed (one chain, an interrupted one) is not mended by drawing again.
+        if not convergence.complaints or convergence.table[list(GATES)].isna().any(axis=None):
             break
         more *= 2 if convergence.too_short else 1
     seconds = {"seconds_compile": compiled_at - begun}
