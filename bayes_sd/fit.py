@@ -195,13 +195,15 @@ class LatencyModel:
         return Refitter.of(self.graph(design, keep_runs=True), design, self._start(design))
 
     def _warn(self, design: Design) -> None:
-        """Say which runs are not used, and which effects stay at their priors."""
+        """Say what stays at its prior: acceptances of runs, and effects."""
         said = []
-        if len(design.left_out):
-            names = ", ".join(design.left_out["source"].astype(str).unique()[:3])
+        prior = design.table[design.table["acceptance_from"] == "prior"]
+        if len(prior):
+            names = ", ".join(prior["source"].astype(str).unique()[:3])
             said.append(
-                f"{len(design.left_out)} runs are left out since their acceptance is unknown "
-                f"({names}): give acceptance_imposed, or counts of drafts and accepted tokens."
+                f"{len(prior)} runs ({names}) do not tell their acceptance, so what is usual for "
+                "their drafter's kind is assumed: give acceptance_imposed, or counts of drafts and "
+                "accepted tokens."
             )
         few = [f"one {name}" for name in EFFECT_DIMS if len(getattr(design, f"{name}s")) == 1]
         if few and self.pooling == "partial":
@@ -249,8 +251,8 @@ class LatencyModel:
         Warns
         -----
         EvidenceWarning
-            If runs are left out, if there is only one verifier, drafter or server, or if the law
-            misses fitted runs (see :meth:`Fit.misfits`).
+            If an acceptance is assumed, if there is only one verifier, drafter or server, or if the
+            law misses fitted runs (see :meth:`Fit.misfits`).
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")

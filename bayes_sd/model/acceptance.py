@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.model.design import NONE, PAIR, observed_acceptance, same_key
+from bayes_sd.runs.drafting import usual_acceptance
 
 PRIOR_TRIALS = 10.0  # weight, in tokens, of a pair's mean rate on the rate of one position
 STEP_SD = 0.3  # of the logit of acceptance from one position to the next, before any is measured
@@ -23,25 +24,27 @@ def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> 
     """Posterior draws of every pair's acceptance by position; NaN where nobody measured it.
 
     ``accepted_j ~ Binomial(accepted_{j-1}, p_j)`` with ``accepted_0`` the number of cycles, so that
-    a Beta prior gives a Beta posterior. A pair without counts has its imposed rate.
+    a Beta prior, that of its drafter's kind, gives a Beta posterior. A pair without counts has its
+    imposed rate, or one of that prior, equal at all positions.
     """
     drafted = table[(table["drafter"] != NONE) & (table["draft_tokens"] > 0)]
     groups = list(drafted.groupby(PAIR, dropna=False, sort=True))
     last = int(drafted["draft_tokens"].max()) if len(drafted) else 1
     by_position = np.full((*shape, len(groups), last), np.nan)
-    positions, imposed_only = np.zeros(len(groups), int), np.zeros(len(groups), bool)
+    positions = np.zeros(len(groups), int)
     for i, (_, rows) in enumerate(groups):
         rng = np.random.default_rng([seed, i])
-        counted = rows[rows["drafts"].notna() & rows["accepted_tokens"].notna()]
+        counted = rows[(rows["drafts"] > 0) & rows["accepted_tokens"].notna()]
+        imposed = rows["acceptance_imposed"].iloc[0]
+        a, b = usual_acceptance(*rows.iloc[0][["drafter", "drafter_method", "drafter_params"]])
         if counted.empty:
-            imposed = rows["acceptance_imposed"].iloc[0]
-            by_position[..., i, :] = imposed
-            imposed_only[i] = not np.isnan(imposed)
+            drawn = rng.beta(a, b, (*shape, 1)) if np.isnan(imposed) else imposed
+            by_position[..., i, :] = drawn
             continue
         tried, won = _trials(counted, last)
         positions[i] = int((tried > 0).sum())
         lost = np.maximum(tried - won, 0)
-        mean = (1 + won.sum()) / (2 + won.sum() + lost.sum())
+        mean = (a + won.sum()) / (a + b + won.sum() + lost.sum())
         for j in range(positions[i]):
             a, b = PRIOR_TRIALS * mean + won[j], PRIOR_TRIALS * (1 - mean) + lost[j]
             by_position[..., i, j] = rng.beta(a, b, shape)
@@ -49,7 +52,6 @@ def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> 
     variables = {
         "by_position": (("chain", "draw", "pair", "position"), by_position),
         "positions": ("pair", positions),
-        "imposed_only": ("pair", imposed_only),
         "acceptance_imposed": ("pair", keys["acceptance_imposed"].to_numpy(float)),
         **{name: ("pair", keys[name].to_numpy(object)) for name in ("verifier", "drafter")},
     }
@@ -80,11 +82,9 @@ def at_positions(group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int) 
     if index is None:
         return None
     rates = group["by_position"].values[:, :, index, :].reshape(-1, group.sizes["position"])
-    if group["imposed_only"].values[index]:
-        return [rates[:, :1]] * k
     measured = int(group["positions"].values[index])
-    if not measured:
-        return None
+    if not measured:  # imposed, or of the prior
+        return [rates[:, :1]] * k
     known = [rates[:, j, None] for j in range(min(k, measured))]
     # Positions beyond go on from the last one, with the mean step between the measured ones (in
     # the logit, never upwards) and its uncertainty, which grows with distance.

@@ -12,6 +12,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.queue import tokens_in_pass
+from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import features
 
@@ -140,7 +141,6 @@ class Design:
     servers: pd.DataFrame
     environments: list[str]
     data: dict[str, np.ndarray]  # arrays over runs; ``*_rows`` say which runs a likelihood takes
-    left_out: pd.DataFrame  # runs whose acceptance is unknown
 
     @property
     def moe(self) -> bool:
@@ -172,15 +172,11 @@ def _levels(table: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
 def build_design(runs: Runs, censored: bool = True) -> Design:
     """Levels and arrays of the steady runs, and of those that only bound the latency from below."""
     table = runs.table
-    usable = table["e2e_mean_s"].notna() & table["tokens_per_cycle"].notna()
-    # An open-loop run that did not settle was cut before its latency had grown to what it would be.
-    bounds = table["saturated"] & (table["loop"] == "open") & censored
-    left_out = table[~usable & ~table["saturated"]]
-    table = table[usable & (~table["saturated"] | bounds)].reset_index(drop=True)
+    taken = fitted_as(table).isin(["steady", "bound"] if censored else ["steady"])
+    table = table[taken].reset_index(drop=True)
     steady = ~table["saturated"].to_numpy(bool)
     if not steady.any():
-        why = "their acceptance is unknown" if len(left_out) else "all are past saturation"
-        raise EvidenceError(f"There is no steady run to fit ({why}); run check for the reasons.")
+        raise EvidenceError("There is no steady run to fit; run check for the reasons.")
     verifiers = _levels(table, "verifier", list(SIZES))
     sizes = pd.DataFrame(features(*(_numbers(verifiers, n) for n in SIZES)), verifiers.index)
     drafters = _levels(table[table["drafter"] != NONE], "drafter", ["drafter_params"])
@@ -208,7 +204,7 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
         for name, level in levels.items()
     }
     data = indices | run_workload(table) | _observed(table, steady)
-    return Design(table, sizes, drafters / GIGA, servers, environments, data, left_out)
+    return Design(table, sizes, drafters / GIGA, servers, environments, data)
 
 
 def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bayes_sd.answers.next_runs import NextRuns
 from bayes_sd.answers.servers import name_of
@@ -70,6 +70,13 @@ class Description(Described):
     token_s: float = Field(default=0.01, gt=0)
     startup_s: float = Field(default=90, ge=0)
     run_overhead_s: float = Field(default=15, ge=0)
+
+    @field_validator("k", "acceptance", "runs_per_server", "loads", mode="before")
+    @classmethod
+    def _two(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, list | tuple) and len(value) == 2):
+            return value
+        raise ValueError(f"must be [lowest, highest], which may be equal, got {str(value)[:40]}")
 
     @model_validator(mode="after")
     def _possible(self) -> "Description":

@@ -1,5 +1,6 @@
 """What a set of runs can answer and what it cannot."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,30 +8,40 @@ from typing import Any
 import pandas as pd
 
 from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.drafting import USUAL
 
 SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
+WIDTH = 80  # of a terminal
 FLAGS = {  # what flagged runs have in common
     "saturated": "are past saturation or ended before a steady state",
+    "unfitted": "have no steady state",
     "overloaded": "were offered more than was served",
     "failed>5%": "lost over 5% of their requests",
-    "no-spread": "give the mean latency alone",
+    "cut-off": "ended with over 5% of their requests unfinished",
     "no-tpot": "have no time per output token",
     "few-requests": "have under ten requests",
     "no-counts": "have no acceptance counts",
-    "no-acceptance": "have neither acceptance counts nor a known acceptance",
+    "prior": "do not tell their acceptance",
+    "low-acceptance": "accept far less than was imposed or is usual for their kind of drafter",
+    "little": "have other numbers in flight or served than rates and latency give (Little's law)",
+    "parts": "have a TTFT and a TPOT that do not add up to the end-to-end latency",
+    "spread": "have a standard deviation or a percentile unlike any of such a mean",
+}
+NOTES = {
+    "no-spread": "give the mean latency alone",
+    "other runs": "do not tell their acceptance",
     "acceptance-from-length": "give an acceptance length without counts",
     "acceptance-from-itl": "show their acceptance only as time between chunks over time per token",
     "e2e-from-ttft-and-tpot": "give no end-to-end latency",
     "cap-reached": "offered a rate that their cap on requests in flight cut",
+    "cap-not-filled": "have fewer requests than their cap on requests in flight",
     "concurrency-cap": "offered a rate but also limited the requests in flight",
     "rate-from-achieved": "do not say which rate was offered",
+    "other-spelling": "spell their environment or a model otherwise than runs before them",
+    "other-size": "give a model a size up to 2% off that in most runs",
 }
-NOTES = (
-    *("no-spread", "acceptance-from-length", "acceptance-from-itl", "e2e-from-ttft-and-tpot"),
-    *("cap-reached", "concurrency-cap", "rate-from-achieved"),
-)
-LEVEL = {"no-acceptance": "error", **dict.fromkeys(NOTES, "note")}
+KINDS = ", ".join(f"{kind} {a / (a + b):.2g}" for kind, (_, a, b) in USUAL.items())
 CONSEQUENCES = {
     "aside": "set aside: it is not in the table",
     "nothing": "there is nothing to fit",
@@ -47,7 +58,15 @@ CONSEQUENCES = {
     "cap-reached": "they count as closed loops at that concurrency",
     "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
     "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
-    "no-acceptance": "not fitted; give acceptance (0 to 1), or counts (drafts and accepted_tokens)",
+    "other-spelling": "it is taken for the same",
+    "other-size": "it is taken for the same, of the size in most runs",
+    "cap-not-filled": "they count as closed loops of as many requests as they have",
+    "cut-off": "the longest may be missing: the mean latency may be too low",
+    **dict.fromkeys(("little", "parts", "spread"), "one of these is wrong: check units and counts"),
+    "unfitted": "not fitted: offer a rate, or cap requests in flight (--max-concurrency)",
+    "prior": f"a usual one is assumed, and as wide ({KINDS}); give it (0 to 1), or counts",
+    "other runs": "that of the other runs of these models is taken",
+    "low-acceptance": "sampling accepts less (a default of vllm bench serve): set --temperature 0",
     "size": "fit refuses all runs; give drafter_params (0 for a drafter without weights)",
     "load": "cost alone (C1) and cost of other requests (C2) cannot be told apart by e2e latency",
     "extreme": "nothing is learned about other acceptances: answers for them extrapolate",
@@ -82,11 +101,8 @@ class Check:
         refused = "These runs cannot be fitted; see the errors below."
         parts = ["There are steady runs to fit." if self.passed else refused]
         if len(self.summary):
-            shown = self.summary
-            if shown.environment.nunique() == 1:
-                parts.append(f"Environment: {shown.environment.iloc[0]}")
-                shown = shown.drop(columns="environment")
-            parts.append(shown.to_string(index=False, na_rep="-", float_format="{:.3g}".format))
+            constant, shown = _narrow(self.summary)
+            parts += [constant, shown.to_string(index=False, na_rep="-", line_width=WIDTH)]
         if len(self.findings):
             lines = (
                 f"{f.level:<8} {f.where}: {f.finding}\n{'':8} -> {f.consequence}"
@@ -101,9 +117,16 @@ class Check:
         return finite_or_none({"passed": self.passed, "summary": summary, "findings": findings})
 
 
+def fitted_as(runs: pd.DataFrame) -> pd.Series:
+    """What a fit takes each run for: steady, bound (of the latency, from below) or none."""
+    # An open loop that did not settle was cut before its latency had grown to what it would be.
+    bound = pd.Series("none", runs.index).mask(runs["loop"] == "open", "bound")
+    return bound.where(runs["saturated"], "steady")
+
+
 def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
     """Check a run table and the list of what was set aside."""
-    steady = runs[~runs.saturated]
+    steady = runs[fitted_as(runs) == "steady"]
     blocking = [*_nothing(runs, steady), *_unknown_sizes(runs)]
     aside: list[Finding] = [
         ("warning", place(source, row), reason, "aside")
@@ -120,20 +143,39 @@ def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a server."""
-    steady, rps = ~runs.saturated, runs.rate_rps.fillna(runs.achieved_rps)
-    table = runs.assign(steady=steady, rps=rps, accepted=_accepted_share(runs), load=_load(runs))
+    use, rps = fitted_as(runs), runs.rate_rps.fillna(runs.achieved_rps)
+    table = runs.assign(steady=use == "steady", bounds=use == "bound", rps=rps, load=_load(runs))
+    table["accepted"] = _accepted_share(runs)
     bounds = {"rps": "rps", "prompt": "prompt_tokens", "output": "output_tokens"}
     summary = table.groupby(SERVER).agg(
         runs=("run_id", "size"),
         steady=("steady", "sum"),
+        bounds=("bounds", "sum"),
         requests=("requests", "sum"),
         load_levels=("load", "nunique"),
         **{f"{end}_{n}": (column, end) for n, column in bounds.items() for end in ("min", "max")},
         acceptance=("accepted", "mean"),
         min_imposed=("acceptance_imposed", "min"),
         max_imposed=("acceptance_imposed", "max"),
+        acceptance_from=("acceptance_from", lambda x: ", ".join(sorted({*x} - {""}))),
     )
     return summary.reset_index()
+
+
+def _narrow(summary: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """What all rows that say it have alike, as a line; the rest, both ends of a range together."""
+    text = summary.drop(columns=["runs", "bounds", "requests", "load_levels"])
+    text = text.map(lambda x: f"{x:.4g}" if isinstance(x, float) else str(x) or "-")
+    text = text.replace("nan", "-")
+    text["steady"] += " of " + summary.runs.astype(str)
+    for name in ("rps", "prompt", "output", "imposed"):
+        low, high = (text.pop(f"{end}_{name}") for end in ("min", "max"))
+        text[name] = low.where(low == high, low + "-" + high)
+    text = text.rename(columns={"draft_tokens": "k", "acceptance_from": "told by"})
+    alike = {name: {*text[name]} - {"-"} for name in text if len(text) > 1}
+    alike = {name: values.pop() for name, values in alike.items() if len(values) == 1}
+    said = ", ".join(f"{name} {value}" for name, value in alike.items())
+    return textwrap.fill(f"In all rows: {said or '-'}", WIDTH), text.drop(columns=list(alike))
 
 
 def _load(runs: pd.DataFrame) -> pd.Series:
@@ -166,15 +208,18 @@ def _files(group: pd.DataFrame, most: int = 3) -> str:
 
 
 def _nothing(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
-    if steady.tokens_per_cycle.isna().all():
-        why = "no steady run has a known acceptance" if len(steady) else "no run is steady"
-        problem = why if len(runs) else "there are no runs"
-        yield "error", "all runs", problem, "nothing"
+    if steady.empty:
+        yield (
+            "error",
+            "all runs",
+            "no run is steady" if len(runs) else "there are no runs",
+            "nothing",
+        )
 
 
 def _unknown_sizes(runs: pd.DataFrame) -> Iterator[Finding]:
     """Drafters that a fit refuses; it takes a size that one of their runs has for all."""
-    fitted = runs[runs.tokens_per_cycle.notna() & (~runs.saturated | (runs.loop == "open"))]
+    fitted = runs[fitted_as(runs) != "none"]
     for drafter, group in fitted[fitted.drafter != "none"].groupby("drafter"):
         if group.drafter_params.isna().all():
             finding = f"its size is unknown in {len(group)} runs: {_files(group)}"
@@ -182,12 +227,15 @@ def _unknown_sizes(runs: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _flagged(runs: pd.DataFrame) -> Iterator[Finding]:
-    total = runs.groupby(SERVER).size().to_dict()
-    raised = {flag for names in runs["flags"] for flag in names.split(",")}
-    for flag, finding in ((flag, text) for flag, text in FLAGS.items() if flag in raised):
-        for server, hit in runs[runs["flags"].str.contains(flag, regex=False)].groupby(SERVER):
-            text = f"{len(hit)} of {total[server]} runs {finding}: {_files(hit)}"
-            yield LEVEL.get(flag, "warning"), _label(server), text, flag
+    total, unfitted = runs.groupby(SERVER).size().to_dict(), fitted_as(runs) == "none"
+    names = runs["flags"].mask(unfitted, runs["flags"].str.replace("saturated", "unfitted"))
+    names = "," + names + "," + runs.acceptance_from + ","
+    for level, flags in (("warning", FLAGS), ("note", NOTES)):
+        for flag, finding in flags.items():
+            hits = runs[names.str.contains(f",{flag},", regex=False)]
+            for server, hit in hits.groupby(SERVER):
+                text = f"{len(hit)} of {total[server]} runs {finding}: {_files(hit)}"
+                yield level, _label(server), text, flag
 
 
 def _servers(steady: pd.DataFrame) -> Iterator[Finding]:

@@ -1,13 +1,43 @@
-"""Draft-verify cycles and accepted tokens of a run, as counts; and what no drafter can have."""
+"""Draft-verify cycles and accepted tokens of a run, as counts; and what stands in for them."""
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
 
+import numpy as np
+
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs.config import ROUNDING
+
+EVIDENCE = ("positions", "totals", "length", "itl")  # what a run itself tells acceptance by
+# Where nothing tells it, an acceptance is Beta(a, b), worth a + b drafted tokens. The first kind
+# whose words are in the drafter's method or name is taken.
+USUAL = {
+    # 0.2 in free text, 0.8 where an answer repeats its prompt (summaries, edits of code).
+    "n-gram": ("ngram|suffix|lookup", 1.6, 2.4),
+    # DeepSeek-V3 reports 0.85 to 0.90 for the first token; the same head run again has less.
+    "MTP": ("mtp|nextn", 6.0, 2.0),
+    # 0.65 to 0.82 with EAGLE-3 on GB200; texts unlike those it was trained on have less.
+    "EAGLE-like": ("eagle|medusa|hydra|speculator|dflash", 5.2, 2.8),
+    # Leviathan et al. 2023, table 3: 0.5 to 0.8 for models 10 to 100 times smaller.
+    "small model": ("", 5.6, 2.4),
+}
+
+
+def usual_acceptance(drafter: str, method: str, params: float) -> tuple[float, float]:
+    """Of a drafter's kind: a and b of its acceptance."""
+    name = f"{method} {drafter}".lower() if params else "ngram"  # the one kind without weights
+    return next((a, b) for words, a, b in USUAL.values() if re.search(words, name))
+
+
+def least_usual(drafter: str, method: str, params: float) -> float:
+    """Acceptance that 5% of the drafters of a kind are below."""
+    from scipy.special import betaincinv
+
+    return float(betaincinv(*usual_acceptance(drafter, method, params), 0.05))
 
 
 class Drafting(c.Record, extra="forbid"):
@@ -47,21 +77,28 @@ class Drafting(c.Record, extra="forbid"):
         )
 
 
-def counts(config: c.Configuration, d: Drafting) -> dict[str, float]:
+def counts(config: c.Configuration, d: Drafting) -> dict[str, float | str]:
     """Columns of drafting; what was not counted stays NaN, above all single positions."""
     k, alpha = config.draft_tokens, config.acceptance_imposed
     for problem in _problems(k, d):
         raise InputError(problem)
-    accepted = d.accepted_tokens
+    accepted, known = d.accepted_tokens, "positions" if d.positions else "totals"
     if accepted is None and d.positions:
         accepted = sum(d.positions)
-    per_cycle = sum(alpha**j for j in range(k + 1))
-    if d.drafts and accepted is not None:
+    if k == 0:
+        per_cycle, known = 1.0, ""
+    elif d.drafts and accepted is not None:
         per_cycle = 1 + accepted / d.drafts
+    elif not math.isnan(alpha):
+        per_cycle, known = sum(alpha**j for j in range(k + 1)), "imposed"
+    else:
+        a, b = usual_acceptance(config.drafter, config.drafter_method, config.drafter_params)
+        i, known = np.arange(k), "prior"
+        per_cycle = 1 + np.cumprod((a + i) / (a + b + i)).sum()  # the mean over the prior
     found = {"drafts": d.drafts, "drafted_tokens": d.drafted_tokens, "accepted_tokens": accepted}
     found |= {f"accepted_{j}": n for j, n in enumerate(d.positions[:k], start=1)}
     row = {name: math.nan if n is None or k == 0 else float(n) for name, n in found.items()}
-    return row | {"tokens_per_cycle": per_cycle}
+    return {**row, "tokens_per_cycle": per_cycle, "acceptance_from": known}
 
 
 def _problems(k: int, d: Drafting) -> Iterator[str]:

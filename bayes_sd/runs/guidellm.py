@@ -55,6 +55,7 @@ class _Benchmark(c.Record):
         validation_alias=AliasPath("metrics", "request_totals", "successful")
     )
     errored: c.Count | None = _under("metrics", "request_totals", "errored")
+    cut_off: c.Count | None = _under("metrics", "request_totals", "incomplete")
     in_flight: _Distribution | None = _statistics("request_concurrency", "total")
     request_latency: _Distribution | None = _statistics("request_latency")
     time_to_first_token_ms: _Distribution | None = _statistics("time_to_first_token_ms")
@@ -99,6 +100,7 @@ def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
     load = {
         **_load(b),
         **counted(b.succeeded, b.errored, b.duration),
+        "incomplete": b.cut_off,
         "prompt_tokens": b.prompt_token_count and b.prompt_token_count.mean,
         "output_tokens": b.output_token_count and b.output_token_count.mean,
         "in_flight": (b.in_flight and b.in_flight.mean) or None,

@@ -14,7 +14,8 @@ from pydantic import AliasChoices, AliasPath, Field, model_validator
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs.config import ROUNDING, column
-from bayes_sd.runs.drafting import Drafting, counts
+from bayes_sd.runs.consistency import QUANTILES, UNIT_SLACK, doubts
+from bayes_sd.runs.drafting import EVIDENCE, Drafting, counts, least_usual
 
 METRICS = {
     "e2e": "end-to-end latency",
@@ -22,7 +23,6 @@ METRICS = {
     "tpot": "time per output token after the first",
 }
 Loop = Literal["open", "closed", "burst"]
-PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
 
 # Arrivals must go on for several mean latencies before the number in flight has levelled off;
 # below four, most of what is measured is the filling and the draining of the queue.
@@ -32,9 +32,8 @@ FAILED_SHARE = 0.05
 ITL_TOKENS = 300.0  # what a ratio of latencies is worth: it was 7% off where both were measured
 CAP_REACHED = 0.95  # of a concurrency cap in flight in the mean: it was nearly always full
 SERVED_SHARE, QUEUE_SHARE = 0.9, 0.02  # of the offered rate; of the run, spent on the queue
-# Means in milliseconds and lists in seconds round differently and may drop different requests;
-# a wrong unit is off by far more.
-UNIT_SLACK = 1.2
+FAR_BELOW = 0.8  # of the imposed acceptance: sampling loses more, chance less
+CUT_SHARE, CUT_MOST = 0.05, 0.5  # of the requests, cut off at the end: named; nothing is steady
 
 # Upper percentiles of which one gives the spread together with the median: its normal quantile,
 # and the effective number of requests as a share of all: var(log s^2 of n) over the variance
@@ -59,6 +58,7 @@ class Workload(c.Record, extra="forbid"):
     duration_s: c.Positive = column("from the first arrival to the last answer")
     requests: c.PositiveCount = column("successful requests", ...)
     failed: c.Count = column("failed requests, in no statistic", 0)
+    incomplete: c.Count = column("requests cut off at the end, in no statistic", 0)
     in_flight: c.Positive = column("mean number of requests in flight")
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class Latency(c.Record, extra="forbid"):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        known = [p for name in PERCENTILES if not math.isnan(p := getattr(self, name))]
+        known = [p for name in QUANTILES if not math.isnan(p := getattr(self, name))]
         if any(low > high * ROUNDING for low, high in pairwise(known)):
             raise ValueError("percentiles decrease; p50 <= p90 <= p95 <= p99 is required")
         return self
@@ -153,7 +153,7 @@ def _statistics(seconds: np.ndarray) -> Latency:
     if x.size == 0:
         return Latency()
     logs = np.log(x)
-    quantiles = zip(PERCENTILES, np.percentile(x, (50, 90, 95, 99)), strict=True)
+    quantiles = zip(QUANTILES, np.percentile(x, (50, 90, 95, 99)), strict=True)
     several = {"std_s": float(x.std()), "log_var": float(logs.var(ddof=1))} if x.size > 1 else {}
     means = {"mean_s": float(x.mean()), "log_mean": float(logs.mean())}
     return Latency(**means, **dict(quantiles), **several)
@@ -192,51 +192,56 @@ def run_row(
             n = getattr(requests, name)
             load |= {f"{name}_tokens": float(n.mean()), f"{name}_tokens_sd": float(n.std())}
     w = c.record(Workload, load)
-    metrics = {m: _with_log_moments(latencies[m], w.requests) for m in METRICS}
-    _check_units(w, metrics)
-    overloaded = _overloaded(w, metrics["e2e"].mean_s)
-    in_flight = w.in_flight
-    if math.isnan(in_flight):
-        by_little = w.achieved_rps * metrics["e2e"].mean_s
-        in_flight = w.concurrency if math.isnan(by_little) else by_little
-    if w.loop == "open" and in_flight >= CAP_REACHED * w.concurrency:
+    row, std_s = {**config.model_dump(), **w.model_dump()}, {}
+    for m in METRICS:
+        values = _with_log_moments(latencies[m], w.requests).model_dump()
+        std_s[m] = values.pop("std_s")
+        row |= {f"{m}_{name}": value for name, value in values.items()}
+    if math.isnan(row["e2e_mean_s"]):
+        raise InputError("mean e2e latency (e2e_mean_s) is missing; a run is of no use without it")
+    if math.isnan(w.achieved_rps):
+        row["achieved_rps"] = w.requests / w.duration_s
+    sent = w.requests + w.failed + w.incomplete
+    if w.loop == "closed" and sent < w.concurrency:
+        row["concurrency"], flags = float(sent), flags | {"cap-not-filled"}
+    flags |= doubts(row, std_s if requests is None else {})
+    overloaded = _overloaded(row)
+    if math.isnan(row["in_flight"]):
+        by_little = row["achieved_rps"] * row["e2e_mean_s"]
+        row["in_flight"] = row["concurrency"] if math.isnan(by_little) else by_little
+    if w.loop == "open" and row["in_flight"] >= CAP_REACHED * w.concurrency:
         # The cap, not the offered rate, decides how many are served at once.
-        w = w.model_copy(update={"loop": "closed", "rate_rps": math.nan})
+        row |= {"loop": "closed", "rate_rps": math.nan}
         flags, overloaded = flags | {"cap-reached"}, False
-    tokens = w.requests * w.output_tokens
-    if "acceptance-from-itl" in flags:
-        tokens = min(tokens, ITL_TOKENS)
-    counted = drafting.of_tokens(tokens, config.draft_tokens)
-    guessed = counted is not drafting and drafting.accepted_tokens is None
-    if guessed and "acceptance-from-itl" not in flags:
-        flags = flags | {"acceptance-from-length"}
-    row = {**config.model_dump(), **w.model_dump(), **counts(config, counted)}
-    row["in_flight"] = in_flight
+    tokens, by_itl = w.requests * w.output_tokens, "acceptance-from-itl" in flags
+    known = drafting.of_tokens(min(tokens, ITL_TOKENS) if by_itl else tokens, config.draft_tokens)
+    row |= counts(config, known)
+    if known is not drafting and drafting.accepted_tokens is None:
+        row["acceptance_from"] = "itl" if by_itl else "length"
     if math.isnan(w.span_s):
-        row["span_s"] = w.requests / w.rate_rps if w.loop == "open" else w.duration_s
-    for m, x in metrics.items():
-        row |= {f"{m}_{name}": value for name, value in x.model_dump(exclude={"std_s"}).items()}
-    too_short = w.loop == "open" and row["e2e_mean_s"] > row["span_s"] / STEADY_LATENCIES
-    row["detail"] = requests is not None
-    row["saturated"] = bool(saturated or too_short or overloaded or w.loop == "burst")
+        row["span_s"] = w.requests / w.rate_rps if row["loop"] == "open" else w.duration_s
+    too_short = row["loop"] == "open" and row["e2e_mean_s"] > row["span_s"] / STEADY_LATENCIES
+    unsteady = too_short or overloaded or w.incomplete > CUT_MOST * sent or w.loop == "burst"
+    row |= {"detail": requests is not None, "saturated": bool(saturated or unsteady)}
     flags = flags | {"overloaded"} if overloaded else flags
     row["flags"] = ",".join(sorted(flags | _flags(row)))
     return row
 
 
-def _overloaded(w: Workload, e2e_s: float) -> bool:
+def _overloaded(row: c.Values) -> bool:
     """Whether much less was served than was offered, so that the queue grew all the time.
 
     A steady run ends about one latency after its last arrival; an overloaded one has to work off
     its queue first.
     """
-    if w.loop != "open" or not w.achieved_rps < SERVED_SHARE * w.rate_rps:
+    span_s, duration_s, n = row["span_s"], row["duration_s"], row["requests"]
+    if row["loop"] != "open" or not row["achieved_rps"] < SERVED_SHARE * row["rate_rps"]:
         return False
-    known = not math.isnan(w.span_s) and w.span_s < w.duration_s
-    span_s = w.span_s if known else w.requests / w.rate_rps
+    if not span_s < duration_s:
+        span_s = n / row["rate_rps"]
     # By chance so few arrivals take longer or shorter, and so does the last request.
-    slack = QUEUE_SHARE + 2 / w.requests**0.5
-    return span_s < (1 - slack) * (w.duration_s - e2e_s)
+    slack = QUEUE_SHARE + 2 / n**0.5
+    return bool(span_s < (1 - slack) * (duration_s - row["e2e_mean_s"]))
 
 
 def _compare_means(exact: Mapping[str, Latency], reported: Mapping[str, Latency]) -> None:
@@ -275,36 +280,23 @@ def _with_log_moments(latency: Latency, requests: int) -> Latency:
 
 def _flags(row: c.Values) -> frozenset[str]:
     """Names that `check` explains."""
-    counted = row["drafts"] > 0 and row["accepted_tokens"] >= 0
-    unknown = math.isnan(row["tokens_per_cycle"])
+    requests, known, k = row["requests"], row["acceptance_from"], row["draft_tokens"]
+    if math.isnan(usual := FAR_BELOW * row["acceptance_imposed"]):
+        usual = least_usual(row["drafter"], row["drafter_method"], row["drafter_params"])
     raised = {
         "saturated": row["saturated"],
-        "failed>5%": row["failed"] > FAILED_SHARE * (row["requests"] + row["failed"]),
-        "no-spread": row["requests"] > 1 and math.isnan(row["e2e_log_mean"]),
+        "failed>5%": row["failed"] > FAILED_SHARE * (requests + row["failed"]),
+        "cut-off": row["incomplete"] > CUT_SHARE * (requests + row["incomplete"]),
+        "no-spread": requests > 1 and math.isnan(row["e2e_log_mean"]),
         "no-tpot": math.isnan(row["tpot_mean_s"]),
         "concurrency-cap": row["loop"] == "open" and not math.isnan(row["concurrency"]),
-        "few-requests": row["requests"] < FEW_REQUESTS,
-        "no-counts": row["draft_tokens"] > 0 and not counted and not unknown,
-        "no-acceptance": unknown,
+        "few-requests": requests < FEW_REQUESTS,
+        "low-acceptance": known in EVIDENCE
+        and row["tokens_per_cycle"] < sum(usual**j for j in range(k + 1)),
+        "no-counts": known == "imposed",
+        f"acceptance-from-{known}": known in ("length", "itl"),
     }
     return frozenset(name for name, up in raised.items() if up)
-
-
-def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
-    """Refuse means that no run can have together."""
-    e2e, ttft, tpot = (metrics[m].mean_s for m in METRICS)
-    if math.isnan(e2e):
-        raise InputError("mean e2e latency (e2e_mean_s) is missing; a run is of no use without it")
-    parts, mean = ttft + (w.output_tokens - 1) * tpot, f"mean e2e latency {e2e:g} s"
-    # Means of ratios over requests of unequal length differ, but not by such a factor.
-    apart = w.output_tokens > 1 and (parts <= e2e / 10 or parts >= e2e * 10)
-    for wrong, problem in (
-        (ttft > e2e * ROUNDING, f"mean ttft {ttft:g} s is longer than {mean}"),
-        (e2e > w.duration_s * UNIT_SLACK, f"{mean} is longer than the run of {w.duration_s:g} s"),
-        (apart, f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"),
-    ):
-        if wrong:
-            raise InputError(f"{problem}; check the units")
 
 
 def fingerprint(values: c.Values) -> str:

@@ -1,7 +1,10 @@
 """The run table: what its columns mean, and `Runs`, which holds it."""
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,10 @@ import pandas as pd
 from pydantic import BaseModel
 
 from bayes_sd.errors import InputError
+from bayes_sd.physics.acceptance import constant_acceptance, tokens_per_cycle
 from bayes_sd.runs.check import Check, check, place
 from bayes_sd.runs.config import Configuration, absent
+from bayes_sd.runs.drafting import EVIDENCE
 from bayes_sd.runs.rows import METRICS, Latency, Workload
 
 
@@ -35,18 +40,26 @@ COLUMNS = {
     "accepted_tokens": "draft tokens accepted",
     "accepted_j": "accepted_1 .. accepted_K: draft tokens accepted at position j",
     "tokens_per_cycle": "committed per cycle, bonus token included",
+    "acceptance_from": "positions, totals, length, itl, imposed, other runs, prior; '' if plain",
     "detail": "computed from single requests",
     "saturated": "no steady state was reached",
     "flags": "sorted names joined by commas",
 }
 TEXTS = ("run_id", "source", "environment", "verifier", "family", "drafter", "drafter_method")
 DTYPES = {
-    **dict.fromkeys((*TEXTS, "drafter_path", "arm", "loop", "flags"), "str"),
+    **dict.fromkeys((*TEXTS, "drafter_path", "arm", "loop", "acceptance_from", "flags"), "str"),
     **dict.fromkeys(("row", "experts", "experts_per_token", "draft_tokens"), "int64"),
-    **dict.fromkeys(("requests", "failed"), "int64"),
+    **dict.fromkeys(("requests", "failed", "incomplete"), "int64"),
     **dict.fromkeys(("detail", "saturated"), "bool"),
 }
-_SIZES = ("verifier_params", "verifier_active_params", "family", "experts", "experts_per_token")
+SIZES = {
+    "verifier": (
+        *("verifier_params", "verifier_active_params", "family", "experts", "experts_per_token"),
+        *("verifier_layers", "verifier_kv_bytes"),
+    ),
+    "drafter": ("drafter_params",),
+}
+SAME_SIZE = 0.02  # counts are given rounded, or with and without norms and biases
 SET_ASIDE = {"source": "str", "row": "int64", "reason": "str"}
 
 
@@ -135,25 +148,32 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
     last = max((int(row["draft_tokens"]) for row in rows), default=0)
     names = list(COLUMNS)
     names[(j := names.index("accepted_j")) : j + 1] = [f"accepted_{i}" for i in range(1, last + 1)]
-    columns = {
-        name: pd.Series([row.get(name) for row in rows], dtype=DTYPES.get(name, "float64"))
-        for name in names
-    }
-    reasons = dict(_duplicates(rows))
-    for what, fields in (("verifier", _SIZES), ("drafter", ("drafter_params",))):
-        models: dict[tuple[str, str], dict[int, tuple[Any, ...]]] = {}
-        for i, row in enumerate(rows):
-            if i not in reasons and not absent(row[fields[0]]):
-                sizes = tuple(row[field] for field in fields)
-                models.setdefault((row["environment"], row[what]), {})[i] = sizes
-        for (_, name), group in models.items():
-            reasons |= dict(_minority(name, fields, group))
+    reasons, same = dict(_duplicates(rows)), [dict(row) for row in rows]
+    kept = {i: row for i, row in enumerate(same) if i not in reasons}
+    for what in ("environment", *SIZES):
+        _respell(kept.values(), what)
+    for what in SIZES:
+        reasons |= dict(_of_other_sizes(kept, what))
+    table = pd.DataFrame(
+        {
+            name: pd.Series([row.get(name) for row in same], dtype=DTYPES.get(name, "float64"))
+            for name in names
+        }
+    )
     dropped = [
         {"source": rows[i]["source"], "row": rows[i]["row"], "reason": reason}
         for i, reason in sorted(reasons.items())
     ]
     set_aside = pd.DataFrame([*aside, *dropped], columns=list(SET_ASIDE)).astype(SET_ASIDE)
-    table = pd.DataFrame(columns).drop(index=list(reasons)).reset_index(drop=True)
+    table = table.drop(index=list(reasons)).reset_index(drop=True)
+    prior, k = table.acceptance_from == "prior", table.draft_tokens.to_numpy()
+    if prior.any():  # the other runs of a pair may tell its acceptance
+        told = table.acceptance_from.isin(EVIDENCE) & table.acceptance_imposed.isna()
+        rates = pd.Series(constant_acceptance(table.tokens_per_cycle, k)).where(told)
+        rates = rates.groupby([table.verifier, table.drafter]).transform("mean")
+        lent = prior & rates.notna()
+        table.loc[lent, "tokens_per_cycle"] = tokens_per_cycle([rates.to_numpy()] * last, k)[lent]
+        table.loc[lent, "acceptance_from"] = "other runs"
     return Runs(table, set_aside)
 
 
@@ -167,19 +187,49 @@ def _duplicates(rows: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[int, str]]:
         first.setdefault(row["run_id"], place(row["source"], row["row"]))
 
 
-def _minority(
-    name: str, fields: Sequence[str], sizes: Mapping[int, tuple[Any, ...]]
-) -> Iterator[tuple[int, str]]:
-    """Runs whose model has another size than in most runs of that name and environment."""
-    values = list(sizes.values())
-    # max returns the first of equals, so a tie goes to the run that was read first.
-    majority = max(dict.fromkeys(values), key=values.count)
-    others = f"{values.count(majority)} other runs of this environment"
-    for i, size in sizes.items():
-        differ = [k for k in range(len(fields)) if size[k] != majority[k]]
-        if differ:
-            field, here, there = (x[differ[0]] for x in (fields, size, majority))
-            problem = f"{field} of {name!r} is {_exact(here)} here but {_exact(there)} in {others}"
+def _respell(rows: Iterable[dict[str, Any]], what: str) -> None:
+    """Give an environment or a model the spelling of the first run that has it."""
+    known: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name, size = row[what], row.get(f"{what}_params")
+        # Capitals, blanks and hyphens differ, zeros at the end of a version, owners of a model.
+        key = re.sub(r"(\.0)+(?![\d.])", "", re.sub(r"[\s_-]+", " ", name.casefold()))
+        alike = known.setdefault(key if what == "environment" else key.rpartition("/")[2], {})
+        first = next((other for other in alike if _alike(alike[other], size)), name)
+        alike.setdefault(first, size)
+        if first != name:
+            row |= {what: first, "flags": _flagged(row, "other-spelling")}
+
+
+def _flagged(row: Mapping[str, Any], flag: str) -> str:
+    return ",".join(sorted({*row["flags"].split(","), flag} - {""}))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two sizes are of one model; a missing one may be any."""
+    if absent(a) or absent(b) or a == b:
+        return True
+    return not isinstance(a, str) and math.isclose(a, b, rel_tol=SAME_SIZE)
+
+
+def _of_other_sizes(rows: Mapping[int, dict[str, Any]], what: str) -> Iterator[tuple[int, str]]:
+    """Runs whose model has another size than most runs of its name, and why they are no use."""
+    models: dict[str, list[int]] = {}
+    for i, row in rows.items():
+        models.setdefault(row[what], []).append(i)
+    for (name, places), field in product(models.items(), SIZES[what]):
+        sizes = {i: rows[i][field] for i in places if not absent(rows[i][field])}
+        # max returns the first of equals, so a tie goes to the run that was read first.
+        usual = max(dict.fromkeys(sizes.values()), key=list(sizes.values()).count, default=None)
+        for i, size in sizes.items():
+            if size == usual:
+                continue
+            if _alike(size, usual):
+                rows[i].update({field: usual, "flags": _flagged(rows[i], "other-size")})
+                continue
+            first = next(rows[j] for j in sizes if sizes[j] == usual)
+            there = f"{_exact(usual)} in {place(first['source'], first['row'])}"
+            problem = f"{field} of {name!r} is {_exact(size)} here but {there}"
             yield i, f"{problem}; correct it or give the models different names"
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
+from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
 
@@ -168,8 +169,8 @@ def _of_throughput(values: Values) -> dict[str, Any]:
     """Mean latency of so many requests in flight that get so many tokens/s together (Little)."""
     t = record(Throughput, values, f"e2e_mean_s is not given and {THROUGHPUT} tells it only if ")
     rate_rps = t.output_tokens_per_s / t.output_tokens
-    found = {"e2e_mean_s": t.concurrency / rate_rps, "achieved_rps": rate_rps, "loop": "closed"}
-    return found | {**values}
+    mean_s = little_s(t.concurrency, rate_rps)
+    return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed"} | {**values}
 
 
 def read_windows(

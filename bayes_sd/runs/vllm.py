@@ -14,6 +14,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import rows
 from bayes_sd.runs.config import Values
+from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import Latency, Requests, Statistics
 from bayes_sd.runs.sizes import Size
@@ -89,6 +90,7 @@ def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
     if failed is None:
         failed = max((r.num_prompts or 0) - n, 0)
     load = _load(r) | rows.counted(n, failed, r.duration)
+    load["incomplete"] = max((r.num_prompts or 0) - n - failed, 0)
     load |= {"prompt_tokens": r.total_input_tokens / n, "output_tokens": r.total_output_tokens / n}
     if requests is not None:
         listed, ok = len(r.output_lens or ()), len(requests.e2e)
@@ -108,8 +110,8 @@ def _from_parts(latencies: Mapping[str, Latency], r: BenchResult) -> Latency:
     """Mean e2e latency of mean TTFT and TPOT: exact where all answers are equally long."""
     tokens, few = r.total_output_tokens / r.completed, r.total_output_tokens % r.completed
     mean_s = latencies["ttft"].mean_s + (tokens - 1) * latencies["tpot"].mean_s
-    little_s = (r.max_concurrency or math.nan) * r.duration / r.completed
-    agree = abs(mean_s / little_s - 1) < LITTLE_AGREES and not math.isfinite(r.request_rate)
+    by_little_s = little_s(r.max_concurrency or math.nan, r.completed / r.duration)
+    agree = abs(mean_s / by_little_s - 1) < LITTLE_AGREES and not math.isfinite(r.request_rate)
     if math.isnan(mean_s) or (few and not agree):
         how = "--save-detailed or with --percentile-metrics ttft,tpot,e2el"
         raise InputError(f"mean_e2el_ms is missing; run vllm bench serve with {how}")

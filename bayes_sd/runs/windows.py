@@ -22,7 +22,8 @@ E2E = HISTOGRAMS["e2e"]
 QUARTERS = 4
 DRIFT = 0.25
 CHANCE_SD = 3.0
-# As many must arrive as finish: requests in flight may grow or fall by a tenth of the finished.
+# As many must arrive as finish: from the first to the last quarter requests in flight may grow or
+# fall by a tenth of the finished, and no more than a steady number does by chance.
 GROWTH = 0.1
 GROWTH_REQUESTS = 3
 STEP = 1e-3  # of the numerical second derivatives, in standard deviations
@@ -125,8 +126,10 @@ def check_steady(window: Window) -> None:
             raise InputError(f"{where}: the load is not steady, {rates}")
     in_flight = window.in_flight()
     in_flight = in_flight[~np.isnan(in_flight)]
-    first, last = (in_flight[0], in_flight[-1]) if len(in_flight) else (0.0, 0.0)
-    if abs(last - first) > GROWTH * finished + GROWTH_REQUESTS:
+    parts = np.array_split(in_flight, QUARTERS) if len(in_flight) >= QUARTERS else np.zeros((2, 1))
+    first, last, usual = (float(np.mean(x)) for x in (parts[0], parts[-1], np.concatenate(parts)))
+    allowed = min(GROWTH * finished, DRIFT * usual + CHANCE_SD * usual**0.5) + GROWTH_REQUESTS
+    if abs(last - first) > allowed:
         queue = f"went from {first:.0f} to {last:.0f} while {finished:.0f} finished"
         raise InputError(f"{where}: the load is not steady, requests in flight {queue}")
 

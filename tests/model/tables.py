@@ -16,7 +16,6 @@ PLAIN = {
     "prompt_tokens": 512,
     "output_tokens": 128,
     "requests": 100,
-    "duration_s": 300.0,
     "e2e_mean_s": [1.0, 1.2, 1.5],
     "e2e_std_s": 0.2,
     "environment": "gpu",

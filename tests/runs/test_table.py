@@ -134,7 +134,7 @@ def test_table_units_and_moments() -> None:
     assert runs.span_s.tolist() == [60, 60] and runs.loop.tolist() == ["open", "open"]
     assert runs["row"].tolist() == [0, 1] and set(runs.source) == {"table"}
     assert runs["flags"].tolist() == ["no-counts,no-tpot"] * 2
-    assert runs.achieved_rps.isna().all() and set(runs.environment) == {"A100"}
+    assert runs.achieved_rps.tolist() == [1, 2] and set(runs.environment) == {"A100"}
 
 
 def test_percentiles_give_the_spread_where_no_deviation_is_known() -> None:

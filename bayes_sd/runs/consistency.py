@@ -1,0 +1,70 @@
+"""Whether the figures of one run can all be true: parts, Little's law, counts, percentiles."""
+
+import math
+
+from bayes_sd.errors import InputError
+from bayes_sd.runs.config import ROUNDING, Values
+
+QUANTILES = {"p50_s": 0.5, "p90_s": 0.9, "p95_s": 0.95, "p99_s": 0.99}
+# Means in milliseconds and lists in seconds round differently and may drop different requests;
+# a wrong unit is off by far more.
+UNIT_SLACK = 1.2
+ANY = (0.0, math.inf)
+
+
+def little_s(in_flight: float, finished_rps: float) -> float:
+    """Mean latency of so many requests in flight if so many finish a second (Little's law)."""
+    return in_flight / finished_rps
+
+
+def doubts(row: Values, std_s: Values) -> set[str]:
+    """Names, which `check` explains, of figures that hardly agree; InputError if they cannot.
+
+    `row` is one of the run table, and `std_s` has the standard deviations by metric.
+    """
+    e2e, ttft, n = row["e2e_mean_s"], row["ttft_mean_s"], row["requests"]
+    duration_s, cap, rps = row["duration_s"], row["concurrency"], row["achieved_rps"]
+    further = row["output_tokens"] - 1 if row["output_tokens"] > 1 else math.nan
+    parts, mean = ttft + further * row["tpot_mean_s"], f"mean e2e latency {e2e:g} s"
+    little = e2e / little_s(1.0, rps)  # mean number in flight
+    # Of the last ones in flight fewer and fewer are left.
+    least = cap * n / (n + cap) / 2 if row["loop"] == "closed" else 0.0
+    arrived = (n + row["failed"] + row["incomplete"]) / (row["rate_rps"] * duration_s)
+    # A queue that takes nearly all of the run to work off would show in the latency.
+    lost = 0.2 if e2e < duration_s * (1 - arrived) / 10 else 0.0
+    offered = f"rate_rps {row['rate_rps']:g} for duration_s {duration_s:g}"
+    relations = [  # what it is called, what is wrong, a ratio, where it is usual, where possible
+        ("parts", f"mean ttft {ttft:g} s is longer than {mean}", ttft / e2e, ANY, (0, ROUNDING)),
+        (
+            *("little", f"{mean} is longer than the run of {duration_s:g} s"),
+            *(e2e / duration_s, ANY, (0, UNIT_SLACK)),
+        ),
+        # Means of ratios over requests of unequal length differ, but not by such a factor.
+        (
+            *("parts", f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"),
+            *(parts / e2e, (2 / 3, 1.5), (0.1, 10)),
+        ),
+        (
+            *("little", f"{mean} while {rps:g} finish a second is more than concurrency {cap:g}"),
+            *(little / cap, (least / cap, UNIT_SLACK), (0, 2)),
+        ),
+        ("little", "", little / row["in_flight"], (0.5, 2), ANY),
+        (
+            *("little", f"{offered} is not {n} requests of {mean}"),
+            *(arrived, (0, UNIT_SLACK + 3 / n**0.5), (lost, 5)),
+        ),
+    ]
+    for metric, sd in std_s.items():
+        mean_s = row[f"{metric}_mean_s"]
+        relations.append(("spread", "", sd / mean_s, (1e-3 if n > 1 else 0, 3), ANY))
+        for name, q in QUANTILES.items():
+            at, wide = row[f"{metric}_{name}"], sd / mean_s * UNIT_SLACK
+            # No distribution has more above or below (Markov, Cantelli).
+            high = 1 / (1 - q) if math.isnan(sd) else 1 + wide * (q / (1 - q)) ** 0.5
+            possible = (1 - wide * ((1 - q) / q) ** 0.5) / UNIT_SLACK, high * UNIT_SLACK
+            far = f"{metric}_{name} {at:g} is too far from the mean of {mean_s:g} s"
+            relations.append(("spread", far, at / mean_s, (0.1, 10), possible))
+    for _, problem, ratio, _, (low, high) in relations:  # NaN is neither
+        if ratio < low or ratio > high:
+            raise InputError(f"{problem}; check the units")
+    return {name for name, _, ratio, (low, high), _ in relations if ratio < low or ratio > high}
