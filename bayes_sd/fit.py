@@ -201,9 +201,8 @@ class LatencyModel:
         if len(prior):
             names = ", ".join(prior["source"].astype(str).unique()[:3])
             said.append(
-                f"{len(prior)} runs ({names}) do not tell their acceptance, so what is usual for "
-                "their drafter's kind is assumed: give acceptance_imposed, or counts of drafts and "
-                "accepted tokens."
+                f"{len(prior)} runs ({names}) do not tell their acceptance, so a usual one is "
+                "assumed: give acceptance_imposed, or counts of drafts and accepted tokens."
             )
         few = [f"one {name}" for name in EFFECT_DIMS if len(getattr(design, f"{name}s")) == 1]
         if few and self.pooling == "partial":

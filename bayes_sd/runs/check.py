@@ -38,8 +38,7 @@ NOTES = {
     "cap-not-filled": "have fewer requests than their cap on requests in flight",
     "concurrency-cap": "offered a rate but also limited the requests in flight",
     "rate-from-achieved": "do not say which rate was offered",
-    "other-spelling": "spell their environment or a model otherwise than runs before them",
-    "other-size": "give a model a size up to 2% off that in most runs",
+    "respelled": "name their environment or a model, or give its size (by up to 2%), otherwise",
 }
 KINDS = ", ".join(f"{kind} {a / (a + b):.2g}" for kind, (_, a, b) in USUAL.items())
 CONSEQUENCES = {
@@ -58,12 +57,11 @@ CONSEQUENCES = {
     "cap-reached": "they count as closed loops at that concurrency",
     "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
     "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
-    "other-spelling": "it is taken for the same",
-    "other-size": "it is taken for the same, of the size in most runs",
+    "respelled": "it is taken for the one of the other runs",
     "cap-not-filled": "they count as closed loops of as many requests as they have",
     "cut-off": "the longest may be missing: the mean latency may be too low",
     **dict.fromkeys(("little", "parts", "spread"), "one of these is wrong: check units and counts"),
-    "unfitted": "not fitted: offer a rate, or cap requests in flight (--max-concurrency)",
+    "unfitted": "not fitted: needed is a long run at a rate, or with a cap (--max-concurrency)",
     "prior": f"a usual one is assumed, and as wide ({KINDS}); give it (0 to 1), or counts",
     "other runs": "that of the other runs of these models is taken",
     "low-acceptance": "sampling accepts less (a default of vllm bench serve): set --temperature 0",
@@ -127,17 +125,18 @@ def fitted_as(runs: pd.DataFrame) -> pd.Series:
 def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
     """Check a run table and the list of what was set aside."""
     steady = runs[fitted_as(runs) == "steady"]
-    blocking = [*_nothing(runs, steady), *_unknown_sizes(runs)]
+    nothing = "no run is steady" if len(runs) else "there are no runs"
+    blocking: list[Finding] = [("error", "all runs", nothing, "nothing")] * steady.empty
+    blocking += _unknown_sizes(runs)
     aside: list[Finding] = [
         ("warning", place(source, row), reason, "aside")
         for source, row, reason in set_aside.itertuples(index=False)
     ]
     rest = [*_flagged(runs), *_servers(steady), *_environments(runs, steady)]
     columns = ["level", "where", "finding", "consequence"]
-    findings = pd.DataFrame([*aside, *blocking, *rest], columns=columns, dtype="str")
-    findings["consequence"] = findings.consequence.map(CONSEQUENCES)
-    order = findings.level.map({level: i for i, level in enumerate(LEVELS)})
-    findings = findings.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+    found = sorted([*aside, *blocking, *rest], key=lambda finding: LEVELS.index(finding[0]))
+    told = [(*finding[:3], CONSEQUENCES[finding[3]]) for finding in found]
+    findings = pd.DataFrame(told, columns=columns, dtype="str")
     return Check(not blocking, _summary(runs), findings)
 
 
@@ -205,16 +204,6 @@ def _files(group: pd.DataFrame, most: int = 3) -> str:
     sources = group.source.str.rsplit("/", n=1).str[-1]
     names = [place(name, row) for name, row in zip(sources, group.row, strict=True)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
-
-
-def _nothing(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]:
-    if steady.empty:
-        yield (
-            "error",
-            "all runs",
-            "no run is steady" if len(runs) else "there are no runs",
-            "nothing",
-        )
 
 
 def _unknown_sizes(runs: pd.DataFrame) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ QUANTILES = {"p50_s": 0.5, "p90_s": 0.9, "p95_s": 0.95, "p99_s": 0.99}
 # Means in milliseconds and lists in seconds round differently and may drop different requests;
 # a wrong unit is off by far more.
 UNIT_SLACK = 1.2
-ANY = (0.0, math.inf)
+ANY, ENDS = (0.0, math.inf), (0.0, UNIT_SLACK)
 
 
 def little_s(in_flight: float, finished_rps: float) -> float:
@@ -23,36 +23,26 @@ def doubts(row: Values, std_s: Values) -> set[str]:
     `row` is one of the run table, and `std_s` has the standard deviations by metric.
     """
     e2e, ttft, n = row["e2e_mean_s"], row["ttft_mean_s"], row["requests"]
-    duration_s, cap, rps = row["duration_s"], row["concurrency"], row["achieved_rps"]
+    run_s, cap, rps = row["duration_s"], row["concurrency"], row["achieved_rps"]
     further = row["output_tokens"] - 1 if row["output_tokens"] > 1 else math.nan
-    parts, mean = ttft + further * row["tpot_mean_s"], f"mean e2e latency {e2e:g} s"
-    little = e2e / little_s(1.0, rps)  # mean number in flight
+    parts, in_flight = ttft + further * row["tpot_mean_s"], e2e / little_s(1.0, rps)
     # Of the last ones in flight fewer and fewer are left.
-    least = cap * n / (n + cap) / 2 if row["loop"] == "closed" else 0.0
-    arrived = (n + row["failed"] + row["incomplete"]) / (row["rate_rps"] * duration_s)
+    least = n / (n + cap) / 2 if row["loop"] == "closed" else 0.0
+    arrived = (n + row["failed"] + row["incomplete"]) / (row["rate_rps"] * run_s)
     # A queue that takes nearly all of the run to work off would show in the latency.
-    lost = 0.2 if e2e < duration_s * (1 - arrived) / 10 else 0.0
-    offered = f"rate_rps {row['rate_rps']:g} for duration_s {duration_s:g}"
+    lost = 0.2 if e2e < run_s * (1 - arrived) / 10 else 0.0
+    mean, usual = f"mean e2e latency {e2e:g} s", (0, UNIT_SLACK + 3 / n**0.5)
+    added = f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"
+    served = f"{mean} while {rps:g} finish a second is more than concurrency {cap:g}"
+    offered = f"rate_rps {row['rate_rps']:g} for duration_s {run_s:g} is not {n} requests of {mean}"
     relations = [  # what it is called, what is wrong, a ratio, where it is usual, where possible
         ("parts", f"mean ttft {ttft:g} s is longer than {mean}", ttft / e2e, ANY, (0, ROUNDING)),
-        (
-            *("little", f"{mean} is longer than the run of {duration_s:g} s"),
-            *(e2e / duration_s, ANY, (0, UNIT_SLACK)),
-        ),
+        ("little", f"{mean} is longer than the run of {run_s:g} s", e2e / run_s, ANY, ENDS),
         # Means of ratios over requests of unequal length differ, but not by such a factor.
-        (
-            *("parts", f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"),
-            *(parts / e2e, (2 / 3, 1.5), (0.1, 10)),
-        ),
-        (
-            *("little", f"{mean} while {rps:g} finish a second is more than concurrency {cap:g}"),
-            *(little / cap, (least / cap, UNIT_SLACK), (0, 2)),
-        ),
-        ("little", "", little / row["in_flight"], (0.5, 2), ANY),
-        (
-            *("little", f"{offered} is not {n} requests of {mean}"),
-            *(arrived, (0, UNIT_SLACK + 3 / n**0.5), (lost, 5)),
-        ),
+        ("parts", added, parts / e2e, (2 / 3, 1.5), (0.1, 10)),
+        ("little", served, in_flight / cap, (least, UNIT_SLACK), (0, 2)),
+        ("little", "", in_flight / row["in_flight"], (0.5, 2), ANY),
+        ("little", offered, arrived, usual, (lost, 5)),
     ]
     for metric, sd in std_s.items():
         mean_s = row[f"{metric}_mean_s"]

@@ -33,13 +33,6 @@ def usual_acceptance(drafter: str, method: str, params: float) -> tuple[float, f
     return next((a, b) for words, a, b in USUAL.values() if re.search(words, name))
 
 
-def least_usual(drafter: str, method: str, params: float) -> float:
-    """Acceptance that 5% of the drafters of a kind are below."""
-    from scipy.special import betaincinv
-
-    return float(betaincinv(*usual_acceptance(drafter, method, params), 0.05))
-
-
 class Drafting(c.Record, extra="forbid"):
     """Draft-verify cycles and what they accepted, as counts; None and () where not counted."""
 

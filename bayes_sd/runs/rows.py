@@ -15,7 +15,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs.config import ROUNDING, column
 from bayes_sd.runs.consistency import QUANTILES, UNIT_SLACK, doubts
-from bayes_sd.runs.drafting import EVIDENCE, Drafting, counts, least_usual
+from bayes_sd.runs.drafting import EVIDENCE, Drafting, counts, usual_acceptance
 
 METRICS = {
     "e2e": "end-to-end latency",
@@ -280,9 +280,14 @@ def _with_log_moments(latency: Latency, requests: int) -> Latency:
 
 def _flags(row: c.Values) -> frozenset[str]:
     """Names that `check` explains."""
+    from scipy.special import betaincinv
+
     requests, known, k = row["requests"], row["acceptance_from"], row["draft_tokens"]
-    if math.isnan(usual := FAR_BELOW * row["acceptance_imposed"]):
-        usual = least_usual(row["drafter"], row["drafter_method"], row["drafter_params"])
+    least = FAR_BELOW * row["acceptance_imposed"]
+    if math.isnan(least):
+        a, b = usual_acceptance(row["drafter"], row["drafter_method"], row["drafter_params"])
+        least = betaincinv(a, b, 0.05)
+    low = row["tokens_per_cycle"] < sum(least**j for j in range(k + 1))
     raised = {
         "saturated": row["saturated"],
         "failed>5%": row["failed"] > FAILED_SHARE * (requests + row["failed"]),
@@ -291,8 +296,7 @@ def _flags(row: c.Values) -> frozenset[str]:
         "no-tpot": math.isnan(row["tpot_mean_s"]),
         "concurrency-cap": row["loop"] == "open" and not math.isnan(row["concurrency"]),
         "few-requests": requests < FEW_REQUESTS,
-        "low-acceptance": known in EVIDENCE
-        and row["tokens_per_cycle"] < sum(usual**j for j in range(k + 1)),
+        "low-acceptance": known in EVIDENCE and low,
         "no-counts": known == "imposed",
         f"acceptance-from-{known}": known in ("length", "itl"),
     }

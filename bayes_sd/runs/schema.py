@@ -152,20 +152,17 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
     kept = {i: row for i, row in enumerate(same) if i not in reasons}
     for what in ("environment", *SIZES):
         _respell(kept.values(), what)
-    for what in SIZES:
         reasons |= dict(_of_other_sizes(kept, what))
-    table = pd.DataFrame(
-        {
-            name: pd.Series([row.get(name) for row in same], dtype=DTYPES.get(name, "float64"))
-            for name in names
-        }
-    )
+    columns = {
+        name: pd.Series([row.get(name) for row in same], dtype=DTYPES.get(name, "float64"))
+        for name in names
+    }
     dropped = [
         {"source": rows[i]["source"], "row": rows[i]["row"], "reason": reason}
         for i, reason in sorted(reasons.items())
     ]
     set_aside = pd.DataFrame([*aside, *dropped], columns=list(SET_ASIDE)).astype(SET_ASIDE)
-    table = table.drop(index=list(reasons)).reset_index(drop=True)
+    table = pd.DataFrame(columns).drop(index=list(reasons)).reset_index(drop=True)
     prior, k = table.acceptance_from == "prior", table.draft_tokens.to_numpy()
     if prior.any():  # the other runs of a pair may tell its acceptance
         told = table.acceptance_from.isin(EVIDENCE) & table.acceptance_imposed.isna()
@@ -198,11 +195,11 @@ def _respell(rows: Iterable[dict[str, Any]], what: str) -> None:
         first = next((other for other in alike if _alike(alike[other], size)), name)
         alike.setdefault(first, size)
         if first != name:
-            row |= {what: first, "flags": _flagged(row, "other-spelling")}
+            row |= {what: first, "flags": _respelled(row)}
 
 
-def _flagged(row: Mapping[str, Any], flag: str) -> str:
-    return ",".join(sorted({*row["flags"].split(","), flag} - {""}))
+def _respelled(row: Mapping[str, Any]) -> str:
+    return ",".join(sorted({*row["flags"].split(","), "respelled"} - {""}))
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -214,22 +211,19 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _of_other_sizes(rows: Mapping[int, dict[str, Any]], what: str) -> Iterator[tuple[int, str]]:
     """Runs whose model has another size than most runs of its name, and why they are no use."""
-    models: dict[str, list[int]] = {}
-    for i, row in rows.items():
-        models.setdefault(row[what], []).append(i)
-    for (name, places), field in product(models.items(), SIZES[what]):
-        sizes = {i: rows[i][field] for i in places if not absent(rows[i][field])}
+    names = dict.fromkeys(row[what] for row in rows.values())
+    for name, field in product(names, SIZES.get(what, ())):
+        known = {i: row[field] for i, row in rows.items() if row[what] == name}
+        sizes = {i: size for i, size in known.items() if not absent(size)}
         # max returns the first of equals, so a tie goes to the run that was read first.
         usual = max(dict.fromkeys(sizes.values()), key=list(sizes.values()).count, default=None)
-        for i, size in sizes.items():
-            if size == usual:
-                continue
-            if _alike(size, usual):
-                rows[i].update({field: usual, "flags": _flagged(rows[i], "other-size")})
+        for i in (i for i, size in sizes.items() if size != usual):
+            if _alike(sizes[i], usual):
+                rows[i].update({field: usual, "flags": _respelled(rows[i])})
                 continue
             first = next(rows[j] for j in sizes if sizes[j] == usual)
             there = f"{_exact(usual)} in {place(first['source'], first['row'])}"
-            problem = f"{field} of {name!r} is {_exact(size)} here but {there}"
+            problem = f"{field} of {name!r} is {_exact(sizes[i])} here but {there}"
             yield i, f"{problem}; correct it or give the models different names"
 
 

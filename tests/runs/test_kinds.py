@@ -148,8 +148,8 @@ def test_what_check_promises_is_what_is_fitted(tmp_path: Path) -> None:
     [
         ("not filled", "have fewer requests than their cap", "loops of as many requests as they"),
         ("cut off", "over 5% of their requests unfinished", "mean latency may be too low"),
-        ("mostly cut off", "have no steady state", "not fitted: offer a rate, or cap requests"),
-        ("burst", "have no steady state", "not fitted: offer a rate, or cap requests"),
+        ("mostly cut off", "have no steady state", "not fitted: needed is a long run at a rate"),
+        ("burst", "have no steady state", "not fitted: needed is a long run at a rate"),
         ("overloaded", "were offered more than was served", "they bound the capacity"),
     ],
 )

@@ -101,7 +101,7 @@ def test_one_name_has_one_size_in_all_environments(tmp_path: Path) -> None:
 def test_a_rounded_size_is_the_same_model(tmp_path: Path) -> None:
     runs = pair(tmp_path, verifier_params="1.17e8", verifier_active_params="1.17e8")
     assert set(runs.table.verifier_params) == {116981760.0} and len(runs) == 2
-    (said,) = runs.check().findings.query("finding.str.contains('up to 2% off')").itertuples()
+    (said,) = runs.check().findings.query("finding.str.contains('by up to 2%')").itertuples()
     assert said.level == "note" and said.finding.endswith("b.json")
 
 
@@ -120,7 +120,7 @@ def test_a_rounded_size_is_the_same_model(tmp_path: Path) -> None:
 def test_two_spellings_are_one_server(tmp_path: Path, changes: dict[str, str], same: bool) -> None:
     runs = pair(tmp_path, **changes)
     assert len(runs) == 2 and (len(runs.check().summary) == 1) == same
-    assert runs.table["flags"].str.contains("other-spelling").tolist() == [False, same]
+    assert runs.table["flags"].str.contains("respelled").tolist() == [False, same]
 
 
 def test_the_minority_of_two_drafter_sizes_is_set_aside(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ BAD_FIELDS = [
         "rate-a-minute",
         PLAIN,
         {"request_rate": 60 * raw(PLAIN)["request_rate"]},
-        "request_rate is 8.* but 29 start_times spread over .* s, 1.* a second; check the units",
+        "rate_rps 8.* for duration_s .* is not 29 requests of mean e2e .*; check the units",
     ),
     (
         "tokens-in-thousands",

@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from bayes_sd.runs.windows import fit_lognormal
+from bayes_sd.errors import InputError
+from bayes_sd.runs.windows import E2E, GAUGES, Window, check_steady, fit_lognormal
 
 BOUNDS = np.array([0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, np.inf])
 
@@ -51,3 +53,17 @@ def test_latencies_beyond_the_last_bound_count() -> None:
     assert binned(x)[-1] > 100
     assert fit["log_mean"] == pytest.approx(np.log(x).mean(), abs=0.06)
     assert fit["log_var"] == pytest.approx(0.16, rel=3 * math.sqrt(2 / fit["log_var_n_eff"]))
+
+
+def test_a_window_in_which_requests_pile_up_is_not_steady() -> None:
+    times = np.arange(0.0, 305.0, 5.0)
+    finished = np.round(times)  # one a second, from first to last
+
+    def window(running: np.ndarray) -> Window:
+        series = {(f"{E2E}_count", ""): finished, (GAUGES[0], ""): running, (GAUGES[1], ""): 0.0}
+        return Window(pd.DataFrame(series, index=times))
+
+    steady = 20 + 6 * np.sin(times)
+    check_steady(window(steady))
+    with pytest.raises(InputError, match="requests in flight went from 9 to 32"):
+        check_steady(window(np.linspace(5, 35, len(times))))
