@@ -9,6 +9,7 @@ QUANTILES = {"p50_s": 0.5, "p90_s": 0.9, "p95_s": 0.95, "p99_s": 0.99}
 # Means in milliseconds and lists in seconds round differently and may drop different requests;
 # a wrong unit is off by far more.
 UNIT_SLACK = 1.2
+TINY = 1e-300  # instead of 0, by which nothing can be divided
 ANY, ENDS = (0.0, math.inf), (0.0, UNIT_SLACK)
 
 
@@ -25,10 +26,10 @@ def doubts(row: Values, std_s: Values) -> set[str]:
     e2e, ttft, n = row["e2e_mean_s"], row["ttft_mean_s"], row["requests"]
     run_s, cap, rps = row["duration_s"], row["concurrency"], row["achieved_rps"]
     further = row["output_tokens"] - 1 if row["output_tokens"] > 1 else math.nan
-    parts, in_flight = ttft + further * row["tpot_mean_s"], e2e / little_s(1.0, rps)
+    parts, stated = ttft + further * row["tpot_mean_s"], row["in_flight"]
     # Of the last ones in flight fewer and fewer are left.
     least = n / (n + cap) / 2 if row["loop"] == "closed" else 0.0
-    arrived = (n + row["failed"] + row["incomplete"]) / (row["rate_rps"] * run_s)
+    arrived = (n + row["failed"] + row["incomplete"]) / max(row["rate_rps"] * run_s, TINY)
     # A queue that takes nearly all of the run to work off would show in the latency.
     lost = 0.2 if e2e < run_s * (1 - arrived) / 10 else 0.0
     mean, usual = f"mean e2e latency {e2e:g} s", (0, UNIT_SLACK + 3 / n**0.5)
@@ -40,13 +41,15 @@ def doubts(row: Values, std_s: Values) -> set[str]:
         ("little", f"{mean} is longer than the run of {run_s:g} s", e2e / run_s, ANY, ENDS),
         # Means of ratios over requests of unequal length differ, but not by such a factor.
         ("parts", added, parts / e2e, (2 / 3, 1.5), (0.1, 10)),
-        ("little", served, in_flight / cap, (least, UNIT_SLACK), (0, 2)),
-        ("little", "", in_flight / row["in_flight"], (0.5, 2), ANY),
+        ("little", served, e2e / max(little_s(cap, rps), TINY), (least, UNIT_SLACK), (0, 2)),
+        ("little", "", e2e / max(little_s(stated, rps), TINY), (0.5, 2), ANY),
         ("little", offered, arrived, usual, (lost, 5)),
     ]
     for metric, sd in std_s.items():
         mean_s = row[f"{metric}_mean_s"]
-        relations.append(("spread", "", sd / mean_s, (1e-3 if n > 1 else 0, 3), ANY))
+        large = f"{metric}_std_s {sd:g} is too large for {n} requests of mean {mean_s:g} s"
+        most = UNIT_SLACK * n**0.5  # one request took it all
+        relations.append(("spread", large, sd / mean_s, (1e-3 if n > 1 else 0, 3), (0, most)))
         for name, q in QUANTILES.items():
             at, wide = row[f"{metric}_{name}"], sd / mean_s * UNIT_SLACK
             # No distribution has more above or below (Markov, Cantelli).

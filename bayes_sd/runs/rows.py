@@ -263,7 +263,8 @@ def _with_log_moments(latency: Latency, requests: int) -> Latency:
     if requests == 1:
         return latency.model_copy(update={"log_mean": math.log(latency.mean_s)})
     if not math.isnan(latency.std_s):
-        log_var = math.log1p((latency.std_s / latency.mean_s) ** 2)
+        cv = latency.std_s / latency.mean_s
+        log_var = math.log1p(cv * cv)  # infinite, and refused later, where cv**2 would raise
         n_eff = requests / (1 + 8 * log_var)
     else:
         upper = next((q for q in UPPER if not math.isnan(getattr(latency, q))), None)
