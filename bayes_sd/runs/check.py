@@ -12,7 +12,7 @@ from bayes_sd.runs.drafting import USUAL
 
 SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
-WIDTH = 80  # of a terminal
+WIDTH, SHOWN = 80, ("verifier", "drafter", "k", "steady", "rps")  # of a terminal; in all tables
 FLAGS = {  # what flagged runs have in common
     "saturated": "are past saturation or ended before a steady state",
     "unfitted": "have no steady state",
@@ -171,10 +171,10 @@ def _narrow(summary: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         low, high = (text.pop(f"{end}_{name}") for end in ("min", "max"))
         text[name] = low.where(low == high, low + "-" + high)
     text = text.rename(columns={"draft_tokens": "k", "acceptance_from": "told by"})
-    alike = {name: {*text[name]} - {"-"} for name in text if len(text) > 1}
-    alike = {name: values.pop() for name, values in alike.items() if len(values) == 1}
-    said = ", ".join(f"{name} {value}" for name, value in alike.items())
-    return textwrap.fill(f"In all rows: {said or '-'}", WIDTH), text.drop(columns=list(alike))
+    values = {name: {*text[name]} - {"-"} for name in text if name not in SHOWN}
+    alike = {name: "".join(each) for name, each in values.items() if len(each) < 2}
+    said = ", ".join(f"{name} {value}" for name, value in alike.items() if value)
+    return textwrap.fill(f"In all rows: {said}", WIDTH), text.drop(columns=list(alike))
 
 
 def _load(runs: pd.DataFrame) -> pd.Series:
