@@ -1,6 +1,7 @@
 """The best draft length for every batch size, as the table vLLM takes, and what it will do."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,13 @@ from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.vllm import speculative_config
 
 DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
 BATCH_MAX = 1024
 HOPELESS = 0.999  # chance of missing an SLO even alone from which no schedule is given
 STARTED_ANEW = "scheduled server"  # its own effect is one draw, whatever it drafts
 REACHED = 0.01  # probability of a batch size at a rate from which its support matters
-PLACEHOLDER = "PATH_OR_NAME_OF_{}"  # where vLLM needs a drafter's path that nobody gave
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,9 +72,10 @@ class Schedule(answer.Answer):
             + (f" to {row['hi']}" if row["hi"] > row["lo"] else "")
             for row in self.rows.to_dict("records")
         ]
-        label = answer.farthest(self.rows["support"])
+        top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
+        beyond = f"({label}); beyond {top} vLLM keeps the last"
         return (
-            f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)} ({label})."
+            f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)} {beyond}."
         )
 
     def to_vllm(self) -> list[list[int]]:
@@ -85,23 +87,20 @@ class Schedule(answer.Answer):
         """The object of ``--speculative-config``.
 
         `keys` are ``method``, ``model`` or any other key of vLLM's, in place of what the runs
-        recorded; a model that neither says is an obvious placeholder. Raises EvidenceError if no
-        batch size drafts: then a plain server is the answer.
+        recorded; a model that neither says is an obvious placeholder. One draft length for all
+        batch sizes needs no table, which would cost vLLM its full CUDA graphs. Raises
+        EvidenceError if no batch size drafts: then a plain server is the answer.
         """
-        top = int(self.rows["k"].max())
+        top, rows = int(self.rows["k"].max()), self.to_vllm()
         if top == 0:
             raise EvidenceError(
                 "No batch size is worth drafting for: serve without a speculative config."
             )
-        method = keys.get("method") or self.method or "draft_model"
-        config: dict[str, Any] = {"method": method}
-        if method not in ("ngram", "suffix", "mtp"):  # these have no model of their own
-            config["model"] = self.model or PLACEHOLDER.format(self.drafter)
-        config |= {
-            "num_speculative_tokens": top,
-            "num_speculative_tokens_per_batch_size": self.to_vllm(),
-        }
-        return config | {name: value for name, value in keys.items() if value}
+        given = {name: value for name, value in keys.items() if value}
+        method = given.pop("method", self.method)
+        model = given.pop("model", self.model)
+        table = {"num_speculative_tokens_per_batch_size": rows} if len(rows) > 1 else {}
+        return speculative_config(self.drafter, method, model, top) | table | given
 
     def command_line(self, **keys: Any) -> str:
         """The option to paste behind ``vllm serve``; arguments as of `speculative_config`."""
@@ -147,8 +146,8 @@ def schedule(
     k : sequence of int
         Candidates, at least two; 0 is the server with its drafter idle.
     max_batch : int, optional
-        Largest batch size (vLLM's ``--max-num-seqs``); by default 64, or the highest concurrency
-        of the load.
+        Largest batch size (vLLM's ``--max-num-seqs``); by default the most requests in flight that
+        runs of this verifier had, or the highest concurrency of the load.
     loss : str
         What is minimised: "mean" latency, or a percentile of single requests as "p95".
     slo_s : float, optional
@@ -171,9 +170,7 @@ def schedule(
         If a `k` is outside those measured, or no draft length keeps the SLO even alone.
     """
     ks = sorted(draft_lengths(k))
-    top = 64 if max_batch is None else max_batch
-    if load.axis == "concurrency" and max_batch is None:
-        top = max(top, int(np.ceil(load.cells["concurrency"].max())))
+    top = _largest_batch(fit, server, load) if max_batch is None else max_batch
     answer.require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
     answer.require(
         "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
@@ -215,6 +212,15 @@ def schedule(
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
+
+
+def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
+    """The largest batch size that was measured, or that is asked about."""
+    own = fit.runs[fit.runs["verifier"] == server.verifier]
+    most = float((own if len(own) else fit.runs)["in_flight"].max())
+    if load.axis == "concurrency":
+        most = max(most, float(load.cells["concurrency"].max()))
+    return min(math.ceil(most), BATCH_MAX)
 
 
 def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
