@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is 
 BATCH_MAX = 1024
 HOPELESS = 0.999  # chance of missing an SLO even alone from which no schedule is given
 STARTED_ANEW = "scheduled server"  # its own effect is one draw, whatever it drafts
+SURE = 0.9  # probability from which a sentence calls one server faster
 REACHED = 0.01  # probability of a batch size at a rate from which its support matters
 
 
@@ -45,7 +46,8 @@ class Schedule(answer.Answer):
         The table: ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no
         other candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost
         to the best candidate had it been known; for an SLO ``expected_regret``, the probability
-        lost), ``support``.
+        lost), ``prob_faster_than_plain`` (a server without a drafter, which an idle drafter slows;
+        mean over the row, NaN where none was measured), ``support``.
     latency : Latency
         At the loads asked about; its draws are those of the answer.
     drafter, candidates
@@ -73,10 +75,17 @@ class Schedule(answer.Answer):
             for row in self.rows.to_dict("records")
         ]
         top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
-        beyond = f"({label}); beyond {top} vLLM keeps the last"
+        plain = f"Serve plain, with no drafter loaded: that is faster for 1 to {top}. "
         return (
-            f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)} {beyond}."
+            f"{'' if self.pays else plain}Draft tokens with {self.drafter} by requests in flight: "
+            f"{'; '.join(parts)} ({label}); beyond {top} vLLM keeps the last."
         )
+
+    @property
+    def pays(self) -> bool:
+        """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
+        slower = self.rows["prob_faster_than_plain"] <= 1 - SURE
+        return bool((self.rows["k"] > 0).any() and not slower.all())
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
@@ -204,7 +213,9 @@ def schedule(
             f"alone and at the best draft length one takes about {alone_s:.3g} s."
         )
     chosen = _choose(losses, confidence)
-    rows = _rows(losses, labels, chosen, ks, slo_s is not None)
+    alone = _plain(thin, server, batches, extrapolate, seed)
+    plain = None if alone is None else _loss(*alone, loss, slo_s)
+    rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
     at = np.arange(top)
     mean = np.stack([m for m, _ in each])[chosen, :, at].T
     told = [np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said]
@@ -221,6 +232,19 @@ def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
     if load.axis == "concurrency":
         most = max(most, float(load.cells["concurrency"].max()))
     return min(math.ceil(most), BATCH_MAX)
+
+
+def _plain(
+    fit: Posterior, server: Server, batches: Load, extrapolate: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and variance without a drafter, which an idle one slows; None if it never ran so."""
+    plain = replace(server, drafter=None, k=0, acceptance=None)
+    try:
+        arm = arm_of(fit, plain, batches, seed, extrapolate, STARTED_ANEW)
+    except EvidenceError:
+        return None
+    said, inputs = arm.outcome()
+    return said.e2e_s, scatter(fit, said, inputs)[1]
 
 
 def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
@@ -241,7 +265,12 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
 
 
 def _rows(
-    losses: np.ndarray, labels: np.ndarray, chosen: np.ndarray, ks: list[int], slo: bool
+    losses: np.ndarray,
+    labels: np.ndarray,
+    chosen: np.ndarray,
+    ks: list[int],
+    plain: np.ndarray | None,
+    slo: bool,
 ) -> pd.DataFrame:
     """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
@@ -254,11 +283,12 @@ def _rows(
             "prob_best": (pick <= best).mean(axis=0),
             lost: (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
             "within": 1 - pick.mean(axis=0),
+            "prob_faster_than_plain": np.nan if plain is None else (pick < plain).mean(axis=0),
             "support": labels[chosen, at],
         }
     )
     columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "first")}
-    columns |= {name: (name, "mean") for name in ("prob_best", lost)}
+    columns |= {name: (name, "mean") for name in ("prob_best", lost, "prob_faster_than_plain")}
     if slo:
         columns["prob_within_slo"] = ("within", "min")
     columns["support"] = ("support", answer.farthest)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from questions import SAMPLE, SHORT, changed, in_flight, rps
+from questions import SAMPLE, SHORT, changed, in_flight, rps, without_runs
 
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.schedule import STARTED_ANEW, Schedule, _choose
@@ -146,6 +146,19 @@ def test_what_vllm_needs_is_recorded_told_or_an_obvious_placeholder(fit: Fit) ->
     config = config_of(ask(recorded))
     assert (config["method"], config["model"]) == ("eagle3", "org/Eagle3-60m")
     assert config_of(ask(recorded), model="other")["model"] == "other"
+
+
+def test_a_schedule_says_when_no_drafter_at_all_is_faster(fit: Fit) -> None:
+    plain = arm_of(fit, Server("dense-60m"), in_flight(1, **LENGTHS), 0, True, STARTED_ANEW)
+    for acceptance, pays in ((0.9, True), (0.0, False)):
+        server = Server("dense-60m", "draft-3m", 2, acceptance)
+        answer = ask(fit, (2, 5), server=server, max_batch=1)
+        drafting = arm_of(fit, server, in_flight(1, **LENGTHS), 0, True, STARTED_ANEW)
+        faster = drafting.outcome()[0].e2e_s < plain.outcome()[0].e2e_s
+        assert answer.table["prob_faster_than_plain"].item() == pytest.approx(faster.mean())
+        assert answer.pays == pays and str(answer).startswith("Serve plain") != pays
+    unmeasured = without_runs(fit, lambda s: s["drafter"] == "none")
+    assert ask(unmeasured).table["prob_faster_than_plain"].isna().all()
 
 
 def test_by_default_a_schedule_covers_the_batches_that_were_measured(fit: Fit) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 from bayes_sd.answers.compare import default_loads
@@ -202,19 +203,20 @@ def test_compare_gives_probabilities_that_sum_to_one(fit_path: Path) -> None:
 def test_by_default_the_measured_draft_lengths_are_compared(fit_path: Path) -> None:
     rows = json.loads(ask("compare", fit_path, "--rps", "1", "--json").stdout)["rows"]
     assert [row["server"][-5:] for row in rows] == ["k = 2", "k = 5"]
-    (row,) = json.loads(run("latency", str(fit_path), *NEW, *WORK, "--rps", "0.1", "--json").stdout)[
-        "rows"
-    ][:1]
-    assert row["support"] == "extrapolated"
 
 
-def test_lengths_are_those_of_the_runs_where_they_are_alike(fit: Fit) -> None:
-    few = without_runs(fit, lambda s: s["verifier"] != "dense-60m")
-    with pytest.raises(BadParameter, match="--prompt and --output, .*; runs had 32 . 32, "):
-        AskedLoad(rps="1").of(few)
-    runs = few.tree["runs"].to_dataset()
-    alike = changed(few, runs=runs.assign(prompt_tokens=runs["prompt_tokens"] * 0 + 128.2))
-    assert AskedLoad(rps="1", output=64.0).of(alike).lengths == (128, 64)
+def test_lengths_are_those_of_the_runs_where_they_are_alike(
+    fit: Fit, fit_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = run("compare", str(fit_path), *PAIR, "--rps", "1")
+    assert several.exit_code == 2 and "give --prompt and --output" in several.stderr
+    runs = fit.tree["runs"].to_dataset()
+    tokens = {name: runs[name] * 0 + 64.2 for name in ("prompt_tokens", "output_tokens")}
+    tree = xr.DataTree.from_dict({n: c.to_dataset() for n, c in fit.tree.children.items()})
+    tree["runs"] = xr.DataTree(runs.assign(tokens))
+    tree.attrs = fit.tree.attrs
+    monkeypatch.setattr(Fit, "load", lambda _: Fit(tree))
+    assert "(64 + 64 tokens, " in run("compare", "fit.nc", *PAIR).stdout
 
 
 def test_the_printed_schedule_says_which_model_it_needs(fit_path: Path) -> None:
