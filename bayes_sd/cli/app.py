@@ -15,6 +15,7 @@ DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
 SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
 Jobs = Annotated[int, o.sampling_option("Refits at a time; 0: one, all cores.", "N")]
+COMPILING = "compiling, half a minute to two, then sampling ..."
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
 
 
@@ -40,7 +41,7 @@ def fit(
 
     writable(output)
     runs = source.read(paths)
-    o.say(repr(runs))
+    o.say(f"{runs!r}\n{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
     result = LatencyModel().fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
@@ -73,8 +74,7 @@ def demo(
     from bayes_sd.runs.read import corpus, read
 
     runs = read(corpus(campaign))
-    o.say(repr(runs))
-    o.say("compiling and sampling, about a minute ...")
+    o.say(f"{runs!r}\n{COMPILING}")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
     rows = [row for pair in decisions for row in decision_rows(*pair)]
