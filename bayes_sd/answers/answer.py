@@ -172,19 +172,21 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
     table = posterior.servers
+    undrafted = table[(table["draft_tokens"] == 0) & (table["environment"] == resolved.environment)]
+    if isinstance(server.verifier, str):
+        undrafted = undrafted[undrafted["verifier"] == server.verifier]
     own = isinstance(server.drafter, str)
     drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
     lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())
+    # Between no drafting and the shortest draft length that ran is between two measured ones.
+    lengths = [0] * bool(len(undrafted)) + lengths if lengths else []
     if server.k > 0 and lengths and not lengths[0] <= server.k <= lengths[-1]:
         return (
             f"k = {server.k} is outside the draft lengths measured here "
             f"({', '.join(map(str, lengths))}); to extrapolate all the same say <<extrapolate>>."
         )
-    undrafted = table[(table["draft_tokens"] == 0) & (table["environment"] == resolved.environment)]
     if server.drafter is None:
         undrafted = undrafted[undrafted["drafter"] == NONE]
-    if isinstance(server.verifier, str):
-        undrafted = undrafted[undrafted["verifier"] == server.verifier]
     if server.k > 0 or len(undrafted):
         return ""
     what = "plain" if server.drafter is None else "with its drafter idle or plain"

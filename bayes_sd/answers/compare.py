@@ -1,6 +1,10 @@
 """One server against another: probability, speedup, and where their order changes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +12,7 @@ import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, check_of, latency
-from bayes_sd.answers.servers import Server, listed
+from bayes_sd.answers.servers import Server, listed, shared_name
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
@@ -23,31 +27,36 @@ SURE = 0.9  # probability from which a sentence calls one server faster
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(answer.Answer):
-    """How a server compares with a baseline over loads.
+    """How servers compare with a baseline over loads.
 
     Parameters
     ----------
     draws : xarray.Dataset
-        Dims (chain, draw, load): ``speedup``, baseline over server latency (infinite where only
-        the baseline is saturated, 0 where only the server is, NaN where both are); ``faster``,
-        ``both_saturated``; ``support`` (load), of the server farther from the data.
-    server, baseline, of : str
-        Names, and what was compared: "mean", "run" or "request".
+        Dims (chain, draw, server, load): ``speedup``, baseline over server latency (infinite where
+        only the baseline is saturated, 0 where only the server is, NaN where both are);
+        ``faster``, ``both_saturated``; ``best``, whether no other server nor the baseline is
+        faster, ties shared; ``support`` (server, load), of the server or the baseline, whichever
+        is farther from the data.
+    servers, baseline, of
+        As asked: what is compared is the "mean", a "run" or a "request".
     """
 
     draws: xr.Dataset
-    server: str
-    baseline: str
+    servers: tuple[Server, ...]
+    baseline: Server
     of: str
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``, which sum to
-        1; median and 90% interval of the speedup; support."""
+        """A row a server and load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``,
+        which sum to 1; of several servers ``prob_best``, of which the baseline and saturation of
+        all have the rest; median and 90% interval of the speedup; support."""
         faster, both = (self.draws[n].mean(answer.SAMPLE) for n in ("faster", "both_saturated"))
         q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95]).where(both < 1)
         parts = {"prob_faster": faster, "prob_slower": 1 - faster - both}
         parts |= {"prob_both_saturated": both}
+        if len(self.servers) > 1:
+            parts["prob_best"] = self.draws["best"].mean(answer.SAMPLE)
         for i, name in enumerate(("speedup_p05", "speedup_p50", "speedup_p95")):
             parts[name] = q.isel(quantile=i, drop=True)
         return answer.tabulate(xr.Dataset(parts | {"support": self.draws["support"]}))
@@ -55,45 +64,72 @@ class Comparison(answer.Answer):
     def __str__(self) -> str:
         table = self.table
         axis = next((a for a in answer.UNITS if a in table), None)
-        unit = "" if axis is None else f" {answer.UNITS[axis]}"
-
-        def places(rows: pd.DataFrame) -> str:
-            values = [] if axis is None else [f"{v:.3g}" for v in rows[axis]]
-            shown = f"{values[0]} to {values[-1]}" if len(values) > 3 else ", ".join(values)
-            return f" at {shown}{unit}" if values else ""
-
-        faster, slower = table["prob_faster"] >= SURE, table["prob_slower"] >= SURE
-        kinds = {"faster": faster, "slower": slower, "unclear": ~faster & ~slower}
-        said = "; ".join(f"{n}{places(table[rows])}" for n, rows in kinds.items() if rows.any())
+        pair, names = shared_name([*self.servers, self.baseline])
+        short = dict(zip(map(str, [*self.servers, self.baseline]), names, strict=True))
+        lengths = [n for n in ("prompt_tokens", "output_tokens") if n in table]
+        parts = []
+        for at, rows in table.groupby(lengths, sort=False) if lengths else [((), table)]:
+            loads = rows.groupby(axis) if axis else [("", rows)]
+            chosen = [(place, self._choice(own, short)) for place, own in loads]
+            where = ", ".join(f"{n.split('_')[0]} {v:g}" for n, v in zip(lengths, at, strict=True))
+            parts.append(f"with {where} tokens " * bool(where) + _stretches(chosen, axis))
+        sure = f"{self.of} latency, with probability {SURE:g} or more"
         label = answer.farthest(table["support"])
-        return f"{self.server} against {self.baseline} ({self.of} latency, {label}): {said}."
+        return f"{pair}: {'; '.join(parts)} ({sure}; {label})."
 
-    def plot(self, ax: "answer.Axes | None" = None, number: int = 1) -> "answer.Axes":
-        """P(faster) against load; `number` chooses the style among several on one axes."""
-        ax, table, axis = answer.axes_of(ax), self.table, self.axis_to_plot()
-        answer.band(ax, table[axis], table[["prob_faster"] * 3].to_numpy().T, number, self.server)
+    def _choice(self, rows: pd.DataFrame, short: Mapping[str, str]) -> str:
+        """The server to choose at one load: of those surely faster the likeliest best, or the
+        baseline if it surely is faster than all."""
+        faster, both = rows["prob_faster"], rows["prob_both_saturated"]
+        if (sure := faster >= SURE).any():
+            ranks = rows.get("prob_best", faster)[sure].to_numpy()
+            return short[str(rows["server"][sure].iloc[int(ranks.argmax())])]
+        if (both >= 0.5).all():
+            return "all saturated"
+        return short[str(self.baseline)] if (faster <= 1 - SURE).all() else "unclear"
+
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
+        """P(faster) against load, a line a server."""
+        ax, axis = answer.axes_of(ax), self.axis_to_plot()
+        for number, (name, own) in enumerate(self.table.groupby("server", sort=False), start=1):
+            values = own[["prob_faster"] * 3].to_numpy().T
+            answer.band(ax, own[axis], values, number, str(name))
         ax.set_ylim(-0.03, 1.03)
         answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
         return ax
 
 
+def _stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:
+    """Neighbouring loads of one choice joined: "k = 3 at 1 to 4 requests/s, unclear at 5"."""
+    if axis is None:
+        return chosen[0][1]
+    said, unit = [], f" {answer.UNITS[axis]}"
+    for name, group in groupby(chosen, key=itemgetter(1)):
+        loads = [load for load, _ in group]
+        ends = f"{loads[0]:.3g}" + f" to {loads[-1]:.3g}" * (len(loads) > 1)
+        said.append(f"{name} at {ends}{unit}")
+        unit = ""
+    return ", ".join(said)
+
+
 def compare(
     fit: Posterior,
     load: Load,
-    server: Server,
+    servers: Server | Sequence[Server],
     baseline: Server,
     *,
     of: str = "mean",
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Comparison:
-    """P(server beats baseline | load), and the speedup.
+    """P(server beats baseline | load), and the speedup; of several servers also which is best.
 
     Parameters
     ----------
     load : Load
-    server, baseline : Server
-        As SD and plain decoding of one verifier.
+    servers : Server or sequence of Server
+    baseline : Server
+        As plain decoding of the same verifier.
     of : {"mean", "run", "request"}
         What is compared: the long-run mean latencies, the means of one run each, or one request
         drawn at random from each server.
@@ -106,18 +142,23 @@ def compare(
         If one is plain and its verifier has no plain run.
     """
     check_of(of)
-    both = listed([server, baseline], fewest=2)
+    asked = [each for each in listed(servers) if each != baseline]
+    both = listed([*asked, baseline], fewest=2)
     draws = latency(fit, load, both, extrapolate=extrapolate, seed=seed).draws
-    (value, plain), (stuck, plain_stuck) = (
-        [draws[name].isel(server=i, drop=True) for i in (0, 1)] for name in (f"{of}_s", "saturated")
-    )
+    value, stuck, labels = draws[f"{of}_s"], draws["saturated"], draws["support"]
+    plain, lowest = value.isel(server=-1, drop=True), value.min("server")
+    ties = (value == lowest) & np.isfinite(lowest)
     with np.errstate(invalid="ignore"):
         speedup = plain / value
-    labels = draws["support"].isel(server=0, drop=True)
-    text = [answer.farthest(pair) for pair in draws["support"].values.reshape(2, -1).T]
-    labels = labels.copy(data=np.asarray(text, object).reshape(labels.shape))
-    parts = {"speedup": speedup, "faster": value < plain, "both_saturated": stuck & plain_stuck}
-    return Comparison(xr.Dataset(parts | {"support": labels}), str(server), str(baseline), of)
+    farther = np.vectorize(lambda *pair: answer.farthest(pair), otypes=[object])
+    parts = {
+        "speedup": speedup,
+        "faster": value < plain,
+        "both_saturated": stuck & stuck.isel(server=-1, drop=True),
+        "best": ties / ties.sum("server").clip(1),
+        "support": labels.copy(data=farther(labels, labels.isel(server=-1))),
+    }
+    return Comparison(xr.Dataset(parts).isel(server=slice(-1)), tuple(asked), baseline, of)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,8 +237,13 @@ class BreakEven(answer.Answer):
         return ax
 
 
-def default_rates(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
-    """Twelve rates up to 95% of the baseline's median capacity."""
+def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
+    """Twelve rates up to 95% of the baseline's median capacity, or the measured concurrencies where
+    every run was a closed loop."""
+    runs = posterior.runs
+    if runs["rate_rps"].isna().all() and runs["concurrency"].notna().any():
+        measured = np.unique(runs["concurrency"].dropna()).tolist()
+        return Load(concurrency=measured, prompt=lengths[0], output=lengths[1])
     load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
     arm = arm_of(posterior, baseline, load, extrapolate=True)
     top = RATES_TOP * float(np.median(arm.route().capacity_rps))

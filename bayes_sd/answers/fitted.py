@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.compare import BreakEven, Comparison, break_even, compare, default_rates
+from bayes_sd.answers.compare import BreakEven, Comparison, break_even, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError
@@ -266,22 +266,30 @@ def accuracy(fit: Posterior) -> dict[str, float]:
     return result
 
 
-def decisions(fit: Posterior, prompt: float, output: float) -> list[tuple[Comparison, BreakEven]]:
-    """Every measured SD server against plain decoding, where its verifier ran plain too.
+def decisions(
+    fit: Posterior, prompt: float, output: float
+) -> list[tuple[Comparison, list[BreakEven]]]:
+    """All SD servers of a verifier against its plain one, for every verifier that ran plain too.
 
-    At twelve rates up to 95% of the plain server's capacity, and the break-even rate.
+    At twelve rates up to 95% of the plain server's capacity, or at the measured concurrencies; and
+    their break-even loads.
     """
     ran = fit.servers
     plain = ran[ran["drafter"] == NONE][["verifier", "environment"]]
+    pairs = ran[ran["draft_tokens"] > 0].merge(plain)
     answers = []
-    for row in ran[ran["draft_tokens"] > 0].merge(plain).to_dict("records"):
-        imposed = None if np.isnan(row["acceptance_imposed"]) else row["acceptance_imposed"]
-        where = row["environment"] if len(fit.environments) > 1 else None
-        drafting = Server(row["verifier"], row["drafter"], row["draft_tokens"], imposed, where)
-        baseline = Server(row["verifier"], environment=where)
-        load = default_rates(fit, baseline, (prompt, output))
-        pair = compare(fit, load, drafting, baseline), break_even(fit, load, drafting, baseline)
-        answers.append(pair)
+    for (verifier, environment), rows in pairs.groupby(["verifier", "environment"]):
+        where = str(environment) if len(fit.environments) > 1 else None
+        servers = [
+            Server(str(verifier), drafter, k, None if np.isnan(imposed) else imposed, where)
+            for drafter, k, imposed in zip(
+                rows["drafter"], rows["draft_tokens"], rows["acceptance_imposed"], strict=True
+            )
+        ]
+        baseline = Server(str(verifier), environment=where)
+        load = default_loads(fit, baseline, (prompt, output))
+        evens = [break_even(fit, load, each, baseline) for each in servers]
+        answers.append((compare(fit, load, servers, baseline), evens))
     return answers
 
 

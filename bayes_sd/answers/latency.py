@@ -20,6 +20,7 @@ from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
 
 OF = ("mean", "run", "request")
+SATURATED = 0.05  # probability from which a sentence leaves a load to the table
 
 
 def check_of(of: str) -> None:
@@ -173,14 +174,18 @@ class Latency(answer.Answer):
 
     def __str__(self) -> str:
         sentences = []
-        for row in self.table.groupby("server", sort=False).tail(1).to_dict("records"):
-            axis = next((a for a in answer.UNITS if a in row), None)
-            where = "" if axis is None else f" at {row[axis]:g} {answer.UNITS[axis]}"
+        for name, rows in self.table.groupby("server", sort=False):
+            axis = next((a for a in answer.UNITS if a in rows), None)
+            served = rows[rows["prob_saturated"] < SATURATED]
+            row, last = (served if len(served) else rows).iloc[-1], rows.iloc[-1]
+            where = "" if axis is None else f" at {row[axis]:.3g} {answer.UNITS[axis]}"
+            full = "" if axis is None else f" at {last[axis]:.3g}"
             sentences.append(
-                f"{row['server']}{where}: mean {self.metric} {row['mean_p50_s']:.3g} s (90%: "
-                f"{row['mean_p05_s']:.3g} to {row['mean_p95_s']:.3g}), 95% of requests within "
-                f"{row['request_p95_s']:.3g} s, P(saturated) {row['prob_saturated']:.2f} "
-                f"({row['support']})."
+                f"{name}{where}: mean {self.metric} {row['mean_p50_s']:.3g} s (90%: "
+                f"{row['mean_p05_s']:.3g} to {row['mean_p95_s']:.3g}; of one run "
+                f"{row['run_p05_s']:.3g} to {row['run_p95_s']:.3g}), 95% of requests within "
+                f"{row['request_p95_s']:.3g} s ({row['support']}); P(saturated){full} "
+                f"{last['prob_saturated']:.2f}."
             )
         return "\n".join(sentences)
 

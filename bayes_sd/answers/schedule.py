@@ -1,8 +1,9 @@
 """The best draft length for every batch size, as the table vLLM takes, and what it will do."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.vllm import speculative_config
 
 DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is then about 1%
 BATCH_MAX = 1024
 HOPELESS = 0.999  # chance of missing an SLO even alone from which no schedule is given
 STARTED_ANEW = "scheduled server"  # its own effect is one draw, whatever it drafts
+SURE = 0.9  # probability from which a sentence calls one server faster
 REACHED = 0.01  # probability of a batch size at a rate from which its support matters
-PLACEHOLDER = "PATH_OR_NAME_OF_{}"  # where vLLM needs a drafter's path that nobody gave
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +46,8 @@ class Schedule(answer.Answer):
         The table: ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no
         other candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost
         to the best candidate had it been known; for an SLO ``expected_regret``, the probability
-        lost), ``support``.
+        lost), ``prob_faster_than_plain`` (a server without a drafter, which an idle drafter slows;
+        mean over the row, NaN where none was measured), ``support``.
     latency : Latency
         At the loads asked about; its draws are those of the answer.
     drafter, candidates
@@ -71,10 +74,18 @@ class Schedule(answer.Answer):
             + (f" to {row['hi']}" if row["hi"] > row["lo"] else "")
             for row in self.rows.to_dict("records")
         ]
-        label = answer.farthest(self.rows["support"])
+        top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
+        plain = f"Serve plain, with no drafter loaded: that is faster for 1 to {top}. "
         return (
-            f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)} ({label})."
+            f"{'' if self.pays else plain}Draft tokens with {self.drafter} by requests in flight: "
+            f"{'; '.join(parts)} ({label}); beyond {top} vLLM keeps the last."
         )
+
+    @property
+    def pays(self) -> bool:
+        """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
+        slower = self.rows["prob_faster_than_plain"] <= 1 - SURE
+        return bool((self.rows["k"] > 0).any() and not slower.all())
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
@@ -85,23 +96,20 @@ class Schedule(answer.Answer):
         """The object of ``--speculative-config``.
 
         `keys` are ``method``, ``model`` or any other key of vLLM's, in place of what the runs
-        recorded; a model that neither says is an obvious placeholder. Raises EvidenceError if no
-        batch size drafts: then a plain server is the answer.
+        recorded; a model that neither says is an obvious placeholder. One draft length for all
+        batch sizes needs no table, which would cost vLLM its full CUDA graphs. Raises
+        EvidenceError if no batch size drafts: then a plain server is the answer.
         """
-        top = int(self.rows["k"].max())
+        top, rows = int(self.rows["k"].max()), self.to_vllm()
         if top == 0:
             raise EvidenceError(
                 "No batch size is worth drafting for: serve without a speculative config."
             )
-        method = keys.get("method") or self.method or "draft_model"
-        config: dict[str, Any] = {"method": method}
-        if method not in ("ngram", "suffix", "mtp"):  # these have no model of their own
-            config["model"] = self.model or PLACEHOLDER.format(self.drafter)
-        config |= {
-            "num_speculative_tokens": top,
-            "num_speculative_tokens_per_batch_size": self.to_vllm(),
-        }
-        return config | {name: value for name, value in keys.items() if value}
+        given = {name: value for name, value in keys.items() if value}
+        method = given.pop("method", self.method)
+        model = given.pop("model", self.model)
+        table = {"num_speculative_tokens_per_batch_size": rows} if len(rows) > 1 else {}
+        return speculative_config(self.drafter, method, model, top) | table | given
 
     def command_line(self, **keys: Any) -> str:
         """The option to paste behind ``vllm serve``; arguments as of `speculative_config`."""
@@ -147,8 +155,8 @@ def schedule(
     k : sequence of int
         Candidates, at least two; 0 is the server with its drafter idle.
     max_batch : int, optional
-        Largest batch size (vLLM's ``--max-num-seqs``); by default 64, or the highest concurrency
-        of the load.
+        Largest batch size (vLLM's ``--max-num-seqs``); by default the most requests in flight that
+        runs of this verifier had, or the highest concurrency of the load.
     loss : str
         What is minimised: "mean" latency, or a percentile of single requests as "p95".
     slo_s : float, optional
@@ -171,9 +179,7 @@ def schedule(
         If a `k` is outside those measured, or no draft length keeps the SLO even alone.
     """
     ks = sorted(draft_lengths(k))
-    top = 64 if max_batch is None else max_batch
-    if load.axis == "concurrency" and max_batch is None:
-        top = max(top, int(np.ceil(load.cells["concurrency"].max())))
+    top = _largest_batch(fit, server, load) if max_batch is None else max_batch
     answer.require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
     answer.require(
         "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
@@ -207,7 +213,9 @@ def schedule(
             f"alone and at the best draft length one takes about {alone_s:.3g} s."
         )
     chosen = _choose(losses, confidence)
-    rows = _rows(losses, labels, chosen, ks, slo_s is not None)
+    alone = _plain(thin, server, batches, extrapolate, seed)
+    plain = None if alone is None else _loss(*alone, loss, slo_s)
+    rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
     at = np.arange(top)
     mean = np.stack([m for m, _ in each])[chosen, :, at].T
     told = [np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said]
@@ -215,6 +223,28 @@ def schedule(
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
+
+
+def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
+    """The largest batch size that was measured, or that is asked about."""
+    own = fit.runs[fit.runs["verifier"] == server.verifier]
+    most = float((own if len(own) else fit.runs)["in_flight"].max())
+    if load.axis == "concurrency":
+        most = max(most, float(load.cells["concurrency"].max()))
+    return min(math.ceil(most), BATCH_MAX)
+
+
+def _plain(
+    fit: Posterior, server: Server, batches: Load, extrapolate: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and variance without a drafter, which an idle one slows; None if it never ran so."""
+    plain = replace(server, drafter=None, k=0, acceptance=None)
+    try:
+        arm = arm_of(fit, plain, batches, seed, extrapolate, STARTED_ANEW)
+    except EvidenceError:
+        return None
+    said, inputs = arm.outcome()
+    return said.e2e_s, scatter(fit, said, inputs)[1]
 
 
 def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
@@ -235,7 +265,12 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
 
 
 def _rows(
-    losses: np.ndarray, labels: np.ndarray, chosen: np.ndarray, ks: list[int], slo: bool
+    losses: np.ndarray,
+    labels: np.ndarray,
+    chosen: np.ndarray,
+    ks: list[int],
+    plain: np.ndarray | None,
+    slo: bool,
 ) -> pd.DataFrame:
     """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
@@ -248,11 +283,12 @@ def _rows(
             "prob_best": (pick <= best).mean(axis=0),
             lost: (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
             "within": 1 - pick.mean(axis=0),
+            "prob_faster_than_plain": np.nan if plain is None else (pick < plain).mean(axis=0),
             "support": labels[chosen, at],
         }
     )
     columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "first")}
-    columns |= {name: (name, "mean") for name in ("prob_best", lost)}
+    columns |= {name: (name, "mean") for name in ("prob_best", lost, "prob_faster_than_plain")}
     if slo:
         columns["prob_within_slo"] = ("within", "min")
     columns["support"] = ("support", answer.farthest)

@@ -15,6 +15,7 @@ DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
 SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
 Jobs = Annotated[int, o.sampling_option("Refits at a time; 0: one, all cores.", "N")]
+COMPILING = "compiling, half a minute to two, then sampling ..."
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
 
 
@@ -40,7 +41,7 @@ def fit(
 
     writable(output)
     runs = source.read(paths)
-    o.say(repr(runs))
+    o.say(f"{runs!r}\n{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
     result = LatencyModel().fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
@@ -73,11 +74,10 @@ def demo(
     from bayes_sd.runs.read import corpus, read
 
     runs = read(corpus(campaign))
-    o.say(repr(runs))
-    o.say("compiling and sampling, about a minute ...")
+    o.say(f"{runs!r}\n{COMPILING}")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
-    rows = [decision_row(*pair) for pair in decisions]
+    rows = [row for pair in decisions for row in decision_rows(*pair)]
     out.mkdir(parents=True, exist_ok=True)
     files = [str(result.save(out / "fit.nc")), *save_figures(result, decisions, out)]
     told = (
@@ -97,16 +97,21 @@ def demo(
     return o.Reply(data, shown)
 
 
-def decision_row(comparison: Any, even: Any) -> dict[str, Any]:
-    """A decision of the demo in one row."""
-    probs, row = comparison.table["prob_faster"], even.table.iloc[0]
-    return {
-        "server": comparison.server,
-        **{name: probs.iloc[i] for name, i in SHARES.items()},
-        **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
-        **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
-        "support": row["support"],
-    }
+def decision_rows(comparison: Any, evens: list[Any]) -> list[dict[str, Any]]:
+    """Decisions of the demo for one verifier, a row a server."""
+    rows, probs = [], comparison.table.groupby("server")["prob_faster"]
+    for even in evens:
+        own, row = probs.get_group(even.server), even.table.iloc[0]
+        rows.append(
+            {
+                "server": even.server,
+                **{name: own.iloc[i] for name, i in SHARES.items()},
+                **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
+                **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
+                "support": row["support"],
+            }
+        )
+    return rows
 
 
 def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:
@@ -115,14 +120,9 @@ def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:
 
     collapse = Figure(figsize=(5.6, 4.2), layout="constrained")
     fit.plot_collapse(collapse.subplots())
-    panels: dict[str, list[Any]] = {}
-    for comparison, _ in decisions:
-        panels.setdefault(comparison.baseline, []).append(comparison)
-    faster = Figure(figsize=(8, 3.4 * len(panels)), layout="constrained")
-    for panel, comparisons in enumerate(panels.values(), start=1):
-        axes = faster.add_subplot(len(panels), 1, panel)
-        for number, comparison in enumerate(comparisons):
-            comparison.plot(axes, number)
+    faster = Figure(figsize=(8, 3.4 * len(decisions)), layout="constrained")
+    for panel, (comparison, _) in enumerate(decisions, start=1):
+        comparison.plot(faster.add_subplot(len(decisions), 1, panel))
     paths = []
     for name, figure in (("collapse.png", collapse), ("prob_faster.png", faster)):
         figure.savefig(folder / name, dpi=140)

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from bayes_sd.plan.sweep import Plan
     from bayes_sd.runs.schema import Runs
 
+LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
 COUNT_MAX = 10_000  # values of START:STOP:COUNT
 PIPE_WIDTH = 200
+NOT_BOTH = "name a measured model or give a new one's size, not both."
 SIZE = (
     "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
     "experts_per_token, layers, kv_bytes."
@@ -57,7 +59,9 @@ FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
 Seed = Annotated[int, sampling_option("Equal seeds give equal draws.", "N")]
 Draws = Annotated[int, sampling_option("Kept draws of each of 4 chains.", "N")]
 Tune = Annotated[int, sampling_option("Discarded draws of each chain.", "N")]
-DraftLengths = Annotated[str, option("Draft tokens, as 0,3; 0 is plain.", "LIST", "-k")]
+DraftLengths = Annotated[
+    Text, option("Draft tokens, as 0,3; 0 is plain. Default: those measured.", "LIST", "-k")
+]
 
 
 @dataclass(frozen=True)
@@ -155,17 +159,31 @@ class AskedLoad:
     prompt: Annotated[float | None, load_option("Prompt tokens of a request.", "N")] = None
     output: Annotated[float | None, load_option("Output tokens of a request.", "N")] = None
 
-    def of(self, default: Callable[[tuple[float, float]], Load] | None = None) -> Load:
+    def of(self, fit: "Fit", default: Callable[[tuple[float, float]], Load] | None = None) -> Load:
         """The load; without rates or concurrencies the `default` at these lengths."""
-        if self.prompt is None or self.output is None:
-            raise typer.BadParameter("give --prompt and --output, tokens of a request.")
+        lengths = self._lengths(fit)
         given = {"rps": self.rps, "concurrency": self.concurrency}
         axis = {n: numbers(text, f"--{n}") for n, text in given.items() if text is not None}
         if not axis and default is not None:
-            return default((self.prompt, self.output))
+            return default(lengths)
         if len(axis) != 1:
             raise typer.BadParameter("give exactly one of --rps and --concurrency.")
-        return Load(**axis, prompt=self.prompt, output=self.output)
+        return Load(**axis, prompt=lengths[0], output=lengths[1])
+
+    def _lengths(self, fit: "Fit") -> tuple[float, float]:
+        """Prompt and output tokens; by default those of all runs, where they are alike."""
+        if self.prompt is not None and self.output is not None:
+            return self.prompt, self.output
+        measured = fit.runs[["prompt_tokens", "output_tokens"]]
+        if (measured.max() > LENGTHS_ALIKE * measured.min()).any():
+            pairs = measured.round().drop_duplicates().sort_values([*measured])
+            known = ", ".join(f"{prompt:.0f} + {output:.0f}" for prompt, output in pairs.values[:6])
+            raise typer.BadParameter(
+                f"give --prompt and --output, tokens of a request; runs had {known}"
+                f"{' and others' if len(pairs) > 6 else ''}."
+            )
+        usual = measured.median().round()
+        return self.prompt or usual["prompt_tokens"], self.output or usual["output_tokens"]
 
 
 @dataclass(frozen=True)
@@ -185,11 +203,7 @@ class AskedServer:
 
     def of(self, fit: "Fit", k: int, drafter_loaded: bool | None = None) -> Server:
         """The server with so many draft tokens, plain at 0; the fit's only one if none is named."""
-        if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
-            raise typer.BadParameter("name a measured model or give a new one's size, not both.")
-        verifier = self.verifier or size_of(self.new_verifier, "--new-verifier")
-        drafter = self.drafter or size_of(self.new_drafter, "--new-drafter")
-        verifier = verifier or only("verifier", fit.verifiers.index, "the fit knows")
+        verifier, drafter = self._verifier(fit), self._drafter()
         structure = structure_of(self.structure)
         if not (k > 0 if drafter_loaded is None else drafter_loaded):
             return Server(verifier, environment=self.environment, structure=structure)
@@ -199,6 +213,27 @@ class AskedServer:
         rates = None if self.acceptance is None else numbers(self.acceptance, "--acceptance")
         accepted = rates[0] if rates is not None and len(rates) == 1 else rates
         return Server(verifier, drafter, k, accepted, self.environment, structure)
+
+    def lengths(self, fit: "Fit", k: Text) -> list[int]:
+        """Draft lengths asked about; by default those that this verifier ran with, 0 included."""
+        if k is not None:
+            return whole_numbers(k)
+        verifier, drafter, ran = self._verifier(fit), self._drafter(), fit.servers
+        ran = ran[ran["verifier"] == verifier] if isinstance(verifier, str) else ran
+        mine = ran["draft_tokens"] == 0
+        mine |= ran["drafter"] == drafter if isinstance(drafter, str) else True
+        return sorted(int(n) for n in ran["draft_tokens"][mine].unique()) or [0]
+
+    def _verifier(self, fit: "Fit") -> str | Size:
+        if self.verifier and self.new_verifier:
+            raise typer.BadParameter(NOT_BOTH)
+        named = self.verifier or size_of(self.new_verifier, "--new-verifier")
+        return named or only("verifier", fit.verifiers.index, "the fit knows")
+
+    def _drafter(self) -> str | Size | None:
+        if self.drafter and self.new_drafter:
+            raise typer.BadParameter(NOT_BOTH)
+        return self.drafter or size_of(self.new_drafter, "--new-drafter")
 
 
 def only(what: str, names: Iterable[str], known: str) -> str:

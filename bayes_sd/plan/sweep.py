@@ -12,10 +12,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.config import WEIGHTLESS
-from bayes_sd.runs.vllm import short_name
+from bayes_sd.runs.vllm import PLACEHOLDER, short_name, speculative_config
 
-PLACEHOLDER = "PUT-PATH-HERE"
 LARGEST_BATCH = 4096  # "any batch" in a schedule of draft tokens
 SEEDS = 1000  # seeds of a server: no two runs of a campaign send the same prompts
 # Greedy requests: at vLLM's default temperature a drafter is accepted far less often.
@@ -57,11 +55,8 @@ class SweepServer:
         """What ``vllm serve`` is given beside the model; a placeholder for an unknown path."""
         if not (self.drafter or self.drafter_path or self.drafter_method):
             return {}
-        config: dict[str, Any] = {"num_speculative_tokens": max(self.draft_tokens, 1)}
-        config |= {"method": self.drafter_method} if self.drafter_method else {}
-        built_in = self.drafter_method in WEIGHTLESS or self.drafter_method.endswith("mtp")
-        if self.drafter_path or not built_in:
-            config["model"] = self.drafter_path or f"{PLACEHOLDER}-{self.drafter or 'drafter'}"
+        drafter = self.drafter, self.drafter_method, self.drafter_path
+        config = speculative_config(*drafter, max(self.draft_tokens, 1))
         if self.draft_tokens == 0:
             config["num_speculative_tokens_per_batch_size"] = [[1, LARGEST_BATCH, 0]]
         elif self.acceptance is not None:

@@ -36,6 +36,7 @@ def doubts(row: Values, std_s: Values) -> set[str]:
     added = f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"
     served = f"{mean} while {rps:g} finish a second is more than concurrency {cap:g}"
     offered = f"rate_rps {row['rate_rps']:g} for duration_s {run_s:g} is not {n} requests of {mean}"
+    finished = f"achieved_rps {rps:g} for duration_s {run_s:g} is not {n} requests"
     relations = [  # what it is called, what is wrong, a ratio, where it is usual, where possible
         ("parts", f"mean ttft {ttft:g} s is longer than {mean}", ttft / e2e, ANY, (0, ROUNDING)),
         ("little", f"{mean} is longer than the run of {run_s:g} s", e2e / run_s, ANY, ENDS),
@@ -44,6 +45,7 @@ def doubts(row: Values, std_s: Values) -> set[str]:
         ("little", served, e2e / max(little_s(cap, rps), TINY), (least, UNIT_SLACK), (0, 2)),
         ("little", "", e2e / max(little_s(stated, rps), TINY), (0.5, 2), ANY),
         ("little", offered, arrived, usual, (lost, 5)),
+        ("little", finished, rps * run_s / n, ANY, (0.5, 2)),
     ]
     for metric, sd in std_s.items():
         mean_s = row[f"{metric}_mean_s"]

@@ -26,6 +26,8 @@ SWEEP_SUFFIXES = ("failure.json", ".pytorch.json")
 METRICS = {"e2e": ("e2el", "e2e_latency"), "ttft": ("ttft",), "tpot": ("tpot",)}
 LITTLE_AGREES = 0.05  # two ways to a mean latency
 TWICE = 2.0  # tokens listed and counted may differ by failed requests, not by more
+PLACEHOLDER = "PUT-PATH-HERE"
+VLLM_WEIGHTLESS = ("ngram", "ngram_gpu", "suffix")  # methods, of all the names these have
 FOLDERS_UP = 6  # a relative model path is looked for in so many folders above the result
 
 
@@ -172,6 +174,18 @@ def _method(model: str) -> str:
     if "eagle3" in name:
         return "eagle3"
     return "eagle" if "eagle-" in name else "draft_model"
+
+
+def speculative_config(drafter: str, method: str, path: str, k: int) -> dict[str, Any]:
+    """What ``vllm serve`` is told of a drafter: an obvious placeholder for a path nobody gave, and
+    no method where it is unknown, since vLLM then finds it in the model's files."""
+    name = method or (drafter if drafter in c.WEIGHTLESS else "")
+    if name in c.WEIGHTLESS and name not in VLLM_WEIGHTLESS:
+        name = "ngram"
+    config: dict[str, Any] = {"method": name} if name else {}
+    if path or not (name in c.WEIGHTLESS or name.endswith("mtp")):
+        config["model"] = path or f"{PLACEHOLDER}-{drafter or 'drafter'}"
+    return config | {"num_speculative_tokens": k}
 
 
 def _models(data: Values, configuration: Values, path: Path) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from closed_forms import break_even_rps
-from questions import MOE, MOE_PLAIN, PAIRS, PLAIN, SAMPLE, SD, in_flight, law, rps
+from questions import MOE, MOE_PLAIN, PAIRS, PLAIN, SAMPLE, SD, SHORT, in_flight, law, rps
 
 from bayes_sd.answers.answer import LABELS, farthest
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.servers import Server
 from bayes_sd.fit import Fit
 from bayes_sd.physics.structures import Asynchronous, Edge, Overlapped
+from bayes_sd.runs.load import Load
 
 USELESS, PERFECT = (Server("dense-60m", "draft-12m", 5, a) for a in (0.0, 1.0))
 
@@ -48,11 +49,12 @@ def test_chances_are_those_of_the_draws_and_sum_to_one(
 def test_speedup_is_the_ratio_of_latencies_also_where_one_or_both_saturate(fit: Fit) -> None:
     between, beyond = between_and_beyond(fit, SD, PLAIN)
     answer = fit.compare(rps(1.0, between, beyond), SD, PLAIN)
-    speedup = answer.draws["speedup"]
+    speedup = answer.draws["speedup"].isel(server=0, drop=True)
     mean = fit.latency(rps(1.0), [SD, PLAIN]).draws["mean_s"].isel(rate_rps=0)
     ratio = mean.isel(server=1, drop=True) / mean.isel(server=0, drop=True)
     np.testing.assert_allclose(speedup.isel(rate_rps=0), ratio)
-    np.testing.assert_array_equal(speedup.isel(rate_rps=0) > 1, answer.draws["faster"][..., 0])
+    faster = answer.draws["faster"].isel(server=0, rate_rps=0)
+    np.testing.assert_array_equal(speedup.isel(rate_rps=0) > 1, faster)
     full = [(1 / law(fit, each).c2_s <= between).reshape(fit.shape) for each in (SD, PLAIN)]
     one = speedup.isel(rate_rps=1).values
     assert (full[0] ^ full[1]).any()
@@ -64,8 +66,8 @@ def test_speedup_is_the_ratio_of_latencies_also_where_one_or_both_saturate(fit: 
 
 def test_speculation_that_accepts_nothing_does_not_pay_and_the_perfect_does(fit: Fit) -> None:
     bad, good = (fit.compare(rps(1.0), each, PLAIN) for each in (USELESS, PERFECT))
-    assert bad.table["prob_faster"].item() < 0.01 and "slower at 1 requests/s" in str(bad)
-    assert good.table["prob_faster"].item() > 0.99 and "faster at 1 requests/s" in str(good)
+    assert bad.table["prob_faster"].item() < 0.01 and "plain at 1 requests/s" in str(bad)
+    assert good.table["prob_faster"].item() > 0.99 and "k = 5 at 1 requests/s" in str(good)
 
 
 def test_the_label_of_two_is_that_of_the_farther(fit: Fit) -> None:
@@ -73,6 +75,33 @@ def test_the_label_of_two_is_that_of_the_farther(fit: Fit) -> None:
     for k, label in ((5, "measured"), (4, "interpolated")):  # plain is measured there
         answer = fit.compare(rps(1.0), SD.with_k(k), PLAIN)
         assert answer.table["support"].tolist() == [label] and label in str(answer)
+
+
+@pytest.mark.parametrize("of", ["mean", "request"])
+def test_of_several_servers_the_best_is_counted_and_chosen(fit: Fit, of: str) -> None:
+    load, servers = rps(1.0, 5.0, 9.0, prompt=128, output=64), [SHORT, SHORT.with_k(5)]
+    answer = fit.compare(load, servers, PLAIN, of=of)
+    values = fit.latency(load, [*servers, PLAIN]).draws[f"{of}_s"]
+    best = (values == values.min("server")) & np.isfinite(values)
+    for server in servers:
+        own = answer.table[answer.table["server"] == str(server)]
+        np.testing.assert_allclose(
+            own["prob_best"], best.sel(server=str(server)).mean(SAMPLE), atol=1e-12
+        )
+        alone = fit.compare(load, server, PLAIN, of=of)
+        assert "prob_best" not in alone.table
+        np.testing.assert_array_equal(own["prob_faster"], alone.table["prob_faster"])
+    if of == "mean":
+        assert str(answer).startswith("dense-60m + draft-3m @ 0.7: k = 2 at 1 to 5 requests/s")
+    assert fit.compare(load, [PLAIN, *servers], PLAIN, of=of).table.equals(answer.table)
+
+
+def test_a_verdict_names_lengths_where_they_differ_and_past_capacity_nobody(fit: Fit) -> None:
+    load = Load(rps=[1.0, 1e4], prompt=[64, 256], output=64)
+    said = str(fit.compare(load, SD, PLAIN))
+    for prompt in (64, 256):
+        verdict = "k = 5 at 1 requests/s, all saturated at 1e+04"
+        assert f"with prompt {prompt} tokens {verdict}" in said
 
 
 # --- break-even -----------------------------------------------------------------------------

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from questions import SAMPLE, SHORT, changed, in_flight, rps
+from questions import SAMPLE, SHORT, changed, in_flight, rps, without_runs
 
 from bayes_sd.answers.latency import arm_of
-from bayes_sd.answers.schedule import PLACEHOLDER, STARTED_ANEW, Schedule, _choose
+from bayes_sd.answers.schedule import STARTED_ANEW, Schedule, _choose
 from bayes_sd.answers.servers import Server
 from bayes_sd.errors import EvidenceError
 from bayes_sd.fit import Fit
+from bayes_sd.runs.vllm import PLACEHOLDER
 
 LENGTHS: dict[str, float] = {"prompt": 128, "output": 64}
 LOAD = rps(1.0, 3.0, **LENGTHS)
@@ -119,14 +120,16 @@ def config_of(answer: Schedule, **keys: Any) -> dict[str, Any]:
     option, quoted = answer.command_line(**keys).split(" ", 1)
     assert option == "--speculative-config"
     config: dict[str, Any] = json.loads(quoted.strip("'"))
-    assert config["num_speculative_tokens_per_batch_size"] == answer.to_vllm()
+    rows = answer.to_vllm()
+    assert config.get("num_speculative_tokens_per_batch_size", rows) == rows
+    assert ("num_speculative_tokens_per_batch_size" in config) == (len(rows) > 1)
     assert config["num_speculative_tokens"] == max(k for *_, k in answer.to_vllm())
     return config
 
 
 def test_what_vllm_needs_is_recorded_told_or_an_obvious_placeholder(fit: Fit) -> None:
     unknown = config_of(ask(fit))
-    assert unknown["method"] == "draft_model" and unknown["model"] == PLACEHOLDER.format("draft-3m")
+    assert unknown["model"] == f"{PLACEHOLDER}-draft-3m" and "method" not in unknown
     told = config_of(ask(fit), method="eagle3", model="org/eagle", draft_tensor_parallel_size=1)
     assert (told["method"], told["model"]) == ("eagle3", "org/eagle")
     assert told["draft_tensor_parallel_size"] == 1
@@ -143,6 +146,32 @@ def test_what_vllm_needs_is_recorded_told_or_an_obvious_placeholder(fit: Fit) ->
     config = config_of(ask(recorded))
     assert (config["method"], config["model"]) == ("eagle3", "org/Eagle3-60m")
     assert config_of(ask(recorded), model="other")["model"] == "other"
+
+
+def test_a_schedule_says_when_no_drafter_at_all_is_faster(fit: Fit) -> None:
+    plain = arm_of(fit, Server("dense-60m"), in_flight(1, **LENGTHS), 0, True, STARTED_ANEW)
+    for acceptance, pays in ((0.9, True), (0.0, False)):
+        server = Server("dense-60m", "draft-3m", 2, acceptance)
+        answer = ask(fit, (2, 5), server=server, max_batch=1)
+        drafting = arm_of(fit, server, in_flight(1, **LENGTHS), 0, True, STARTED_ANEW)
+        faster = drafting.outcome()[0].e2e_s < plain.outcome()[0].e2e_s
+        assert answer.table["prob_faster_than_plain"].item() == pytest.approx(faster.mean())
+        assert answer.pays == pays and str(answer).startswith("Serve plain") != pays
+    unmeasured = without_runs(fit, lambda s: s["drafter"] == "none")
+    assert ask(unmeasured).table["prob_faster_than_plain"].isna().all()
+
+
+def test_by_default_a_schedule_covers_the_batches_that_were_measured(fit: Fit) -> None:
+    runs = fit.runs
+    most = int(np.ceil(runs["in_flight"][runs["verifier"] == "dense-60m"].max()))
+    for load, top in ((LOAD, most), (in_flight(most + 9, **LENGTHS), most + 9)):
+        assert ask(fit, load=load, max_batch=None).table["hi"].iloc[-1] == top
+
+
+def test_draft_lengths_between_none_and_those_measured_are_answered(fit: Fit) -> None:
+    assert ask(fit, (0, 1, 2, 3)).candidates == (0, 1, 2, 3)
+    with pytest.raises(EvidenceError, match="k = 8 is outside .*0, 1, 2, 3, 5, 7"):
+        ask(fit, (0, 8))
 
 
 def test_never_drafting_has_no_speculative_config(fit: Fit) -> None:

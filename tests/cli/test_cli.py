@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
-from bayes_sd.answers.compare import default_rates
+from bayes_sd.answers.compare import default_loads
 from bayes_sd.answers.servers import Server
 from bayes_sd.cli.app import PANELS, app
 from bayes_sd.cli.options import show
@@ -171,9 +172,7 @@ def test_every_question_answers_in_a_sentence_and_in_json(verb: str, fit_path: P
     first = text.stdout.splitlines()[0]
     assert first.endswith(".")
     data = json.loads(ask(verb, fit_path, *QUESTIONS[verb], "--json").stdout)
-    answers = data.get("comparisons", [data])
-    assert answers[0]["answer"].splitlines()[0].startswith(first[:20])
-    assert all(answer["rows"] for answer in answers)
+    assert data["answer"].splitlines()[0].startswith(first[:20]) and data["rows"]
 
 
 @pytest.mark.parametrize("verb", ["latency", "compare", "schedule", "capacity", "next-runs"])
@@ -193,20 +192,38 @@ def test_latency_past_capacity_has_no_number(fit_path: Path) -> None:
 
 def test_compare_gives_probabilities_that_sum_to_one(fit_path: Path) -> None:
     data = json.loads(ask("compare", fit_path, "--rps", "1,8", "-k", "5", "--json").stdout)
-    (comparison,) = data["comparisons"]
-    for row in comparison["rows"]:
+    for row in data["rows"]:
         total = row["prob_faster"] + row["prob_slower"] + row["prob_both_saturated"]
         assert total == pytest.approx(1)
-    even = comparison["break_even"]
+    (even,) = data["break_even"]
     assert sum(v for n, v in even.items() if n.startswith("prob")) == pytest.approx(1)
     assert even["p05_rps"] <= even["p50_rps"] <= even["p95_rps"]
+
+
+def test_by_default_the_measured_draft_lengths_are_compared(fit_path: Path) -> None:
+    rows = json.loads(ask("compare", fit_path, "--rps", "1", "--json").stdout)["rows"]
+    assert [row["server"][-5:] for row in rows] == ["k = 2", "k = 5"]
+
+
+def test_lengths_are_those_of_the_runs_where_they_are_alike(
+    fit: Fit, fit_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = run("compare", str(fit_path), *PAIR, "--rps", "1")
+    assert several.exit_code == 2 and "give --prompt and --output" in several.stderr
+    runs = fit.tree["runs"].to_dataset()
+    tokens = {name: runs[name] * 0 + 64.2 for name in ("prompt_tokens", "output_tokens")}
+    tree = xr.DataTree.from_dict({n: c.to_dataset() for n, c in fit.tree.children.items()})
+    tree["runs"] = xr.DataTree(runs.assign(tokens))
+    tree.attrs = fit.tree.attrs
+    monkeypatch.setattr(Fit, "load", lambda _: Fit(tree))
+    assert "(64 + 64 tokens, " in run("compare", "fit.nc", *PAIR).stdout
 
 
 def test_the_printed_schedule_says_which_model_it_needs(fit_path: Path) -> None:
     words = ["-k", "0,2,5", "--method", "eagle3", "--draft-model", "org/eagle"]
     config = json.loads(ask("schedule", fit_path, *words, "--json").stdout)["speculative_config"]
     assert (config["method"], config["model"]) == ("eagle3", "org/eagle")
-    assert "PATH_OR_NAME_OF_draft-3m" in ask("schedule", fit_path, "-k", "0,2").stdout
+    assert "PUT-PATH-HERE-draft-3m" in ask("schedule", fit_path, "-k", "0,2").stdout
 
 
 def test_capacity_of_named_servers(fit_path: Path, tmp_path: Path) -> None:
@@ -245,7 +262,7 @@ def test_a_new_model_by_size(fit_path: Path) -> None:
     words = ["--rps", "0.1", *new, "--acceptance", "0.7", *WORK, "--json"]
     assert run("compare", str(fit_path), *words).exit_code == 3
     rows = json.loads(run("compare", str(fit_path), *words, "--extrapolate").stdout)
-    assert rows["comparisons"][0]["rows"][0]["support"] == "extrapolated"
+    assert rows["rows"][0]["support"] == "extrapolated"
 
 
 @pytest.mark.parametrize(
@@ -286,8 +303,8 @@ def test_demo_prints_tables_and_writes_its_figures(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, drafting = Server("dense-115m"), Server("dense-115m", "draft-12m", 7, 0.7)
-    load = default_rates(fit, plain, (128, 64))
-    pair = (fit.compare(load, drafting, plain), fit.break_even(load, drafting, plain))
+    load = default_loads(fit, plain, (128, 64))
+    pair = (fit.compare(load, drafting, plain), [fit.break_even(load, drafting, plain)])
     monkeypatch.setattr(Fit, "decisions", lambda *_: [pair])
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output

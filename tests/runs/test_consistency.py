@@ -25,6 +25,7 @@ TABLES = {
     "open, percentiles": OPEN | MEANS | PERCENTILES,
     "closed, percentiles": CLOSED | MEANS | PERCENTILES,
     "closed, deviations": CLOSED | MEANS | SD,
+    "stated rate": CLOSED | MEANS | PERCENTILES | {"achieved_rps": 5.85},
     "open, latency": OPEN | {"e2e_mean_s": 1.35, "e2e_std_s": 0.2},
     "closed, latency": CLOSED | {"e2e_mean_s": 1.35, "e2e_std_s": 0.2},
 }
@@ -72,6 +73,12 @@ def test_right_units_raise_no_doubt(name: str) -> None:
         ("open", "duration_s", 10, "rate_rps 2 for duration_s 1210 is not 240 requests of mean e"),
         ("open", "ttft_p99_s", 1000, "ttft_p99_s 200 is too far from the mean of 0.08 s; check"),
         ("closed", "requests", 10, "e2e latency 1.35 s while 58.5366 finish a second is more t"),
+        (
+            "stated rate",
+            "achieved_rps",
+            0.1,
+            "achieved_rps 0.585 for duration_s 41 is not 240 requ",
+        ),
         ("closed", "tpot_mean_s", 1000, "ttft and tpot add up to 1270.08 s, unlike mean e2e late"),
     ],
 )
