@@ -18,7 +18,11 @@ METRICS = {"e2e": "request_latency", "ttft": "time_to_first_token", "tpot": "int
 UNITS_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 RATES = ("constant", "poisson", "gamma")
 # AIPerf's other JSON files; none of them is a run of its own.
-COMPANIONS = ("inputs.json", "server_metrics_export.json", "outputs.json", "run_config.json")
+COMPANIONS = (
+    *("inputs.json", "server_metrics_export.json", "outputs.json", "run_config.json"),
+    "phase_manifest.json",
+)
+OF_SEVERAL_RUNS = ("_aggregate.json", "_collated.json")
 
 
 class _Value(c.Record):
@@ -76,7 +80,9 @@ def companion(path: Path) -> bool:
     """Whether a file is one that AIPerf writes beside its export, and not a run."""
     named = path.name in COMPANIONS or path.suffix == ".jsonl"
     beside = named and any(path.parent.glob("*_aiperf.json"))
-    return beside or path.name.startswith(".aiperf")
+    # Below phases/ lie the parts of the export above it, the warm-up among them.
+    phase = path.parent.parent.name == "phases" and any(path.parents[2].glob("*_aiperf.json"))
+    return beside or phase or path.name.startswith(".aiperf") or path.name.endswith(OF_SEVERAL_RUNS)
 
 
 def stated(data: Values) -> dict[str, Any]:
@@ -147,13 +153,20 @@ def _phase(wanted: Values) -> Values:
     """The one phase that was measured, or what was before AIPerf 0.9."""
     if isinstance(wanted.get("phases"), list):
         phases = [c.mapping(phase) for phase in wanted["phases"]]
-        measured = [p for p in phases if p.get("kind", "profiling") != "warmup"]
+        measured = [phase for phase in phases if not _is_warmup(phase)]
         if len(measured) != 1:
             raise InputError(f"input_config has {len(measured)} profiling phases; a run has one")
         return measured[0]
     if not isinstance(old := wanted.get("loadgen"), Mapping):
         raise InputError("input_config has neither phases nor loadgen, so the load is unknown")
     return old
+
+
+def _is_warmup(phase: Values) -> bool:
+    """Whether a phase is no part of the measured run: its kind says so, its name before 0.13."""
+    return (phase.get("kind") or phase.get("name")) == "warmup" or (
+        phase.get("exclude_from_results") is True
+    )
 
 
 def _records(path: Path) -> list[_Record]:

@@ -3,6 +3,7 @@
 Its time per output token includes the first one: ours is its inter-token latency.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ LATENCIES = {
     "ttft": ("time_to_first_token_ms", 1e-3),
     "tpot": ("inter_token_latency_ms", 1e-3),
 }
+MANY_CUT_OFF = 0.1  # of all requests: long ones are cut off more often than short ones
+GROWING = 1.5  # requests cut off over those in flight by Little's law: their number never settled
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
@@ -55,6 +58,7 @@ class _Benchmark(c.Record):
         validation_alias=AliasPath("metrics", "request_totals", "successful")
     )
     errored: c.Count | None = _under("metrics", "request_totals", "errored")
+    cut_off: c.Count | None = _under("metrics", "request_totals", "incomplete")
     in_flight: _Distribution | None = _statistics("request_concurrency", "total")
     request_latency: _Distribution | None = _statistics("request_latency")
     time_to_first_token_ms: _Distribution | None = _statistics("time_to_first_token_ms")
@@ -109,7 +113,23 @@ def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
         for metric, (name, unit_s) in LATENCIES.items()
     }
     server = {"verifier": b.model, **configuration}
-    return run_row(server, load, latencies, requests=_requests(b) if complete else None)
+    requests = _requests(b) if complete else None
+    cut_off = len(b.incomplete or ()) if b.cut_off is None else b.cut_off
+    many = cut_off > MANY_CUT_OFF * (b.succeeded + (b.errored or 0) + cut_off)
+    grew = load["loop"] == "open" and many and _grew(cut_off, b.rate, latencies["e2e"].mean_s)
+    flags = {"cut-off>10%": many, "overloaded": grew}
+    raised = frozenset(name for name, up in flags.items() if up)
+    return run_row(server, load, latencies, requests=requests, saturated=grew, flags=raised)
+
+
+def _grew(cut_off: int, rate_rps: float | None, e2e_s: float) -> bool:
+    """Whether more requests were in flight at the end than rate and latency of a steady run give.
+
+    In a queue that grows all the time the answered ones waited half as long as the last one, so
+    that twice as many are cut off.
+    """
+    expected = (rate_rps or math.nan) * e2e_s
+    return cut_off > GROWING * expected + 3 * expected**0.5
 
 
 def _load(b: _Benchmark) -> dict[str, Any]:
