@@ -37,8 +37,10 @@ USED = frozenset(
     | {total for _, total in LENGTHS.values()}
     | {*w.GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
 )
-# Labels that tell apart the series of one metric; all others tell apart servers.
+LOST = ("abort", "error")  # reasons to finish that are no answer
+# Labels that tell apart the series of one metric; all others but "engine" tell apart servers.
 WITHIN = {"le", "position", "finished_reason"}
+ENGINE = "engine"  # of several data-parallel ones behind one server: they are summed
 SCRAPE = re.compile(r"^(# (time|HELP|TYPE) |vllm:)", re.MULTILINE)
 TIME_LINE = re.compile(r"^# time (\S+)\s*$", re.MULTILINE)
 TIME_NAME = re.compile(r"(?<!\d)\d{10}(\.\d+)?(?!\d)")
@@ -46,6 +48,7 @@ HOW_TO = 'put a line "# time SECONDS" before it or name the file by them (date +
 
 Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, labels, value
 Servers = dict[tuple[tuple[str, str], ...], pd.DataFrame]
+Readings = dict[float, float]
 
 
 def is_answer(data: Values) -> bool:
@@ -93,16 +96,18 @@ def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float
 
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
-    """Readings of all files, one table (see Window) for each set of labels."""
-    servers: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], dict[float, float]]] = {}
+    """Readings of all files, one table (see Window) for each server, all its engines together."""
+    servers: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], dict[str, Readings]]] = {}
     for file, content in contents.items():
         try:
             parsed = _scrapes(content, file) if isinstance(content, str) else _range(content)
             for time_s, name, labels, value in parsed:
                 if time_s is None:
                     raise InputError(f"does not say when it was scraped; {HOW_TO}")
-                key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
-                series = servers.setdefault(key, {}).setdefault((name, _own(labels)), {})
+                own = {*WITHIN, ENGINE}
+                key = tuple(sorted((k, v) for k, v in labels.items() if k not in own))
+                engines = servers.setdefault(key, {}).setdefault((name, _own(labels)), {})
+                series = engines.setdefault(labels.get(ENGINE, ""), {})
                 if series.setdefault(time_s, value) != value and not math.isnan(value):
                     raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
         except InputError as error:
@@ -110,9 +115,12 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
     if not servers:
         raise InputError(f"no metric of vLLM is in these files; needed is {E2E}")
     tables = {}
-    for key, readings in sorted(servers.items()):
-        table = pd.DataFrame({column: pd.Series(values) for column, values in readings.items()})
-        table.columns = pd.MultiIndex.from_tuples(list(readings), names=["name", "label"])
+    for key, metrics in sorted(servers.items()):
+        # Where one engine was not read the sum is unknown: adding leaves NaN there.
+        table = pd.DataFrame(
+            {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
+        )
+        table.columns = pd.MultiIndex.from_tuples(list(metrics), names=["name", "label"])
         tables[key] = table.sort_index().sort_index(axis=1)
     return tables
 
@@ -163,11 +171,10 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
 
 
 def _run(window: Window, configuration: Values) -> dict[str, Any]:
-    requests = window.gain(f"{E2E}_count")
     in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
-    lost = window.gain(FINISHED, "abort") + window.gain(FINISHED, "error")
+    requests, lost = _finished(window)
     load = {
-        **counted(requests, None if math.isnan(lost) else lost, window.duration_s),
+        **counted(requests, lost, window.duration_s),
         **{quantity: _length(window, *names) for quantity, names in LENGTHS.items()},
         "loop": "open",
         "rate_rps": requests / window.duration_s,
@@ -179,6 +186,19 @@ def _run(window: Window, configuration: Values) -> dict[str, Any]:
         raise InputError(f"{E2E}_sum is missing, so mean latency is unknown")
     flags = frozenset({"rate-from-achieved"})
     return run_row(configuration, load, latencies, drafting=_drafting(window), flags=flags)
+
+
+def _finished(window: Window) -> tuple[float, float | None]:
+    """Requests that were answered, and those aborted or failed (None: not counted)."""
+    timed = window.gain(f"{E2E}_count")
+    if FINISHED not in window.table:
+        return timed, None
+    # A reason is listed from its first request on.
+    by_reason = window.table[FINISHED].ffill().fillna(0.0)
+    gains = by_reason.iloc[-1] - by_reason.iloc[0]
+    lost = gains[gains.index.isin(LOST)].sum()
+    # Lost requests may be among those timed; there are no more answers than the rest.
+    return min(timed, gains.sum() - lost) if lost else timed, float(lost)
 
 
 def _latency(window: Window, name: str) -> Latency:

@@ -68,14 +68,20 @@ def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputErro
     table = table[table[f"{E2E}_count", ""].notna()]
     times = table.index.to_numpy(float)
     interval_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    # A reading that comes half an interval early still ends a window.
+    reach_s = window_s - interval_s / 2
+    if reach_s <= (QUARTERS - 1) * interval_s:
+        least = f"a steady load needs {QUARTERS + 1}, so {QUARTERS * interval_s:.3g} s or more"
+        readings = f"readings are {interval_s:.3g} s apart"
+        yield InputError(f"a window of {window_s:g} s has too few readings: {readings}; {least}")
+        return
     # A third of a window, and two usual intervals, may pass without a reading.
     breaks = _breaks(table, max(window_s / 3, 2 * interval_s))
     breaks[len(times)] = "the readings end"
     start = 0
     for end, why in sorted(breaks.items()):
-        # A reading that comes half an interval early still ends a window.
-        while (reach := times[start:end] - times[start] >= window_s - interval_s / 2).any():
-            last = start + int(np.argmax(reach))
+        while (reached := times[start:end] - times[start] >= reach_s).any():
+            last = start + int(np.argmax(reached))
             yield Window(table.iloc[start : last + 1])
             start = last
         left_s = times[end - 1] - times[start]
