@@ -73,7 +73,8 @@ class _Record(c.Record):
 
 def is_result(data: Values) -> bool:
     """Whether a JSON object looks like a summary exported by AIPerf."""
-    return "aiperf_version" in data or {"input_config", "request_latency"} <= set(data)
+    load = {"phases", "loadgen"} & c.mapping(data.get("input_config")).keys()
+    return "aiperf_version" in data or bool(load)
 
 
 def companion(path: Path) -> bool:

@@ -1,7 +1,6 @@
 """One reader for everything that was measured: files are told apart by their content."""
 
 import glob
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, shown
 from bayes_sd.runs import aiperf, guidellm, metrics, table, vllm
 from bayes_sd.runs.check import place
 from bayes_sd.runs.config import KNOWN, Values, canonical, merge
@@ -24,6 +23,23 @@ Sidecar = list[tuple[str, Values]]
 # What a file in a folder is called if it may hold runs.
 PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
+# Results that are not read: their tool, and keys that no other has.
+UNREAD: dict[str, set[str]] = {
+    "TensorRT-LLM's trtllm-bench": {"engine", "world_info", "request_info"},
+    "GenAI-Perf": {"request_latency", "input_config"},
+    "perf_analyzer (of GenAI-Perf)": {"experiments", "service_kind"},
+    "LLMPerf": {"results_end_to_end_latency_s_mean"},
+    "LLMPerf (single requests)": {"end_to_end_latency_s", "ttft_s"},
+    "vllm bench latency": {"avg_latency", "latencies", "percentiles"},
+    "vllm bench throughput": {"elapsed_time", "requests_per_second", "tokens_per_second"},
+    "SGLang's bench_offline_throughput": {"successful_requests", "total_latency"},
+    "SGLang's bench_one_batch": {"batch_size", "input_len", "overall_throughput"},
+    "llama.cpp's llama-bench": {"build_commit", "n_prompt", "n_gen"},
+}
+UNREAD_TEXT = {  # and what such a text has near its start
+    "MLPerf's loadgen": ("MLPerf Results Summary", ":::MLLOG"),
+    "llama.cpp's llama-bench": ("build_commit,", "pp512 |", "tg128 |"),
+}
 NEEDED = (
     "needed is a JSON result of vllm bench serve, SGLang's bench_serving, GuideLLM or AIPerf, "
     "a CSV table of runs, "
@@ -51,10 +67,10 @@ def read(
     ----------
     paths : path, folder, glob pattern, several of them, or pandas.DataFrame
         Results of ``vllm bench serve`` (one or several in a file), ``vllm bench sweep serve``,
-        SGLang's ``bench_serving``, GuideLLM and AIPerf; CSV tables with a run a row; scrapes of
-        ``/metrics``, timed by the file name (seconds since 1970) or a line ``# time SECONDS``
-        before each, or answers to ``query_range``, all of them one record. A folder means all that
-        is below it.
+        SGLang's ``bench_serving``, GuideLLM and AIPerf; tables (CSV, JSON lines) with a run a row;
+        scrapes of ``/metrics``, timed by the file name (seconds since 1970) or a line ``# time
+        SECONDS`` before each, or answers to ``query_range``, all of them one record. A folder means
+        all that is below it.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files that do not state it.
@@ -95,13 +111,17 @@ def read(
     sources = [paths] if isinstance(paths, pd.DataFrame) else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
     reader = _Reader(sidecar, canonical(constants), environment, [], [])
+    given = {
+        header if isinstance(header, str) else header[0] for header in (columns or {}).values()
+    }
+    headers = {"e2e_mean_s", table.THROUGHPUT} | given
     kinds: dict[str, str] = {}
     scrapes: dict[Path, Any] = {}
     for source in sources:
         path = Path("table") if isinstance(source, pd.DataFrame) else source
-        name = str(path)
+        name = shown(str(path))
         try:
-            kinds[name], contents = _content(source)
+            kinds[name], contents = _content(source, headers)
             if kinds[name] == "metrics":
                 scrapes[path] = contents[0]
             elif kinds[name] == "table":
@@ -176,8 +196,8 @@ def _nothing(aside: list[dict[str, Any]]) -> str:
     return several + "; ".join(reasons[:3])
 
 
-def _content(source: Path | pd.DataFrame) -> tuple[str, list[Any]]:
-    """Kind of a source and what is in it."""
+def _content(source: Path | pd.DataFrame, headers: set[str]) -> tuple[str, list[Any]]:
+    """Kind of a source and what is in it; JSON that has one of these headers is a table."""
     if isinstance(source, pd.DataFrame):
         return "table", [table.load_table(source)[0]]
     try:
@@ -189,38 +209,30 @@ def _content(source: Path | pd.DataFrame) -> tuple[str, list[Any]]:
     if not text:
         raise InputError(f"is empty; {NEEDED}")
     if text.startswith(("{", "[")):
-        data = _objects(text)
+        data = table.json_objects(text)
         if metrics.is_answer(data[0]):
             return "metrics", data
         for name, tool in TOOLS.items():
             if tool.is_result(data[0]):
                 return name, data
-        keys = ", ".join(map(str, list(data[0])[:5]))
+        if headers & data[0].keys():
+            return "table", [table.load_table(source)[0]]
+        _refuse_unread(tool for tool, keys in UNREAD.items() if keys <= data[0].keys())
+        keys = ", ".join(str(key)[:40] for key in list(data[0])[:5])
         raise InputError(f"is JSON of no known kind (it has {keys or 'nothing'}); {NEEDED}")
     if metrics.is_scrape(text):
         return "metrics", [text]
+    start = text[:2000]
+    _refuse_unread(tool for tool, signs in UNREAD_TEXT.items() if any(x in start for x in signs))
     if "," not in text.splitlines()[0]:
         raise InputError(f"is of no known kind; {NEEDED}")
     return "table", [table.load_table(source)[0]]
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects of a text: one, a list, or one after the other."""
-    decoder, values, end = json.JSONDecoder(), [], 0
-    try:
-        while end < len(text):
-            value, end = decoder.raw_decode(text, end)
-            values += value if isinstance(value, list) else [value]
-            while end < len(text) and text[end].isspace():
-                end += 1
-    except json.JSONDecodeError as error:
-        problem = f"is not complete JSON ({error.msg} at line {error.lineno})"
-        raise InputError(f"{problem}; {NEEDED}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
-        raise InputError(f"is JSON of an absurd size or depth; {NEEDED}") from None
-    if not values or not all(isinstance(value, dict) for value in values):
-        raise InputError(f"is not a JSON object or several; {NEEDED}")
-    return values
+def _refuse_unread(tools: Iterable[str]) -> None:
+    """Name the tool of a result that is not read."""
+    for tool in tools:
+        raise InputError(f"is a result of {tool}, which is not read; {NEEDED}")
 
 
 def find_files(

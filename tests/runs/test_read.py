@@ -25,7 +25,7 @@ from bayes_sd.runs.read import load_yaml, read
         (b"\xff\xfe\x00\x01", "is not text"),
         (b"[" * 100_000, "is JSON of an absurd size or depth"),
         (b'{"duration": ' + b"1" * 5000 + b"}", "is JSON of an absurd size or depth"),
-        (b"[1, 2]", "is not a JSON object or several; needed is a JSON result of vllm bench serve"),
+        (b"[1, 2]", "is not a JSON object or several"),
         (b'{"benchmarks": [], "args": {}}', "is a GuideLLM report"),
         (
             b'{"records": []}',
@@ -51,6 +51,44 @@ def test_bad_file(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         read(bad)
     write(tmp_path / "good.json", raw(PLAIN))
+    assert len(read(tmp_path)) == 1
+
+
+BENCH = {"run_name": "a", "batch_size": 4, "input_len": 8, "output_len": 8, "overall_throughput": 9}
+UNREAD = {
+    "TensorRT-LLM's trtllm-bench": {"engine": {}, "world_info": {}, "request_info": {}},
+    "GenAI-Perf": {"request_latency": {"avg": 1}, "input_config": {"model": ["m"]}},
+    "perf_analyzer": {"version": "2", "service_kind": "openai", "experiments": []},
+    "LLMPerf": {"num_concurrent_requests": 1, "results_end_to_end_latency_s_mean": 2.0},
+    r"LLMPerf \(single requests\)": [{"ttft_s": 0.1, "end_to_end_latency_s": 2.0}],
+    "vllm bench latency": {"avg_latency": 1.0, "latencies": [1.0], "percentiles": {"50": 1.0}},
+    "vllm bench throughput": {"elapsed_time": 1, "requests_per_second": 2, "tokens_per_second": 9},
+    "SGLang's bench_offline_throughput": {"successful_requests": 4, "total_latency": 2.0},
+    "SGLang's bench_one_batch": BENCH,
+    "llama.cpp's llama-bench": [{"build_commit": "a", "n_prompt": 512, "n_gen": 0}],
+    "MLPerf's loadgen": "====\nMLPerf Results Summary\n====\nScenario : Server\n",
+}
+
+
+@pytest.mark.parametrize(("tool", "content"), UNREAD.items(), ids=UNREAD)
+def test_a_tool_that_is_not_read_is_named(tool: str, content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "result.txt"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=f"is a result of {tool}.*, which is not read; needed is"):
+        read(path)
+
+
+def test_a_table_in_json_lines_is_that_of_csv(tmp_path: Path) -> None:
+    lines = tmp_path / "runs.jsonl"
+    lines.write_text(TABLE.to_json(orient="records", lines=True))
+    same = read_table(lines).table.drop(columns="source")
+    assert same.equals(read_table().table.drop(columns="source"))
+
+
+def test_runs_far_below_a_folder_are_found(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    write(deep / "run.json", raw(PLAIN))
     assert len(read(tmp_path)) == 1
 
 
