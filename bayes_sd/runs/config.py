@@ -60,7 +60,7 @@ def _whole(least: int) -> BeforeValidator:
     return _must(rule, lambda x: least <= x <= LARGEST_COUNT and x == int(x))
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """A name without blanks around it, as it may be printed."""
     if isinstance(value, list | dict):
         raise ValueError(f"must be one name, got {str(value)[:40]}")
@@ -80,8 +80,8 @@ PositiveOrInfinite = Annotated[float, _must("be a positive number or 'inf'", lam
 Fraction = Annotated[float, _must("lie between 0 and 1", lambda x: 0 <= x <= 1)]
 Count = Annotated[int, _whole(0)]
 PositiveCount = Annotated[int, _whole(1)]
-Text = Annotated[str, BeforeValidator(_text)]
-Lower = BeforeValidator(lambda value: _text(value).lower())
+Text = Annotated[str, BeforeValidator(text)]
+Lower = BeforeValidator(lambda value: text(value).lower())
 
 
 def absent(value: Any) -> bool:
@@ -114,6 +114,8 @@ def sentence(error: ValidationError) -> str:
     field = "".join(parts).removeprefix(".")
     if first["type"] == "missing":
         return f"{field} is missing"
+    if first["type"] == "too_short":
+        return f"{field} is empty; give at least one"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field} {message}".strip()

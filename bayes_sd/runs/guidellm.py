@@ -21,7 +21,7 @@ LATENCIES = {
     "tpot": ("inter_token_latency_ms", 1e-3),
 }
 MANY_CUT_OFF = 0.1  # of all requests: long ones are cut off more often than short ones
-GROWING = 1.5  # requests cut off over those in flight by Little's law: their number never settled
+GROWING = 1.5
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
@@ -39,7 +39,7 @@ class _Distribution(Statistics):
 
 
 class _Request(c.Record):
-    request_start_time: c.Number | None = None
+    request_start_time: c.Finite | None = None
     request_latency: c.Number | None = None
     time_to_first_token_ms: c.Number | None = None
     prompt_tokens: c.Count | None = None
@@ -116,20 +116,11 @@ def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
     requests = _requests(b) if complete else None
     cut_off = len(b.incomplete or ()) if b.cut_off is None else b.cut_off
     many = cut_off > MANY_CUT_OFF * (b.succeeded + (b.errored or 0) + cut_off)
-    grew = load["loop"] == "open" and many and _grew(cut_off, b.rate, latencies["e2e"].mean_s)
-    flags = {"cut-off>10%": many, "overloaded": grew}
-    raised = frozenset(name for name, up in flags.items() if up)
-    return run_row(server, load, latencies, requests=requests, saturated=grew, flags=raised)
-
-
-def _grew(cut_off: int, rate_rps: float | None, e2e_s: float) -> bool:
-    """Whether more requests were in flight at the end than rate and latency of a steady run give.
-
-    In a queue that grows all the time the answered ones waited half as long as the last one, so
-    that twice as many are cut off.
-    """
-    expected = (rate_rps or math.nan) * e2e_s
-    return cut_off > GROWING * expected + 3 * expected**0.5
+    # In a queue that grew to the end twice as many are cut off as rate and latency would have it.
+    expected = (b.rate or math.nan) * latencies["e2e"].mean_s
+    grew = load["loop"] == "open" and many and cut_off > GROWING * expected + 3 * expected**0.5
+    flags = frozenset({"cut-off>10%"} if many else ()) | ({"overloaded"} if grew else set())
+    return run_row(server, load, latencies, requests=requests, saturated=grew, flags=flags)
 
 
 def _load(b: _Benchmark) -> dict[str, Any]:

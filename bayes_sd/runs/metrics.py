@@ -38,9 +38,8 @@ USED = frozenset(
     | {*w.GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
 )
 LOST = ("abort", "error")  # reasons to finish that are no answer
-# Labels that tell apart the series of one metric; all others but "engine" tell apart servers.
-WITHIN = {"le", "position", "finished_reason"}
-ENGINE = "engine"  # of several data-parallel ones behind one server: they are summed
+# Labels of the series of one server, whose engines (of data parallelism) are summed.
+WITHIN = {"le", "position", "finished_reason", "engine"}
 SCRAPE = re.compile(r"^(# (time|HELP|TYPE) |vllm:)", re.MULTILINE)
 TIME_LINE = re.compile(r"^# time (\S+)\s*$", re.MULTILINE)
 TIME_NAME = re.compile(r"(?<!\d)\d{10}(\.\d+)?(?!\d)")
@@ -48,7 +47,6 @@ HOW_TO = 'put a line "# time SECONDS" before it or name the file by them (date +
 
 Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, labels, value
 Servers = dict[tuple[tuple[str, str], ...], pd.DataFrame]
-Readings = dict[float, float]
 
 
 def is_answer(data: Values) -> bool:
@@ -97,17 +95,18 @@ def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
     """Readings of all files, one table (see Window) for each server, all its engines together."""
-    servers: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], dict[str, Readings]]] = {}
+    servers: dict[Any, dict[tuple[str, str], dict[str, dict[float, float]]]] = {}
     for file, content in contents.items():
         try:
             parsed = _scrapes(content, file) if isinstance(content, str) else _range(content)
             for time_s, name, labels, value in parsed:
                 if time_s is None:
                     raise InputError(f"does not say when it was scraped; {HOW_TO}")
-                own = {*WITHIN, ENGINE}
-                key = tuple(sorted((k, v) for k, v in labels.items() if k not in own))
-                engines = servers.setdefault(key, {}).setdefault((name, _own(labels)), {})
-                series = engines.setdefault(labels.get(ENGINE, ""), {})
+                if not (math.isfinite(time_s) and (math.isnan(value) or 0 <= value <= c.LARGEST)):
+                    raise InputError(f"has an impossible value {value:g} of {name} at {time_s:g}")
+                key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
+                engines = servers.setdefault(key, {}).setdefault((name, _own(name, labels)), {})
+                series = engines.setdefault(labels.get("engine", ""), {})
                 if series.setdefault(time_s, value) != value and not math.isnan(value):
                     raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
         except InputError as error:
@@ -125,13 +124,14 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
     return tables
 
 
-def _own(labels: Mapping[str, str]) -> str:
+def _own(name: str, labels: Mapping[str, str]) -> str:
     """What tells a series from the others of its metric."""
-    if "le" in labels:
+    if name.endswith("_bucket"):
         try:
             return f"{float(labels['le']):g}"
-        except ValueError:
-            raise InputError(f"has a bucket with le {labels['le']!r}; a number is needed") from None
+        except (KeyError, ValueError):
+            le = labels.get("le")
+            raise InputError(f"has a bucket with le {le!r}; a number is needed") from None
     return labels.get("position", labels.get("finished_reason", ""))
 
 
@@ -144,9 +144,9 @@ def _range(answer: Values) -> Iterator[Sample]:
         raise InputError(f"data.resultType is {kind!r}; query_range gives 'matrix'")
     for i, series in enumerate(data.get("result") or ()):
         try:
-            labels = dict(series["metric"])
-            values = [(float(t), float(v)) for t, v in series["values"]]
-        except (KeyError, TypeError, ValueError):
+            labels = {str(k): c.text(v) for k, v in series["metric"].items()}
+            values = [(c.number(t), c.number(v)) for t, v in series["values"]]
+        except (AttributeError, KeyError, TypeError, ValueError):
             what = "lacks metric or values [[seconds, number], ...]"
             raise InputError(f"data.result[{i}] {what}") from None
         if (name := labels.pop("__name__", None)) is None:
@@ -167,7 +167,7 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
         for s in samples(scrape):
             stamp_s = time_s if s.timestamp is None else float(s.timestamp)
-            yield stamp_s, s.name, s.labels, float(s.value)
+            yield stamp_s, s.name, s.labels, s.value
 
 
 def _run(window: Window, configuration: Values) -> dict[str, Any]:

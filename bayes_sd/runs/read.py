@@ -2,6 +2,7 @@
 
 import glob
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -21,24 +22,22 @@ from bayes_sd.runs.schema import Runs, tidy
 PathLike = str | Path
 Sidecar = list[tuple[str, Values]]
 # What a file in a folder is called if it may hold runs.
+LONG_NUMBER = re.compile(r"\b(0x)?[\da-fA-F_]{500}")  # Python would not print it
 PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
-# Results that are not read: their tool, and keys that no other has.
-UNREAD: dict[str, set[str]] = {
-    "TensorRT-LLM's trtllm-bench": {"engine", "world_info", "request_info"},
-    "GenAI-Perf": {"request_latency", "input_config"},
-    "perf_analyzer (of GenAI-Perf)": {"experiments", "service_kind"},
-    "LLMPerf": {"results_end_to_end_latency_s_mean"},
-    "LLMPerf (single requests)": {"end_to_end_latency_s", "ttft_s"},
-    "vllm bench latency": {"avg_latency", "latencies", "percentiles"},
-    "vllm bench throughput": {"elapsed_time", "requests_per_second", "tokens_per_second"},
-    "SGLang's bench_offline_throughput": {"successful_requests", "total_latency"},
-    "SGLang's bench_one_batch": {"batch_size", "input_len", "overall_throughput"},
-    "llama.cpp's llama-bench": {"build_commit", "n_prompt", "n_gen"},
-}
-UNREAD_TEXT = {  # and what such a text has near its start
-    "MLPerf's loadgen": ("MLPerf Results Summary", ":::MLLOG"),
-    "llama.cpp's llama-bench": ("build_commit,", "pp512 |", "tg128 |"),
+# Tools whose results are not read, and what is written in those of no other.
+UNREAD = {
+    "TensorRT-LLM's trtllm-bench": ('"engine"', '"world_info"', '"request_info"'),
+    "GenAI-Perf": ('"request_latency"', '"input_config"'),
+    "GenAI-Perf's perf_analyzer": ('"experiments"', '"service_kind"'),
+    "LLMPerf": ("end_to_end_latency_s", "ttft_s"),
+    "vllm bench latency": ('"avg_latency"', '"latencies"', '"percentiles"'),
+    "vllm bench throughput": ('"elapsed_time"', '"requests_per_second"', '"tokens_per_second"'),
+    "SGLang's bench_offline_throughput": ('"successful_requests"', '"total_latency"'),
+    "SGLang's bench_one_batch": ('"batch_size"', '"input_len"', '"overall_throughput"'),
+    "llama.cpp's llama-bench": ("build_commit", "n_prompt", "n_gen"),
+    "MLPerf's loadgen": ("MLPerf Results Summary",),
+    "MLPerf's loadgen (its log)": (":::MLLOG",),
 }
 NEEDED = (
     "needed is a JSON result of vllm bench serve, SGLang's bench_serving, GuideLLM or AIPerf, "
@@ -111,17 +110,13 @@ def read(
     sources = [paths] if isinstance(paths, pd.DataFrame) else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
     reader = _Reader(sidecar, canonical(constants), environment, [], [])
-    given = {
-        header if isinstance(header, str) else header[0] for header in (columns or {}).values()
-    }
-    headers = {"e2e_mean_s", table.THROUGHPUT} | given
     kinds: dict[str, str] = {}
     scrapes: dict[Path, Any] = {}
     for source in sources:
         path = Path("table") if isinstance(source, pd.DataFrame) else source
         name = shown(str(path))
         try:
-            kinds[name], contents = _content(source, headers)
+            kinds[name], contents = _content(source, columns or {})
             if kinds[name] == "metrics":
                 scrapes[path] = contents[0]
             elif kinds[name] == "table":
@@ -196,8 +191,8 @@ def _nothing(aside: list[dict[str, Any]]) -> str:
     return several + "; ".join(reasons[:3])
 
 
-def _content(source: Path | pd.DataFrame, headers: set[str]) -> tuple[str, list[Any]]:
-    """Kind of a source and what is in it; JSON that has one of these headers is a table."""
+def _content(source: Path | pd.DataFrame, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Kind of a source and what is in it."""
     if isinstance(source, pd.DataFrame):
         return "table", [table.load_table(source)[0]]
     try:
@@ -208,6 +203,7 @@ def _content(source: Path | pd.DataFrame, headers: set[str]) -> tuple[str, list[
         raise InputError(f"is not text; {NEEDED}") from None
     if not text:
         raise InputError(f"is empty; {NEEDED}")
+    header, what = text.splitlines()[0], "of no known kind"
     if text.startswith(("{", "[")):
         data = table.json_objects(text)
         if metrics.is_answer(data[0]):
@@ -215,24 +211,19 @@ def _content(source: Path | pd.DataFrame, headers: set[str]) -> tuple[str, list[
         for name, tool in TOOLS.items():
             if tool.is_result(data[0]):
                 return name, data
-        if headers & data[0].keys():
+        theirs = {each if isinstance(each, str) else each[0] for each in columns.values()}
+        if data[0].keys() & {"e2e_mean_s", table.THROUGHPUT, *theirs}:
             return "table", [table.load_table(source)[0]]
-        _refuse_unread(tool for tool, keys in UNREAD.items() if keys <= data[0].keys())
         keys = ", ".join(str(key)[:40] for key in list(data[0])[:5])
-        raise InputError(f"is JSON of no known kind (it has {keys or 'nothing'}); {NEEDED}")
-    if metrics.is_scrape(text):
+        header, what = "", f"JSON of no known kind (it has {keys or 'nothing'})"
+    elif metrics.is_scrape(text):
         return "metrics", [text]
-    start = text[:2000]
-    _refuse_unread(tool for tool, signs in UNREAD_TEXT.items() if any(x in start for x in signs))
-    if "," not in text.splitlines()[0]:
-        raise InputError(f"is of no known kind; {NEEDED}")
+    for other, signs in UNREAD.items():
+        if all(sign in text for sign in signs):
+            raise InputError(f"is a result of {other}, which is not read; {NEEDED}")
+    if "," not in header:
+        raise InputError(f"is {what}; {NEEDED}")
     return "table", [table.load_table(source)[0]]
-
-
-def _refuse_unread(tools: Iterable[str]) -> None:
-    """Name the tool of a result that is not read."""
-    for tool in tools:
-        raise InputError(f"is a result of {tool}, which is not read; {NEEDED}")
 
 
 def find_files(
@@ -307,7 +298,10 @@ class _UniqueKeys(yaml.SafeLoader):
 def load_yaml(path: PathLike) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        text = Path(path).read_text(encoding="utf-8")
+        if LONG_NUMBER.search(text):
+            raise ValueError("a number has hundreds of digits")
+        data = yaml.load(text, _UniqueKeys)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

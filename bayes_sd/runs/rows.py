@@ -35,6 +35,7 @@ SERVED_SHARE, QUEUE_SHARE = 0.9, 0.02  # of the offered rate; of the run, spent 
 # Means in milliseconds and lists in seconds round differently and may drop different requests;
 # a wrong unit is off by far more.
 UNIT_SLACK = 1.2
+SLIP = 2.0  # requests over duration and a stated rate leave out no more than the drain
 
 # Upper percentiles of which one gives the spread together with the median: its normal quantile,
 # and the effective number of requests as a share of all: var(log s^2 of n) over the variance
@@ -298,7 +299,9 @@ def _check_units(w: Workload, metrics: Mapping[str, Latency]) -> None:
     parts, mean = ttft + (w.output_tokens - 1) * tpot, f"mean e2e latency {e2e:g} s"
     # Means of ratios over requests of unequal length differ, but not by such a factor.
     apart = w.output_tokens > 1 and (parts <= e2e / 10 or parts >= e2e * 10)
+    served = w.achieved_rps * w.duration_s / w.requests
     for wrong, problem in (
+        (served > SLIP or served < 1 / SLIP, f"achieved_rps is {served:g} times requests a second"),
         (ttft > e2e * ROUNDING, f"mean ttft {ttft:g} s is longer than {mean}"),
         (e2e > w.duration_s * UNIT_SLACK, f"{mean} is longer than the run of {w.duration_s:g} s"),
         (apart, f"mean ttft and tpot add up to {parts:g} s, unlike {mean}"),

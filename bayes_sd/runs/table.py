@@ -42,7 +42,6 @@ PUBLIC = (
     ("Timestamp", "Request tokens", "Response tokens"),
     ("timestamp", "input_length", "output_length"),
 )
-IN_MS = "hash_ids"  # a column of Mooncake's
 NAMED_UNIT = re.compile(r"[_ (](ms|us|ns)\)?$")
 # Times since 1970 up to the year 5000 are below each of these in its unit.
 EPOCHS = {1e11: 1.0, 1e14: 1e-3, 1e17: 1e-6, np.inf: 1e-9}
@@ -66,11 +65,9 @@ def load_table(source: Source, **options: Any) -> tuple[pd.DataFrame, str]:
                 table = pd.read_csv(path, low_memory=False, **options)
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error.strerror})") from None
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
         except ValueError as error:
             reason = (str(error).strip().splitlines() or ["no table"])[0]
-            raise InputError(f"{name}: is not a CSV table ({reason})") from None
+            raise InputError(f"{name}: is no table in CSV or JSON lines ({reason})") from None
     if not table.columns.is_unique:
         twice = ", ".join(map(str, table.columns[table.columns.duplicated()]))
         raise InputError(f"{name}: two columns are called {twice}; names must differ")
@@ -233,14 +230,14 @@ def read_windows(
         raise InputError(f"{name}: has no rows; a window or two requests at least are needed")
     if is_log:
         named = NAMED_UNIT.search(str(headers["timestamp"]))
-        unit = "ms" if IN_MS in table else named and named[1]
+        unit = "ms" if "hash_ids" in table else named[1] if named else ""  # they are Mooncake's
         renamed = _windows_of_log(_with_output(renamed, name), window_s, name, unit)
     return name, _checked(renamed, name)
 
 
 def _with_output(log: pd.DataFrame, name: str) -> pd.DataFrame:
     """Requests that were answered; those of no output are left out, and said."""
-    empty = pd.to_numeric(log["output_tokens"], errors="coerce") == 0
+    empty = _numbers(log["output_tokens"], f"{name}: output_tokens", 0.0) == 0
     if empty.all():
         raise InputError(f"{name}: output_tokens is 0 in every row; answers have tokens")
     if empty.any():
@@ -249,9 +246,7 @@ def _with_output(log: pd.DataFrame, name: str) -> pd.DataFrame:
     return log[~empty].reset_index(drop=True)
 
 
-def _windows_of_log(
-    log: pd.DataFrame, window_s: float, name: str, unit: str | None
-) -> pd.DataFrame:
+def _windows_of_log(log: pd.DataFrame, window_s: float, name: str, unit: str) -> pd.DataFrame:
     """Requests counted and averaged by window."""
     time_s = _times(log["timestamp"], name, unit)
     back = np.flatnonzero(np.diff(time_s) < 0)
@@ -275,13 +270,12 @@ def _windows_of_log(
     return result.assign(rate_rps=rate, seconds=width_s)
 
 
-def _times(column: pd.Series, name: str, unit: str | None) -> np.ndarray:
+def _times(column: pd.Series, name: str, unit: str) -> np.ndarray:
     """Times in seconds, of dates or of numbers, in the unit given or that of their size."""
     is_date = pd.api.types.is_datetime64_any_dtype(column)
-    if not is_date and pd.to_numeric(column, errors="coerce").notna().any():
+    if not is_date and not np.isnan(_floats(column, f"{name}: timestamp")).all():
         times = _numbers(column, f"{name}: timestamp", -LARGEST)
-        largest = np.abs(times).max()
-        unit_s = next(each for limit, each in EPOCHS.items() if largest < limit)
+        unit_s = next(each for limit, each in EPOCHS.items() if np.abs(times).max() < limit)
         return times * (UNITS[unit] if unit else unit_s)
     dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
     if dates.isna().any():
@@ -291,11 +285,19 @@ def _times(column: pd.Series, name: str, unit: str | None) -> np.ndarray:
     return (dates - dates.iloc[0]).dt.total_seconds().to_numpy()
 
 
+def _floats(column: pd.Series, what: str) -> np.ndarray:
+    """Numbers, NaN where there is none."""
+    try:
+        return pd.to_numeric(column, errors="coerce").to_numpy(float)
+    except OverflowError:
+        raise InputError(f"{what} has a number of hundreds of digits") from None
+
+
 def _numbers(
     column: pd.Series, what: str, least: float, missing_ok: np.ndarray | bool = False
 ) -> np.ndarray:
     """Numbers of at least `least`, not absurdly large, missing only where that is allowed."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    values = _floats(column, what)
     allowed = (values >= least) & (values <= LARGEST) | column.isna().to_numpy() & missing_ok
     if not allowed.all():
         row = int((~allowed).argmax())

@@ -71,9 +71,8 @@ def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputErro
     # A reading that comes half an interval early still ends a window.
     reach_s = window_s - interval_s / 2
     if reach_s <= (QUARTERS - 1) * interval_s:
-        least = f"a steady load needs {QUARTERS + 1}, so {QUARTERS * interval_s:.3g} s or more"
-        readings = f"readings are {interval_s:.3g} s apart"
-        yield InputError(f"a window of {window_s:g} s has too few readings: {readings}; {least}")
+        rule = f"readings are {interval_s:.3g} s apart, and a steady load needs {QUARTERS + 1}"
+        yield InputError(f"windows of {window_s:g} s are too short: {rule}")
         return
     # A third of a window, and two usual intervals, may pass without a reading.
     breaks = _breaks(table, max(window_s / 3, 2 * interval_s))

@@ -310,7 +310,7 @@ def test_few_windows_are_left_alone() -> None:
         (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is 'noon'"),
         (LOG.assign(timestamp=7.0), "all timestamps are equal"),
         (LOG.assign(timestamp=LOG["timestamp"] * 1e9), "are the timestamps in seconds"),
-        (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 1"),
+        (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 0"),
         (LOG.assign(prompt_tokens=[1, None, 3, 4]), "prompt_tokens in row 1 is missing"),
         (LOG.iloc[:0], "has no rows"),
         (pd.concat([WINDOWS, WINDOWS], axis=1), "two columns are called rate_rps"),
@@ -345,7 +345,7 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         Load.read(tmp_path / "none.csv")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(InputError, match="empty.csv: is not a CSV table"):
+    with pytest.raises(InputError, match="empty.csv: is no table in CSV"):
         Load.read(tmp_path / "empty.csv")
 
 

@@ -333,9 +333,9 @@ def test_bad_file(content: Any, message: str, tmp_path: Path) -> None:
     [
         ({"window_s": 3600}, "12. s from .* are no window of 3600 s: the readings end"),
         ({"drafter": "none"}, "draft_tokens is 3 but there is no drafter"),
-        ({"window_s": 12}, "a window of 12 s has too few readings: .* 6.01 s apart; .* 24 s or"),
-        ({"window_s": 2}, "a window of 2 s has too few readings"),
-        ({"window_s": 1e-9}, "a window of 1e-09 s has too few readings"),
+        ({"window_s": 12}, "windows of 12 s are too short: readings are 6.01 s apart, .* needs 5"),
+        ({"window_s": 2}, "windows of 2 s are too short"),
+        ({"window_s": 1e-9}, "windows of 1e-09 s are too short"),
     ],
 )
 def test_bad_arguments(

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,9 @@ BENCH = {"run_name": "a", "batch_size": 4, "input_len": 8, "output_len": 8, "ove
 UNREAD = {
     "TensorRT-LLM's trtllm-bench": {"engine": {}, "world_info": {}, "request_info": {}},
     "GenAI-Perf": {"request_latency": {"avg": 1}, "input_config": {"model": ["m"]}},
-    "perf_analyzer": {"version": "2", "service_kind": "openai", "experiments": []},
-    "LLMPerf": {"num_concurrent_requests": 1, "results_end_to_end_latency_s_mean": 2.0},
-    r"LLMPerf \(single requests\)": [{"ttft_s": 0.1, "end_to_end_latency_s": 2.0}],
+    "GenAI-Perf's perf_analyzer": {"version": "2", "service_kind": "openai", "experiments": []},
+    "LLMPerf": {"results_end_to_end_latency_s_mean": 2.0, "results_ttft_s_mean": 0.1},
+    "LLMPerf.*": [{"ttft_s": 0.1, "end_to_end_latency_s": 2.0}],
     "vllm bench latency": {"avg_latency": 1.0, "latencies": [1.0], "percentiles": {"50": 1.0}},
     "vllm bench throughput": {"elapsed_time": 1, "requests_per_second": 2, "tokens_per_second": 9},
     "SGLang's bench_offline_throughput": {"successful_requests": 4, "total_latency": 2.0},
@@ -83,6 +85,35 @@ def test_a_table_in_json_lines_is_that_of_csv(tmp_path: Path) -> None:
     lines.write_text(TABLE.to_json(orient="records", lines=True))
     same = read_table(lines).table.drop(columns="source")
     assert same.equals(read_table().table.drop(columns="source"))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_names_are_shown_escaped(tmp_path: Path) -> None:
+    data = raw(SD) | {"verifier": "a\x1b[2J\ud800b\nc"}
+    path = tmp_path / os.fsdecode(b"x\xff\n.json")
+    path.write_text(json.dumps(data))
+    (tmp_path / os.fsdecode(b"\xfe.json")).write_text("[")
+    runs = read(tmp_path)
+    assert runs.table.verifier.tolist() == [r"a\x1b[2J\ud800b\nc"]
+    assert runs.table.source[0].endswith(r"x\udcff\n.json")
+    assert runs.set_aside.source[0].endswith(r"\udcfe.json")
+    assert str(runs.check()).replace("\n", "").isprintable()
+
+
+def test_megabytes_are_not_repeated(tmp_path: Path) -> None:
+    for field in ("verifier", "duration", "verifier_params", "environment"):
+        path = write(tmp_path / "a.json", raw(SD) | {field: "x" * 2_000_000})
+        with pytest.raises(InputError, match=f"{field} must .* got ") as caught:
+            read(path)
+        assert len(str(caught.value)) < 2_100
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "0x" + "f" * 5000])
+def test_yaml_of_endless_numbers_is_refused(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "side.yaml"
+    path.write_text(f"'*.json': {{verifier_params: {number}}}")
+    with pytest.raises(InputError, match=r"is not YAML \(a number has hundreds of digits\)"):
+        load_yaml(path)
 
 
 def test_runs_far_below_a_folder_are_found(tmp_path: Path) -> None:
@@ -180,7 +211,7 @@ def test_a_sidecar_may_not_contradict_the_file(tmp_path: Path) -> None:
             "name,verifier\na.json,x\n",
             "a column 'file' is needed, but the columns are name",
         ),
-        ("s.csv", "", "is not a CSV table"),
+        ("s.csv", "", "is no table in CSV"),
         ("gone.csv", None, "no such file"),
     ],
 )
