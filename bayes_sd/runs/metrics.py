@@ -68,7 +68,7 @@ def samples(text: str) -> Iterator[Any]:
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             yield from family.samples
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:60]
         raise InputError(f"is cut off or no text of a metrics endpoint ({reason})") from None
 
@@ -102,8 +102,10 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
             for time_s, name, labels, value in parsed:
                 if time_s is None:
                     raise InputError(f"does not say when it was scraped; {HOW_TO}")
-                if not (math.isfinite(time_s) and (math.isnan(value) or 0 <= value <= c.LARGEST)):
-                    raise InputError(f"has an impossible value {value:g} of {name} at {time_s:g}")
+                if not (math.isfinite(time_s) and (value != value or 0 <= value <= c.LARGEST)):
+                    raise InputError(
+                        f"has an impossible value {value!s:.40} of {name} at {time_s:g}"
+                    )
                 key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
                 engines = servers.setdefault(key, {}).setdefault((name, _own(name, labels)), {})
                 series = engines.setdefault(labels.get("engine", ""), {})

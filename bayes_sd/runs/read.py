@@ -131,7 +131,7 @@ def read(
     if scrapes:
         first = next(iter(scrapes))
         values = merge((str(path), reader.configuration(path, {})) for path in scrapes)
-        name = str(first if len(scrapes) == 1 else first.parent)
+        name = shown(str(first if len(scrapes) == 1 else first.parent))
         reader.add(name, metrics.runs_of(scrapes, values, window_s))
     # GuideLLM and AIPerf write their results as CSV too, beside the JSON that is read.
     reports = {name for name, kind in kinds.items() if kind in ("GuideLLM", "AIPerf")}

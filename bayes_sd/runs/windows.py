@@ -62,7 +62,7 @@ class Window:
 
 def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputError]:
     """Consecutive windows, and why the rest of the readings is in none."""
-    if (f"{E2E}_count", "") not in table:
+    if (f"{E2E}_count", "") not in table or table[f"{E2E}_count", ""].isna().all():
         yield InputError(f"{E2E}_count is missing; it counts the requests")
         return
     table = table[table[f"{E2E}_count", ""].notna()]
