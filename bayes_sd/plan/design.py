@@ -14,7 +14,6 @@ from bayes_sd.answers.next_runs import NextRuns
 from bayes_sd.answers.servers import name_of
 from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.plan.sweep import Described, Plan, Point, SweepServer, VllmOptions, write_sweep
 from bayes_sd.runs.config import Fraction, NonNegative, Positive, PositiveCount, Text, sentence
 from bayes_sd.runs.read import load_yaml
@@ -28,7 +27,6 @@ HALF_FULL = 8  # a closed loop of B reaches about B / (B + this) of the capacity
 FEWEST_REQUESTS = 16
 ROUNDS = 4  # a closed loop answers at least so many requests a place
 Name = Annotated[Text, Field(min_length=1)]
-Draft = Annotated[int, Field(le=DRAFT_TOKENS_MAX)]
 Many = Annotated[int, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(gt=0, le=2)]  # of the capacity; far beyond it all runs are alike
 
@@ -52,7 +50,7 @@ class Description(Described):
 
     verifiers: tuple[Name, ...] = Field(min_length=1)
     drafters: tuple[Drafter, ...] = ()
-    k: tuple[Draft, Draft] = (1, 5)
+    k: tuple[Many, Many] = (1, 5)
     acceptance: tuple[Fraction, Fraction] | None = None
     synthetic_acceptance: bool = False
     sd_servers_per_verifier: Many = 3

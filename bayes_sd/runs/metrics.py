@@ -37,7 +37,6 @@ USED = frozenset(
     | {total for _, total in LENGTHS.values()}
     | {*w.GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
 )
-LOST = ("abort", "error")  # reasons to finish that are no answer
 # Labels of the series of one server, whose engines (of data parallelism) are summed.
 WITHIN = {"le", "position", "finished_reason", "engine"}
 SCRAPE = re.compile(r"^(# (time|HELP|TYPE) |vllm:)", re.MULTILINE)
@@ -198,7 +197,7 @@ def _finished(window: Window) -> tuple[float, float | None]:
     # A reason is listed from its first request on.
     by_reason = window.table[FINISHED].ffill().fillna(0.0)
     gains = by_reason.iloc[-1] - by_reason.iloc[0]
-    lost = gains[gains.index.isin(LOST)].sum()
+    lost = gains[gains.index.isin(("abort", "error"))].sum()
     # Lost requests may be among those timed; there are no more answers than the rest.
     return min(timed, gains.sum() - lost) if lost else timed, float(lost)
 

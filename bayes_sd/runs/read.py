@@ -37,7 +37,6 @@ UNREAD = {
     "SGLang's bench_one_batch": ('"batch_size"', '"input_len"', '"overall_throughput"'),
     "llama.cpp's llama-bench": ("build_commit", "n_prompt", "n_gen"),
     "MLPerf's loadgen": ("MLPerf Results Summary",),
-    "MLPerf's loadgen (its log)": (":::MLLOG",),
 }
 NEEDED = (
     "needed is a JSON result of vllm bench serve, SGLang's bench_serving, GuideLLM or AIPerf, "
