@@ -7,7 +7,7 @@ absurd and impossible numbers, wrong types, deep nesting, text that no encoding 
 characters, megabytes in a field, missing keys, files cut off, names that are not UTF-8. A row a
 reader: how many were read, how many refused in words, and three columns that must be 0: other
 exceptions (unprintable or endless messages among them), warnings that are not ours, and impossible
-numbers accepted. The exit status is 1 if one is not. About 10 ms an input; nothing is compiled.
+numbers accepted. The exit status is 1 if one is not. About 20 ms an input, 100 ms of metrics.
 """
 
 import argparse
@@ -91,7 +91,9 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 def mutate_tree(value: Any, rng: random.Random) -> Any:
     """A JSON value with one item replaced, removed, scaled, nested or given twice."""
     value = copy.deepcopy(value)
-    into, key = rng.choice(list(places(value)))
+    if not (found := list(places(value))):
+        return value
+    into, key = rng.choice(found)
     old, kind = into[key], rng.random()
     if kind < 0.35:
         into[key] = rng.choice(NUMBERS)
