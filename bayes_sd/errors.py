@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+LONGEST = 2_000  # characters of a message
 _ARGUMENT = re.compile(r"<<(\w+)>>")
 
 
@@ -16,8 +17,20 @@ def in_words(message: str, shell: bool = False) -> str:
     return _ARGUMENT.sub(word, message)
 
 
+def shown(text: str) -> str:
+    """Text of a file as it may be printed, its control characters and lone surrogates escaped."""
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+
 class _UserError(Exception):
     """An error whose message speaks Python, and a shell's language through :func:`in_words`."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:  # a value of megabytes: what is wrong stands before and after it
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+        super().__init__("\n".join(map(shown, message.split("\n"))))
 
     def __str__(self) -> str:
         return in_words(self.message)

@@ -1,5 +1,6 @@
 """Which servers to measure at which loads, spread evenly within a time budget."""
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from bayes_sd.answers.servers import name_of
 from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.plan.sweep import Described, Plan, Point, SweepServer, VllmOptions, write_sweep
-from bayes_sd.runs.config import Fraction, Positive, PositiveCount, sentence
+from bayes_sd.runs.config import Fraction, NonNegative, Positive, PositiveCount, Text, sentence
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.vllm import short_name
 
@@ -25,7 +26,8 @@ PROMPT_WEIGHT = 0.25  # cost of a prompt token in output tokens
 HALF_FULL = 8  # a closed loop of B reaches about B / (B + this) of the capacity
 FEWEST_REQUESTS = 16
 ROUNDS = 4  # a closed loop answers at least so many requests a place
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[Text, Field(min_length=1)]
+Many = Annotated[int, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(gt=0, le=2)]  # of the capacity; far beyond it all runs are alike
 
 
@@ -48,28 +50,28 @@ class Description(Described):
 
     verifiers: tuple[Name, ...] = Field(min_length=1)
     drafters: tuple[Drafter, ...] = ()
-    k: tuple[int, int] = (1, 5)
+    k: tuple[Many, Many] = (1, 5)
     acceptance: tuple[Fraction, Fraction] | None = None
     synthetic_acceptance: bool = False
-    sd_servers_per_verifier: int = Field(default=3, ge=0)
-    idle_drafter_servers: int = Field(default=0, ge=0)
-    runs_per_server: tuple[int, int] = (4, 8)
-    replicated_cells: int = Field(default=0, ge=0)
-    max_concurrency: int | None = Field(default=None, ge=1)
+    sd_servers_per_verifier: Many = 3
+    idle_drafter_servers: Many = 0
+    runs_per_server: tuple[Many, Many] = (4, 8)
+    replicated_cells: Many = 0
+    max_concurrency: int | None = Field(default=None, ge=1, le=1_000_000)
     rates_rps: tuple[Positive, ...] = ()
-    capacity_rps: float | None = Field(default=None, gt=0)
+    capacity_rps: Positive | None = None
     loads: tuple[Share, Share] = (0.05, 1.2)
     prompts: tuple[PositiveCount, ...] = Field(default=(128, 512), min_length=1)
     outputs: tuple[PositiveCount, ...] = Field(default=(64, 256), min_length=1)
-    run_seconds: float = Field(default=20, gt=0)
-    min_requests: int = Field(default=FEWEST_REQUESTS, ge=1)
-    time_budget_minutes: float = Field(default=60, gt=0)
+    run_seconds: Positive = 20
+    min_requests: PositiveCount = FEWEST_REQUESTS
+    time_budget_minutes: Positive = 60
     seed: int = 1
     environment: str = ""
     vllm: VllmOptions = VllmOptions()
-    token_s: float = Field(default=0.01, gt=0)
-    startup_s: float = Field(default=90, ge=0)
-    run_overhead_s: float = Field(default=15, ge=0)
+    token_s: Positive = 0.01
+    startup_s: NonNegative = 90
+    run_overhead_s: NonNegative = 15
 
     @field_validator("k", "acceptance", "runs_per_server", "loads", mode="before")
     @classmethod
@@ -249,7 +251,7 @@ def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list
 
 def _path(model: str, base: Path, where: str, hub: bool = True) -> str:
     """A model folder as an absolute path; a name on a hub, or a folder elsewhere, as it is."""
-    if (base / model).is_dir():
+    if os.path.isdir(base / model):  # False for names that no file can have
         return str((base / model).resolve())
     if not (model.startswith("/") or (hub and model[0] not in ".~" and model.count("/") == 1)):
         raise InputError(

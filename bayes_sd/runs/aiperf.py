@@ -17,12 +17,13 @@ from bayes_sd.runs.rows import Latency, Requests, Rows, Statistics, called, coun
 METRICS = {"e2e": "request_latency", "ttft": "time_to_first_token", "tpot": "inter_token_latency"}
 UNITS_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 RATES = ("constant", "poisson", "gamma")
-# AIPerf's other JSON files; none of them is a run of its own.
-COMPANIONS = ("inputs.json", "server_metrics_export.json", "outputs.json", "run_config.json")
+# AIPerf's other files; none of them is a run of its own.
+COMPANIONS = ("inputs", "outputs", "run_config", "phase_manifest", "server_metrics_export")
+OF_SEVERAL_RUNS = ("_aggregate", "_collated")
 
 
 class _Value(c.Record):
-    mean: c.Number = Field(validation_alias=AliasChoices("avg", "value"))
+    mean: c.Finite = Field(validation_alias=AliasChoices("avg", "value"))
 
 
 class _Count(c.Record):
@@ -69,14 +70,17 @@ class _Record(c.Record):
 
 def is_result(data: Values) -> bool:
     """Whether a JSON object looks like a summary exported by AIPerf."""
-    return "aiperf_version" in data or {"input_config", "request_latency"} <= set(data)
+    load = {"phases", "loadgen"} & c.mapping(data.get("input_config")).keys()
+    return "aiperf_version" in data or bool(load)
 
 
 def companion(path: Path) -> bool:
     """Whether a file is one that AIPerf writes beside its export, and not a run."""
-    named = path.name in COMPANIONS or path.suffix == ".jsonl"
+    named = path.stem in COMPANIONS or path.suffix == ".jsonl"
     beside = named and any(path.parent.glob("*_aiperf.json"))
-    return beside or path.name.startswith(".aiperf")
+    # Below phases/ lie the parts of the export above it, the warm-up among them.
+    phase = path.parent.parent.name == "phases" and any(path.parents[2].glob("*_aiperf.json"))
+    return beside or phase or path.name.startswith(".aiperf") or path.stem.endswith(OF_SEVERAL_RUNS)
 
 
 def stated(data: Values) -> dict[str, Any]:
@@ -147,7 +151,8 @@ def _phase(wanted: Values) -> Values:
     """The one phase that was measured, or what was before AIPerf 0.9."""
     if isinstance(wanted.get("phases"), list):
         phases = [c.mapping(phase) for phase in wanted["phases"]]
-        measured = [p for p in phases if p.get("kind", "profiling") != "warmup"]
+        # Before 0.13 a phase has no kind and its name tells.
+        measured = [p for p in phases if (p.get("kind") or p.get("name")) != "warmup"]
         if len(measured) != 1:
             raise InputError(f"input_config has {len(measured)} profiling phases; a run has one")
         return measured[0]

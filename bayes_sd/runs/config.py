@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.runs.sizes import contradictions
 
@@ -17,28 +17,39 @@ ALIASES = {
 }
 GIVE = "give it as an argument, in a sidecar or in the file's metadata (--metadata {0}=...)"
 LARGEST_COUNT = 9e18  # what 64 bits hold
+SMALLEST, LARGEST = 1e-60, 1e19  # in size: the square of a ratio of two is still a number
+LONGEST_NAME = 300
 NO_DRAFTER = "none"
 Values = Mapping[str, Any]
 
 
-def number(value: Any) -> float:
+def _float(value: Any) -> float:
     """Any float, also written as a string, also NaN or infinite."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"must be a number, got {value!r}")
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        raise ValueError(f"must be of at most {LARGEST:g} in size, got {value!r}") from None
+    except (TypeError, ValueError):
         raise ValueError(f"must be a number, got {value!r}") from None
+
+
+def number(value: Any) -> float:
+    """Any float of a size with which one can reckon, also NaN or infinite."""
+    x = _float(value)
+    if x and math.isfinite(x) and not SMALLEST <= abs(x) <= LARGEST:
+        raise ValueError(f"must be 0 or of size {SMALLEST:g} to {LARGEST:g}, got {value!r}")
+    return x
 
 
 def _must(rule: str, allowed: Callable[[float], bool]) -> BeforeValidator:
     """Refuse numbers that are not allowed, and say the rule."""
 
     def check(value: Any) -> float:
-        x = number(value)
-        if not allowed(x):
+        if not allowed(_float(value)):
             raise ValueError(f"must {rule}, got {value!r}")
-        return x
+        return number(value)
 
     return BeforeValidator(check)
 
@@ -49,11 +60,14 @@ def _whole(least: int) -> BeforeValidator:
     return _must(rule, lambda x: least <= x <= LARGEST_COUNT and x == int(x))
 
 
-def _text(value: Any) -> str:
-    """A name without blanks around it."""
+def text(value: Any) -> str:
+    """A name without blanks around it, as it may be printed."""
     if isinstance(value, list | dict):
         raise ValueError(f"must be one name, got {str(value)[:40]}")
-    return str(value).strip()
+    name = str(value).strip()
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"must have at most {LONGEST_NAME} characters, got {name[:40]!r}...")
+    return shown(name)
 
 
 Number = Annotated[float, BeforeValidator(number)]
@@ -66,8 +80,8 @@ PositiveOrInfinite = Annotated[float, _must("be a positive number or 'inf'", lam
 Fraction = Annotated[float, _must("lie between 0 and 1", lambda x: 0 <= x <= 1)]
 Count = Annotated[int, _whole(0)]
 PositiveCount = Annotated[int, _whole(1)]
-Text = Annotated[str, BeforeValidator(_text)]
-Lower = BeforeValidator(lambda value: _text(value).lower())
+Text = Annotated[str, BeforeValidator(text)]
+Lower = BeforeValidator(lambda value: text(value).lower())
 
 
 def absent(value: Any) -> bool:
@@ -100,6 +114,8 @@ def sentence(error: ValidationError) -> str:
     field = "".join(parts).removeprefix(".")
     if first["type"] == "missing":
         return f"{field} is missing"
+    if first["type"] == "too_short":
+        return f"{field} is empty; give at least one"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field} {message}".strip()

@@ -3,6 +3,7 @@
 Its time per output token includes the first one: ours is its inter-token latency.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ LATENCIES = {
     "ttft": ("time_to_first_token_ms", 1e-3),
     "tpot": ("inter_token_latency_ms", 1e-3),
 }
+MANY_CUT_OFF = 0.1  # of all requests: long ones are cut off more often than short ones
+GROWING = 1.5
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
@@ -36,7 +39,7 @@ class _Distribution(Statistics):
 
 
 class _Request(c.Record):
-    request_start_time: c.Number | None = None
+    request_start_time: c.Finite | None = None
     request_latency: c.Number | None = None
     time_to_first_token_ms: c.Number | None = None
     prompt_tokens: c.Count | None = None
@@ -97,10 +100,11 @@ def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
     starts = [r.request_start_time for r in listed if r.request_start_time is not None]
     # Where only a sample of requests is listed, the first and the last may be missing.
     complete = len(b.successful or ()) == b.succeeded
+    cut_off = len(b.incomplete or ()) if b.cut_off is None else b.cut_off
     load = {
         **_load(b),
         **counted(b.succeeded, b.errored, b.duration),
-        "incomplete": b.cut_off,
+        "incomplete": cut_off,
         "prompt_tokens": b.prompt_token_count and b.prompt_token_count.mean,
         "output_tokens": b.output_token_count and b.output_token_count.mean,
         "in_flight": (b.in_flight and b.in_flight.mean) or None,
@@ -111,7 +115,12 @@ def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
         for metric, (name, unit_s) in LATENCIES.items()
     }
     server = {"verifier": b.model, **configuration}
-    return run_row(server, load, latencies, requests=_requests(b) if complete else None)
+    requests = _requests(b) if complete else None
+    # In a queue that grew to the end twice as many are cut off as rate and latency would have it.
+    expected = (b.rate or math.nan) * latencies["e2e"].mean_s
+    most = max(GROWING * expected + 3 * expected**0.5, MANY_CUT_OFF * b.succeeded)
+    grew = frozenset({"overloaded"} if load["loop"] == "open" and cut_off > most else ())
+    return run_row(server, load, latencies, requests=requests, saturated=bool(grew), flags=grew)
 
 
 def _load(b: _Benchmark) -> dict[str, Any]:

@@ -77,11 +77,13 @@ class Load:
         Parameters
         ----------
         source : path or pandas.DataFrame
-            A CSV file or a table. With a column ``rate_rps`` it has a window a row, with
-            ``prompt_tokens`` and ``output_tokens`` (means, missing only where the rate is 0) and,
-            if known, ``prompt_tokens_sd``, ``output_tokens_sd`` and ``seconds`` (by default all
-            windows are alike). Otherwise it has a request a row, in order of ``timestamp``
-            (seconds, or ISO 8601), with both lengths; Azure's public logs are read as they are.
+            A file (CSV or JSON lines) or a table. With a column ``rate_rps`` it has a window a row,
+            with ``prompt_tokens`` and ``output_tokens`` (means, missing only where the rate is 0)
+            and, if known, ``prompt_tokens_sd``, ``output_tokens_sd`` and ``seconds`` (by default
+            all windows are alike). Otherwise it has a request a row, in order of ``timestamp``
+            (ISO 8601, or seconds; ms, us or ns where its header ends so, or where times since 1970
+            have that size), with both lengths; requests of no output are left out with a warning.
+            The public logs of Azure, BurstGPT and Mooncake are read as they are.
         window_s : float
             Seconds of the windows a log is cut into; the load is taken to be steady in each.
         columns : mapping, optional

@@ -37,8 +37,8 @@ USED = frozenset(
     | {total for _, total in LENGTHS.values()}
     | {*w.GAUGES, *DRAFTING.values(), PER_POSITION, FINISHED}
 )
-# Labels that tell apart the series of one metric; all others tell apart servers.
-WITHIN = {"le", "position", "finished_reason"}
+# Labels of the series of one server, whose engines (of data parallelism) are summed.
+WITHIN = {"le", "position", "finished_reason", "engine"}
 SCRAPE = re.compile(r"^(# (time|HELP|TYPE) |vllm:)", re.MULTILINE)
 TIME_LINE = re.compile(r"^# time (\S+)\s*$", re.MULTILINE)
 TIME_NAME = re.compile(r"(?<!\d)\d{10}(\.\d+)?(?!\d)")
@@ -67,7 +67,7 @@ def samples(text: str) -> Iterator[Any]:
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             yield from family.samples
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:60]
         raise InputError(f"is cut off or no text of a metrics endpoint ({reason})") from None
 
@@ -93,16 +93,21 @@ def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float
 
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
-    """Readings of all files, one table (see Window) for each set of labels."""
-    servers: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], dict[float, float]]] = {}
+    """Readings of all files, one table (see Window) for each server, all its engines together."""
+    servers: dict[Any, dict[tuple[str, str], dict[str, dict[float, float]]]] = {}
     for file, content in contents.items():
         try:
             parsed = _scrapes(content, file) if isinstance(content, str) else _range(content)
             for time_s, name, labels, value in parsed:
                 if time_s is None:
                     raise InputError(f"does not say when it was scraped; {HOW_TO}")
+                if not (math.isfinite(time_s) and (value != value or 0 <= value <= c.LARGEST)):
+                    raise InputError(
+                        f"has an impossible value {value!s:.40} of {name} at {time_s:g}"
+                    )
                 key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
-                series = servers.setdefault(key, {}).setdefault((name, _own(labels)), {})
+                engines = servers.setdefault(key, {}).setdefault((name, _own(name, labels)), {})
+                series = engines.setdefault(labels.get("engine", ""), {})
                 if series.setdefault(time_s, value) != value and not math.isnan(value):
                     raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
         except InputError as error:
@@ -110,20 +115,24 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
     if not servers:
         raise InputError(f"no metric of vLLM is in these files; needed is {E2E}")
     tables = {}
-    for key, readings in sorted(servers.items()):
-        table = pd.DataFrame({column: pd.Series(values) for column, values in readings.items()})
-        table.columns = pd.MultiIndex.from_tuples(list(readings), names=["name", "label"])
+    for key, metrics in sorted(servers.items()):
+        # Where one engine was not read the sum is unknown: adding leaves NaN there.
+        table = pd.DataFrame(
+            {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
+        )
+        table.columns = pd.MultiIndex.from_tuples(list(metrics), names=["name", "label"])
         tables[key] = table.sort_index().sort_index(axis=1)
     return tables
 
 
-def _own(labels: Mapping[str, str]) -> str:
+def _own(name: str, labels: Mapping[str, str]) -> str:
     """What tells a series from the others of its metric."""
-    if "le" in labels:
+    if name.endswith("_bucket"):
         try:
             return f"{float(labels['le']):g}"
-        except ValueError:
-            raise InputError(f"has a bucket with le {labels['le']!r}; a number is needed") from None
+        except (KeyError, ValueError):
+            le = labels.get("le")
+            raise InputError(f"has a bucket with le {le!r}; a number is needed") from None
     return labels.get("position", labels.get("finished_reason", ""))
 
 
@@ -136,9 +145,9 @@ def _range(answer: Values) -> Iterator[Sample]:
         raise InputError(f"data.resultType is {kind!r}; query_range gives 'matrix'")
     for i, series in enumerate(data.get("result") or ()):
         try:
-            labels = dict(series["metric"])
-            values = [(float(t), float(v)) for t, v in series["values"]]
-        except (KeyError, TypeError, ValueError):
+            labels = {str(k): c.text(v) for k, v in series["metric"].items()}
+            values = [(c.number(t), c.number(v)) for t, v in series["values"]]
+        except (AttributeError, KeyError, TypeError, ValueError):
             what = "lacks metric or values [[seconds, number], ...]"
             raise InputError(f"data.result[{i}] {what}") from None
         if (name := labels.pop("__name__", None)) is None:
@@ -159,15 +168,14 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
         for s in samples(scrape):
             stamp_s = time_s if s.timestamp is None else float(s.timestamp)
-            yield stamp_s, s.name, s.labels, float(s.value)
+            yield stamp_s, s.name, s.labels, s.value
 
 
 def _run(window: Window, configuration: Values) -> dict[str, Any]:
-    requests = window.gain(f"{E2E}_count")
     in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
-    lost = window.gain(FINISHED, "abort") + window.gain(FINISHED, "error")
+    requests, lost = _finished(window)
     load = {
-        **counted(requests, None if math.isnan(lost) else lost, window.duration_s),
+        **counted(requests, lost, window.duration_s),
         **{quantity: _length(window, *names) for quantity, names in LENGTHS.items()},
         "loop": "open",
         "rate_rps": requests / window.duration_s,
@@ -179,6 +187,19 @@ def _run(window: Window, configuration: Values) -> dict[str, Any]:
         raise InputError(f"{E2E}_sum is missing, so mean latency is unknown")
     flags = frozenset({"rate-from-achieved"})
     return run_row(configuration, load, latencies, drafting=_drafting(window), flags=flags)
+
+
+def _finished(window: Window) -> tuple[float, float | None]:
+    """Requests that were answered, and those aborted or failed (None: not counted)."""
+    timed = window.gain(f"{E2E}_count")
+    if FINISHED not in window.table:
+        return timed, None
+    # A reason is listed from its first request on.
+    by_reason = window.table[FINISHED].ffill().fillna(0.0)
+    gains = by_reason.iloc[-1] - by_reason.iloc[0]
+    lost = gains[gains.index.isin(("abort", "error"))].sum()
+    # Lost requests may be among those timed; there are no more answers than the rest.
+    return min(timed, gains.sum() - lost) if lost else timed, float(lost)
 
 
 def _latency(window: Window, name: str) -> Latency:

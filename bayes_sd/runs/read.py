@@ -1,8 +1,8 @@
 """One reader for everything that was measured: files are told apart by their content."""
 
 import glob
-import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, shown
 from bayes_sd.runs import aiperf, guidellm, metrics, table, vllm
 from bayes_sd.runs.check import place
 from bayes_sd.runs.config import KNOWN, Values, canonical, merge
@@ -22,8 +22,22 @@ from bayes_sd.runs.schema import Runs, tidy
 PathLike = str | Path
 Sidecar = list[tuple[str, Values]]
 # What a file in a folder is called if it may hold runs.
+LONG_NUMBER = re.compile(r"\b(0x)?[\da-fA-F_]{500}")  # Python would not print it
 PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
+# Tools whose results are not read, and what is written in those of no other.
+UNREAD = {
+    "TensorRT-LLM's trtllm-bench": ('"engine"', '"world_info"', '"request_info"'),
+    "GenAI-Perf": ('"request_latency"', '"input_config"'),
+    "GenAI-Perf's perf_analyzer": ('"experiments"', '"service_kind"'),
+    "LLMPerf": ("end_to_end_latency_s", "ttft_s"),
+    "vllm bench latency": ('"avg_latency"', '"latencies"', '"percentiles"'),
+    "vllm bench throughput": ('"elapsed_time"', '"requests_per_second"', '"tokens_per_second"'),
+    "SGLang's bench_offline_throughput": ('"successful_requests"', '"total_latency"'),
+    "SGLang's bench_one_batch": ('"batch_size"', '"input_len"', '"overall_throughput"'),
+    "llama.cpp's llama-bench": ("build_commit", "n_prompt", "n_gen"),
+    "MLPerf's loadgen": ("MLPerf Results Summary",),
+}
 NEEDED = (
     "needed is a JSON result of vllm bench serve, SGLang's bench_serving, GuideLLM or AIPerf, "
     "a CSV table of runs, "
@@ -51,10 +65,10 @@ def read(
     ----------
     paths : path, folder, glob pattern, several of them, or pandas.DataFrame
         Results of ``vllm bench serve`` (one or several in a file), ``vllm bench sweep serve``,
-        SGLang's ``bench_serving``, GuideLLM and AIPerf; CSV tables with a run a row; scrapes of
-        ``/metrics``, timed by the file name (seconds since 1970) or a line ``# time SECONDS``
-        before each, or answers to ``query_range``, all of them one record. A folder means all that
-        is below it.
+        SGLang's ``bench_serving``, GuideLLM and AIPerf; tables (CSV, JSON lines) with a run a row;
+        scrapes of ``/metrics``, timed by the file name (seconds since 1970) or a line ``# time
+        SECONDS`` before each, or answers to ``query_range``, all of them one record. A folder means
+        all that is below it.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files that do not state it.
@@ -99,9 +113,9 @@ def read(
     scrapes: dict[Path, Any] = {}
     for source in sources:
         path = Path("table") if isinstance(source, pd.DataFrame) else source
-        name = str(path)
+        name = shown(str(path))
         try:
-            kinds[name], contents = _content(source)
+            kinds[name], contents = _content(source, columns or {})
             if kinds[name] == "metrics":
                 scrapes[path] = contents[0]
             elif kinds[name] == "table":
@@ -116,7 +130,7 @@ def read(
     if scrapes:
         first = next(iter(scrapes))
         values = merge((str(path), reader.configuration(path, {})) for path in scrapes)
-        name = str(first if len(scrapes) == 1 else first.parent)
+        name = shown(str(first if len(scrapes) == 1 else first.parent))
         reader.add(name, metrics.runs_of(scrapes, values, window_s))
     # GuideLLM and AIPerf write their results as CSV too, beside the JSON that is read.
     reports = {name for name, kind in kinds.items() if kind in ("GuideLLM", "AIPerf")}
@@ -176,7 +190,7 @@ def _nothing(aside: list[dict[str, Any]]) -> str:
     return several + "; ".join(reasons[:3])
 
 
-def _content(source: Path | pd.DataFrame) -> tuple[str, list[Any]]:
+def _content(source: Path | pd.DataFrame, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
     """Kind of a source and what is in it."""
     if isinstance(source, pd.DataFrame):
         return "table", [table.load_table(source)[0]]
@@ -188,39 +202,27 @@ def _content(source: Path | pd.DataFrame) -> tuple[str, list[Any]]:
         raise InputError(f"is not text; {NEEDED}") from None
     if not text:
         raise InputError(f"is empty; {NEEDED}")
+    header, what = text.splitlines()[0], "of no known kind"
     if text.startswith(("{", "[")):
-        data = _objects(text)
+        data = table.json_objects(text)
         if metrics.is_answer(data[0]):
             return "metrics", data
         for name, tool in TOOLS.items():
             if tool.is_result(data[0]):
                 return name, data
-        keys = ", ".join(map(str, list(data[0])[:5]))
-        raise InputError(f"is JSON of no known kind (it has {keys or 'nothing'}); {NEEDED}")
-    if metrics.is_scrape(text):
+        theirs = {each if isinstance(each, str) else each[0] for each in columns.values()}
+        if data[0].keys() & {"e2e_mean_s", table.THROUGHPUT, *theirs}:
+            return "table", [table.load_table(source)[0]]
+        keys = ", ".join(str(key)[:40] for key in list(data[0])[:5])
+        header, what = "", f"JSON of no known kind (it has {keys or 'nothing'})"
+    elif metrics.is_scrape(text):
         return "metrics", [text]
-    if "," not in text.splitlines()[0]:
-        raise InputError(f"is of no known kind; {NEEDED}")
+    for other, signs in UNREAD.items():
+        if all(sign in text for sign in signs):
+            raise InputError(f"is a result of {other}, which is not read; {NEEDED}")
+    if "," not in header:
+        raise InputError(f"is {what}; {NEEDED}")
     return "table", [table.load_table(source)[0]]
-
-
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects of a text: one, a list, or one after the other."""
-    decoder, values, end = json.JSONDecoder(), [], 0
-    try:
-        while end < len(text):
-            value, end = decoder.raw_decode(text, end)
-            values += value if isinstance(value, list) else [value]
-            while end < len(text) and text[end].isspace():
-                end += 1
-    except json.JSONDecodeError as error:
-        problem = f"is not complete JSON ({error.msg} at line {error.lineno})"
-        raise InputError(f"{problem}; {NEEDED}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
-        raise InputError(f"is JSON of an absurd size or depth; {NEEDED}") from None
-    if not values or not all(isinstance(value, dict) for value in values):
-        raise InputError(f"is not a JSON object or several; {NEEDED}")
-    return values
 
 
 def find_files(
@@ -295,7 +297,10 @@ class _UniqueKeys(yaml.SafeLoader):
 def load_yaml(path: PathLike) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        text = Path(path).read_text(encoding="utf-8")
+        if LONG_NUMBER.search(text):
+            raise ValueError("a number has hundreds of digits")
+        data = yaml.load(text, _UniqueKeys)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from bayes_sd.errors import InputError
 
 GIGA = 1e9
 KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
+WIDEST = 1e7  # any number in a config.json that a size depends on
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
 
@@ -178,10 +179,11 @@ def _of_config(config: Mapping[str, Any], where: str) -> Size:
     def whole(*names: str, default: int | None = None) -> int:
         for name in names:
             value = config.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= WIDEST:
                 return value
             if value is not None:
-                raise InputError(f"{where}: {name} must be a positive whole number, got {value!r}")
+                rule = f"a positive whole number of at most {WIDEST:g}"
+                raise InputError(f"{where}: {name} must be {rule}, got {value!r}")
         if default is None:
             raise InputError(f"{where}: {names[0]} is missing; give the model's sizes instead")
         return default

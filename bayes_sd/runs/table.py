@@ -1,5 +1,8 @@
-"""Tables: one run a row, and windows or single requests of traffic."""
+"""Tables, CSV or JSON lines: one run a row, and windows or single requests of traffic."""
 
+import json
+import re
+import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import InputError
-from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
+from bayes_sd.errors import EvidenceWarning, InputError, shown
+from bayes_sd.runs.config import LARGEST, NAMES, Positive, Record, Values, absent, number, record
 from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
 
-UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 1e-2, "1": 1.0}
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "%": 1e-2, "1": 1.0}
 FIELDS = tuple(Latency.model_fields)
 LATENCIES = tuple(f"{metric}_{name}" for metric in METRICS for name in FIELDS)
 LENGTHS = ("prompt_tokens", "output_tokens")
@@ -34,8 +37,15 @@ WINDOW = ("rate_rps", *LENGTHS)
 LOG = ("timestamp", *LENGTHS)
 SPREADS = tuple(f"{name}_sd" for name in LENGTHS)
 TRAFFIC = (*WINDOW, *SPREADS, "seconds", "timestamp")
-# Azure's public logs are read as they are.
-HEADERS = dict(zip(LOG, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), strict=True))
+# Public logs that are read as they are: Azure's, BurstGPT's, Mooncake's (in milliseconds).
+PUBLIC = (
+    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    ("Timestamp", "Request tokens", "Response tokens"),
+    ("timestamp", "input_length", "output_length"),
+)
+NAMED_UNIT = re.compile(r"[_ (](ms|us|ns)\)?$")
+# Times since 1970 up to the year 5000 are below each of these in its unit.
+EPOCHS = {1e11: 1.0, 1e14: 1e-3, 1e17: 1e-6, np.inf: 1e-9}
 WINDOWS_MAX = 1_000_000
 
 
@@ -44,18 +54,44 @@ def load_table(source: Source, **options: Any) -> tuple[pd.DataFrame, str]:
     if isinstance(source, pd.DataFrame):
         table, name = source, "table"
     else:
-        path, name = Path(source), str(source)
+        path, name = Path(source), shown(str(source))
         if not path.is_file():
-            raise InputError(f"{path}: no such file; a CSV file or a table is needed")
+            raise InputError(f"{name}: no such file; a CSV file or a table is needed")
         try:
-            table = pd.read_csv(path, **options)
-        except (ValueError, UnicodeDecodeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{path}: is not a CSV table ({reason})") from None
+            with path.open("rb") as file:
+                is_json = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+            if is_json:
+                table = pd.DataFrame(json_objects(path.read_text(encoding="utf-8-sig")))
+            else:
+                table = pd.read_csv(path, low_memory=False, **options)
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            reason = (str(error).strip().splitlines() or ["no table"])[0]
+            raise InputError(f"{name}: is no table in CSV or JSON lines ({reason})") from None
     if not table.columns.is_unique:
         twice = ", ".join(map(str, table.columns[table.columns.duplicated()]))
         raise InputError(f"{name}: two columns are called {twice}; names must differ")
     return table, name
+
+
+def json_objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects of a text: one, a list, or one after the other."""
+    decoder, values, end = json.JSONDecoder(), [], 0
+    text = text.strip()
+    try:
+        while end < len(text):
+            value, end = decoder.raw_decode(text, end)
+            values += value if isinstance(value, list) else [value]
+            while end < len(text) and text[end].isspace():
+                end += 1
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not complete JSON ({error.msg} at line {error.lineno})") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        raise InputError("is JSON of an absurd size or depth") from None
+    if not values or not all(isinstance(value, dict) for value in values):
+        raise InputError("is not a JSON object or several")
+    return values
 
 
 def _require(table: pd.DataFrame, header: str, ours: str, known: Iterable[str]) -> None:
@@ -182,7 +218,9 @@ def read_windows(
     table, name = load_table(source)
     for ours, header in columns.items():
         _require(table, header, ours, TRAFFIC)
-    headers = {c: c if c in table else HEADERS.get(c, c) for c in TRAFFIC} | dict(columns)
+    public = next((names for names in PUBLIC if {*names} <= {*table.columns}), LOG)
+    theirs = dict(zip(LOG, public, strict=True))
+    headers = {c: c if c in table else theirs.get(c, c) for c in TRAFFIC} | dict(columns)
     renamed = pd.DataFrame({c: table[header] for c, header in headers.items() if header in table})
     is_log = "rate_rps" not in renamed
     missing = [c for c in (LOG if is_log else WINDOW) if c not in renamed]
@@ -191,12 +229,27 @@ def read_windows(
         raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {_has(table)}")
     if renamed.empty:
         raise InputError(f"{name}: has no rows; a window or two requests at least are needed")
-    return name, _checked(_windows_of_log(renamed, window_s, name) if is_log else renamed, name)
+    if is_log:
+        named = NAMED_UNIT.search(str(headers["timestamp"]))
+        unit = "ms" if "hash_ids" in table else named[1] if named else ""  # they are Mooncake's
+        renamed = _windows_of_log(_with_output(renamed, name), window_s, name, unit)
+    return name, _checked(renamed, name)
 
 
-def _windows_of_log(log: pd.DataFrame, window_s: float, name: str) -> pd.DataFrame:
+def _with_output(log: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Requests that were answered; those of no output are left out, and said."""
+    empty = _numbers(log["output_tokens"], f"{name}: output_tokens", 0.0) == 0
+    if empty.all():
+        raise InputError(f"{name}: output_tokens is 0 in every row; answers have tokens")
+    if empty.any():
+        left_out = f"{empty.sum()} of {len(log)} requests have no output tokens and are left out"
+        warnings.warn(f"{name}: {left_out}", EvidenceWarning, stacklevel=4)
+    return log[~empty].reset_index(drop=True)
+
+
+def _windows_of_log(log: pd.DataFrame, window_s: float, name: str, unit: str) -> pd.DataFrame:
     """Requests counted and averaged by window."""
-    time_s = _times(log["timestamp"], name)
+    time_s = _times(log["timestamp"], name, unit)
     back = np.flatnonzero(np.diff(time_s) < 0)
     if back.size:
         row = back[0] + 1
@@ -205,10 +258,10 @@ def _windows_of_log(log: pd.DataFrame, window_s: float, name: str) -> pd.DataFra
         raise InputError(f"{name}: all timestamps are equal; a rate needs at least two times")
     # The first request opens the log, so that n of them bound only n - 1 of the n gaps.
     span_s = (time_s[-1] - time_s[0]) * len(time_s) / (len(time_s) - 1)
+    if span_s > WINDOWS_MAX * window_s:
+        problem = f"more than {WINDOWS_MAX} windows of {window_s:g} s"
+        raise InputError(f"{name}: {span_s:.4g} s are {problem}; are the timestamps in seconds?")
     count = max(1, round(span_s / window_s))
-    if count > WINDOWS_MAX:
-        problem = f"{count} windows, more than {WINDOWS_MAX} (are the timestamps in seconds?)"
-        raise InputError(f"{name}: {span_s:.4g} s are {problem}")
     width_s = span_s / count
     window = np.minimum(((time_s - time_s[0]) / width_s).astype(int), count - 1)
     lengths = pd.DataFrame({c: _numbers(log[c], f"{name}: {c}", 1.0) for c in LENGTHS})
@@ -218,11 +271,13 @@ def _windows_of_log(log: pd.DataFrame, window_s: float, name: str) -> pd.DataFra
     return result.assign(rate_rps=rate, seconds=width_s)
 
 
-def _times(column: pd.Series, name: str) -> np.ndarray:
-    """Times in seconds, of numbers or of dates."""
+def _times(column: pd.Series, name: str, unit: str) -> np.ndarray:
+    """Times in seconds, of dates or of numbers, in the unit given or that of their size."""
     is_date = pd.api.types.is_datetime64_any_dtype(column)
-    if not is_date and pd.to_numeric(column, errors="coerce").notna().any():
-        return _numbers(column, f"{name}: timestamp", -np.inf)
+    if not is_date and not np.isnan(_floats(column, f"{name}: timestamp")).all():
+        times = _numbers(column, f"{name}: timestamp", -LARGEST)
+        unit_s = next(each for limit, each in EPOCHS.items() if np.abs(times).max() < limit)
+        return times * (UNITS[unit] if unit else unit_s)
     dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
     if dates.isna().any():
         row = int(dates.isna().to_numpy().argmax())
@@ -231,16 +286,24 @@ def _times(column: pd.Series, name: str) -> np.ndarray:
     return (dates - dates.iloc[0]).dt.total_seconds().to_numpy()
 
 
+def _floats(column: pd.Series, what: str) -> np.ndarray:
+    """Numbers, NaN where there is none."""
+    try:
+        return pd.to_numeric(column, errors="coerce").to_numpy(float)
+    except OverflowError:
+        raise InputError(f"{what} has a number of hundreds of digits") from None
+
+
 def _numbers(
     column: pd.Series, what: str, least: float, missing_ok: np.ndarray | bool = False
 ) -> np.ndarray:
-    """Finite numbers of at least `least`, missing only where that is allowed."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    allowed = np.isfinite(values) & (values >= least) | column.isna().to_numpy() & missing_ok
+    """Numbers of at least `least`, not absurdly large, missing only where that is allowed."""
+    values = _floats(column, what)
+    allowed = (values >= least) & (values <= LARGEST) | column.isna().to_numpy() & missing_ok
     if not allowed.all():
         row = int((~allowed).argmax())
-        bound = f" of at least {least:g}" if np.isfinite(least) else ""
-        given = "missing" if pd.isna(column.iloc[row]) else str(column.iloc[row])
+        bound = f" of at least {least:g}" if least > -LARGEST else ""
+        given = "missing" if pd.isna(column.iloc[row]) else str(column.iloc[row])[:40]
         raise InputError(f"{what} in row {row} is {given}; it must be a finite number{bound}")
     return values
 

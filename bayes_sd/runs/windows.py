@@ -63,20 +63,25 @@ class Window:
 
 def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputError]:
     """Consecutive windows, and why the rest of the readings is in none."""
-    if (f"{E2E}_count", "") not in table:
+    if (f"{E2E}_count", "") not in table or table[f"{E2E}_count", ""].isna().all():
         yield InputError(f"{E2E}_count is missing; it counts the requests")
         return
     table = table[table[f"{E2E}_count", ""].notna()]
     times = table.index.to_numpy(float)
     interval_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    # A reading that comes half an interval early still ends a window.
+    reach_s = window_s - interval_s / 2
+    if reach_s <= (QUARTERS - 1) * interval_s:
+        rule = f"readings are {interval_s:.3g} s apart, and a steady load needs {QUARTERS + 1}"
+        yield InputError(f"windows of {window_s:g} s are too short: {rule}")
+        return
     # A third of a window, and two usual intervals, may pass without a reading.
     breaks = _breaks(table, max(window_s / 3, 2 * interval_s))
     breaks[len(times)] = "the readings end"
     start = 0
     for end, why in sorted(breaks.items()):
-        # A reading that comes half an interval early still ends a window.
-        while (reach := times[start:end] - times[start] >= window_s - interval_s / 2).any():
-            last = start + int(np.argmax(reach))
+        while (reached := times[start:end] - times[start] >= reach_s).any():
+            last = start + int(np.argmax(reached))
             yield Window(table.iloc[start : last + 1])
             start = last
         left_s = times[end - 1] - times[start]

@@ -108,6 +108,32 @@ def test_warmup_cancelled_and_failed_requests_are_left_out(tmp_path: Path) -> No
     assert run.e2e_mean_s == read_folder(DATA / "v0.13-poisson").table.e2e_mean_s.iloc[0]
 
 
+WARMUP = {"type": "concurrency", "concurrency": 8, "requests": 50, "concurrency_ramp": 5}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"name": "warmup", "exclude_from_results": True},  # 0.9 to 0.12
+        {"name": "warmup"},
+        {"name": "heat", "kind": "warmup"},  # 0.13
+    ],
+    ids=str,
+)
+def test_a_warmup_phase_is_not_the_measured_one(said: dict[str, Any], tmp_path: Path) -> None:
+    folder = copy("v0.13-poisson", tmp_path)
+    measured = {"name": "profiling", "type": "poisson", "rate": 1.5, "requests": 24}
+    change(folder, "input_config.phases", [{**WARMUP, **said}, measured])
+    change(folder, "warmup_metrics", {"request_latency": {"unit": "ms", "avg": 9e3}})
+    part = folder / "phases" / "warmup"
+    part.mkdir(parents=True)
+    shutil.copy(folder / EXPORT, part)
+    shutil.copy(folder / EXPORT, folder / "profile_export_aiperf_aggregate.json")
+    run, plain = (read_folder(f).table for f in (folder, DATA / "v0.13-poisson"))
+    assert len(run) == 1
+    assert run.drop(columns="source").equals(plain.drop(columns="source"))
+
+
 def test_units_are_read_not_assumed(tmp_path: Path) -> None:
     folder = copy("v0.13-poisson", tmp_path)
     (folder / RECORDS).unlink()

@@ -142,6 +142,19 @@ def test_errors_are_failures(tmp_path: Path) -> None:
     assert "failed>5%" in runs["flags"][0] and runs["flags"][1] == ""
 
 
+def test_requests_cut_off_at_the_end(tmp_path: Path) -> None:
+    data = report("v0.8-poisson")
+    exact = read_changed(data, tmp_path).table
+    # 12 answered and 2 cut off, as many as a steady run has in flight; then 24 and none.
+    assert exact["flags"].tolist() == ["cut-off", ""]
+    totals = data["benchmarks"][1]["metrics"]["request_totals"]
+    totals["incomplete"] = totals["successful"]
+    runs = read_changed(data, tmp_path)
+    assert {"cut-off", "overloaded", "saturated"} <= {*runs.table["flags"][1].split(",")}
+    assert runs.table.e2e_mean_s.tolist() == exact.e2e_mean_s.tolist()
+    assert runs.check().findings.finding.str.contains("2 of 2 runs ended with over 5%").sum() == 1
+
+
 def edit(data: Any, path: str, value: Any) -> None:
     *keys, last = (int(k) if k.isdigit() else k for k in path.split("."))
     for key in keys:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import EvidenceWarning, InputError
 from bayes_sd.runs.load import Load
 
 AZURE = Path(__file__).parents[3] / "shared" / "traces" / "azure-llm-2023"
@@ -117,6 +117,48 @@ def test_a_single_rate_is_a_second_of_traffic() -> None:
 def test_impossible_grids(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Load(**{"prompt": 512, "output": 128, **arguments})
+
+
+# --- logs of other shapes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "per_s"), [("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_times_since_1970_show_their_unit(unit: str, per_s: float) -> None:
+    at = (LOG.timestamp + 1.79e9) * per_s
+    found, same = Load.read(LOG.assign(timestamp=at), 50), Load.read(LOG, 50)
+    assert found.seconds == pytest.approx(same.seconds)
+    np.testing.assert_allclose(found.windows, same.windows, rtol=1e-6)
+
+
+def test_a_unit_in_the_header_is_taken() -> None:
+    theirs = LOG.assign(arrival_ms=LOG.timestamp * 1000).drop(columns="timestamp")
+    assert Load.read(theirs, 50, {"timestamp": "arrival_ms"}) == Load.read(LOG, 50)
+
+
+def test_public_logs_are_read_as_they_are(tmp_path: Path) -> None:
+    names = {"prompt_tokens": "input_length", "output_tokens": "output_length"}
+    mooncake = LOG.rename(columns=names).assign(timestamp=LOG.timestamp * 1000, hash_ids=1)
+    path = tmp_path / "mooncake.jsonl"
+    path.write_text(mooncake.to_json(orient="records", lines=True))
+    assert Load.read(path, 50).windows.equals(Load.read(LOG, 50).windows)
+    names = {"timestamp": "Timestamp", "prompt_tokens": "Request tokens"}
+    burst = LOG.rename(columns=names | {"output_tokens": "Response tokens"})
+    assert Load.read(burst, 50).windows.equals(Load.read(LOG, 50).windows)
+
+
+def test_requests_without_output_are_left_out_and_said() -> None:
+    empty = pd.DataFrame({"timestamp": [40.0], "prompt_tokens": [9], "output_tokens": [0]})
+    log = pd.concat([LOG[:3], empty, LOG[3:]], ignore_index=True)
+    with pytest.warns(EvidenceWarning, match="table: 1 of 5 requests have no output tokens and"):
+        assert Load.read(log, 50) == Load.read(LOG, 50)
+    with pytest.raises(InputError, match="output_tokens is 0 in every row"):
+        Load.read(LOG.assign(output_tokens=0))
+
+
+@pytest.mark.parametrize("window_s", [1e-5, 1e-300])
+def test_windows_without_number_are_refused(window_s: float) -> None:
+    with pytest.raises(InputError, match="are more than 1000000 windows of 1e-.* in seconds?"):
+        Load.read(LOG, window_s)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -268,7 +310,7 @@ def test_few_windows_are_left_alone() -> None:
         (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is 'noon'"),
         (LOG.assign(timestamp=7.0), "all timestamps are equal"),
         (LOG.assign(timestamp=LOG["timestamp"] * 1e9), "are the timestamps in seconds"),
-        (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 1"),
+        (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 0"),
         (LOG.assign(prompt_tokens=[1, None, 3, 4]), "prompt_tokens in row 1 is missing"),
         (LOG.iloc[:0], "has no rows"),
         (pd.concat([WINDOWS, WINDOWS], axis=1), "two columns are called rate_rps"),
@@ -303,7 +345,7 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         Load.read(tmp_path / "none.csv")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(InputError, match="empty.csv: is not a CSV table"):
+    with pytest.raises(InputError, match="empty.csv: is no table in CSV"):
         Load.read(tmp_path / "empty.csv")
 
 

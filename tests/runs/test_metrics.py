@@ -168,6 +168,50 @@ def test_two_servers_are_two_records(steady: Scrapes, tmp_path: Path) -> None:
     assert runs.set_aside.reason.str.contains("a run counts once").sum() == 1
 
 
+def test_engines_of_one_server_are_summed(steady: Scrapes, run: pd.Series, tmp_path: Path) -> None:
+    both = [(t, body + body.replace('engine="0"', 'engine="1"')) for t, body in steady]
+    table = read(write(tmp_path / "m.txt", both), window_s=120, **SD).table
+    assert len(table) == 1
+    for name in ("requests", "rate_rps", "in_flight", "drafts", "accepted_1"):
+        assert table[name].iloc[0] == pytest.approx(2 * run[name])
+    for name in ("e2e_mean_s", "ttft_p50_s", "output_tokens", "tokens_per_cycle", "duration_s"):
+        np.testing.assert_allclose(table[name].iloc[0], run[name])
+
+
+def test_an_engine_that_was_not_read_leaves_no_reading(steady: Scrapes, tmp_path: Path) -> None:
+    later = [
+        (t, body + (body.replace('engine="0"', 'engine="1"') if i >= 6 else ""))
+        for i, (t, body) in enumerate(steady)
+    ]
+    path = write(tmp_path / "m.txt", later)
+    runs = read(path, window_s=60, **SD).table
+    # Of one engine alone nothing is known of the other.
+    assert runs.duration_s.sum() <= steady[-1][0] - steady[6][0]
+
+
+def test_aborted_requests_failed(steady: Scrapes, run: pd.Series, tmp_path: Path) -> None:
+    lost = 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="dense-60m"}'
+    # Listed from the first on, and among those whose latency was taken.
+    changed = [
+        (t, body + (f"{lost} {i}.0\n" if i else ""))
+        for i, (t, body) in enumerate(without(steady, lost))
+    ]
+    less = read(write(tmp_path / "m.txt", changed), window_s=120, **SD).table.iloc[0]
+    assert (less.requests, less.failed) == (run.requests, 20)
+    assert "failed>5%" in less["flags"]
+    length = lost.replace("abort", "length")
+    counts = [
+        float(v) for name, values in series(steady).items() if name == length for _, v in values
+    ]
+    assert counts[20] - counts[0] == run.requests
+    fewer = [
+        (t, body.replace(f"{length} {n}", f"{length} {n - i}"))
+        for i, ((t, body), n) in enumerate(zip(changed, counts, strict=True))
+    ]
+    less = read(write(tmp_path / "m.txt", fewer), window_s=120, **SD).table.iloc[0]
+    assert (less.requests, less.failed) == (run.requests - 20, 20)
+
+
 def test_what_is_not_steady_is_set_aside(tmp_path: Path) -> None:
     runs = read(write(tmp_path / "m.txt", load()), window_s=60, **SD)
     assert runs.table.row.tolist() == [0, 1, 2]
@@ -271,6 +315,10 @@ METRIC = {"__name__": f"{E2E}_count"}
         (f'{E2E}_count{{engine="0"}} 1\n', "does not say when it was scraped; put a line"),
         (f'# time x\n{E2E}_count{{engine="0"}} 1\n', "has a line '# time x'; seconds are needed"),
         (f'# time 5\n{E2E}_bucket{{le="x"}} 1\n', "has a bucket with le 'x'"),
+        (f'# time 5\n{E2E}_bucket{{a="x"}} 1\n', "has a bucket with le None"),
+        (f"# time 5\n{E2E}_count {10**400}\n", "has an impossible value 1000.* of .*_count at 5"),
+        (f"# time 5\n{E2E}_count NaN\n", "_count is missing; it counts the requests"),
+        ([{"metric": {"__name__": []}, "values": []}], r"data.result\[0\] lacks metric or values"),
         (f'# time 5\n{E2E}_count{{engine="0', "is cut off or no text of a metrics endpoint"),
         (f'# time 5\n{E2E}_count{{engine="0"}}', "is cut off or no text of a metrics endpoint"),
     ],
@@ -290,7 +338,9 @@ def test_bad_file(content: Any, message: str, tmp_path: Path) -> None:
     [
         ({"window_s": 3600}, "12. s from .* are no window of 3600 s: the readings end"),
         ({"drafter": "none"}, "draft_tokens is 3 but there is no drafter"),
-        ({"window_s": 12}, "has 3 readings; a steady load needs 5"),
+        ({"window_s": 12}, "windows of 12 s are too short: readings are 6.01 s apart, .* needs 5"),
+        ({"window_s": 2}, "windows of 2 s are too short"),
+        ({"window_s": 1e-9}, "windows of 1e-09 s are too short"),
     ],
 )
 def test_bad_arguments(

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from bayes_sd.runs.read import load_yaml, read
         (b"\xff\xfe\x00\x01", "is not text"),
         (b"[" * 100_000, "is JSON of an absurd size or depth"),
         (b'{"duration": ' + b"1" * 5000 + b"}", "is JSON of an absurd size or depth"),
-        (b"[1, 2]", "is not a JSON object or several; needed is a JSON result of vllm bench serve"),
+        (b"[1, 2]", "is not a JSON object or several"),
         (b'{"benchmarks": [], "args": {}}', "is a GuideLLM report"),
         (
             b'{"records": []}',
@@ -51,6 +53,73 @@ def test_bad_file(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         read(bad)
     write(tmp_path / "good.json", raw(PLAIN))
+    assert len(read(tmp_path)) == 1
+
+
+BENCH = {"run_name": "a", "batch_size": 4, "input_len": 8, "output_len": 8, "overall_throughput": 9}
+UNREAD = {
+    "TensorRT-LLM's trtllm-bench": {"engine": {}, "world_info": {}, "request_info": {}},
+    "GenAI-Perf": {"request_latency": {"avg": 1}, "input_config": {"model": ["m"]}},
+    "GenAI-Perf's perf_analyzer": {"version": "2", "service_kind": "openai", "experiments": []},
+    "LLMPerf": {"results_end_to_end_latency_s_mean": 2.0, "results_ttft_s_mean": 0.1},
+    "LLMPerf.*": [{"ttft_s": 0.1, "end_to_end_latency_s": 2.0}],
+    "vllm bench latency": {"avg_latency": 1.0, "latencies": [1.0], "percentiles": {"50": 1.0}},
+    "vllm bench throughput": {"elapsed_time": 1, "requests_per_second": 2, "tokens_per_second": 9},
+    "SGLang's bench_offline_throughput": {"successful_requests": 4, "total_latency": 2.0},
+    "SGLang's bench_one_batch": BENCH,
+    "llama.cpp's llama-bench": [{"build_commit": "a", "n_prompt": 512, "n_gen": 0}],
+    "MLPerf's loadgen": "====\nMLPerf Results Summary\n====\nScenario : Server\n",
+}
+
+
+@pytest.mark.parametrize(("tool", "content"), UNREAD.items(), ids=UNREAD)
+def test_a_tool_that_is_not_read_is_named(tool: str, content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "result.txt"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=f"is a result of {tool}.*, which is not read; needed is"):
+        read(path)
+
+
+def test_a_table_in_json_lines_is_that_of_csv(tmp_path: Path) -> None:
+    lines = tmp_path / "runs.jsonl"
+    lines.write_text(TABLE.to_json(orient="records", lines=True))
+    same = read_table(lines).table.drop(columns="source")
+    assert same.equals(read_table().table.drop(columns="source"))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_names_are_shown_escaped(tmp_path: Path) -> None:
+    data = raw(SD) | {"verifier": "a\x1b[2J\ud800b\nc"}
+    path = tmp_path / os.fsdecode(b"x\xff\n.json")
+    path.write_text(json.dumps(data))
+    (tmp_path / os.fsdecode(b"\xfe.json")).write_text("[")
+    runs = read(tmp_path)
+    assert runs.table.verifier.tolist() == [r"a\x1b[2J\ud800b\nc"]
+    assert runs.table.source[0].endswith(r"x\udcff\n.json")
+    assert runs.set_aside.source[0].endswith(r"\udcfe.json")
+    assert str(runs.check()).replace("\n", "").isprintable()
+
+
+def test_megabytes_are_not_repeated(tmp_path: Path) -> None:
+    for field in ("verifier", "duration", "verifier_params", "environment"):
+        path = write(tmp_path / "a.json", raw(SD) | {field: "x" * 2_000_000})
+        with pytest.raises(InputError, match=f"{field} must .* got ") as caught:
+            read(path)
+        assert len(str(caught.value)) < 2_100
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "0x" + "f" * 5000])
+def test_yaml_of_endless_numbers_is_refused(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "side.yaml"
+    path.write_text(f"'*.json': {{verifier_params: {number}}}")
+    with pytest.raises(InputError, match=r"is not YAML \(a number has hundreds of digits\)"):
+        load_yaml(path)
+
+
+def test_runs_far_below_a_folder_are_found(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    write(deep / "run.json", raw(PLAIN))
     assert len(read(tmp_path)) == 1
 
 
@@ -142,7 +211,7 @@ def test_a_sidecar_may_not_contradict_the_file(tmp_path: Path) -> None:
             "name,verifier\na.json,x\n",
             "a column 'file' is needed, but the columns are name",
         ),
-        ("s.csv", "", "is not a CSV table"),
+        ("s.csv", "", "is no table in CSV"),
         ("gone.csv", None, "no such file"),
     ],
 )

@@ -169,7 +169,8 @@ def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({**LLAMA_8B, "hidden_size": 0}, "hidden_size must be a positive whole number, got 0"),
+        ({**LLAMA_8B, "hidden_size": 0}, "hidden_size must be a positive whole number .*, got 0"),
+        ({**LLAMA_8B, "hidden_size": 10**400}, "hidden_size must be .* at most 1e.07, got 1000"),
         ({**LLAMA_8B, "hidden_size": True}, "hidden_size must be a positive whole number"),
         ({"hidden_size": 64}, "num_hidden_layers is missing; give the model's sizes instead"),
         ({**LLAMA_8B, "num_experts": 8}, "num_experts_per_tok is missing"),

@@ -253,3 +253,12 @@ def test_public_a100_sweeps() -> None:
     # e2e = ttft + (g - 1) tpot holds for GuideLLM's inter-token latency, not for its own TPOT.
     parts = runs.ttft_mean_s + (runs.output_tokens - 1) * runs.tpot_mean_s
     assert parts.to_numpy() == pytest.approx(runs.e2e_mean_s.to_numpy(), rel=0.01)
+
+
+def test_a_rate_that_contradicts_the_counts_is_set_aside() -> None:
+    table = TABLE.assign(rps_served=[1.0, 20.0])
+    runs = read_table(table, columns={"achieved_rps": "rps_served"})
+    assert runs.table.row.tolist() == [0]
+    assert (
+        "achieved_rps 20 for duration_s 60 is not 120 requests; check" in runs.set_aside.reason[0]
+    )
