@@ -1,5 +1,7 @@
 """The posterior as data: draws, the runs they come from, what was fitted and how; and its file."""
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +21,9 @@ from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, UNPOOLED_SD, VERIF
 from bayes_sd.physics.law import Law
 
 KIND = "bayes_sd fit"  # of the file
-FORMAT = 5  # raised when a reader must know
+FORMAT = 6  # raised when a reader must know
+SEAL = b"bayes_sd sha256 "
+SEAL_BYTES = len(SEAL) + 64
 GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters", "servers")
 SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
 FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
@@ -235,6 +239,9 @@ class Posterior:
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             self.tree.to_netcdf(draft, engine="h5netcdf")
+            content = draft.read_bytes()
+            with draft.open("ab") as file:
+                file.write(_seal(content))
             os.replace(draft, path)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -248,25 +255,43 @@ class Posterior:
         Raises
         ------
         InputError
-            If the file is missing, is not a fit, or was saved in another format.
+            If the file is missing, damaged, not a fit, or was saved in another format.
         """
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file.")
+        content = Path(path).read_bytes()
+        content, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
+        damaged = InputError(
+            f"{path}: was changed or damaged after it was saved; take a copy that was not, or fit "
+            "the runs again."
+        )
+        sealed = seal.startswith(SEAL)
+        # Before it is read: the library may wait for ever on a damaged file.
+        if sealed and seal != _seal(content):
+            raise damaged
         try:
-            with xr.open_datatree(path, engine="h5netcdf") as opened:
+            with xr.open_datatree(io.BytesIO(content + seal), engine="h5netcdf") as opened:
                 tree = opened.load()
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a netCDF file of a fit ({error}).") from None
-        version, is_fit = tree.attrs.get("format"), tree.attrs.get("kind") == KIND
+        except Exception as error:  # of whichever library the content reaches
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not a netCDF file of a fit ({reason}).") from None
+        version, is_fit = tree.attrs.get("format"), str(tree.attrs.get("kind")) == KIND
         if is_fit and version != FORMAT:
             older = isinstance(version, int | np.integer) and version < FORMAT
-            raise InputError(
-                f"{path}: was saved in format {version} by {'an older' if older else 'another'} "
-                f"version of bayes_sd; this one reads {FORMAT}: fit the runs again."
-            )
+            author = "an older" if older else "another"
+            said = f"was saved in format {version} by {author} version of bayes_sd"
+            said = "does not say in which format it was saved" if version is None else said
+            raise InputError(f"{path}: {said}; this one reads {FORMAT}: fit the runs again.")
         if not is_fit or any(group not in tree for group in GROUPS):
             raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
+        if not sealed:
+            raise damaged
         return cls(tree)
+
+
+def _seal(content: bytes) -> bytes:
+    """What a saved fit ends with, behind all that netCDF reads: the hash of the rest."""
+    return SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def _columns(values: np.ndarray) -> list[np.ndarray]:

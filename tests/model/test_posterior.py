@@ -126,23 +126,45 @@ def test_a_truncated_file_is_refused(fit_path: Path, tmp_path: Path, share: floa
 
 @pytest.mark.parametrize(("version", "author"), [(FORMAT - 1, "an older"), (FORMAT + 1, "another")])
 def test_another_format_is_refused_with_both_named(
-    fit_path: Path, tmp_path: Path, version: int, author: str
+    fit: Fit, tmp_path: Path, version: int, author: str
 ) -> None:
-    path = tmp_path / "fit.nc"
-    shutil.copy(fit_path, path)
-    with h5py.File(path, "r+") as file:
-        file.attrs["format"] = version
-    message = refused(path)
+    tree = fit.tree.copy()
+    tree.attrs["format"] = version
+    message = refused(Fit(tree).save(tmp_path / "fit.nc"))
     assert f"format {version} by {author} version" in message
     assert f"this one reads {FORMAT}: fit the runs again" in message
 
 
-def test_netcdf_of_something_else_or_of_half_a_fit_is_refused(
-    fit_path: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_names_no_format_is_refused(fit: Fit, tmp_path: Path) -> None:
+    tree = fit.tree.copy()
+    del tree.attrs["format"]
+    assert "does not say in which format" in refused(Fit(tree).save(tmp_path / "fit.nc"))
+
+
+def test_a_number_changed_by_another_program_is_refused(fit_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fit.nc"
+    shutil.copy(fit_path, path)
+    with h5py.File(path, "r+") as file:
+        file["posterior/law"][0, 0, 0] *= 1.001
+    assert "was changed or damaged after it was saved" in refused(path)
+
+
+def test_a_damaged_file_is_refused_in_one_sentence(fit_path: Path, tmp_path: Path) -> None:
+    """Bytes changed, zeroed, left out or put in anywhere: none answers other numbers."""
+    whole, rng, path = fit_path.read_bytes(), np.random.default_rng(0), tmp_path / "fit.nc"
+    for i in range(300):
+        at, length = int(rng.integers(len(whole) - 1)), int(rng.integers(1, 64))
+        put = (rng.bytes(length), bytes(length), b"", whole[at : at + length] + b"x")[i % 4]
+        damaged = whole[:at] + put + whole[at + length :]
+        if damaged != whole:
+            path.write_bytes(damaged)
+            refused(path)
+
+
+def test_netcdf_of_something_else_or_of_half_a_fit_is_refused(fit: Fit, tmp_path: Path) -> None:
     other, half = tmp_path / "other.nc", tmp_path / "half.nc"
     xr.Dataset({"x": ("t", np.arange(3))}).to_netcdf(other, engine="h5netcdf")
-    shutil.copy(fit_path, half)
-    with h5py.File(half, "r+") as file:
-        del file["acceptance"]
+    tree = fit.tree.copy()
+    del tree["acceptance"]
+    Fit(tree).save(half)
     assert "not a fit" in refused(other) and "not a fit" in refused(half)
