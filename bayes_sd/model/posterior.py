@@ -259,7 +259,10 @@ class Posterior:
         """
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file.")
-        content = Path(path).read_bytes()
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
         content, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
         damaged = InputError(
             f"{path}: was changed or damaged after it was saved; take a copy that was not, or fit "
