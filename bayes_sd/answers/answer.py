@@ -197,7 +197,7 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
 
 
 def support(
-    posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: bool
+    posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: np.ndarray
 ) -> np.ndarray:
     """Label of every cell of a load.
 
@@ -226,7 +226,7 @@ def support(
     measured = measured & (share <= own["utilization"].max() * 1.05)
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
     near = near & inside(runs, lengths[0]) & inside(runs, lengths[1])
-    near = near & _size_inside(posterior, resolved) & (not far)
+    near = near & _size_inside(posterior, resolved) & ~far
     if resolved.positions is not None and resolved.server.k > resolved.positions:
         near = near & False
     reach = 1 + np.where(near | measured, 1, 0) + measured

@@ -37,14 +37,15 @@ class Comparison(answer.Answer):
         ``faster``, ``both_saturated``; ``best``, whether no other server nor the baseline is
         faster, ties shared; ``support`` (server, load), of the server or the baseline, whichever
         is farther from the data.
-    servers, baseline, of
-        As asked: what is compared is the "mean", a "run" or a "request".
+    servers, baseline, of, requests
+        As asked: what is compared is the "mean", a "run" of so many requests, or a "request".
     """
 
     draws: xr.Dataset
     servers: tuple[Server, ...]
     baseline: Server
     of: str
+    requests: int
 
     @property
     def table(self) -> pd.DataFrame:
@@ -73,7 +74,9 @@ class Comparison(answer.Answer):
             chosen = [(place, self._choice(own, short)) for place, own in loads]
             where = ", ".join(f"{n.split('_')[0]} {v:g}" for n, v in zip(lengths, at, strict=True))
             parts.append(f"with {where} tokens " * bool(where) + _stretches(chosen, axis))
-        sure = f"{self.of} latency, with probability {SURE:g} or more"
+        run = f"mean latency of a run of {self.requests} requests"
+        what = run if self.of == "run" else f"{self.of} latency"
+        sure = f"{what}, with probability {SURE:g} or more"
         label = answer.farthest(table["support"])
         return f"{pair}: {'; '.join(parts)} ({sure}; {label})."
 
@@ -119,6 +122,7 @@ def compare(
     baseline: Server,
     *,
     of: str = "mean",
+    requests: int | None = None,
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Comparison:
@@ -133,6 +137,8 @@ def compare(
     of : {"mean", "run", "request"}
         What is compared: the long-run mean latencies, the means of one run each, or one request
         drawn at random from each server.
+    requests : int, optional
+        Of a run, see :func:`bayes_sd.Fit.latency`.
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
 
@@ -144,7 +150,8 @@ def compare(
     check_of(of)
     asked = [each for each in listed(servers) if each != baseline]
     both = listed([*asked, baseline], fewest=2)
-    draws = latency(fit, load, both, extrapolate=extrapolate, seed=seed).draws
+    how: dict[str, Any] = {"requests": requests, "extrapolate": extrapolate, "seed": seed}
+    draws = latency(fit, load, both, **how).draws
     value, stuck, labels = draws[f"{of}_s"], draws["saturated"], draws["support"]
     plain, lowest = value.isel(server=-1, drop=True), value.min("server")
     ties = (value == lowest) & np.isfinite(lowest)
@@ -158,7 +165,8 @@ def compare(
         "best": ties / ties.sum("server").clip(1),
         "support": labels.copy(data=farther(labels, labels.isel(server=-1))),
     }
-    return Comparison(xr.Dataset(parts).isel(server=slice(-1)), tuple(asked), baseline, of)
+    own, of_run = xr.Dataset(parts).isel(server=slice(-1)), draws["run_s"].attrs["requests"]
+    return Comparison(own, tuple(asked), baseline, of, of_run)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

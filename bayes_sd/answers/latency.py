@@ -41,7 +41,7 @@ class Arm:
     posterior: Posterior
     resolved: Resolved
     cells: dict[str, np.ndarray]
-    far: bool
+    far: np.ndarray  # of every cell
 
     def inputs(self, axis_values: Any = None) -> dict[str, Any]:
         """The law's workload at the load's own rates or concurrencies, or at others."""
@@ -125,7 +125,9 @@ def arm_of(
     why = answer.far_outside(posterior, resolved, cells)
     if why and not extrapolate:
         raise EvidenceError(why)
-    return Arm(posterior, resolved, cells, bool(why))
+    each = [{n: v[i] for n, v in cells.items()} for i in range(cells["prompt_tokens"].size)]
+    far = [bool(why and answer.far_outside(posterior, resolved, cell)) for cell in each]
+    return Arm(posterior, resolved, cells, np.array(far))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,10 +137,10 @@ class Latency(answer.Answer):
     Parameters
     ----------
     draws : xarray.Dataset
-        Dims (chain, draw, server, load): ``mean_s``, the long-run mean; ``run_s``, the mean of one
-        run or hour; ``request_s``, one request drawn at random; seconds, infinite where
-        ``saturated``. ``support`` (server, load) is measured, interpolated, extrapolated or
-        assumed structure.
+        Dims (chain, draw, server, load): ``mean_s``, the long-run mean; ``run_s``, the mean that
+        one run of so many requests as its attribute ``requests`` says would show; ``request_s``,
+        one request drawn at random; seconds, infinite where ``saturated``. ``support`` (server,
+        load) is measured, interpolated, extrapolated or assumed structure.
     metric : str
         "e2e", "ttft" or "tpot".
     measured : pandas.DataFrame
@@ -211,22 +213,26 @@ def observable(
     scale: Any,
     variance: Any,
     label: str,
+    load: Load,
     seed: int,
+    requests: int,
 ) -> dict[str, np.ndarray]:
-    """What would be measured: the mean of a run, and one request of it.
+    """What would be measured: the mean of a run of so many requests, and one request.
 
-    A server's draws share their random numbers over all loads, so that what else is asked changes
-    nothing; servers have random numbers of their own.
+    Every server and cell of a load has random numbers of its own, whatever else is asked.
     """
-    rng = generator(seed, f"runs of {label}")
-    shape = (posterior.draws, 1)
-    t, z = np.asarray(rng.standard_t(noise.NU, shape)), rng.standard_normal(shape)
-    run = noise.draw_runs(mean_s, scale, t)
+    cells = sorted(cells_of(load).items())
+    t, z = np.empty((2, posterior.draws, cells[0][1].size))
+    for i in range(t.shape[1]):
+        at = {name: float(values[i]) for name, values in cells}
+        rng = generator(seed, f"runs of {label} at {at}")
+        t[:, i], z[:, i] = rng.standard_t(noise.NU, len(t)), rng.standard_normal(len(t))
+    shown = noise.draw_runs(mean_s, noise.observed_scale(scale, variance, requests), t)
     with np.errstate(invalid="ignore"):
-        request = noise.draw_requests(run, variance, z)
+        request = noise.draw_requests(noise.draw_runs(mean_s, scale, t), variance, z)
     return {
         "mean_s": mean_s,
-        "run_s": np.where(saturated, np.inf, run),
+        "run_s": np.where(saturated, np.inf, shown),
         "request_s": np.where(saturated, np.inf, request),
         "saturated": saturated,
     }
@@ -269,6 +275,7 @@ def latency(
     servers: Server | Sequence[Server],
     *,
     metric: str = "e2e",
+    requests: int | None = None,
     extrapolate: bool = False,
     seed: int = 0,
 ) -> Latency:
@@ -280,6 +287,9 @@ def latency(
     servers : Server or sequence of Server
     metric : {"e2e", "ttft", "tpot"}
         End-to-end latency, time to first token, or time per output token after it.
+    requests : int, optional
+        Of one run, whose mean misses the long-run mean the more the fewer they are; by default the
+        median of the fitted runs.
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
 
@@ -296,6 +306,8 @@ def latency(
         If the question lies far outside of what was measured.
     """
     answer.require("metric", metric, metric in noise.METRICS, f"one of {', '.join(noise.METRICS)}")
+    requests = fit.run_requests if requests is None else requests
+    answer.require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")
@@ -304,9 +316,10 @@ def latency(
         said, inputs = arm.outcome()
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
-        scale, variance = scatter(fit, said, inputs, metric)
+        scale, variance = scatter(fit, said, inputs, metric, requests)
         label = str(arm.resolved.server)
-        values = observable(fit, mean, saturated, scale, variance, label, seed)
+        values = observable(fit, mean, saturated, scale, variance, label, load, seed, requests)
         parts.append(labelled(fit, load, values, arm.support(said), label))
     draws = xr.concat(parts, dim="server").transpose(*answer.SAMPLE, "server", ...)
+    draws["run_s"].attrs["requests"] = requests
     return Latency(draws, metric, measured_points(fit, arms, metric))

@@ -236,9 +236,9 @@ def next_runs(
     latency_s = np.stack(losses, axis=1)  # (loads, servers, draws)
     # A saturated server counts as a multiple of the best one, so that it has a finite loss.
     least = latency_s.min(axis=1)
-    known = least[np.isfinite(least)]
-    ceiling = answer.WORST * (np.median(known) if known.size else 1.0)
-    cost = np.minimum(latency_s, np.minimum(answer.WORST * least[:, None, :], ceiling))
+    served = [row[np.isfinite(row)] for row in least]
+    typical = np.array([np.median(row) if row.size else 1.0 for row in served])[:, None, None]
+    cost = np.minimum(latency_s, answer.WORST * np.minimum(least[:, None, :], typical))
     names = [str(one) for one in each]
     served_by_any = np.isfinite(latency_s).any(axis=1)
     pick, at = cost.mean(axis=-1).argmin(axis=1), np.arange(len(values))

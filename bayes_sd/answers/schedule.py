@@ -354,8 +354,10 @@ def _followed(
             [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached], object
         )
     variance = spread("e2e", posterior.noise, crowding, explained_at)
-    scale = run_scale("e2e", posterior.noise, growth)
+    requests = posterior.run_requests
+    scale = run_scale("e2e", posterior.noise, growth, requests)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    draws = observable(posterior, mean, stuck, scale, variance, label, seed)
+    draws = observable(posterior, mean, stuck, scale, variance, label, load, seed, requests)
     data = labelled(posterior, load, draws, reach, label).transpose(*answer.SAMPLE, "server", ...)
+    data["run_s"].attrs["requests"] = requests
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

@@ -63,6 +63,11 @@ class Posterior:
         """The fitted steady runs, with fitted latency (s) and utilization."""
         return self._runs(saturated=False)
 
+    @property
+    def run_requests(self) -> int:
+        """Requests of a run like those that were fitted: their median."""
+        return int(self.runs["requests"].median())
+
     @cached_property
     def censored_runs(self) -> pd.DataFrame:
         """The runs past saturation that bounded the latency from below; columns as `runs`."""

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from questions import PLAIN, SD, SHORT, in_flight, rps
 
 from bayes_sd.answers.answer import LABELS, Answer
+from bayes_sd.answers.next_runs import NextRuns
 from bayes_sd.fit import Fit
 from bayes_sd.runs.load import Load
 
@@ -80,27 +81,51 @@ def test_equal_seeds_give_equal_answers_of_a_loaded_fit_too(
         assert not one.equals(ask(fit, question, "rates", seed=4).draws)
 
 
-@pytest.mark.parametrize("question", ["latency", "compare", "schedule"])
+@pytest.mark.parametrize("question", ["latency", "compare", "schedule", "next_runs"])
 @each_axis
 def test_a_load_is_answered_the_same_whatever_else_is_asked(
     fit: Fit, question: str, axis: str
 ) -> None:
-    more = {"of": "request"} if question == "compare" else {}
+    more = {"of": "run"} if question == "compare" else {}
     dim = "rate_rps" if axis == "rates" else "concurrency"
-    many, back, alone = (
-        ask(fit, question, axis, *values, **more).draws.sel({dim: [2.0]})
-        for values in ((2.0, 3.0), (3.0, 2.0), (2.0,))
-    )
-    xr.testing.assert_identical(many, alone)
-    xr.testing.assert_identical(many, back)
+
+    def at_two(*values: float) -> tuple[xr.Dataset, pd.DataFrame]:
+        answer = ask(fit, question, axis, *values, **more)
+        rows = answer.choices if isinstance(answer, NextRuns) else answer.table
+        rows = rows[rows[dim] == 2.0].reset_index(drop=True) if dim in rows else rows
+        return answer.draws.sel({dim: [2.0]}), rows
+
+    draws, rows = at_two(2.0)
+    # Others beside it, before it, of no use, where all servers saturate.
+    for values in ((2.0, 3.0), (3.0, 2.0), (1.0, 2.0, 2.5, 60.0)):
+        again = at_two(*values)
+        xr.testing.assert_identical(draws, again[0])
+        pd.testing.assert_frame_equal(rows, again[1], check_exact=True)
 
 
-def test_a_server_is_answered_the_same_whoever_else_is_asked(fit: Fit) -> None:
-    load = rps(1.0, 4.0)
-    both = fit.latency(load, [PLAIN, SD, SHORT]).draws
-    alone = fit.latency(load, SD).draws
-    xr.testing.assert_identical(both.sel(server=[str(SD)]), alone)
-    assert fit.latency(load, [SD, SD]).draws.sizes["server"] == 1
+def test_other_lengths_beside_it_change_no_answer(fit: Fit) -> None:
+    alone = fit.latency(Load(rps=2.0, prompt=256, output=96), SD).draws
+    for rates, prompts in (([2.0, 1.0], [128, 256]), ([3.0, 2.0], [256, 300, 64])):
+        many = fit.latency(Load(rps=rates, prompt=prompts, output=[64, 96]), SD).draws
+        at = {"rate_rps": 2.0, "prompt_tokens": 256.0, "output_tokens": 96.0}
+        xr.testing.assert_equal(many.sel(at).drop_vars(at), alone)
+    far = fit.latency(Load(rps=2.0, prompt=[256, 1e5], output=96), SD, extrapolate=True)
+    assert far.table["support"].tolist() == ["measured", "extrapolated"]
+    near = fit.latency(Load(rps=2.0, prompt=[250, 1e5], output=96), SD.with_k(4), extrapolate=True)
+    assert near.table["support"].tolist() == ["interpolated", "extrapolated"]
+
+
+@pytest.mark.parametrize("question", ["latency", "capacity", "next_runs"])
+def test_a_server_is_answered_the_same_whoever_else_is_asked(fit: Fit, question: str) -> None:
+    ask_of: dict[str, Callable[..., Answer]] = {
+        "latency": lambda servers: fit.latency(rps(1.0, 4.0), servers),
+        "capacity": lambda servers: fit.capacity(rps(2.0), servers, slo_s=2.0),
+        "next_runs": lambda servers: fit.next_runs(rps(1.0, 4.0), servers),
+    }
+    few, more = (ask_of[question](each).draws for each in ([SD, PLAIN], [SHORT, PLAIN, SD]))
+    for name in map(str, (PLAIN, SD)):
+        xr.testing.assert_identical(few.sel(server=[name]), more.sel(server=[name]))
+    assert fit.latency(rps(1.0), [SD, SD]).draws.sizes["server"] == 1
 
 
 def test_a_load_of_one_cell_is_answered_as_in_a_list(fit: Fit) -> None:

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from closed_forms import latency_open
 from questions import MOE, MOE_PLAIN, NEW, PAIRS, PLAIN, SAMPLE, SD, changed, in_flight, law, rps
+from scipy.stats import kstest
 
+from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.servers import Server
 from bayes_sd.fit import Fit
+from bayes_sd.physics.noise import NU
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.sizes import Size
 
@@ -103,6 +106,28 @@ def test_a_request_scatters_more_than_a_run_and_a_run_more_than_the_mean(fit: Fi
     luck = np.log(draws["run_s"] / draws["mean_s"]).squeeze("rate_rps")
     one, other = (luck.isel(server=i).values.ravel() for i in (0, 1))
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.15  # two servers do not share their luck
+    draws = fit.latency(rps(2.0, 3.0), SD).draws
+    luck = np.log(draws["run_s"] / draws["mean_s"])
+    one, other = (luck.isel(rate_rps=i).values.ravel() for i in (0, 1))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.15  # nor do two loads
+
+
+@pytest.mark.parametrize("metric", ["e2e", "ttft"])
+def test_a_run_scatters_as_runs_of_so_many_requests_do(fit: Fit, metric: str) -> None:
+    """Scatter from run to run, and the sampling error of its own requests."""
+    usual = fit.latency(rps(3.0), SD, metric=metric)
+    assert usual.draws["run_s"].attrs["requests"] == fit.runs["requests"].median()
+    said, inputs = arm_of(fit, SD, rps(3.0)).outcome()
+    for requests in (4, 40, 100_000):
+        draws = fit.latency(rps(3.0), SD, metric=metric, requests=requests).draws
+        scale, variance = scatter(fit, said, inputs, metric, requests)
+        sd = np.sqrt(scale**2 + variance / requests)
+        z = np.log(draws["run_s"] / draws["mean_s"]).values.reshape(fit.draws, 1) / sd
+        assert kstest(z.ravel(), "t", args=(NU,)).pvalue > 1e-3
+        assert (requests == 4) == (sd.mean() > 1.2 * scale.mean())
+        assert draws["mean_s"].equals(usual.draws["mean_s"])
+    text = str(fit.compare(rps(3.0), SD, PLAIN, of="run", requests=40))
+    assert "mean latency of a run of 40 requests" in text
 
 
 def test_metrics_add_up(fit: Fit) -> None:

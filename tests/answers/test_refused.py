@@ -56,6 +56,7 @@ INPUT: list[tuple[str, str]] = [
         'fit.latency(rps(0.1, output=1), PLAIN, metric="tpot", extrapolate=True)',
         r"answers of more than one token",
     ),
+    ("fit.latency(ONE, SD, requests=0)", r"requests = 0: must be a whole number above 0"),
     (
         'fit.compare(ONE, SD, PLAIN, of="median")',
         r"of = 'median': must be one of mean, run, request",
