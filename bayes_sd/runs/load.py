@@ -211,12 +211,20 @@ class Load:
         return Load(concurrency=values, prompt=prompt, output=output)
 
     def thin(self, windows: int) -> "Load":
-        """At most so many windows with requests; time, requests, tokens, spread and peak stay."""
+        """At most so many windows with requests; time, requests, tokens, spread and peak stay.
+
+        Equal windows count as one, so that traffic repeated has the windows of the traffic.
+        """
         if not (isinstance(windows, int) and windows >= 2):
             raise InputError(f"windows must be a whole number of at least 2, got {windows!r}")
-        if not self.is_traffic or len(self._busy) <= windows:
+        if not self.is_traffic:
             return self
-        joined = _joined(self._busy, windows)
+        alike = [name for name in self._busy if name not in ("seconds", "requests")]
+        busy = self._busy.groupby(alike, dropna=False, as_index=False).sum()
+        if len(busy) == len(self._busy) <= windows:
+            return self
+        joined = _joined(busy, windows) if len(busy) > windows else busy
+        joined = joined.drop(columns="requests")
         idle_s = self._windows.loc[self._windows["rate_rps"] == 0, "seconds"].sum()
         if idle_s > 0:
             idle = pd.DataFrame([{"seconds": idle_s, "rate_rps": 0.0}])
@@ -261,14 +269,15 @@ def _joined(busy: pd.DataFrame, windows: int) -> pd.DataFrame:
     order = np.argsort(tokens_per_s.to_numpy(), kind="stable")
     before = requests.to_numpy()[order][:-1]
     middle = (np.cumsum(before) - before / 2) / before.sum()
-    group = np.append(np.floor(middle * (windows - 1)), windows)
+    # Rounded, so that the last digits of a sum move no window.
+    group = np.append(np.floor(np.round(middle * (windows - 1), 9)), windows)
     total = sums.iloc[order].groupby(group).sum()
     joined = total.div(total["requests"], axis=0)
     for name in LENGTHS:
         variance = joined[f"{name}_sd"] - joined[name] ** 2
         joined[f"{name}_sd"] = np.sqrt(variance.clip(lower=0.0))
     rate = total["requests"] / total["seconds"]
-    return joined.assign(seconds=total["seconds"], rate_rps=rate).drop(columns="requests")
+    return joined.assign(seconds=total["seconds"], rate_rps=rate)
 
 
 def _relative_spread(busy: pd.DataFrame, name: str) -> np.ndarray | None:

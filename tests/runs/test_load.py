@@ -281,6 +281,44 @@ def test_thinning_keeps_the_spread_of_lengths() -> None:
     assert variance(full.thin(5)) == pytest.approx(variance(full))
 
 
+@pytest.mark.parametrize("distinct", [3, 20, 24, 25, 90])
+def test_traffic_repeated_cut_or_in_another_order_has_the_same_windows(distinct: int) -> None:
+    windows = many(distinct, seed=3).windows
+    once = Load.read(windows).thin(24)
+    for same in (
+        pd.concat([windows, windows]),
+        pd.concat([windows] * 7),
+        pd.concat([windows, windows]).assign(seconds=lambda w: w["seconds"] / 2),
+        windows.iloc[::-1],
+        windows.sample(frac=1.0, random_state=1),
+    ):
+        again = Load.read(same.reset_index(drop=True)).thin(24)
+        names = [n for n in once.windows if n != "seconds"]
+        ours, theirs = (
+            load.windows.query("rate_rps > 0").sort_values(names, ignore_index=True)
+            for load in (once, again)
+        )
+        pd.testing.assert_frame_equal(ours[names], theirs[names], rtol=1e-9)
+        shares = [w["seconds"] / a.seconds for w, a in ((ours, once), (theirs, again))]
+        np.testing.assert_allclose(*shares, rtol=1e-9)
+
+
+def test_a_log_of_a_day_twice_has_the_windows_of_the_day() -> None:
+    rng = np.random.default_rng(5)
+    day = pd.DataFrame(
+        {
+            "timestamp": np.r_[0.0, np.sort(rng.uniform(0, 5994.0, 998)), 5994.0],
+            "prompt_tokens": rng.integers(1, 900, 1000),
+            "output_tokens": rng.integers(1, 300, 1000),
+        }
+    ).sort_values("timestamp")
+    twice = pd.concat([day, day.assign(timestamp=day["timestamp"] + 6000.0)])
+    one, two = (Load.read(log, 60.0).thin(24).windows for log in (day, twice))
+    assert one["seconds"].sum() == pytest.approx(6000.0)
+    np.testing.assert_allclose(one["rate_rps"], two["rate_rps"])
+    np.testing.assert_allclose(2 * one["seconds"], two["seconds"])
+
+
 def test_few_windows_are_left_alone() -> None:
     traffic = many(10)
     assert traffic.thin(10) is traffic
