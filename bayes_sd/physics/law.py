@@ -34,7 +34,9 @@ class Law:
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
     tile_tokens : float
         Tokens that a pass computes at one price: 1, or the tile of the matrix kernels (128 on
-        current GPUs), which makes the knee from memory- to compute-bound passes a staircase.
+        current GPUs), which makes the knee from memory- to compute-bound passes a staircase: where
+        one more request begins a tile, all are slower and throughput falls. Without tiles it
+        rises with concurrency as long as a request adds less than it takes alone.
 
     Examples
     --------
@@ -210,18 +212,6 @@ class Route(NamedTuple):
         """Rate at which the first of the servers saturates, requests/s."""
         return 1 / reduce(np.maximum, [*(t.c2 for t in self.totals), self.pool_s])
 
-    def latency_s(self, sizes: Any, rate_rps: Any, k: Any, law: Law = FULL) -> Any:
-        """Mean latency at a rate below capacity, s."""
-
-        def of(way: Totals) -> Any:
-            room = queue.headroom(rate_rps * way.c2)
-            others = queue.in_flight_at_rate(way, sizes, rate_rps, room, k, law.tile_tokens)
-            return latency_beside(way, sizes, others, k, law)
-
-        # Each way's solves L = f_i(L) with an increasing f_i: the longest solves L = max f_i(L).
-        each = (of(way) for way in self.totals)
-        return reduce(np.maximum, each) + self.away_s + queue_s(self.pool_s, rate_rps * self.pool_s)
-
 
 def route(placed: Placed, workload: Mapping[str, Any]) -> Route:
     """Sum what is placed over the cycles of a request."""
@@ -244,16 +234,22 @@ def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
     return value if array.ndim == 0 else np.broadcast_to(array, shape).ravel()[index]
 
 
-def rate_holding(own: Route, sizes: Any, others: Any, k: int, law: Law = FULL) -> np.ndarray:
-    """Rate at which so many requests are in flight, some elsewhere: ``others / L(rate) = rate``."""
-    high = own.capacity_rps
-    shape = np.broadcast_shapes(np.shape(high), np.shape(others))
+def others_here(own: Route, sizes: Any, others: Any, k: int, law: Law = FULL) -> np.ndarray:
+    """How many of so many requests are on the server, where the rest are elsewhere.
 
-    def missed(rate: np.ndarray, index: np.ndarray) -> np.ndarray:
+    With ``b`` here the rate is ``b / L(b)``, and that rate keeps ``others`` in flight in all. The
+    latency beside a number has no jumps, where that at a rate has some (tiles).
+    """
+    shape = np.broadcast_shapes(np.shape(own.capacity_rps), np.shape(others))
+
+    def missed(b: np.ndarray, index: np.ndarray) -> np.ndarray:
         here, size, n = take((own, sizes, others), shape, index)
-        return n / here.latency_s(size, rate, k, law) - rate
+        served_s = reduce(np.maximum, [latency_beside(t, size, b, k, law) for t in here.totals])
+        rate = b / served_s
+        elsewhere_s = here.away_s + queue_s(here.pool_s, rate * here.pool_s)
+        return n / (served_s + elsewhere_s) - rate
 
-    high = np.broadcast_to(high, shape).ravel()
+    high = np.broadcast_to(np.asarray(others, float), shape).ravel()
     return queue.find_roots(missed, np.zeros_like(high), high).reshape(shape)
 
 
@@ -266,16 +262,15 @@ def placed_outcome(
         return _served(placed, queue_cycles, sizes, workload, law)
     own, others = route(placed, workload), workload["others"]
     closed = bool(np.all(workload["closed"]))  # one question has one kind of load
-    rate = workload["rate_rps"]
-    if closed:
-        rate = rate_holding(own, sizes, others, workload["k"], law)
-    at_rate = {**workload, "closed": 0.0, "rate_rps": rate}
-    served = _served(placed, queue_cycles, sizes, at_rate, law)
+    here = others_here(own, sizes, others, workload["k"], law) if closed else others
+    served = _served(placed, queue_cycles, sizes, {**workload, "others": here}, law)
+    rate = here / served.e2e_s if closed else workload["rate_rps"]
     busy = rate * own.pool_s
     wait_s = queue_s(own.pool_s, busy)
     e2e = served.e2e_s + own.away_s + wait_s
     # Relative change of the whole for one of the rate, or of what sets capacity.
-    growth = (served.growth * served.e2e_s + wait_s / queue.headroom(busy)) / e2e
+    at_rate = served.others_share * served.e2e_s / served.c1_s if closed else served.growth
+    growth = (at_rate * served.e2e_s + wait_s / queue.headroom(busy)) / e2e
     return Outcome(
         e2e_s=e2e,
         ttft_s=served.ttft_s + placed.before_s + wait_s,
