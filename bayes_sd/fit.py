@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from bayes_sd.answers import break_even as _break_even
 from bayes_sd.answers import capacity as _capacity
 from bayes_sd.answers import compare as _compare
 from bayes_sd.answers import fitted as _fitted
@@ -54,7 +55,7 @@ class Fit(Posterior):
 
     latency = _latency.latency
     compare = _compare.compare
-    break_even = _compare.break_even
+    break_even = _break_even.break_even
     schedule = _schedule.schedule
     capacity = _capacity.capacity
     next_runs = _next_runs.next_runs

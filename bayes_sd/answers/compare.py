@@ -1,4 +1,4 @@
-"""One server against another: probability, speedup, and where their order changes."""
+"""Servers against another: probability and speedup, load by load."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,8 @@ from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, check_of, latency
 from bayes_sd.answers.servers import Server, listed, shared_name
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.queue import find_roots
 from bayes_sd.runs.load import Load
 
-OUTCOMES = ("below", "never", "always", "above", "between")
-CELLS = 16  # of the range of loads, to bracket a change of order
-TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
 RATES = 12  # asked about where none are given
 RATES_TOP = 0.95  # of the baseline's median capacity: the last rate at which it has an answer
 SURE = 0.9  # probability from which a sentence calls one server faster
@@ -169,82 +165,6 @@ def compare(
     return Comparison(own, tuple(asked), baseline, of, of_run)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class BreakEven(answer.Answer):
-    """Where a server stops (or starts) being faster than a baseline in the mean.
-
-    Parameters
-    ----------
-    draws : xarray.Dataset
-        Dims (chain, draw): ``rate_rps`` or ``concurrency`` at which both are equal, NaN where they
-        never are; ``outcome``: "below" (faster up to there), "above" (from there on), "between"
-        (from there on, but not near the top), "always" or "never".
-    server, baseline, support : str
-    top : float
-        Highest concurrency that was looked at; of rates NaN, since capacity bounds them.
-    lengths : tuple of float
-        Prompt and output tokens.
-    """
-
-    draws: xr.Dataset
-    server: str
-    baseline: str
-    support: str
-    top: float
-    lengths: tuple[float, float]
-
-    @property
-    def axis(self) -> str:
-        """``rate_rps`` or ``concurrency``."""
-        return "rate_rps" if "rate_rps" in self.draws else "concurrency"
-
-    def prob(self, outcome: str) -> float:
-        """Probability of an outcome."""
-        return float((self.draws["outcome"] == outcome).mean())
-
-    def quantile(self, q: float | list[float]) -> xr.DataArray:
-        """Quantiles of the load up to which it is faster; "always" is infinite, others are 0."""
-        outcome = self.draws["outcome"]
-        value = xr.where(outcome == "below", self.draws[self.axis], 0.0)
-        return answer.quantile(xr.where(outcome == "always", np.inf, value), q)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row: quantiles of the load, and the probability of each outcome."""
-        unit = "rps" if self.axis == "rate_rps" else "concurrency"
-        values = self.quantile([0.05, 0.5, 0.95]).values
-        row = {f"{n}_{unit}": float(v) for n, v in zip(("p05", "p50", "p95"), values, strict=True)}
-        row |= {f"prob_{o}": self.prob(o) for o in OUTCOMES}
-        return pd.DataFrame([{"server": self.server, **row, "support": self.support}])
-
-    def __str__(self) -> str:
-        likely, unit = max(OUTCOMES, key=self.prob), answer.UNITS[self.axis]
-        sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:g}"
-        text = {
-            "never": "is slower at every load " + sustained,
-            "always": "is faster at every load " + sustained,
-            "between": "is faster between two loads only",
-            "above": "is slower at low loads and faster at high ones",
-            "below": "is faster up to a break-even load",
-        }[likely]
-        if likely == "below":
-            values = self.quantile([0.05, 0.5, 0.95]).values
-            low, middle, high = (f"{v:.3g}" if np.isfinite(v) else "no limit" for v in values)
-            text += f" of {middle} {unit} (90%: {low} to {high})"
-        about = f"{self.lengths[0]:g} + {self.lengths[1]:g} tokens, {self.support}"
-        sure = f"with probability {self.prob(likely):.2f}, against {self.baseline}"
-        return f"{self.server} {text} {sure} ({about})."
-
-    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
-        """P(faster at every load up to this one) against load."""
-        ax = answer.axes_of(ax)
-        q = np.linspace(0.0, 1.0, 201)
-        ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1], label=self.server)
-        ax.set_ylim(-0.03, 1.03)
-        answer.finish(ax, answer.UNITS[self.axis], f"P(faster than {self.baseline} up to here)")
-        return ax
-
-
 def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
     """Twelve rates up to 95% of the baseline's median capacity, or the measured concurrencies where
     every run was a closed loop."""
@@ -256,76 +176,3 @@ def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, 
     arm = arm_of(posterior, baseline, load, extrapolate=True)
     top = RATES_TOP * float(np.median(arm.route().capacity_rps))
     return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())
-
-
-def break_even(
-    fit: Posterior,
-    load: Load,
-    server: Server,
-    baseline: Server,
-    *,
-    extrapolate: bool = False,
-    seed: int = 0,
-) -> BreakEven:
-    """Load up to which a server is faster in the mean, with the chances of never and always.
-
-    Without experts there is at most one change of order. With experts the fixed point has no closed
-    form and a server can win between two loads only, so a grid brackets the first change.
-
-    Parameters
-    ----------
-    load : Load
-        Says the lengths, and whether a rate or a concurrency is looked for.
-    server, baseline : Server
-    extrapolate, seed
-        See :class:`bayes_sd.Fit`.
-    """
-    both = listed([server, baseline], fewest=2)
-    lengths, closed = load.lengths, load.axis == "concurrency"
-    least = load.with_axis([1.0 if closed else 0.0])
-    arms = [arm_of(fit, each, least, seed, extrapolate) for each in both]
-
-    def gain(value: np.ndarray) -> np.ndarray:
-        """Requests a second that one place in the batch serves more at a load: (draws, loads)."""
-        served = [1 / arm.outcome(value)[0].e2e_s for arm in arms]
-        return np.asarray(served[0] - served[1])
-
-    shape = (fit.draws, 1)
-    if closed:
-        asked = float(load.cells["concurrency"].max())
-        top = max(asked, answer.FACTOR * float(fit.runs["in_flight"].max()))
-        low, high = np.ones(shape), np.full(shape, top)
-        at_top = gain(high) > 0
-    else:
-        capacity = [np.broadcast_to(arm.route().capacity_rps, shape) for arm in arms]
-        top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
-        at_top = capacity[0] > capacity[1]
-    grid = low + (high - low) * np.arange(CELLS + 1) / CELLS
-    gains = gain(grid)
-    at_rest = gains[:, :1] > 0
-    changed = ((gains > 0) != at_rest)[:, 1:]
-    crosses, first = changed.any(axis=1), changed.argmax(axis=1)
-    row = np.flatnonzero(crosses)
-
-    def gain_of_some(value: np.ndarray, index: np.ndarray) -> np.ndarray:
-        every = low.copy()
-        every[row[index], 0] = value
-        return gain(every)[row[index], 0]
-
-    value = np.full(fit.draws, np.nan)
-    if row.size:
-        at = first[row]
-        value[row] = find_roots(gain_of_some, grid[row, at], grid[row, at + 1])
-    at_rest, at_top = at_rest[:, 0], at_top[:, 0]
-    outcome = np.where(
-        crosses,
-        np.where(at_rest, "below", np.where(at_top, "above", "between")),
-        np.where(at_rest, "always", "never"),
-    )
-    typical = float(np.nanmedian(value)) if row.size else float(np.median(high)) / 2
-    there = load.with_axis([max(typical, 1.0) if closed else typical])
-    at_typical = [arm_of(fit, each, there, seed, extrapolate=True) for each in both]
-    labels = [arm.support(arm.outcome()[0])[0] for arm in at_typical]
-    found = {load.axis: value, "outcome": outcome.astype(object)}
-    draws = xr.Dataset({n: (answer.SAMPLE, v.reshape(fit.shape)) for n, v in found.items()})
-    return BreakEven(draws, str(server), str(baseline), answer.farthest(labels), top, lengths)

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.compare import BreakEven, Comparison, break_even, compare, default_loads
+from bayes_sd.answers.break_even import BreakEven, break_even
+from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError

@@ -1,5 +1,6 @@
 """One server against another: chances are those of the draws, and where the order changes."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from bayes_sd.fit import Fit
 from bayes_sd.physics.structures import Asynchronous, Edge, Overlapped
 from bayes_sd.runs.load import Load
 
+TWICE = Server("moe-e8k2", "draft-12m", 5, 0.7)  # its experts fill up first, its capacity is less
 USELESS, PERFECT = (Server("dense-60m", "draft-12m", 5, a) for a in (0.0, 1.0))
 
 
@@ -114,26 +116,30 @@ def test_latencies_are_equal_at_the_break_even_draws(
 ) -> None:
     load = rps(1.0) if axis == "rate_rps" else in_flight(4)
     answer = fit.break_even(load, server, baseline)
-    value, outcome = (answer.draws[n].values.ravel() for n in (axis, "outcome"))
-    crosses = np.isfinite(value)
-    np.testing.assert_array_equal(np.isin(outcome, ["below", "above", "between"]), crosses)
-    # Each draw at the value of its own, all at once.
+    edges = answer.draws[axis].values.reshape(fit.draws, -1)
+    # Each draw at the loads of its own, all at once; the ends of all loads are no change of order.
     arms = [
         arm_of(fit, each, load.with_axis([1.0]), extrapolate=True) for each in (server, baseline)
     ]
-    there = np.where(crosses, value, 1.0)[:, None]
-    sd, plain = (arm.outcome(there)[0].e2e_s[:, 0] for arm in arms)
-    away = crosses & (
-        sd < 50 * arms[0].outcome(there)[0].c1_s[:, 0]
-    )  # from a pole, which magnifies
+    lowest, capacity = (0.0, arms[0].route().capacity_rps) if axis == "rate_rps" else (1.0, np.inf)
+    crosses = (edges > lowest) & (edges < capacity * (1 - 1e-8))
+    there = np.where(crosses, edges, 1.0)
+    sd, plain = (arm.outcome(there)[0].e2e_s for arm in arms)
+    away = crosses & (sd < 50 * arms[0].outcome(there)[0].c1_s)  # from a pole, which magnifies
     np.testing.assert_allclose(sd[away], plain[away], rtol=1e-4)
-    assert (value[crosses] > 0).all() and (away.sum() > 100 or server is MOE)
+    count = crosses.sum(axis=1).reshape(fit.shape)
+    outcome = answer.draws["outcome"].values
+    for name, least in {"always": 0, "never": 0, "below": 1, "above": 1, "between": 2}.items():
+        assert (count[outcome == name] == least).all(), name
+    assert (count[outcome == "several"] > 1).all()
+    assert away.sum() > 100 or server is MOE
 
 
 def test_break_even_of_a_dense_server_is_the_closed_form(fit: Fit) -> None:
     draws = fit.break_even(rps(1.0), SD, PLAIN).draws
     sd, plain = ((o.c1_s.ravel(), o.c2_s.ravel()) for o in (law(fit, SD), law(fit, PLAIN)))
-    outcome, rate = draws["outcome"].values.ravel(), draws["rate_rps"].values.ravel()
+    outcome = draws["outcome"].values.ravel()
+    rate = np.where(outcome == "below", draws["rate_rps"].values[..., 0, 1].ravel(), np.nan)
     np.testing.assert_array_equal(outcome == "below", (sd[0] < plain[0]) & (sd[1] > plain[1]))
     np.testing.assert_array_equal(outcome == "always", (sd[0] < plain[0]) & (sd[1] <= plain[1]))
     crosses = np.isfinite(rate)
@@ -141,20 +147,45 @@ def test_break_even_of_a_dense_server_is_the_closed_form(fit: Fit) -> None:
     np.testing.assert_allclose(rate[crosses], exact[crosses], rtol=1e-6)
 
 
-@PAIRS
 @pytest.mark.parametrize("axis", ["rate_rps", "concurrency"])
-def test_break_even_and_compare_are_one_answer(
+@pytest.mark.parametrize(
+    ("server", "baseline"),
+    [(SD, PLAIN), (MOE, MOE_PLAIN), (TWICE, MOE_PLAIN), (replace(TWICE, k=2), MOE_PLAIN)],
+    ids=["dense", "moe", "between", "several"],
+)
+def test_the_set_of_loads_and_compare_are_one_answer_at_every_load(
     fit: Fit, server: Server, baseline: Server, axis: str
 ) -> None:
-    load = rps(0.5, 2.0, 2.5, 3.0, 4.0) if axis == "rate_rps" else in_flight(1, 3, 5, 8, 16)
-    draws = fit.break_even(load, server, baseline).draws
-    value, outcome = draws[axis], draws["outcome"]
-    capacity = (1 / law(fit, server).c2_s).reshape(fit.shape) if axis == "rate_rps" else np.inf
-    for row in fit.compare(load, server, baseline).table.to_dict("records"):
-        at = row[axis]
-        faster = ((outcome == "below") & (at < value)) | ((outcome == "above") & (at > value))
-        faster = (faster | (outcome == "always")) & (at < capacity)
-        assert row["prob_faster"] == pytest.approx(float(faster.mean()), abs=1e-12)
+    load = rps(1.0) if axis == "rate_rps" else in_flight(4)
+    values = np.geomspace(0.05, 9, 40) if axis == "rate_rps" else np.geomspace(1, 70, 40)
+    answer = fit.break_even(load, server, baseline, extrapolate=True)
+    stretch = answer.draws[axis]
+    begin, end = stretch.sel(end="from"), stretch.sel(end="to")
+    assert bool(((begin < end) | begin.isnull() & end.isnull()).all())
+    asked = load.with_axis(values.tolist())
+    table = fit.compare(asked, server, baseline, extrapolate=True).table
+    for at, prob in zip(table[axis], table["prob_faster"], strict=True):
+        faster = ((begin <= at) & (at < end)).any("stretch")
+        assert prob == pytest.approx(float(faster.mean()), abs=1e-12)
+        assert (prob >= 0.5) == any(low <= at < high for low, high in answer.likely())
+    chances = answer.table.filter(like="prob_").iloc[0]
+    assert chances.sum() == pytest.approx(1) and (chances >= 0).all()
+
+
+def test_a_server_that_wins_between_two_loads_only_is_said_to(fit: Fit) -> None:
+    answer = fit.break_even(rps(1.0), TWICE, MOE_PLAIN)
+    assert answer.prob("between") > 0.5
+    (low, high), text = answer.likely()[0], str(answer)
+    begin, end = (float(answer.ends(e).median()) for e in ("from", "to"))
+    assert 0 < low < 1.5 * begin and 0.8 * end < high < 1.2 * end
+    assert re.search(
+        r"is faster from \S+ \(90%: .*\) to \S+ \(90%: .*\) requests/s with prob", text
+    )
+    assert text.endswith(f"it is faster from {low:.3g} up to {high:.3g} requests/s.")
+    assert answer.table["likely_faster"].item() == f"from {low:.3g} up to {high:.3g}"
+    ordinary = str(fit.break_even(rps(1.0), SD, PLAIN))
+    assert "is faster up to a break-even load of 2.47 requests/s (90%: " in ordinary
+    assert "likely" not in ordinary
 
 
 def test_never_and_always_are_numbers_of_the_quantiles(fit: Fit) -> None:

@@ -1,0 +1,217 @@
+"""One server against another: the loads at which it is faster, and where their order changes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers import answer
+from bayes_sd.answers.latency import arm_of
+from bayes_sd.answers.servers import Server, listed
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.queue import find_roots
+from bayes_sd.runs.load import Load
+
+OUTCOMES = ("below", "never", "always", "above", "between", "several")
+# Of the range of loads, to bracket changes of order: experts fill up at its low end.
+GRID = np.unique([*np.linspace(0, 1, 33), *np.geomspace(1e-3, 1, 33)])
+TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
+LOWEST = {"rate_rps": 0.0, "concurrency": 1.0}
+UNUSUAL = 0.05  # probability of other orders than one change from which a sentence shows loads
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BreakEven(answer.Answer):
+    """The loads at which a server is faster than a baseline in the mean.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        Dims (chain, draw): ``rate_rps`` or ``concurrency``, also by ``stretch`` and ``end`` ("from"
+        and "to"): all stretches of loads at which it is faster, NaN where a draw has fewer, up to
+        its capacity; ``outcome``: "below" (faster up to a load), "above" (from a load on),
+        "between" (two loads), "several" (in several stretches), "always" or "never".
+    server, baseline, support : str
+    top : float
+        Highest concurrency that was looked at; of rates NaN, since capacity bounds them.
+    lengths : tuple of float
+        Prompt and output tokens.
+    """
+
+    draws: xr.Dataset
+    server: str
+    baseline: str
+    support: str
+    top: float
+    lengths: tuple[float, float]
+
+    @property
+    def axis(self) -> str:
+        """``rate_rps`` or ``concurrency``."""
+        return "rate_rps" if "rate_rps" in self.draws else "concurrency"
+
+    def prob(self, outcome: str) -> float:
+        """Probability of an outcome."""
+        return float((self.draws["outcome"] == outcome).mean())
+
+    def ends(self, end: str) -> xr.DataArray:
+        """Where the first stretch begins or ends; NaN where it is never faster."""
+        return self.draws[self.axis].isel(stretch=0).sel(end=end, drop=True)
+
+    def quantile(self, q: float | list[float]) -> xr.DataArray:
+        """Quantiles of the load up to which it is faster from the lowest on: "always" is infinite,
+        where it is not faster at the lowest it is 0."""
+        value = xr.where(self.ends("from") == LOWEST[self.axis], self.ends("to"), 0.0)
+        return answer.quantile(xr.where(self.draws["outcome"] == "always", np.inf, value), q)
+
+    def likely(self, prob: float = 0.5) -> list[tuple[float, float]]:
+        """Stretches of loads at which it is faster with this probability or more."""
+        begin, end = (self.draws[self.axis].sel(end=e).values.ravel() for e in ("from", "to"))
+        begin, end = begin[~np.isnan(begin)], end[~np.isnan(end)]
+        loads = np.unique([*begin, *end])
+        faster = [np.searchsorted(np.sort(ends), loads, "right") for ends in (begin, end)]
+        inside = faster[0] - faster[1] >= prob * self.draws["outcome"].size
+        edges = loads[np.diff(inside, prepend=False)]
+        return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row: quantiles of the load up to which it is faster, the probability of each outcome,
+        and at which loads it is faster more likely than not."""
+        unit = "rps" if self.axis == "rate_rps" else "concurrency"
+        values = self.quantile([0.05, 0.5, 0.95]).values
+        row = {f"{n}_{unit}": float(v) for n, v in zip(("p05", "p50", "p95"), values, strict=True)}
+        row |= {f"prob_{o}": self.prob(o) for o in OUTCOMES}
+        named = {"server": self.server, **row, "likely_faster": self._stretches()}
+        return pd.DataFrame([named | {"support": self.support}])
+
+    def _stretches(self) -> str:
+        """The loads at which it is faster more likely than not, in words."""
+        lowest = LOWEST[self.axis]
+        said = [
+            f"from {low:.3g} " * (low > lowest) + f"up to {np.fmin(high, self.top):.3g}"
+            for low, high in self.likely()
+        ]
+        return " and ".join(said) or "nowhere"
+
+    def _end(self, end: str, outcome: str) -> str:
+        """Where the first stretch begins or ends in the draws of an outcome: 2.7 (90%: 2 to 3)."""
+        of = self.ends(end).values[self.draws["outcome"].values == outcome]
+        low, middle, high = np.quantile(of, [0.05, 0.5, 0.95], method="inverted_cdf")
+        return f"{middle:.3g} (90%: {low:.3g} to {high:.3g})"
+
+    def __str__(self) -> str:
+        likely, unit = max(OUTCOMES, key=self.prob), answer.UNITS[self.axis]
+        sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:g}"
+        text = {
+            "never": "is slower at every load " + sustained,
+            "always": "is faster at every load " + sustained,
+            "above": "is slower at low loads and faster from",
+            "between": "is faster from",
+            "below": "is faster up to a break-even load",
+            "several": "is faster in several stretches of loads",
+        }[likely]
+        if likely == "below":
+            values = self.quantile([0.05, 0.5, 0.95]).values
+            low, middle, high = (f"{v:.3g}" if np.isfinite(v) else "no limit" for v in values)
+            text += f" of {middle} {unit} (90%: {low} to {high})"
+        elif likely in ("above", "between"):
+            to = f"to {self._end('to', likely)} {unit}" if likely == "between" else f"{unit} on"
+            text += f" {self._end('from', likely)} {to}"
+        about = f"{self.lengths[0]:g} + {self.lengths[1]:g} tokens, {self.support}"
+        sure = f"with probability {self.prob(likely):.2f}, against {self.baseline}"
+        said = f"{self.server} {text} {sure} ({about})."
+        if sum(map(self.prob, ("above", "between", "several"))) < UNUSUAL:
+            return said
+        return f"{said} More likely than not it is faster {self._stretches()} {unit}."
+
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
+        """P(faster at every load up to this one) against load."""
+        ax = answer.axes_of(ax)
+        q = np.linspace(0.0, 1.0, 201)
+        ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1], label=self.server)
+        ax.set_ylim(-0.03, 1.03)
+        answer.finish(ax, answer.UNITS[self.axis], f"P(faster than {self.baseline} up to here)")
+        return ax
+
+
+def break_even(
+    fit: Posterior,
+    load: Load,
+    server: Server,
+    baseline: Server,
+    *,
+    extrapolate: bool = False,
+    seed: int = 0,
+) -> BreakEven:
+    """The loads at which a server is faster in the mean, with the chances of never and always.
+
+    Without experts there is at most one change of order. With experts there can be several, each
+    bracketed by a grid of loads.
+
+    Parameters
+    ----------
+    load : Load
+        Says the lengths, and whether a rate or a concurrency is looked for.
+    server, baseline : Server
+    extrapolate, seed
+        See :class:`bayes_sd.Fit`.
+    """
+    both = listed([server, baseline], fewest=2)
+    lengths, closed = load.lengths, load.axis == "concurrency"
+    least = load.with_axis([LOWEST[load.axis]])
+    arms = [arm_of(fit, each, least, seed, extrapolate) for each in both]
+
+    def gain(value: np.ndarray) -> np.ndarray:
+        """Requests a second that one place in the batch serves more at a load: (draws, loads)."""
+        served = [1 / arm.outcome(value)[0].e2e_s for arm in arms]
+        return np.asarray(served[0] - served[1])
+
+    shape = (fit.draws, 1)
+    if closed:
+        asked = float(load.cells["concurrency"].max())
+        top = max(asked, answer.FACTOR * float(fit.runs["in_flight"].max()))
+        low, high = np.ones(shape), np.full(shape, top)
+        end = np.full(shape, np.inf)
+    else:
+        capacity = [np.broadcast_to(arm.route().capacity_rps, shape) for arm in arms]
+        top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
+        end = capacity[0]
+    grid = low + (high - low) * GRID
+    wins = gain(grid) > 0
+    changed = wins[:, 1:] != wins[:, :-1]
+    count = changed.sum(axis=1)
+
+    def gain_of_some(value: np.ndarray, index: np.ndarray) -> np.ndarray:
+        every = low.copy()
+        every[row[index], 0] = value
+        return gain(every)[row[index], 0]
+
+    edges = [np.where(wins[:, :1], low, np.nan), np.where(wins[:, -1:], end, np.nan)]
+    for nth in range(1, int(count.max()) + 1):
+        row = np.flatnonzero(count >= nth)
+        at = (changed[row].cumsum(axis=1) >= nth).argmax(axis=1)
+        root = np.full(shape, np.nan)
+        root[row, 0] = find_roots(gain_of_some, grid[row, at], grid[row, at + 1])
+        edges.append(root)
+    ordered = np.sort(np.hstack(edges), axis=1)  # missing ones last
+    pairs = ordered[:, : 2 * (ordered.shape[1] // 2)].reshape(*fit.shape, -1, 2)
+    at_rest, at_top = wins[:, 0], wins[:, -1]
+    single = np.where(at_rest, "below", np.where(at_top, "above", "between"))
+    unchanged = np.where(at_rest, "always", "never")
+    outcome = np.where(
+        count == 0, unchanged, np.where(count > 2 - at_rest - at_top, "several", single)
+    )
+    typical = float(np.nanmedian(edges[2]) if len(edges) > 2 else np.median(high) / 2)
+    there = load.with_axis([max(typical, 1.0) if closed else typical])
+    at_typical = [arm_of(fit, each, there, seed, extrapolate=True) for each in both]
+    labels = [arm.support(arm.outcome()[0])[0] for arm in at_typical]
+    draws = xr.Dataset(
+        {
+            load.axis: ((*answer.SAMPLE, "stretch", "end"), pairs),
+            "outcome": (answer.SAMPLE, outcome.astype(object).reshape(fit.shape)),
+        },
+        {"end": ["from", "to"]},
+    )
+    return BreakEven(draws, str(server), str(baseline), answer.farthest(labels), top, lengths)
