@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 LONGEST = 2_000  # characters of a message
+SMALLEST, LARGEST = 1e-60, 1e19  # in size: the square of a ratio of two is still a number
 _ARGUMENT = re.compile(r"<<(\w+)>>")
 
 

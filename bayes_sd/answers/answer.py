@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers.servers import Resolved, name_of
-from bayes_sd.errors import InputError
+from bayes_sd.errors import LARGEST, SMALLEST, InputError
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
@@ -38,20 +38,27 @@ def require(name: str, value: Any, holds: bool, says: str) -> None:
 
 
 def positive(name: str, value: Any) -> None:
-    """Refuse what is not a finite number above 0."""
+    """Refuse what is not a number above 0, of any size that a quantity can have."""
     number = isinstance(value, Real) and not isinstance(value, bool)
-    require(name, value, number and bool(np.isfinite(value) and value > 0), "a positive number")
+    fits = number and bool(SMALLEST <= value <= LARGEST)
+    require(name, value, fits, f"a positive number, {SMALLEST:g} to {LARGEST:g}")
 
 
-def is_whole(value: Any, least: int, most: float = np.inf) -> bool:
+def is_whole(value: Any, least: int, most: float = LARGEST) -> bool:
     """Whether a value is a whole number in a range."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def probability(name: str, value: Any) -> None:
+    """Refuse what is not a number between 0 and 1."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    require(name, value, number and bool(0 < value < 1), "between 0 and 1")
 
 
 def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     """Quantiles over draws, some of them infinite: observed values, not averages of neighbours."""
     probs = np.atleast_1d(np.asarray(q))
-    number = probs.dtype.kind in "iuf"
+    number = probs.dtype.kind in "iuf" and probs.ndim == 1 and probs.size > 0
     within = bool(((probs >= 0) & (probs <= 1)).all()) if number else False
     require("q", q, within, "probabilities in [0, 1]")
     return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")

@@ -173,7 +173,7 @@ def capacity(
     """
     answer.positive("slo_s", slo_s)
     answer.require("percentile", percentile, 0 < percentile < 100, "between 0 and 100")
-    answer.require("confidence", confidence, 0 < confidence < 1, "between 0 and 1")
+    answer.probability("confidence", confidence)
     at_least_one = replicas is None or answer.is_whole(replicas, 1)
     answer.require("replicas", replicas, at_least_one, "a whole number of at least 1")
     named = dict(servers) if isinstance(servers, Mapping) else {str(s): s for s in listed(servers)}

@@ -45,8 +45,7 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
     if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
-    environment = row["environment"] if row["environment"] in posterior.environments else None
-    return Server(verifier, drafter, k, acceptance, environment)
+    return Server(verifier, drafter, k, acceptance, str(row["environment"]))
 
 
 def run_outcome(
@@ -66,10 +65,10 @@ def run_outcome(
     table = table.reset_index(drop=True)
     known = posterior.environments
     foreign = sorted(set(table["environment"].astype(str)) - set(known))
-    if foreign and len(known) > 1:
+    if foreign:
         raise EvidenceError(
             f"Runs of environment {foreign[0]!r} cannot be predicted: the fit knows "
-            f"{'; '.join(known)}."
+            f"{'; '.join(known)}; fit some runs of the other one too."
         )
     shape = (posterior.draws, len(table))
     columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
@@ -164,6 +163,8 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     """
     from scipy.special import logsumexp
 
+    answer.require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
+    answer.probability("prob", prob)
     table = build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed)
     log_mean = np.log(said.e2e_s)
@@ -185,6 +186,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
 
 def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
+    answer.probability("prob", prob)
     data, meaning, rows = fit.posterior, {p.name: p for p in ALL}, []
     for group, dim in (
         ("law", "law_term"),
@@ -223,6 +225,7 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     EvidenceError
         If one of the families was not measured.
     """
+    answer.probability("prob", prob)
     known = fit.verifiers
     moe = known["moe"].to_numpy() > 0
     if moe.all() or not moe.any():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayes_sd.errors import InputError
 from bayes_sd.model.design import NONE, PAIR, observed_acceptance, same_key
 from bayes_sd.runs.drafting import usual_acceptance
 
@@ -17,6 +18,8 @@ STEP_SD = 0.3  # of the logit of acceptance from one position to the next, befor
 
 def generator(seed: int, label: str) -> np.random.Generator:
     """Random numbers of one named thing, so that all answers about it share them."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed = {seed!r}: must be a whole number of at least 0.")
     return np.random.default_rng([seed, zlib.crc32(label.encode("utf-8", "replace"))])
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bayes_sd.errors import InputError, shown
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.runs.sizes import contradictions
 
@@ -17,7 +17,6 @@ ALIASES = {
 }
 GIVE = "give it as an argument, in a sidecar or in the file's metadata (--metadata {0}=...)"
 LARGEST_COUNT = 9e18  # what 64 bits hold
-SMALLEST, LARGEST = 1e-60, 1e19  # in size: the square of a ratio of two is still a number
 LONGEST_NAME = 300
 NO_DRAFTER = "none"
 Values = Mapping[str, Any]

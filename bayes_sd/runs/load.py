@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import LARGEST, SMALLEST, InputError
 from bayes_sd.runs.table import LENGTHS, Source, read_windows
 
 if TYPE_CHECKING:
@@ -236,11 +236,17 @@ def _axis(name: str, argument: str, values: Any, least: float) -> "xr.DataArray"
     """A number, or a list of them as a dimension of its own."""
     import xarray as xr
 
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        array = np.empty(0)
     is_number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
     array = array.astype(float) if is_number else array
     if not is_number or not np.isfinite(array).all() or (array < least).any():
         raise InputError(f"{argument} must be finite numbers of at least {least:g}, got {values!r}")
+    if ((array > LARGEST) | (array < SMALLEST) & (array > 0)).any():
+        lowest = f"from {least:g}" if least else f"0 or from {SMALLEST:g}"
+        raise InputError(f"{argument} must be {lowest} to {LARGEST:g}, got {values!r}")
     return xr.DataArray(array) if array.ndim == 0 else xr.DataArray(array, {name: array}, [name])
 
 

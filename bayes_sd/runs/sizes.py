@@ -1,7 +1,6 @@
 """How large a model is: from numbers, or from the config.json of its checkpoint."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import LARGEST, InputError
 
 GIGA = 1e9
 KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
@@ -120,9 +119,9 @@ class Size:
             if value is None and field.default is None:
                 continue
             is_number = isinstance(value, Real) and not isinstance(value, bool)
-            if not is_number or not 0 <= value < math.inf or (value == 0 and not zero_allowed):
-                least = "of at least 0" if zero_allowed else "above 0"
-                problem = f"{field.name} = {value!r}: must be a finite number {least}"
+            if not is_number or not (1 <= value <= LARGEST or (value == 0 and zero_allowed)):
+                least = "0, or a" if zero_allowed else "a"
+                problem = f"{field.name} = {value!r}: must be {least} number from 1 to {LARGEST:g}"
                 raise InputError(f"{problem} (a count, as in 8e9).")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
             raise InputError(f"{self}: a mixture of experts needs active_params.")

@@ -4,14 +4,15 @@ import json
 import re
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import EvidenceWarning, InputError, shown
-from bayes_sd.runs.config import LARGEST, NAMES, Positive, Record, Values, absent, number, record
+from bayes_sd.errors import LARGEST, SMALLEST, EvidenceWarning, InputError, shown
+from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
 from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
@@ -213,7 +214,7 @@ def read_windows(
     source: Source, window_s: float, columns: Mapping[str, str]
 ) -> tuple[str, pd.DataFrame]:
     """Name and checked windows of a table of windows or of requests, see `Load.read`."""
-    if not (np.isfinite(window_s) and window_s > 0):
+    if not (isinstance(window_s, Real) and 0 < window_s <= LARGEST):
         raise InputError(f"window_s must be a positive number of seconds, got {window_s!r}")
     table, name = load_table(source)
     for ours, header in columns.items():
@@ -299,7 +300,9 @@ def _numbers(
 ) -> np.ndarray:
     """Numbers of at least `least`, not absurdly large, missing only where that is allowed."""
     values = _floats(column, what)
-    allowed = (values >= least) & (values <= LARGEST) | column.isna().to_numpy() & missing_ok
+    size = np.abs(values)
+    fits = (values == 0) | (size >= SMALLEST) & (size <= LARGEST)
+    allowed = (values >= least) & fits | column.isna().to_numpy() & missing_ok
     if not allowed.all():
         row = int((~allowed).argmax())
         bound = f" of at least {least:g}" if least > -LARGEST else ""

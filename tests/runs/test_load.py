@@ -112,6 +112,11 @@ def test_a_single_rate_is_a_second_of_traffic() -> None:
         ({"concurrency": 0.5}, "concurrency must be finite numbers of at least 1"),
         ({"rps": 1, "prompt": 0}, "prompt must be finite numbers of at least 1"),
         ({"rps": 1, "output": math.inf}, "output must be finite numbers"),
+        ({"rps": [[1], [1, 2]]}, "rps must be finite numbers"),
+        ({"rps": 10**400}, "rps must be finite numbers"),
+        ({"rps": 1e308}, r"rps must be 0 or from 1e-60 to 1e\+19, got 1e\+308"),
+        ({"rps": [1, 1e-308]}, "rps must be 0 or from 1e-60 to"),
+        ({"concurrency": 1e300}, r"concurrency must be from 1 to 1e\+19, got"),
     ],
 )
 def test_impossible_grids(arguments: dict[str, Any], says: str) -> None:
@@ -338,6 +343,10 @@ def test_few_windows_are_left_alone() -> None:
         (WINDOWS.assign(rate_rps=[1, 1, 1]), "prompt_tokens in row 1 is missing; .* at least 1"),
         (WINDOWS.assign(output_tokens=0.0), "output_tokens in row 0 is 0.0; .* at least 1"),
         (WINDOWS.assign(output_tokens_sd=-1.0), "output_tokens_sd in row 0 is -1.0; .* least 0"),
+        (WINDOWS.assign(rate_rps=[1, 1e308, 2]), "rate_rps in row 1 is 1e.308; .* finite number"),
+        (WINDOWS.assign(rate_rps=[1, 2, 1e-308]), "rate_rps in row 2 is 1e-308; .* finite"),
+        (WINDOWS.assign(output_tokens_sd=1e300), "output_tokens_sd in row 0 is 1e"),
+        (WINDOWS.assign(seconds=math.inf), "seconds in row 0 is inf; .* finite number"),
         (WINDOWS.assign(seconds=[1, 0, 1]), "seconds in row 1 is 0; .* above 0"),
         (WINDOWS.assign(rate_rps=0.0), "rate_rps is 0 in every row"),
         (WINDOWS.iloc[:0], "has no rows"),
@@ -346,6 +355,7 @@ def test_few_windows_are_left_alone() -> None:
         (LOG.assign(timestamp=[0, 3, 2, 5]), "timestamp in row 2 is before that of the row above"),
         (LOG.assign(timestamp=[0, 1, np.nan, 5]), "timestamp in row 2 is missing"),
         (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is 'noon'"),
+        (LOG.assign(timestamp=[-1e308, 0, 1, 1e308]), "timestamp in row 0 is -1e"),
         (LOG.assign(timestamp=7.0), "all timestamps are equal"),
         (LOG.assign(timestamp=LOG["timestamp"] * 1e9), "are the timestamps in seconds"),
         (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 0"),
@@ -370,6 +380,7 @@ def test_bad_tables_are_one_sentence(table: pd.DataFrame, says: str, tmp_path: P
     [
         ({"window_s": 0.0}, "window_s"),
         ({"window_s": math.nan}, "window_s"),
+        ({"window_s": "60"}, "window_s must be a positive number of seconds, got '60'"),
         ({"columns": {"rate": "x"}}, "unknown name 'rate'"),
         ({"columns": {"rate_rps": "x"}}, "rate_rps names 'x', but the table has"),
     ],
