@@ -91,15 +91,15 @@ def compile_nutpie(
     """Compile for nutpie with the data named by `fixed` frozen, all by default: they fold much."""
     import nutpie
     from pymc.model.transform.optimization import freeze_dims_and_data
+    from pytensor import config
 
     # Frozen here, not in nutpie, which would renew the variables that are to be jittered.
     frozen = freeze_dims_and_data(model, **({} if fixed is None else {"data": fixed}))
-    return nutpie.compile_pymc_model(
-        frozen,
-        freeze_model=False,
-        initial_points=dict(initial),
-        jitter_rvs={v for v in frozen.free_RVs if v.name not in initial},
-    )
+    jittered = {v for v in frozen.free_RVs if v.name not in initial}
+    how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": jittered}
+    # With fast math, sums are rounded otherwise once code comes from the cache: other draws.
+    with config.change_flags(numba__fastmath=False):
+        return nutpie.compile_pymc_model(frozen, **how)
 
 
 def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:

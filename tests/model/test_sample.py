@@ -13,7 +13,7 @@ from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import build_design, coefficients
 from bayes_sd.model.priors import ALL, in_plain_words, population, settled_by
-from bayes_sd.model.sample import Refitter, Sampling, diagnose, sample, start
+from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample, start
 from bayes_sd.physics.law import FULL, outcome
 from bayes_sd.runs.schema import Runs
 
@@ -259,3 +259,15 @@ def test_an_interrupted_fit_is_refused(
     monkeypatch.setattr("bayes_sd.fit.sample", lambda *_, **__: made)
     with pytest.raises(ConvergenceError, match="100 draws are not finite"):
         LatencyModel().fit(small_runs, draws=20, tune=20, chains=2, progress=False)
+
+
+@pytest.mark.sample
+def test_nothing_is_compiled_with_fast_math(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it a cold and a warm cache give other last digits, and so other draws."""
+    import pymc as pm
+    from pytensor import config
+
+    monkeypatch.setattr("nutpie.compile_pymc_model", lambda *_, **__: config.numba__fastmath)
+    with pm.Model() as model:
+        pm.Normal("x")
+    assert compile_nutpie(model, {}) is False
