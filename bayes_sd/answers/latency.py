@@ -106,7 +106,8 @@ def scatter(
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
-        scale = noise.run_scale(metric, posterior.noise, growth, requests)
+        share = bounded.others_share
+        scale = noise.run_scale(metric, posterior.noise, growth, requests, share)
         return scale, noise.request_variance(metric, posterior.noise, bounded, inputs)
 
 

@@ -187,7 +187,7 @@ def _likelihoods(said: Outcome, noise: dict, data: dict, design: Design, keep_ru
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
     for metric, spread in SPREADS.items():
         mean_s = said.mean_s(metric, data["output_tokens"])
-        scale = run_scale(metric, noise, said.growth, data["requests"])
+        scale = run_scale(metric, noise, said.growth, data["requests"], said.others_share)
         variance = request_variance(metric, noise, said, data)
         if keep_runs:
             for what, values in (("mean", mean_s), ("scale", scale), ("variance", variance)):

@@ -19,6 +19,8 @@ class Stages(NamedTuple):
 
     A verify pass of a mixture of experts costs ``verify_alone + coverage * experts``. Where
     arithmetic comes in tiles, ``tile_token`` is what each token saves that fills up a tile.
+    ``prefill_ahead`` is the part of ``prefill_others`` that comes before a request's first token
+    where a concurrency is held.
     """
 
     prefill_alone: Any = 0.0
@@ -29,6 +31,7 @@ class Stages(NamedTuple):
     draft_alone: Any = 0.0
     draft_others: Any = 0.0
     tile_token: Any = 0.0
+    prefill_ahead: Any = 0.0
 
 
 class Totals(NamedTuple):

@@ -68,7 +68,8 @@ class Law:
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the coefficients this law needs."""
-        return (*(term for part in self._costs for term in part.terms), "queue_cycles")
+        waits = ("queue_cycles", "prefills_ahead") if self.stalls else ("queue_cycles",)
+        return (*(term for part in self._costs for term in part.terms), *waits)
 
     @property
     def stalls(self) -> bool:
@@ -81,7 +82,11 @@ class Law:
         if self.tile_tokens == 1:
             total = total._replace(tile_token=0.0)
         total = scaled(total, Stages._fields, coefficients["factor_slowness"])
-        return scaled(total, (*costs.OTHERS, "tile_token"), coefficients["factor_crowding"])
+        total = scaled(total, (*costs.OTHERS, "tile_token"), coefficients["factor_crowding"])
+        if self.stalls:
+            ahead = costs.times(total.prefill_others, coefficients["prefills_ahead"])
+            total = total._replace(prefill_ahead=ahead)
+        return total
 
 
 FULL = Law()
@@ -142,10 +147,12 @@ def outcome(
     .. math::
         L &= C_1(\phi(B)) + B\, C_2, \qquad B = \lambda L \text{ or given} \\
         TTFT &= c_{1,prefill} + w\,[c_{1,verify} + k c_{1,draft} + B (c_{2,verify} + k c_{2,draft})]
-               + W(c_{2,prefill})
+               + W
 
-    The first token waits for `w` running cycles (`queue_cycles`) and, as in `queue_s`, for the
-    prefills ahead of its own; prefills that arrive later stall decoding and are in L. A law
+    The first token waits for `w` running cycles (`queue_cycles`) and for the prefills ahead of its
+    own: of random arrivals as in `queue_s`; where a concurrency is held, answers of one length end
+    together and the next prompts come together, so that `s` of the others (`prefills_ahead`) are
+    ahead, ``W = s B c2,prefill``. Prefills that come later stall decoding and are in L. A law
     without the part "stalls" charges them to the first token, as ``B c2,prefill``.
     Laws with tiles take ``pass_tokens`` of the workload, where measured, instead of those at the
     fixed point. `softness` as in `headroom`, `detach` as in `in_flight_at_rate`.
@@ -178,9 +185,9 @@ def outcome(
         c1 = c1 - totals.tile_token * queue.free_tokens(k + 1.0, tile)
         added = e2e - c1
     if law.stalls:
-        at_concurrency = others * stages.prefill_others / e2e
-        prefills = (1 - closed) * rate * stages.prefill_others + closed * at_concurrency
-        ahead = queue_s(stages.prefill_others, prefills, PREFILL_SOFTNESS)
+        prefills = rate * stages.prefill_others
+        ahead = (1 - closed) * queue_s(stages.prefill_others, prefills, PREFILL_SOFTNESS)
+        ahead = ahead + closed * others * stages.prefill_ahead
     else:
         ahead = others * stages.prefill_others
     ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead

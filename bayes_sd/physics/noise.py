@@ -15,15 +15,25 @@ T_VARIANCE = NU / (NU - 2)  # of a standard Student t
 LOG_MAX = 300.0  # bound of a log scatter: a t draw has no bound, a float has one
 
 
-def run_scale(metric: str, noise: Mapping[str, Any], growth: Any, requests: Any = np.inf) -> Any:
+def run_scale(
+    metric: str,
+    noise: Mapping[str, Any],
+    growth: Any,
+    requests: Any = np.inf,
+    others_share: Any = np.nan,
+) -> Any:
     r"""Scatter (log scale) of a run's mean, sampling error apart.
 
     .. math:: \sqrt{\sigma_{run}^2 + (\sigma_{C2}^2 + \sigma_{arrival}^2 / n)\, growth^2}
 
-    A relative error of C2 moves the latency ``growth = x / (1 - x)`` times as much.
+    A relative error of C2 moves the latency ``growth = x / (1 - x)`` times as much. Who waits for
+    whom is the scheduler's affair, of which the law knows little: a TTFT scatters by
+    :math:`\sigma_{load}` times `others_share` more, so that it is believed where nobody waits, and
+    no mean latency is given up for a wait.
     """
     if metric == "ttft":
-        alone, growing = noise["ttft_sd"], noise["ttft_capacity_sd"]
+        alone = (noise["ttft_sd"] ** 2 + (noise["ttft_load_sd"] * others_share) ** 2) ** 0.5
+        growing = noise["ttft_capacity_sd"]
     else:
         alone = noise["run_sd"]
         growing = (noise["capacity_sd"] ** 2 + noise["arrival_sd"] ** 2 / requests) ** 0.5

@@ -14,7 +14,7 @@ import numpy as np
 from bayes_sd.errors import InputError
 from bayes_sd.physics.costs import Stages, scaled
 
-PREFILL = ("prefill_alone", "prefill_others")
+PREFILL = ("prefill_alone", "prefill_others", "prefill_ahead")
 VERIFY = ("verify_alone", "experts", "verify_others", "tile_token")
 DRAFT = ("draft_alone", "draft_others")
 MOST = 1e4  # seconds, or a factor; beyond that nobody serves

@@ -25,6 +25,7 @@ TIMES = {  # every coefficient of the law that is a time
 RATIOS = {
     "attention_tokens": 3000.0,
     "queue_cycles": 1.2,
+    "prefills_ahead": 0.3,
     "decode_token_ratio": 2.0,
     "draft_token_ratio": 3.0,
     "context_tokens": 700.0,

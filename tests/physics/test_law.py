@@ -15,6 +15,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import cycles
 from bayes_sd.physics.costs import Stages, draft_passes
 from bayes_sd.physics.law import DEFAULT, FULL, PARTS, Law, outcome
+from bayes_sd.physics.structures import PREFILL
 
 modest = settings(max_examples=60, deadline=None)
 families = st.sampled_from(["dense", "moe"])
@@ -161,14 +162,14 @@ def test_a_plain_server_pays_nothing_for_drafting_and_an_idle_drafter_its_first_
 # --- parts ----------------------------------------------------------------------------------
 
 MOVES = {  # the stage costs that a part may change
-    "host": {"prefill_alone", "prefill_others", "verify_alone", "verify_others"},
-    "depth": {"prefill_alone", "prefill_others", "verify_alone", "verify_others"},
+    "host": {*PREFILL, "verify_alone", "verify_others"},
+    "depth": {*PREFILL, "verify_alone", "verify_others"},
     "experts": {"verify_alone", "experts"},
     "tokens": {"verify_alone", "verify_others", "tile_token"},
     "context": {"verify_others"},
-    "attention": {"prefill_alone", "prefill_others"},
+    "attention": set(PREFILL),
     "drafting": {"draft_others"},
-    "stalls": set(),
+    "stalls": {"prefill_ahead"},
 }
 
 
@@ -178,8 +179,7 @@ def test_a_part_moves_only_its_own_stages(part: str) -> None:
     work = WORK | {"prompt_tokens": 1500.0}
     without, with_it = (Law(p).stages(TERMS, SIZES["moe"], work) for p in (rest, (*rest, part)))
     moved = {n for n in Stages._fields if getattr(without, n) != getattr(with_it, n)}
-    assert moved <= MOVES[part]
-    assert moved or part == "stalls"
+    assert moved and moved <= MOVES[part]
 
 
 def test_the_papers_law_is_linear_in_size_and_has_its_closed_form() -> None:
@@ -202,6 +202,22 @@ def test_stalls_only_say_when_the_others_prefills_are_waited_for() -> None:
     assert waiting.e2e_s == stalling.e2e_s
     assert waiting.ttft_s > stalling.ttft_s > 0
     assert stalling.decode_s == stalling.e2e_s - stalling.ttft_s
+
+
+def test_prompts_wait_for_each_other_where_a_concurrency_is_held_and_only_there() -> None:
+    """Answers that end together are followed by prompts that come together: the mean ignores it."""
+    size, work = SIZES["dense"], WORK | {"rate_rps": rate_at("dense", 0.5)}
+    held = WORK | {"closed": 1.0, "others": 27.0}
+
+    def ttft(load: dict[str, Any], ahead: float) -> tuple[float, float]:
+        stages = FULL.stages(TERMS | {"prefills_ahead": ahead}, size, load)
+        said = outcome(stages, TERMS["queue_cycles"], size, load)
+        return said.ttft_s, said.e2e_s
+
+    assert ttft(work, 0.0) == ttft(work, 1.0)
+    (none, before), (all_of_them, after) = ttft(held, 0.0), ttft(held, 1.0)
+    prefill_s = FULL.stages(TERMS, size, held).prefill_others
+    assert all_of_them - none == pytest.approx(27 * prefill_s) and before == after
 
 
 @pytest.mark.parametrize(

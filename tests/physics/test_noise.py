@@ -17,6 +17,7 @@ SCALES = {
     "arrival_sd": 0.3,
     "ttft_sd": 0.08,
     "ttft_capacity_sd": 0.05,
+    "ttft_load_sd": 0.4,
     "spread_alone": 0.1,
     "spread_load": 0.9,
     "ttft_spread_alone": 0.2,
@@ -45,13 +46,14 @@ def test_the_log_density_is_that_of_scipys_t(z: float, mean: float, scale: float
         ("e2e", 0.0, np.inf, 0.05),
         ("e2e", 3.0, np.inf, np.hypot(0.05, 3 * 0.04)),
         ("tpot", 3.0, 100.0, np.sqrt(0.05**2 + 9 * (0.04**2 + 0.3**2 / 100))),
-        ("ttft", 2.0, 100.0, np.hypot(0.08, 2 * 0.05)),
+        ("ttft", 0.0, 100.0, np.hypot(0.08, 0.5 * 0.4)),
+        ("ttft", 2.0, 100.0, np.sqrt(0.08**2 + 0.2**2 + (2 * 0.05) ** 2)),
     ],
 )
 def test_scatter_adds_in_squares(
     metric: str, growth: float, requests: float, expected: float
 ) -> None:
-    assert noise.run_scale(metric, SCALES, growth, requests) == pytest.approx(expected)
+    assert noise.run_scale(metric, SCALES, growth, requests, 0.5) == pytest.approx(expected)
 
 
 def test_the_spread_of_requests_adds_alone_crowding_and_lengths() -> None:
