@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,16 +71,12 @@ class Schedule(answer.Answer):
 
     def __str__(self) -> str:
         parts = [
-            f"k = {row['k']} for {row['lo']}"
-            + (f" to {row['hi']}" if row["hi"] > row["lo"] else "")
-            for row in self.rows.to_dict("records")
+            f"k = {k} for {low}" + f" to {high}" * (high > low) for low, high, k in self.to_vllm()
         ]
         top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
         plain = f"Serve plain, with no drafter loaded: that is faster for 1 to {top}. "
-        return (
-            f"{'' if self.pays else plain}Draft tokens with {self.drafter} by requests in flight: "
-            f"{'; '.join(parts)} ({label}); beyond {top} vLLM keeps the last."
-        )
+        said = f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)}"
+        return f"{plain * (not self.pays)}{said} ({label}); beyond {top} vLLM keeps the last."
 
     @property
     def pays(self) -> bool:
@@ -186,9 +183,8 @@ def schedule(
     )
     answer.require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
     is_percentile = str(loss)[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100
-    answer.require(
-        "loss", loss, loss == "mean" or is_percentile, "'mean', or a percentile as 'p95'"
-    )
+    known = loss == "mean" or is_percentile
+    answer.require("loss", loss, known, "'mean', or a percentile as 'p95'")
     if slo_s is not None:
         answer.positive("slo_s", slo_s)
         answer.require("loss", loss, loss == "mean", "left out beside slo_s: give one of the two")
@@ -213,8 +209,11 @@ def schedule(
             f"alone and at the best draft length one takes about {alone_s:.3g} s."
         )
     chosen = _choose(losses, confidence)
-    alone = _plain(thin, server, batches, extrapolate, seed)
-    plain = None if alone is None else _loss(*alone, loss, slo_s)
+    plain = np.full_like(losses[0], np.nan)
+    with suppress(EvidenceError):  # where none was measured
+        bare = replace(server, drafter=None, k=0, acceptance=None)
+        arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
+        plain = _loss(arm.outcome()[0].e2e_s, scatter(thin, *arm.outcome())[1], loss, slo_s)
     rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
     at = np.arange(top)
     mean = np.stack([m for m, _ in each])[chosen, :, at].T
@@ -232,19 +231,6 @@ def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
     if load.axis == "concurrency":
         most = max(most, float(load.cells["concurrency"].max()))
     return min(math.ceil(most), BATCH_MAX)
-
-
-def _plain(
-    fit: Posterior, server: Server, batches: Load, extrapolate: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and variance without a drafter, which an idle one slows; None if it never ran so."""
-    plain = replace(server, drafter=None, k=0, acceptance=None)
-    try:
-        arm = arm_of(fit, plain, batches, seed, extrapolate, STARTED_ANEW)
-    except EvidenceError:
-        return None
-    said, inputs = arm.outcome()
-    return said.e2e_s, scatter(fit, said, inputs)[1]
 
 
 def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
@@ -269,7 +255,7 @@ def _rows(
     labels: np.ndarray,
     chosen: np.ndarray,
     ks: list[int],
-    plain: np.ndarray | None,
+    plain: np.ndarray,
     slo: bool,
 ) -> pd.DataFrame:
     """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
@@ -283,7 +269,7 @@ def _rows(
             "prob_best": (pick <= best).mean(axis=0),
             lost: (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
             "within": 1 - pick.mean(axis=0),
-            "prob_faster_than_plain": np.nan if plain is None else (pick < plain).mean(axis=0),
+            "prob_faster_than_plain": np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0),
             "support": labels[chosen, at],
         }
     )

@@ -23,13 +23,16 @@ def latency(
     server: o.AskedServer,
     k: o.DraftLengths = None,
     metric: Annotated[str, o.option("e2e, ttft or tpot.", "NAME")] = "e2e",
+    requests: o.Requests = None,
 ) -> o.Reply:
     """Predict latency over loads: the mean, one run, request percentiles, P(saturated)."""
     fit = Fit.load(file)
     servers = [server.of(fit, each) for each in server.lengths(fit, k)]
     wanted = load.of(fit, lambda lengths: default_loads(fit, servers[0], lengths))
-    answer = fit.latency(wanted, servers, metric=metric, extrapolate=server.extrapolate)
-    title = f"{metric} latency, seconds: medians and 90% intervals of the mean and of one run"
+    how: dict[str, Any] = {"metric": metric, "requests": requests}
+    answer = fit.latency(wanted, servers, **how, extrapolate=server.extrapolate)
+    of_run = f"one run of {answer.draws['run_s'].attrs['requests']} requests"
+    title = f"{metric} latency, seconds: medians and 90% intervals of the mean and of {of_run}"
     return o.Reply.of(answer, title, metric=metric)
 
 
@@ -39,6 +42,7 @@ def compare(
     server: o.AskedServer,
     k: o.DraftLengths = None,
     of: Annotated[str, o.option("Latency of the mean, a run, a request.", "NAME")] = "mean",
+    requests: o.Requests = None,
 ) -> o.Reply:
     """Say with what probability SD beats plain decoding, and up to which load."""
     fit, far = Fit.load(file), server.extrapolate
@@ -47,7 +51,7 @@ def compare(
         raise typer.BadParameter("-k must name a draft length above 0 to compare with plain.")
     plain = server.of(fit, 0)
     wanted = load.of(fit, lambda lengths: default_loads(fit, plain, lengths))
-    answer = fit.compare(wanted, drafting, plain, of=of, extrapolate=far)
+    answer = fit.compare(wanted, drafting, plain, of=of, requests=requests, extrapolate=far)
     evens = [fit.break_even(wanted, each, plain, extrapolate=far) for each in drafting]
     title = (
         f"Against {plain}, {of} latency: faster, slower and both saturated sum to 1; the speedup\n"

@@ -1,4 +1,4 @@
-"""What the commands take and how they answer: options, words turned into loads and servers, output.
+"""What the commands take and how they answer.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 answered, 1 bad input or failure,
 2 wrong usage, 3 not converged or evidence missing.
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
 COUNT_MAX = 10_000  # values of START:STOP:COUNT
-PIPE_WIDTH = 200
-NOT_BOTH = "name a measured model or give a new one's size, not both."
 SIZE = (
     "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
     "experts_per_token, layers, kv_bytes."
@@ -59,6 +57,7 @@ FitFile = Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
 Seed = Annotated[int, sampling_option("Equal seeds give equal draws.", "N")]
 Draws = Annotated[int, sampling_option("Kept draws of each of 4 chains.", "N")]
 Tune = Annotated[int, sampling_option("Discarded draws of each chain.", "N")]
+Requests = Annotated[int | None, option("Of one run; default: as measured.", "N")]
 DraftLengths = Annotated[
     Text, option("Draft tokens, as 0,3; 0 is plain. Default: those measured.", "LIST", "-k")
 ]
@@ -176,14 +175,13 @@ class AskedLoad:
             return self.prompt, self.output
         measured = fit.runs[["prompt_tokens", "output_tokens"]]
         if (measured.max() > LENGTHS_ALIKE * measured.min()).any():
-            pairs = measured.round().drop_duplicates().sort_values([*measured])
-            known = ", ".join(f"{prompt:.0f} + {output:.0f}" for prompt, output in pairs.values[:6])
-            raise typer.BadParameter(
-                f"give --prompt and --output, tokens of a request; runs had {known}"
-                f"{' and others' if len(pairs) > 6 else ''}."
-            )
-        usual = measured.median().round()
-        return self.prompt or usual["prompt_tokens"], self.output or usual["output_tokens"]
+            known = sorted({f"{prompt:.0f} + {output:.0f}" for prompt, output in measured.values})
+            some = ", ".join(known[:6]) + " and others" * (len(known) > 6)
+            raise typer.BadParameter(f"give --prompt and --output, in tokens; runs had {some}.")
+        usual = measured.median().round().to_dict()
+        given = {"prompt_tokens": self.prompt, "output_tokens": self.output}
+        usual |= {name: value for name, value in given.items() if value is not None}
+        return usual["prompt_tokens"], usual["output_tokens"]
 
 
 @dataclass(frozen=True)
@@ -203,37 +201,34 @@ class AskedServer:
 
     def of(self, fit: "Fit", k: int, drafter_loaded: bool | None = None) -> Server:
         """The server with so many draft tokens, plain at 0; the fit's only one if none is named."""
-        verifier, drafter = self._verifier(fit), self._drafter()
+        verifier, drafter = self._models(fit)
         structure = structure_of(self.structure)
         if not (k > 0 if drafter_loaded is None else drafter_loaded):
             return Server(verifier, environment=self.environment, structure=structure)
         if drafter is None:
-            known = set(fit.runs["drafter"][fit.runs["verifier"] == verifier]) - {"none"}
-            drafter = only("drafter", sorted(known), f"of {verifier} the fit knows")
+            known = sorted({*fit.runs["drafter"][fit.runs["verifier"] == verifier]} - {"none"})
+            drafter = only("drafter", known, f"of {verifier} the fit knows")
         rates = None if self.acceptance is None else numbers(self.acceptance, "--acceptance")
-        accepted = rates[0] if rates is not None and len(rates) == 1 else rates
+        accepted = rates[0] if rates and len(rates) == 1 else rates
         return Server(verifier, drafter, k, accepted, self.environment, structure)
 
     def lengths(self, fit: "Fit", k: Text) -> list[int]:
         """Draft lengths asked about; by default those that this verifier ran with, 0 included."""
         if k is not None:
             return whole_numbers(k)
-        verifier, drafter, ran = self._verifier(fit), self._drafter(), fit.servers
+        (verifier, drafter), ran = self._models(fit), fit.servers
         ran = ran[ran["verifier"] == verifier] if isinstance(verifier, str) else ran
-        mine = ran["draft_tokens"] == 0
-        mine |= ran["drafter"] == drafter if isinstance(drafter, str) else True
+        own = ran["drafter"] == drafter if isinstance(drafter, str) else True
+        mine = (ran["draft_tokens"] == 0) | own
         return sorted(int(n) for n in ran["draft_tokens"][mine].unique()) or [0]
 
-    def _verifier(self, fit: "Fit") -> str | Size:
-        if self.verifier and self.new_verifier:
-            raise typer.BadParameter(NOT_BOTH)
-        named = self.verifier or size_of(self.new_verifier, "--new-verifier")
-        return named or only("verifier", fit.verifiers.index, "the fit knows")
-
-    def _drafter(self) -> str | Size | None:
-        if self.drafter and self.new_drafter:
-            raise typer.BadParameter(NOT_BOTH)
-        return self.drafter or size_of(self.new_drafter, "--new-drafter")
+    def _models(self, fit: "Fit") -> tuple[str | Size, str | Size | None]:
+        """The verifier, the fit's only one if none is named, and the drafter if one is."""
+        if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
+            raise typer.BadParameter("name a measured model or give a new one's size, not both.")
+        verifier = self.verifier or size_of(self.new_verifier, "--new-verifier")
+        drafter = self.drafter or size_of(self.new_drafter, "--new-drafter")
+        return verifier or only("verifier", fit.verifiers.index, "the fit knows"), drafter
 
 
 def only(what: str, names: Iterable[str], known: str) -> str:
@@ -321,7 +316,7 @@ def say(text: str) -> None:
 
 def show(title: str, table: "pd.DataFrame") -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     cells, names, numeric = table.map(_cell), [], []
     for place, name in enumerate(table):
         head = str(name).replace("_", " ")
