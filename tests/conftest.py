@@ -1,6 +1,7 @@
 """What several test files share: the corpus, a small saved posterior of it, one compiled model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,7 @@ def small_fit(small_runs: Runs, refitter: Refitter) -> Fit:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bayes_sd.model.sample.compile_nutpie", lambda *_, **__: refitter.compiled)
         try:
-            return LatencyModel().fit(small_runs, draws=200, tune=400, chains=2, progress=False)
+            how: dict[str, Any] = {"draws": 200, "tune": 400, "chains": 2, "max_minutes": 0.0}
+            return LatencyModel().fit(small_runs, **how, progress=False)
         except ConvergenceError as error:  # so few draws need not pass the gate
             return error.fit

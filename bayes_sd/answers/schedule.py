@@ -47,8 +47,8 @@ class Schedule(answer.Answer):
         The table: ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no
         other candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost
         to the best candidate had it been known; for an SLO ``expected_regret``, the probability
-        lost), ``prob_faster_than_plain`` (a server without a drafter, which an idle drafter slows;
-        mean over the row, NaN where none was measured), ``support``.
+        lost), ``prob_faster_than_plain_lo`` and ``_hi`` (than a server without a drafter, which an
+        idle one slows, at both ends; NaN where none was measured), ``support``.
     latency : Latency
         At the loads asked about; its draws are those of the answer.
     drafter, candidates
@@ -81,8 +81,8 @@ class Schedule(answer.Answer):
     @property
     def pays(self) -> bool:
         """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
-        slower = self.rows["prob_faster_than_plain"] <= 1 - SURE
-        return bool((self.rows["k"] > 0).any() and not slower.all())
+        slower = self.rows[[f"prob_faster_than_plain_{end}" for end in ("lo", "hi")]] <= 1 - SURE
+        return bool((self.rows["k"] > 0).any() and not slower.all(axis=None))
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
@@ -182,8 +182,7 @@ def schedule(
         "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
     )
     answer.require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
-    is_percentile = str(loss)[:1] == "p" and loss[1:].isdigit() and 0 < int(loss[1:]) < 100
-    known = loss == "mean" or is_percentile
+    known = loss == "mean" or str(loss) in {f"p{n}" for n in range(1, 100)}
     answer.require("loss", loss, known, "'mean', or a percentile as 'p95'")
     if slo_s is not None:
         answer.positive("slo_s", slo_s)
@@ -273,8 +272,10 @@ def _rows(
             "support": labels[chosen, at],
         }
     )
-    columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "first")}
-    columns |= {name: (name, "mean") for name in ("prob_best", lost, "prob_faster_than_plain")}
+    columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "min")}
+    columns |= {name: (name, "mean") for name in ("prob_best", lost)}
+    for end, which in (("lo", "first"), ("hi", "last")):
+        columns[f"prob_faster_than_plain_{end}"] = ("prob_faster_than_plain", which)
     if slo:
         columns["prob_within_slo"] = ("within", "min")
     columns["support"] = ("support", answer.farthest)

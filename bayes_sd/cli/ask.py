@@ -92,7 +92,7 @@ def schedule(
     title = (
         f"Draft tokens by requests in flight, of k = {', '.join(map(str, ks))}; best: no other k\n"
         "is faster; regret: latency expected to be lost to the best k had it been known;\n"
-        "faster than plain: than a server with no drafter loaded"
+        "faster than plain: than a server with no drafter loaded, at lo and at hi"
     )
     shown = [("Latency under this schedule, seconds", table)] * bool(load.rps or load.concurrency)
     told: dict[str, Any] = {"speculative_config": config, "latency": table.to_dict("records")}
