@@ -179,7 +179,7 @@ def break_even(
         top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
         end = capacity[0]
     grid = low + (high - low) * GRID
-    wins = gain(grid) > 0
+    wins = gain(grid := np.sort(np.hstack([grid, turns(grid, gain(grid))]), axis=1)) > 0
     changed = wins[:, 1:] != wins[:, :-1]
     count = changed.sum(axis=1)
 
@@ -215,3 +215,12 @@ def break_even(
         {"end": ["from", "to"]},
     )
     return BreakEven(draws, str(server), str(baseline), answer.farthest(labels), top, lengths)
+
+
+def turns(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Where parabolas through three neighbours turn: two changes of sign may hide beside them."""
+    slope = np.diff(y) / np.diff(x)
+    middle = (x[:, 1:] + x[:, :-1]) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn = middle[:, :-1] - slope[:, :-1] * np.diff(middle) / np.diff(slope)
+    return np.clip(np.where(np.isnan(turn), x[:, 1:-1], turn), x[:, :-2], x[:, 2:])

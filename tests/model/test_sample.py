@@ -274,10 +274,11 @@ def test_an_interrupted_fit_is_refused(
 ) -> None:
     """nutpie pads with NaN and counts no divergence."""
     refit = refitter.refit(draws=20, tune=20, chains=2)
-    refit.sampled["posterior"]["noise"].values[1, 10:] = np.nan
+    padded = refit.sampled["posterior"]["noise"].values[1, 10:]
+    padded[:] = np.nan
     made = refit.sampled, diagnose(refit.sampled), {"samples": [{}]}
     monkeypatch.setattr("bayes_sd.fit.sample", lambda *_, **__: made)
-    with pytest.raises(ConvergenceError, match="100 draws are not finite"):
+    with pytest.raises(ConvergenceError, match=f"{padded.size} draws are not finite"):
         LatencyModel().fit(small_runs, draws=20, tune=20, chains=2, progress=False)
 
 
