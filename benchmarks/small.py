@@ -198,6 +198,7 @@ def answers(fit: bsd.Fit) -> dict[str, dict[str, float]]:
         draws = fit.compare(bsd.Load(**load, **lengths), server, plain, extrapolate=True).draws
     except EvidenceError:  # no plain server
         return {}
+    draws = draws.isel(server=0)
     speedup, faster = (draws[n].values.astype(float) for n in ("speedup", "faster"))
     said = {"P(SD beats plain)": (faster.mean(), az.mcse(faster, method="mean"))}
     for q in (0.05, 0.5, 0.95):
