@@ -99,8 +99,8 @@ def compile_nutpie(
     frozen = freeze_dims_and_data(model, **({} if fixed is None else {"data": fixed}))
     jittered = {v for v in frozen.free_RVs if v.name not in initial}
     how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": jittered}
-    # Multiplying products out takes a quarter of the time and speeds up nothing; nutpie asks for
-    # the mode by name. With fast math, code from the cache rounds sums otherwise: other draws.
+    # Multiplying products out takes time to compile and speeds up no draw; nutpie asks for the
+    # mode by name. With fast math, code from the cache rounds sums otherwise: other draws.
     mode = predefined_modes["NUMBA"].excluding("local_greedy_distributor")
     with patch.dict(predefined_modes, NUMBA=mode), config.change_flags(numba__fastmath=False):
         return nutpie.compile_pymc_model(frozen, **how)
