@@ -22,6 +22,7 @@ LABELS = np.array(["assumed structure", "extrapolated", "interpolated", "measure
 FACTOR = 4.0  # beyond the measured range, after which an answer has to be asked for by name
 SLACK = 1.001  # of a measured range: rates are rounded in files
 WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
+SURE = 0.9  # probability from which a sentence calls one server faster
 SAMPLE = ("chain", "draw")
 UNITS = {"rate_rps": "requests/s", "concurrency": "requests in flight"}
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles tell them apart too.

@@ -18,7 +18,6 @@ from bayes_sd.runs.load import Load
 
 RATES = 12  # asked about where none are given
 RATES_TOP = 0.95  # of the baseline's median capacity: the last rate at which it has an answer
-SURE = 0.9  # probability from which a sentence calls one server faster
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +71,7 @@ class Comparison(answer.Answer):
             parts.append(f"with {where} tokens " * bool(where) + _stretches(chosen, axis))
         run = f"mean latency of a run of {self.requests} requests"
         what = run if self.of == "run" else f"{self.of} latency"
-        sure = f"{what}, with probability {SURE:g} or more"
+        sure = f"{what}, with probability {answer.SURE:g} or more"
         label = answer.farthest(table["support"])
         return f"{pair}: {'; '.join(parts)} ({sure}; {label})."
 
@@ -80,12 +79,12 @@ class Comparison(answer.Answer):
         """The server to choose at one load: of those surely faster the likeliest best, or the
         baseline if it surely is faster than all."""
         faster, both = rows["prob_faster"], rows["prob_both_saturated"]
-        if (sure := faster >= SURE).any():
+        if (sure := faster >= answer.SURE).any():
             ranks = rows.get("prob_best", faster)[sure].to_numpy()
             return short[str(rows["server"][sure].iloc[int(ranks.argmax())])]
         if (both >= 0.5).all():
             return "all saturated"
-        return short[str(self.baseline)] if (faster <= 1 - SURE).all() else "unclear"
+        return short[str(self.baseline)] if (faster <= 1 - answer.SURE).all() else "unclear"
 
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """P(faster) against load, a line a server."""

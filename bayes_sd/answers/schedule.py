@@ -33,7 +33,6 @@ DRAWS = 2000  # posterior draws used: the Monte Carlo error of a probability is 
 BATCH_MAX = 1024
 HOPELESS = 0.999  # chance of missing an SLO even alone from which no schedule is given
 STARTED_ANEW = "scheduled server"  # its own effect is one draw, whatever it drafts
-SURE = 0.9  # probability from which a sentence calls one server faster
 REACHED = 0.01  # probability of a batch size at a rate from which its support matters
 
 
@@ -81,7 +80,9 @@ class Schedule(answer.Answer):
     @property
     def pays(self) -> bool:
         """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
-        slower = self.rows[[f"prob_faster_than_plain_{end}" for end in ("lo", "hi")]] <= 1 - SURE
+        slower = (
+            self.rows[[f"prob_faster_than_plain_{end}" for end in ("lo", "hi")]] <= 1 - answer.SURE
+        )
         return bool((self.rows["k"] > 0).any() and not slower.all(axis=None))
 
     def to_vllm(self) -> list[list[int]]:

@@ -150,7 +150,8 @@ def test_requests_cut_off_at_the_end(tmp_path: Path) -> None:
     totals = data["benchmarks"][1]["metrics"]["request_totals"]
     totals["incomplete"] = totals["successful"]
     runs = read_changed(data, tmp_path)
-    assert {"cut-off", "overloaded", "saturated"} <= {*runs.table["flags"][1].split(",")}
+    # Twice as many have arrived as the rate gives, which Little's law finds odd.
+    assert runs.table["flags"].tolist()[1] == "cut-off,little,overloaded,saturated"
     assert runs.table.e2e_mean_s.tolist() == exact.e2e_mean_s.tolist()
     assert runs.check().findings.finding.str.contains("2 of 2 runs ended with over 5%").sum() == 1
 
