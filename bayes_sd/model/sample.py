@@ -2,17 +2,17 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import InputError
+from bayes_sd.model.compiled import compile_nutpie
 from bayes_sd.model.design import Design, coefficients
 from bayes_sd.model.priors import Prior, in_plain_words, settled_by
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
@@ -84,26 +84,6 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
     logs = np.round(middle + sd * solution.x, 1)
     # In the middle of its prior a coefficient that no run tells has no gradient: a fault to nutpie.
     return np.where(np.isclose(logs, middle), logs + START_NUDGE * sd, logs)
-
-
-def compile_nutpie(
-    model: "pm.Model", initial: Mapping[str, np.ndarray], fixed: Iterable[str] | None = None
-) -> Any:
-    """Compile for nutpie with the data named by `fixed` frozen, all by default: they fold much."""
-    import nutpie
-    from pymc.model.transform.optimization import freeze_dims_and_data
-    from pytensor import config
-    from pytensor.compile.mode import predefined_modes
-
-    # Frozen here, not in nutpie, which would renew the variables that are to be jittered.
-    frozen = freeze_dims_and_data(model, **({} if fixed is None else {"data": fixed}))
-    jittered = {v for v in frozen.free_RVs if v.name not in initial}
-    how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": jittered}
-    # Multiplying products out takes time to compile and speeds up no draw; nutpie asks for the
-    # mode by name. With fast math, code from the cache rounds sums otherwise: other draws.
-    mode = predefined_modes["NUMBA"].excluding("local_greedy_distributor")
-    with patch.dict(predefined_modes, NUMBA=mode), config.change_flags(numba__fastmath=False):
-        return nutpie.compile_pymc_model(frozen, **how)
 
 
 def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:
