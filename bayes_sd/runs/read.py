@@ -281,8 +281,8 @@ def read_sidecar(path: PathLike, files: list[Any]) -> Sidecar:
     return [(str(pattern), canonical(keys)) for pattern, keys in entries]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, PyYAML silently takes the last."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML whose keys stand once (of two, PyYAML silently takes the last) and are text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; YAMLError if a key is there twice."""
@@ -293,6 +293,12 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.YAMLError(f"key {key!r} is given twice below line {line}")
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: Any) -> Any:
+        """A scalar's text; ValueError where it holds a lone surrogate, which no file can keep."""
+        text = super().construct_scalar(node)
+        text.encode()
+        return text
+
 
 def load_yaml(path: PathLike) -> dict[str, Any]:
     """The mapping in a YAML file."""
@@ -300,7 +306,7 @@ def load_yaml(path: PathLike) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
         if LONG_NUMBER.search(text):
             raise ValueError("a number has hundreds of digits")
-        data = yaml.load(text, _UniqueKeys)
+        data = yaml.load(text, _StrictLoader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

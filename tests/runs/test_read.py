@@ -204,6 +204,7 @@ def test_a_sidecar_may_not_contradict_the_file(tmp_path: Path) -> None:
         ("s.yaml", "z.json: {verifier: x}", "'z.json' matches none of the 1 files"),
         ("s.yaml", "a.json: x", "must map file names or patterns"),
         ("s.yaml", "a: [", "is not YAML"),
+        ("s.yaml", r'a: {b: "\ud800"}', "is not YAML"),
         ("s.yaml", "[1]", "must map names to values"),
         ("s.yaml", "a.json: {family: moe, family: dense}", "key .family. is given twice"),
         (
