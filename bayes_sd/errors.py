@@ -5,6 +5,7 @@ from typing import Any
 
 LONGEST = 2_000  # characters of a message
 SMALLEST, LARGEST = 1e-60, 1e19  # in size: the square of a ratio of two is still a number
+_DIGITS = re.compile(r"\d{41,}")
 _ARGUMENT = re.compile(r"<<(\w+)>>")
 
 
@@ -29,6 +30,7 @@ class _UserError(Exception):
     """An error whose message speaks Python, and a shell's language through :func:`in_words`."""
 
     def __init__(self, message: str = "") -> None:
+        message = _DIGITS.sub(lambda digits: f"{digits[0][:20]} ... {digits[0][-20:]}", message)
         if len(message) > LONGEST:  # a value of megabytes: what is wrong stands before and after it
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__("\n".join(map(shown, message.split("\n"))))

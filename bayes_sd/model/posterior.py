@@ -225,6 +225,8 @@ class Posterior:
 
     def thin(self, draws: int) -> Self:
         """The same fit with every n-th draw, at least `draws` of them if there are so many."""
+        if not isinstance(draws, int) or draws < 1:
+            raise InputError(f"draws = {draws!r}: must be a whole number above 0.")
         every = slice(None, None, max(1, self.draws // draws))
         thin = type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
         tables = ("runs", "verifiers", "drafters", "servers", "environments")
