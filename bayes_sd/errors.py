@@ -48,6 +48,12 @@ class InputError(_UserError, ValueError):
     """Input that cannot be used: what is wrong, where (file, field, row), what is allowed."""
 
 
+def require(name: str, value: Any, holds: bool, says: str) -> None:
+    """Refuse an argument that is not what it must be."""
+    if not holds:
+        raise InputError(f"{name} = {value!r}: must be {says}.")
+
+
 class EvidenceError(_UserError):
     """A question that the runs or the fit cannot answer: what is missing, what would answer it."""
 

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers.servers import Resolved, name_of
-from bayes_sd.errors import LARGEST, SMALLEST, InputError
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
@@ -30,12 +30,6 @@ COLORS = ("#4c5b6b", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 TICKS = np.outer(10.0 ** np.arange(-6, 7), (1, 2, 5)).ravel()
-
-
-def require(name: str, value: Any, holds: bool, says: str) -> None:
-    """Refuse an argument that is out of range."""
-    if not holds:
-        raise InputError(f"{name} = {value!r}: must be {says}.")
 
 
 def positive(name: str, value: Any) -> None:
@@ -133,7 +127,7 @@ def points(ax: "Axes", x: Any, y: Any, number: int, label: str | None = None) ->
     ax.scatter(x, y, s=20, color=color, marker=marker, alpha=0.8, zorder=3, label=label)
 
 
-def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool = True) -> None:
+def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool = True) -> "Axes":
     """Labels with units, readable ticks, a legend."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
@@ -145,6 +139,7 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool
         ax.set_yticks([], minor=True)
     if legend:
         ax.legend(frameon=False, fontsize=8)
+    return ax
 
 
 def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
@@ -216,12 +211,9 @@ def support(
     """
     runs = posterior.runs
 
-    def inside(rows: Any, column: str) -> Any:
-        values = rows[column].dropna()
-        if values.empty:
-            return np.zeros(np.shape(cells[column]), bool)
-        low, high = values.min() / SLACK, values.max() * SLACK
-        return (cells[column] >= low) & (cells[column] <= high)
+    def inside(rows: pd.DataFrame, *columns: str) -> Any:
+        ranges = [(cells[n], rows[n].min() / SLACK, rows[n].max() * SLACK) for n in columns]
+        return np.all([(low <= cell) & (cell <= high) for cell, low, high in ranges], axis=0)
 
     axis = "concurrency" if "concurrency" in cells else "rate_rps"
     lengths = ("prompt_tokens", "output_tokens")
@@ -230,16 +222,13 @@ def support(
     own = runs.iloc[:0]
     if resolved.measured.any():
         own = runs[runs["server"] == posterior.servers["server"][resolved.measured].iloc[0]]
-    measured = inside(own, axis) & inside(own, lengths[0]) & inside(own, lengths[1])
-    measured = measured & (share <= own["utilization"].max() * 1.05)
+    measured = inside(own, axis, *lengths) & (share <= own["utilization"].max() * 1.05)
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
-    near = near & inside(runs, lengths[0]) & inside(runs, lengths[1])
-    near = near & _size_inside(posterior, resolved) & ~far
-    if resolved.positions is not None and resolved.server.k > resolved.positions:
-        near = near & False
-    reach = 1 + np.where(near | measured, 1, 0) + measured
-    if resolved.place is not None:
-        reach = 0 * reach
+    counted = resolved.positions is None or resolved.server.k <= resolved.positions
+    near = near & inside(runs, *lengths) & ~far
+    near = near & (counted and _size_inside(posterior, resolved))
+    assumed = resolved.place is not None
+    reach = np.where(assumed, 0, np.where(measured, 3, np.where(near, 2, 1)))
     return np.broadcast_to(LABELS[reach], np.shape(cells["prompt_tokens"]))
 
 

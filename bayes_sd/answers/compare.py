@@ -93,8 +93,7 @@ class Comparison(answer.Answer):
             values = own[["prob_faster"] * 3].to_numpy().T
             answer.band(ax, own[axis], values, number, str(name))
         ax.set_ylim(-0.03, 1.03)
-        answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
-        return ax
+        return answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
 
 
 def _stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:

@@ -10,7 +10,7 @@ from bayes_sd.answers.break_even import BreakEven, break_even
 from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
-from bayes_sd.errors import EvidenceError
+from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model.design import NONE, SERVER, build_design, coefficients, run_workload
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
@@ -163,7 +163,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     """
     from scipy.special import logsumexp
 
-    answer.require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
+    require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
     table = build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed)
@@ -304,5 +304,4 @@ def plot_collapse(fit: Posterior, ax: "answer.Axes | None" = None) -> "answer.Ax
     for i, ((family, arm), own) in enumerate(runs.groupby(["family", "arm"])):
         y, label = own["e2e_mean_s"] / own["fitted_c1_s"], f"{family}, {arm} ({len(own)} runs)"
         answer.points(ax, own["utilization"], y, i, label)
-    answer.finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)
-    return ax
+    return answer.finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)

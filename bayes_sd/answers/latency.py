@@ -10,7 +10,7 @@ import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
@@ -25,7 +25,7 @@ SATURATED = 0.05  # probability from which a sentence leaves a load to the table
 
 def check_of(of: str) -> None:
     """Refuse what is no kind of latency."""
-    answer.require("of", of, of in OF, f"one of {', '.join(OF)}")
+    require("of", of, of in OF, f"one of {', '.join(OF)}")
 
 
 def cells_of(load: Load) -> dict[str, np.ndarray]:
@@ -120,7 +120,7 @@ def arm_of(
     started_anew: str | None = None,
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
-    answer.require("load", load, isinstance(load, Load), "bsd.Load(...)")
+    require("load", load, isinstance(load, Load), "bsd.Load(...)")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
     why = answer.far_outside(posterior, resolved, cells)
@@ -203,8 +203,7 @@ class Latency(answer.Answer):
             answer.band(ax, data[axis].values, values.values, i, str(name))
             answer.points(ax, own[axis], own["mean_s"], i)
         label = {"e2e": "mean latency", "ttft": "mean TTFT", "tpot": "mean TPOT"}[self.metric]
-        answer.finish(ax, answer.UNITS[axis], f"{label}, s", log=True)
-        return ax
+        return answer.finish(ax, answer.UNITS[axis], f"{label}, s", log=True)
 
 
 def observable(
@@ -306,9 +305,9 @@ def latency(
     EvidenceError
         If the question lies far outside of what was measured.
     """
-    answer.require("metric", metric, metric in noise.METRICS, f"one of {', '.join(noise.METRICS)}")
+    require("metric", metric, metric in noise.METRICS, f"one of {', '.join(noise.METRICS)}")
     requests = fit.run_requests if requests is None else requests
-    answer.require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
+    require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")

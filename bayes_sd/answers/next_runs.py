@@ -12,7 +12,7 @@ from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, require
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import T_VARIANCE
 from bayes_sd.runs.load import Load
@@ -151,8 +151,9 @@ class NextRuns(answer.Answer):
         left = [self.regret_ms, *self.rows["regret_left_ms"]]
         ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
-        answer.finish(ax, "minutes of measuring", "expected regret, ms a request", legend=False)
-        return ax
+        return answer.finish(
+            ax, "minutes of measuring", "expected regret, ms a request", legend=False
+        )
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""
@@ -205,9 +206,9 @@ def next_runs(
     NextRuns
         ``choices``, ``regret_ms``, ``table``.
     """
-    answer.require("server", server, server in ("measured", "next"), "measured or next")
+    require("server", server, server in ("measured", "next"), "measured or next")
     each = listed(servers, fewest=2)
-    answer.require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
+    require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
     answer.positive("run_seconds", run_seconds)
     if server_seconds != 0:
         answer.positive("server_seconds", server_seconds)

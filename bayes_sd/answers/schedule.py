@@ -22,7 +22,7 @@ from bayes_sd.answers.latency import (
     scatter,
 )
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
@@ -121,8 +121,7 @@ class Schedule(answer.Answer):
             self.rows["k"], edges, color=answer.COLORS[1], lw=1.6, baseline=None, label=self.drafter
         )
         ax.set_yticks(self.candidates)
-        answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
-        return ax
+        return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
 
 
 def schedule(
@@ -178,16 +177,16 @@ def schedule(
     """
     ks = sorted(draft_lengths(k))
     top = _largest_batch(fit, server, load) if max_batch is None else max_batch
-    answer.require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
-    answer.require(
+    require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
+    require(
         "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
     )
-    answer.require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
+    require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
     known = loss == "mean" or str(loss) in {f"p{n}" for n in range(1, 100)}
-    answer.require("loss", loss, known, "'mean', or a percentile as 'p95'")
+    require("loss", loss, known, "'mean', or a percentile as 'p95'")
     if slo_s is not None:
         answer.positive("slo_s", slo_s)
-        answer.require("loss", loss, loss == "mean", "left out beside slo_s: give one of the two")
+        require("loss", loss, loss == "mean", "left out beside slo_s: give one of the two")
     if server.drafter is None:
         raise InputError("A schedule is for a server with a drafter: give <<drafter>>.")
     prompt, output = load.lengths
