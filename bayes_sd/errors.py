@@ -1,6 +1,7 @@
 """The errors and warnings a user of bayes_sd is meant to read: each is one sentence."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 LONGEST = 2_000  # characters of a message
@@ -52,6 +53,11 @@ def require(name: str, value: Any, holds: bool, says: str) -> None:
     """Refuse an argument that is not what it must be."""
     if not holds:
         raise InputError(f"{name} = {value!r}: must be {says}.")
+
+
+def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Refuse an argument that is none of the names it may be."""
+    require(name, value, value in allowed, f"one of {', '.join(allowed)}")
 
 
 class EvidenceError(_UserError):

@@ -13,7 +13,7 @@ from bayes_sd.answers import fitted as _fitted
 from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
 from bayes_sd.answers import schedule as _schedule
-from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, require
+from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, one_of, require
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
 from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, TOGETHER, Prior
@@ -113,8 +113,7 @@ class LatencyModel:
     def __post_init__(self) -> None:
         own, allowed = self.server_effects, (SERVER_EFFECTS, SERVER_EFFECTS[:1])
         require("server_effects", own, own in allowed, " or ".join(map(str, allowed)))
-        pooled = self.pooling in POOLINGS
-        require("pooling", self.pooling, pooled, f"one of {', '.join(POOLINGS)}")
+        one_of("pooling", self.pooling, POOLINGS)
 
     def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
         """The same model with one prior changed; names as shown by ``print(model)``.

@@ -59,13 +59,6 @@ def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")
 
 
-def tabulate(data: xr.Dataset) -> pd.DataFrame:
-    """Flat table of a dataset: a column a coordinate, a row a cell."""
-    if not data.dims:
-        return pd.DataFrame([{str(n): data[n].item() for n in [*data.coords, *data.data_vars]}])
-    return data.to_dataframe().reset_index()
-
-
 def best_of(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """P(best), ties shared, and expected regret of each; the chance that all are infinite."""
     prob, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
@@ -93,12 +86,16 @@ class Answer:
         """The answer in rows, with units in the names of columns."""
         return self.rows
 
+    @property
+    def axis(self) -> str | None:
+        """``rate_rps`` or ``concurrency``, whichever has several values; None if neither has."""
+        return next((a for a in UNITS if a in self.draws.dims), None)
+
     def axis_to_plot(self) -> str:
-        """``rate_rps`` or ``concurrency``, whichever has several values."""
-        axis = next((a for a in UNITS if a in self.draws.dims), None)
-        if axis is None:
+        """The axis, without which there is nothing to plot."""
+        if self.axis is None:
             raise InputError("A plot needs several rates or concurrencies.")
-        return axis
+        return self.axis
 
     def __repr__(self) -> str:
         return f"{self}\n{self.table.to_string(index=False)}"

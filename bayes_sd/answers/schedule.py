@@ -12,15 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import (
-    Arm,
-    Latency,
-    arm_of,
-    labelled,
-    measured_points,
-    observable,
-    scatter,
-)
+from bayes_sd.answers.latency import Arm, Latency, arm_of, measured_points, observable, scatter
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
 from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.posterior import Posterior
@@ -344,7 +336,6 @@ def _followed(
     requests = posterior.run_requests
     scale = run_scale("e2e", posterior.noise, growth, requests)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    draws = observable(posterior, mean, stuck, scale, variance, label, load, seed, requests)
-    data = labelled(posterior, load, draws, reach, label).transpose(*answer.SAMPLE, "server", ...)
-    data["run_s"].attrs["requests"] = requests
+    drawn = (mean, stuck, scale, variance, reach)
+    data = observable(posterior, load, label, *drawn, requests, seed)
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

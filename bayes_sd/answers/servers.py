@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.acceptance import generator
@@ -193,7 +194,7 @@ def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
     return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
 
 
-def _row_of(known: Any, level: str, model: str | Size | None, flag: str) -> int | None:
+def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
     """Position of a measured model in its table; None for a new one."""
     if not isinstance(model, str):
         return None
@@ -201,7 +202,7 @@ def _row_of(known: Any, level: str, model: str | Size | None, flag: str) -> int 
     if model not in names:
         raise InputError(
             f"The fit has no {level} {model!r}; it knows {', '.join(names) or 'none'}. "
-            f"For one nobody measured give its size ({flag})."
+            f"For one nobody measured give its size (<<new_{level}>>)."
         )
     return int(names.index(model))
 
@@ -222,10 +223,10 @@ def resolve(
         If its acceptance was neither given nor measured.
     """
     v, d = server.verifier, server.drafter
-    verifier_i = _row_of(posterior.verifiers, "verifier", v, "<<new_verifier>>")
+    verifier_i = _row_of(posterior.verifiers, "verifier", v)
     known_sizes = v.features() if isinstance(v, Size) else posterior.verifiers.loc[v].to_dict()
     sizes = {str(name): float(value) for name, value in known_sizes.items()}
-    drafter_i = _row_of(posterior.drafters, "drafter", d, "<<new_drafter>>")
+    drafter_i = _row_of(posterior.drafters, "drafter", d)
     sizes["drafter"] = d.active / 1e9 if isinstance(d, Size) else 0.0
     if drafter_i is not None:
         sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])

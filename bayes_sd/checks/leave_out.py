@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, one_of
 from bayes_sd.model.design import NONE, Design
 from bayes_sd.model.sample import Refit, Refitter
 from bayes_sd.physics import noise
@@ -36,6 +36,7 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
 
 def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
     """Folds as masks of the table."""
+    one_of("<<by>>", by, BY)
     steady = ~table["saturated"].to_numpy(bool)
     if by in ("verifier", "drafter", "moe"):
         among, column = (table[table["family"] == by], "verifier") if by == "moe" else (table, by)
@@ -52,12 +53,10 @@ def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
         share = load / load.groupby([table["server"], table["loop"]]).transform("max")
         top = share.where(steady).fillna(0.0).to_numpy()
         parts = [("highest loads", top >= np.quantile(top[steady], 1 - HIGHEST))]
-    elif by == "long_prompts":
+    else:
         length = table["prompt_tokens"].to_numpy()
         limit = np.quantile(length[steady], 1 - LONGEST)
         parts = [("long prompts", (length >= limit) & (length > length.min()))]
-    else:
-        raise InputError(f"<<by>> = {by!r}: must be one of {', '.join(BY)}.")
     kept = [(name, mask) for name, mask in parts if (mask & steady).any()]
     if by in ("verifier", "drafter", "moe") and len(kept) < 2:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
@@ -111,12 +110,10 @@ def leave_out(
         scored = predictions(refit, table, rows, drawn_s, seed).assign(fold=name)
         return scored, about, pairs(left_out, drawn_s)
 
-    results = list((executor.map if executor else map)(predicted, parts.items()))
-    return LeftOut(
-        pd.concat([rows for rows, _, _ in results]).sort_index(),
-        pd.DataFrame([about for _, about, _ in results]),
-        pd.concat([both for _, _, both in results], ignore_index=True),
-    )
+    each = (executor.map if executor else map)(predicted, parts.items())
+    scored, about, both = zip(*each, strict=True)
+    rows: pd.DataFrame = pd.concat(scored).sort_index()
+    return LeftOut(rows, pd.DataFrame(about), pd.concat(both, ignore_index=True))
 
 
 def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
