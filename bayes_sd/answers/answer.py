@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.servers import Resolved, name_of
+from bayes_sd.answers.servers import Resolved, name_of, of_verifier
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
@@ -173,8 +173,7 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
             )
     table = posterior.servers
     undrafted = table[(table["draft_tokens"] == 0) & (table["environment"] == resolved.environment)]
-    if isinstance(server.verifier, str):
-        undrafted = undrafted[undrafted["verifier"] == server.verifier]
+    undrafted = of_verifier(undrafted, server.verifier)
     own = isinstance(server.drafter, str)
     drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
     lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())

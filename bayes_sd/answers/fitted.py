@@ -54,13 +54,9 @@ def run_outcome(
     """What the law says of every run: arrays (draws, runs).
 
     A verifier, drafter or server that the fit has not seen is drawn from its population, given its
-    size. Acceptance is the run's own, as it is in the likelihood.
-
-    Returns
-    -------
-    tuple
-        The law's :class:`Outcome`; scatter (scale) of the log mean, sampling error of the run's
-        requests included; variance of log latencies of its requests.
+    size. Acceptance is the run's own, as it is in the likelihood. Beside the outcome: the scatter
+    (scale) of the log mean, sampling error of the run's requests included, and the variance of log
+    latencies of its requests.
     """
     table = table.reset_index(drop=True)
     known = posterior.environments

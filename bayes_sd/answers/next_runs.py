@@ -200,11 +200,6 @@ def next_runs(
         started, whose own effect no run shows.
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
-
-    Returns
-    -------
-    NextRuns
-        ``choices``, ``regret_ms``, ``table``.
     """
     require("server", server, server in ("measured", "next"), "measured or next")
     each = listed(servers, fewest=2)

@@ -155,11 +155,6 @@ def schedule(
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
 
-    Returns
-    -------
-    Schedule
-        ``table``, ``latency``, ``to_vllm()``, ``speculative_config()``, ``command_line()``.
-
     Raises
     ------
     InputError

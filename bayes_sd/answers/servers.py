@@ -153,6 +153,11 @@ class Resolved:
     place: Callable[..., Placed] | None
 
 
+def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
+    """Rows of a measured verifier; all rows for a new one."""
+    return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
+
+
 def environment_of(posterior: Posterior, server: Server) -> str:
     """Where a server runs."""
     known = posterior.environments
@@ -162,8 +167,7 @@ def environment_of(posterior: Posterior, server: Server) -> str:
                 f"The fit has no environment {server.environment!r}; it knows {'; '.join(known)}."
             )
         return server.environment
-    ran = posterior.servers
-    ran = ran[ran["verifier"] == server.verifier] if isinstance(server.verifier, str) else ran
+    ran = of_verifier(posterior.servers, server.verifier)
     own = sorted(str(e) for e in ran["environment"].unique()) or known
     if len(own) > 1:
         raise InputError(
@@ -213,14 +217,8 @@ def resolve(
     """Coefficients, sizes and acceptance of a server.
 
     By default it is the one that was measured, if it was; with `started_anew` it is another of
-    that name, whose own effect is drawn, the same for every draft length.
-
-    Raises
-    ------
-    InputError
-        If a name is not known to the fit, or a choice is open.
-    EvidenceError
-        If its acceptance was neither given nor measured.
+    that name, whose own effect is drawn, the same for every draft length. InputError where a name
+    is not known or a choice is open, EvidenceError where no acceptance was given or measured.
     """
     v, d = server.verifier, server.drafter
     verifier_i = _row_of(posterior.verifiers, "verifier", v)

@@ -100,7 +100,7 @@ def demo(
     o.say(f"{runs!r}\n{COMPILING}")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
-    rows = [row for pair in decisions for row in decision_rows(*pair)]
+    rows = [decision(compared, even) for compared, evens in decisions for even in evens]
     out.mkdir(parents=True, exist_ok=True)
     files = [str(result.save(out / "fit.nc")), *save_figures(result, decisions, out)]
     told = (
@@ -120,21 +120,17 @@ def demo(
     return o.Reply(data, shown)
 
 
-def decision_rows(comparison: Any, evens: list[Any]) -> list[dict[str, Any]]:
-    """Decisions of the demo for one verifier, a row a server."""
-    rows, probs = [], comparison.table.groupby("server")["prob_faster"]
-    for even in evens:
-        own, row = probs.get_group(even.server), even.table.iloc[0]
-        rows.append(
-            {
-                "server": even.server,
-                **{name: own.iloc[i] for name, i in SHARES.items()},
-                **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
-                **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
-                "support": row["support"],
-            }
-        )
-    return rows
+def decision(comparison: Any, even: Any) -> dict[str, Any]:
+    """The demo's decision for one server."""
+    own = comparison.table.set_index("server").loc[[even.server], "prob_faster"]
+    row = even.table.iloc[0]
+    return {
+        "server": even.server,
+        **{name: own.iloc[i] for name, i in SHARES.items()},
+        **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
+        **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
+        "support": row["support"],
+    }
 
 
 def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from bayes_sd.answers.answer import UNITS
 from bayes_sd.answers.compare import default_loads
-from bayes_sd.answers.servers import Server
+from bayes_sd.answers.servers import Server, of_verifier
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
@@ -96,8 +96,8 @@ class Asked:
                 raise typer.BadParameter(
                     f"-k {self.k!r}: write whole numbers with commas."
                 ) from None
-        (verifier, drafter), ran = self._models(), self.fit.servers
-        ran = ran[ran["verifier"] == verifier] if isinstance(verifier, str) else ran
+        verifier, drafter = self._models()
+        ran = of_verifier(self.fit.servers, verifier)
         own = ran["drafter"] == drafter if isinstance(drafter, str) else True
         mine = (ran["draft_tokens"] == 0) | own
         return sorted(int(n) for n in ran["draft_tokens"][mine].unique()) or [0]
