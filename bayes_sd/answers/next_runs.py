@@ -157,14 +157,13 @@ class NextRuns(answer.Answer):
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""
-        prompt, output = self.load.lengths
+        axis, (prompt, output) = self.load.axis, self.load.lengths
+        lengths = {"prompt": int(prompt), "output": int(output)}
         grouped = []
         for server in self.servers:
-            rows = self.rows[self.rows["server"] == str(server)]
-            lengths = {"prompt": int(prompt), "output": int(output)}
-            runs = [{self.load.axis: float(v)} | lengths for v in rows[self.load.axis]]
-            if runs:
-                grouped.append((server, runs))
+            values = self.rows.loc[self.rows["server"] == str(server), axis]
+            if len(values):
+                grouped.append((server, [{axis: float(v)} | lengths for v in values]))
         return grouped
 
 

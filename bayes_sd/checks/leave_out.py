@@ -1,6 +1,6 @@
 """Runs left out and predicted by exact refits: folds, predictions, their scores, and pairs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import product
@@ -31,11 +31,6 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
     `table` has all usable runs, those past saturation included (``build_design(runs).table``), so
     that models which keep fewer of them still predict the same runs from the same folds.
     """
-    return {name: frozenset(table["run_id"][mask]) for name, mask in _masks(table, by)}
-
-
-def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Folds as masks of the table."""
     one_of("<<by>>", by, BY)
     steady = ~table["saturated"].to_numpy(bool)
     if by in ("verifier", "drafter", "moe"):
@@ -62,7 +57,7 @@ def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
     if not kept or any(not (steady & ~mask).any() for _, mask in kept):
         raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
-    return iter(kept)
+    return {name: frozenset(table["run_id"][mask]) for name, mask in kept}
 
 
 @dataclass(frozen=True, eq=False)
