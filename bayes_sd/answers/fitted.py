@@ -280,11 +280,10 @@ def decisions(
     answers = []
     for (verifier, environment), rows in pairs.groupby(["verifier", "environment"]):
         where = str(environment) if len(fit.environments) > 1 else None
+        own = rows[["drafter", "draft_tokens", "acceptance_imposed"]].itertuples(index=False)
         servers = [
             Server(str(verifier), drafter, k, None if np.isnan(imposed) else imposed, where)
-            for drafter, k, imposed in zip(
-                rows["drafter"], rows["draft_tokens"], rows["acceptance_imposed"], strict=True
-            )
+            for drafter, k, imposed in own
         ]
         baseline = Server(str(verifier), environment=where)
         load = default_loads(fit, baseline, (prompt, output))

@@ -225,8 +225,9 @@ def next_runs(
         served = values if load.axis == "rate_rps" else np.median(values / said.e2e_s, axis=0)
         requests = np.maximum(served * run_seconds, FEWEST_REQUESTS)
         scale, variance = scatter(thin, said, inputs, requests=requests)
-        means.append(np.log(np.where(np.isfinite(said.e2e_s), said.e2e_s, np.nan)).T)
-        scales.append(np.where(np.isfinite(said.e2e_s), scale**2 + variance / requests, np.nan).T)
+        finite = np.isfinite(said.e2e_s)
+        means.append(np.log(np.where(finite, said.e2e_s, np.nan)).T)
+        scales.append(np.where(finite, scale**2 + variance / requests, np.nan).T)
         reach.append(np.ravel(arm.support(said)))
     latency_s = np.stack(losses, axis=1)  # (loads, servers, draws)
     # A saturated server counts as a multiple of the best one, so that it has a finite loss.
@@ -236,8 +237,8 @@ def next_runs(
     cost = np.minimum(latency_s, answer.WORST * np.minimum(least[:, None, :], typical))
     names = [str(one) for one in each]
     served_by_any = np.isfinite(latency_s).any(axis=1)
-    pick, at = cost.mean(axis=-1).argmin(axis=1), np.arange(len(values))
-    chosen, best = cost[at, pick], cost.min(axis=1)
+    pick = cost.mean(axis=-1).argmin(axis=1)
+    chosen, best = cost[np.arange(len(values)), pick], cost.min(axis=1)
     choices = pd.DataFrame(
         {
             load.axis: values,
@@ -248,8 +249,8 @@ def next_runs(
             "support": [answer.farthest(labels) for labels in zip(*reach, strict=True)],
         }
     )
-    every, saturates = np.concatenate(means), np.isnan(np.concatenate(means)).mean(axis=1)
-    usable = np.flatnonzero(saturates < LIKELY_FULL)
+    every = np.concatenate(means)
+    usable = np.flatnonzero(np.isnan(every).mean(axis=1) < LIKELY_FULL)
     # Where a draw says "saturated", the run would show a latency beyond all others.
     longest = np.nanmax(every[usable]) if usable.size else 0.0
     shown = np.where(np.isnan(every[usable]), longest + BEYOND, every[usable])

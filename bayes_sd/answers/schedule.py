@@ -16,6 +16,7 @@ from bayes_sd.answers.latency import Arm, Latency, arm_of, measured_points, obse
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
 from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
 from bayes_sd.runs.load import Load
@@ -185,11 +186,11 @@ def schedule(
         arm_of(thin, server.with_k(one), batches, seed, extrapolate, STARTED_ANEW) for one in ks
     ]
     said = [arm.outcome() for arm in arms]
-    each = [(outcome.e2e_s, scatter(thin, outcome, w)[1]) for outcome, w in said]
-    losses = np.stack([_loss(mean, variance, loss, slo_s) for mean, variance in each])
+    mean_s = np.stack([outcome.e2e_s for outcome, _ in said])  # (k, draws, batch sizes)
+    losses = np.stack([_loss(thin, *one, loss, slo_s) for one in said])
     labels = np.stack([arm.support(outcome) for arm, (outcome, _) in zip(arms, said, strict=True)])
     if slo_s is not None and losses[:, :, 0].mean(axis=1).min() > HOPELESS:
-        alone_s = min(float(np.median(mean[:, 0])) for mean, _ in each)
+        alone_s = np.median(mean_s[:, :, 0], axis=1).min()
         raise EvidenceError(
             f"slo_s = {slo_s:g}: no request can be expected to be served within it at any load; "
             f"alone and at the best draft length one takes about {alone_s:.3g} s."
@@ -199,12 +200,11 @@ def schedule(
     with suppress(EvidenceError):  # where none was measured
         bare = replace(server, drafter=None, k=0, acceptance=None)
         arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
-        plain = _loss(arm.outcome()[0].e2e_s, scatter(thin, *arm.outcome())[1], loss, slo_s)
+        plain = _loss(thin, *arm.outcome(), loss, slo_s)
     rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
+    told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
     at = np.arange(top)
-    mean = np.stack([m for m, _ in each])[chosen, :, at].T
-    told = [np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said]
-    lengths = np.stack(told)[chosen, :, at].T
+    mean, lengths = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
@@ -219,13 +219,16 @@ def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
     return min(math.ceil(most), BATCH_MAX)
 
 
-def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
+def _loss(
+    posterior: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | None
+) -> np.ndarray:
     """Loss of every draw: mean latency, a percentile of single requests, or P(over the SLO)."""
+    if slo_s is None and loss == "mean":
+        return np.asarray(said.e2e_s)
+    variance = scatter(posterior, said, inputs)[1]
     if slo_s is not None:
-        return 1 - share_within(slo_s, mean_s, variance)
-    if loss == "mean":
-        return np.asarray(mean_s)
-    return np.asarray(request_quantile_s(mean_s, variance, int(loss[1:]) / 100))
+        return 1 - share_within(slo_s, said.e2e_s, variance)
+    return np.asarray(request_quantile_s(said.e2e_s, variance, int(loss[1:]) / 100))
 
 
 def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
