@@ -1,10 +1,12 @@
 """The errors and warnings a user of bayes_sd is meant to read: each is one sentence."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 LONGEST = 2_000  # characters of a message
 SMALLEST, LARGEST = 1e-60, 1e19  # in size: the square of a ratio of two is still a number
+_DIGITS = re.compile(r"\d{41,}")
 _ARGUMENT = re.compile(r"<<(\w+)>>")
 
 
@@ -29,6 +31,7 @@ class _UserError(Exception):
     """An error whose message speaks Python, and a shell's language through :func:`in_words`."""
 
     def __init__(self, message: str = "") -> None:
+        message = _DIGITS.sub(lambda digits: f"{digits[0][:20]} ... {digits[0][-20:]}", message)
         if len(message) > LONGEST:  # a value of megabytes: what is wrong stands before and after it
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__("\n".join(map(shown, message.split("\n"))))
@@ -44,6 +47,17 @@ class _UserError(Exception):
 
 class InputError(_UserError, ValueError):
     """Input that cannot be used: what is wrong, where (file, field, row), what is allowed."""
+
+
+def require(name: str, value: Any, holds: bool, says: str) -> None:
+    """Refuse an argument that is not what it must be."""
+    if not holds:
+        raise InputError(f"{name} = {value!r}: must be {says}.")
+
+
+def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Refuse an argument that is none of the names it may be."""
+    require(name, value, value in allowed, f"one of {', '.join(allowed)}")
 
 
 class EvidenceError(_UserError):

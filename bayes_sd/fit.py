@@ -13,7 +13,7 @@ from bayes_sd.answers import fitted as _fitted
 from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
 from bayes_sd.answers import schedule as _schedule
-from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError
+from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, one_of, require
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
 from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, TOGETHER, Prior
@@ -111,12 +111,9 @@ class LatencyModel:
     censored: bool = True
 
     def __post_init__(self) -> None:
-        effects = (SERVER_EFFECTS, SERVER_EFFECTS[:1])
-        if self.server_effects not in effects:
-            either = " or ".join(map(str, effects))
-            raise InputError(f"server_effects = {self.server_effects!r}: must be {either}.")
-        if self.pooling not in POOLINGS:
-            raise InputError(f"pooling = {self.pooling!r}: must be one of {', '.join(POOLINGS)}.")
+        own, allowed = self.server_effects, (SERVER_EFFECTS, SERVER_EFFECTS[:1])
+        require("server_effects", own, own in allowed, " or ".join(map(str, allowed)))
+        one_of("pooling", self.pooling, POOLINGS)
 
     def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
         """The same model with one prior changed; names as shown by ``print(model)``.
@@ -254,8 +251,8 @@ class LatencyModel:
             If an acceptance is assumed, if there is only one verifier, drafter or server, or if the
             law misses fitted runs (see :meth:`Fit.misfits`).
         """
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise InputError(f"seed = {seed!r}: must be a whole number from 0 to 2^32 - 1.")
+        whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
+        require("seed", seed, whole, "a whole number from 0 to 2^32 - 1")
         if not isinstance(runs, Runs):
             raise InputError(f"runs = {type(runs).__name__}: must come from bayes_sd.read(...).")
         how = Sampling(draws, tune, chains, target_accept)

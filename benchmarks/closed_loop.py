@@ -22,7 +22,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import common
 import numpy as np
@@ -179,17 +178,18 @@ def predicted(fit: bsd.Fit, rates: list[float]) -> pd.DataFrame:
     Every arm was started anew for the ramp: the effects of the calibrated servers are not its own.
     """
     load = bsd.Load(rps=rates, prompt=PROMPT, output=OUTPUT)
-    stacked = schedule_of(fit, load).draws.stack(sample=("chain", "draw")).isel(server=0)
-    draws: dict[str, Any] = {"schedule": stacked.transpose("sample", ...)}
+    draws = {"schedule": schedule_of(fit, load).draws}
     for name, server in arms(fit).items():
         arm = arm_of(fit, server, load, 0, True, started_anew=f"{name}, restarted")
         said, inputs = arm.outcome()
         scale, variance = scatter(fit, said, inputs, "e2e")
         full = said.utilization >= 1
-        draws[name] = observable(fit, said.e2e_s, full, scale, variance, name, 0)
+        drawn = (said.e2e_s, full, scale, variance, arm.support(said))
+        draws[name] = observable(fit, load, name, *drawn, fit.run_requests, 0)
     parts = []
     for name, values in draws.items():
-        run_s, request_s = (np.asarray(values[n]) for n in ("run_s", "request_s"))
+        flat = values.isel(server=0).stack(sample=("chain", "draw")).transpose("sample", ...)
+        run_s, request_s = flat["run_s"].values, flat["request_s"].values
         # Observed values, not averages of neighbours: some are infinite.
         low, middle, high = np.quantile(run_s, [0.05, 0.5, 0.95], axis=0, method="inverted_cdf")
         columns = {"arm": name, "rate_rps": rates, "predicted_s": middle, "low_s": low}

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.servers import Resolved, name_of
-from bayes_sd.errors import LARGEST, SMALLEST, InputError
+from bayes_sd.answers.servers import Resolved, name_of, of_verifier
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
@@ -30,12 +30,6 @@ COLORS = ("#4c5b6b", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 TICKS = np.outer(10.0 ** np.arange(-6, 7), (1, 2, 5)).ravel()
-
-
-def require(name: str, value: Any, holds: bool, says: str) -> None:
-    """Refuse an argument that is out of range."""
-    if not holds:
-        raise InputError(f"{name} = {value!r}: must be {says}.")
 
 
 def positive(name: str, value: Any) -> None:
@@ -65,13 +59,6 @@ def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")
 
 
-def tabulate(data: xr.Dataset) -> pd.DataFrame:
-    """Flat table of a dataset: a column a coordinate, a row a cell."""
-    if not data.dims:
-        return pd.DataFrame([{str(n): data[n].item() for n in [*data.coords, *data.data_vars]}])
-    return data.to_dataframe().reset_index()
-
-
 def best_of(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """P(best), ties shared, and expected regret of each; the chance that all are infinite."""
     prob, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
@@ -99,12 +86,16 @@ class Answer:
         """The answer in rows, with units in the names of columns."""
         return self.rows
 
+    @property
+    def axis(self) -> str | None:
+        """``rate_rps`` or ``concurrency``, whichever has several values; None if neither has."""
+        return next((a for a in UNITS if a in self.draws.dims), None)
+
     def axis_to_plot(self) -> str:
-        """``rate_rps`` or ``concurrency``, whichever has several values."""
-        axis = next((a for a in UNITS if a in self.draws.dims), None)
-        if axis is None:
+        """The axis, without which there is nothing to plot."""
+        if self.axis is None:
             raise InputError("A plot needs several rates or concurrencies.")
-        return axis
+        return self.axis
 
     def __repr__(self) -> str:
         return f"{self}\n{self.table.to_string(index=False)}"
@@ -133,7 +124,7 @@ def points(ax: "Axes", x: Any, y: Any, number: int, label: str | None = None) ->
     ax.scatter(x, y, s=20, color=color, marker=marker, alpha=0.8, zorder=3, label=label)
 
 
-def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool = True) -> None:
+def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool = True) -> "Axes":
     """Labels with units, readable ticks, a legend."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
@@ -145,6 +136,7 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool
         ax.set_yticks([], minor=True)
     if legend:
         ax.legend(frameon=False, fontsize=8)
+    return ax
 
 
 def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
@@ -181,8 +173,7 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
             )
     table = posterior.servers
     undrafted = table[(table["draft_tokens"] == 0) & (table["environment"] == resolved.environment)]
-    if isinstance(server.verifier, str):
-        undrafted = undrafted[undrafted["verifier"] == server.verifier]
+    undrafted = of_verifier(undrafted, server.verifier)
     own = isinstance(server.drafter, str)
     drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
     lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())
@@ -216,12 +207,9 @@ def support(
     """
     runs = posterior.runs
 
-    def inside(rows: Any, column: str) -> Any:
-        values = rows[column].dropna()
-        if values.empty:
-            return np.zeros(np.shape(cells[column]), bool)
-        low, high = values.min() / SLACK, values.max() * SLACK
-        return (cells[column] >= low) & (cells[column] <= high)
+    def inside(rows: pd.DataFrame, *columns: str) -> Any:
+        ranges = [(cells[n], rows[n].min() / SLACK, rows[n].max() * SLACK) for n in columns]
+        return np.all([(low <= cell) & (cell <= high) for cell, low, high in ranges], axis=0)
 
     axis = "concurrency" if "concurrency" in cells else "rate_rps"
     lengths = ("prompt_tokens", "output_tokens")
@@ -230,16 +218,13 @@ def support(
     own = runs.iloc[:0]
     if resolved.measured.any():
         own = runs[runs["server"] == posterior.servers["server"][resolved.measured].iloc[0]]
-    measured = inside(own, axis) & inside(own, lengths[0]) & inside(own, lengths[1])
-    measured = measured & (share <= own["utilization"].max() * 1.05)
+    measured = inside(own, axis, *lengths) & (share <= own["utilization"].max() * 1.05)
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
-    near = near & inside(runs, lengths[0]) & inside(runs, lengths[1])
-    near = near & _size_inside(posterior, resolved) & ~far
-    if resolved.positions is not None and resolved.server.k > resolved.positions:
-        near = near & False
-    reach = 1 + np.where(near | measured, 1, 0) + measured
-    if resolved.place is not None:
-        reach = 0 * reach
+    counted = resolved.positions is None or resolved.server.k <= resolved.positions
+    near = near & inside(runs, *lengths) & ~far
+    near = near & (counted and _size_inside(posterior, resolved))
+    assumed = resolved.place is not None
+    reach = np.where(assumed, 0, np.where(measured, 3, np.where(near, 2, 1)))
     return np.broadcast_to(LABELS[reach], np.shape(cells["prompt_tokens"]))
 
 

@@ -132,8 +132,9 @@ class BreakEven(answer.Answer):
         q = np.linspace(0.0, 1.0, 201)
         ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1], label=self.server)
         ax.set_ylim(-0.03, 1.03)
-        answer.finish(ax, answer.UNITS[self.axis], f"P(faster than {self.baseline} up to here)")
-        return ax
+        return answer.finish(
+            ax, answer.UNITS[self.axis], f"P(faster than {self.baseline} up to here)"
+        )
 
 
 def break_even(

@@ -12,7 +12,7 @@ import xarray as xr
 from bayes_sd.answers import answer
 from bayes_sd.answers.latency import Arm, arm_of, scatter
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import request_quantile_s, share_within
@@ -113,8 +113,9 @@ class Capacity(answer.Answer):
         y = np.arange(q.shape[1])
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
-        answer.finish(ax, f"{answer.UNITS[self.load.axis]} with {self.target}", "", legend=False)
-        return ax
+        return answer.finish(
+            ax, f"{answer.UNITS[self.load.axis]} with {self.target}", "", legend=False
+        )
 
 
 def capacity(
@@ -172,10 +173,10 @@ def capacity(
         If an argument is out of range, or a server lies far outside of what was measured.
     """
     answer.positive("slo_s", slo_s)
-    answer.require("percentile", percentile, 0 < percentile < 100, "between 0 and 100")
+    require("percentile", percentile, 0 < percentile < 100, "between 0 and 100")
     answer.probability("confidence", confidence)
     at_least_one = replicas is None or answer.is_whole(replicas, 1)
-    answer.require("replicas", replicas, at_least_one, "a whole number of at least 1")
+    require("replicas", replicas, at_least_one, "a whole number of at least 1")
     named = dict(servers) if isinstance(servers, Mapping) else {str(s): s for s in listed(servers)}
     listed(list(named.values()))
     prices = _prices(price_per_hour, list(named))

@@ -11,8 +11,9 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import arm_of, check_of, latency
+from bayes_sd.answers.latency import OF, arm_of, latency
 from bayes_sd.answers.servers import Server, listed, shared_name
+from bayes_sd.errors import one_of
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.runs.load import Load
 
@@ -55,11 +56,11 @@ class Comparison(answer.Answer):
             parts["prob_best"] = self.draws["best"].mean(answer.SAMPLE)
         for i, name in enumerate(("speedup_p05", "speedup_p50", "speedup_p95")):
             parts[name] = q.isel(quantile=i, drop=True)
-        return answer.tabulate(xr.Dataset(parts | {"support": self.draws["support"]}))
+        parts["support"] = self.draws["support"]
+        return xr.Dataset(parts).to_dataframe().reset_index()
 
     def __str__(self) -> str:
-        table = self.table
-        axis = next((a for a in answer.UNITS if a in table), None)
+        table, axis = self.table, self.axis
         pair, names = shared_name([*self.servers, self.baseline])
         short = dict(zip(map(str, [*self.servers, self.baseline]), names, strict=True))
         lengths = [n for n in ("prompt_tokens", "output_tokens") if n in table]
@@ -93,8 +94,7 @@ class Comparison(answer.Answer):
             values = own[["prob_faster"] * 3].to_numpy().T
             answer.band(ax, own[axis], values, number, str(name))
         ax.set_ylim(-0.03, 1.03)
-        answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
-        return ax
+        return answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
 
 
 def _stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:
@@ -142,7 +142,7 @@ def compare(
     EvidenceError
         If one is plain and its verifier has no plain run.
     """
-    check_of(of)
+    one_of("of", of, OF)
     asked = [each for each in listed(servers) if each != baseline]
     both = listed([*asked, baseline], fewest=2)
     how: dict[str, Any] = {"requests": requests, "extrapolate": extrapolate, "seed": seed}

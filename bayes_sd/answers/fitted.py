@@ -10,7 +10,7 @@ from bayes_sd.answers.break_even import BreakEven, break_even
 from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
-from bayes_sd.errors import EvidenceError
+from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model.design import NONE, SERVER, build_design, coefficients, run_workload
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
@@ -54,13 +54,9 @@ def run_outcome(
     """What the law says of every run: arrays (draws, runs).
 
     A verifier, drafter or server that the fit has not seen is drawn from its population, given its
-    size. Acceptance is the run's own, as it is in the likelihood.
-
-    Returns
-    -------
-    tuple
-        The law's :class:`Outcome`; scatter (scale) of the log mean, sampling error of the run's
-        requests included; variance of log latencies of its requests.
+    size. Acceptance is the run's own, as it is in the likelihood. Beside the outcome: the scatter
+    (scale) of the log mean, sampling error of the run's requests included, and the variance of log
+    latencies of its requests.
     """
     table = table.reset_index(drop=True)
     known = posterior.environments
@@ -163,7 +159,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     """
     from scipy.special import logsumexp
 
-    answer.require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
+    require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
     table = build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed)
@@ -284,11 +280,10 @@ def decisions(
     answers = []
     for (verifier, environment), rows in pairs.groupby(["verifier", "environment"]):
         where = str(environment) if len(fit.environments) > 1 else None
+        own = rows[["drafter", "draft_tokens", "acceptance_imposed"]].itertuples(index=False)
         servers = [
             Server(str(verifier), drafter, k, None if np.isnan(imposed) else imposed, where)
-            for drafter, k, imposed in zip(
-                rows["drafter"], rows["draft_tokens"], rows["acceptance_imposed"], strict=True
-            )
+            for drafter, k, imposed in own
         ]
         baseline = Server(str(verifier), environment=where)
         load = default_loads(fit, baseline, (prompt, output))
@@ -304,5 +299,4 @@ def plot_collapse(fit: Posterior, ax: "answer.Axes | None" = None) -> "answer.Ax
     for i, ((family, arm), own) in enumerate(runs.groupby(["family", "arm"])):
         y, label = own["e2e_mean_s"] / own["fitted_c1_s"], f"{family}, {arm} ({len(own)} runs)"
         answer.points(ax, own["utilization"], y, i, label)
-    answer.finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)
-    return ax
+    return answer.finish(ax, "utilization  x = rate x C2", "mean latency / C1", log=True)

@@ -10,7 +10,7 @@ import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, InputError, one_of, require
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
@@ -21,11 +21,6 @@ from bayes_sd.runs.load import Load
 
 OF = ("mean", "run", "request")
 SATURATED = 0.05  # probability from which a sentence leaves a load to the table
-
-
-def check_of(of: str) -> None:
-    """Refuse what is no kind of latency."""
-    answer.require("of", of, of in OF, f"one of {', '.join(OF)}")
 
 
 def cells_of(load: Load) -> dict[str, np.ndarray]:
@@ -120,7 +115,7 @@ def arm_of(
     started_anew: str | None = None,
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
-    answer.require("load", load, isinstance(load, Load), "bsd.Load(...)")
+    require("load", load, isinstance(load, Load), "bsd.Load(...)")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
     why = answer.far_outside(posterior, resolved, cells)
@@ -159,7 +154,7 @@ class Latency(answer.Answer):
 
     def quantile(self, q: float | Sequence[float], of: str = "request") -> xr.DataArray:
         """Quantiles in seconds of a "request", a "run" or the "mean"; infinite past saturation."""
-        check_of(of)
+        one_of("of", of, OF)
         return answer.quantile(self.draws[f"{of}_s"], q)
 
     @property
@@ -173,12 +168,11 @@ class Latency(answer.Answer):
             for i, p in enumerate(probs):
                 parts[f"{of}_p{100 * p:02.0f}_s"] = values.isel(quantile=i, drop=True)
         parts |= {"prob_saturated": self.prob_saturated, "support": self.draws["support"]}
-        return answer.tabulate(xr.Dataset(parts))
+        return xr.Dataset(parts).to_dataframe().reset_index()
 
     def __str__(self) -> str:
-        sentences = []
+        sentences, axis = [], self.axis
         for name, rows in self.table.groupby("server", sort=False):
-            axis = next((a for a in answer.UNITS if a in rows), None)
             served = rows[rows["prob_saturated"] < SATURATED]
             row, last = (served if len(served) else rows).iloc[-1], rows.iloc[-1]
             where = "" if axis is None else f" at {row[axis]:.3g} {answer.UNITS[axis]}"
@@ -203,55 +197,50 @@ class Latency(answer.Answer):
             answer.band(ax, data[axis].values, values.values, i, str(name))
             answer.points(ax, own[axis], own["mean_s"], i)
         label = {"e2e": "mean latency", "ttft": "mean TTFT", "tpot": "mean TPOT"}[self.metric]
-        answer.finish(ax, answer.UNITS[axis], f"{label}, s", log=True)
-        return ax
+        return answer.finish(ax, answer.UNITS[axis], f"{label}, s", log=True)
 
 
 def observable(
     posterior: Posterior,
+    load: Load,
+    server: str,
     mean_s: Any,
     saturated: Any,
     scale: Any,
     variance: Any,
-    label: str,
-    load: Load,
-    seed: int,
+    labels: np.ndarray,
     requests: int,
-) -> dict[str, np.ndarray]:
-    """What would be measured: the mean of a run of so many requests, and one request.
+    seed: int,
+) -> xr.Dataset:
+    """Draws of one server, see :class:`Latency`: of the mean, and of what would be measured.
 
     Every server and cell of a load has random numbers of its own, whatever else is asked.
     """
-    cells = sorted(cells_of(load).items())
-    t, z = np.empty((2, posterior.draws, cells[0][1].size))
-    for i in range(t.shape[1]):
+    cells, shape = sorted(cells_of(load).items()), (posterior.draws, labels.size)
+    t, z = np.empty((2, *shape))
+    for i in range(labels.size):
         at = {name: float(values[i]) for name, values in cells}
-        rng = generator(seed, f"runs of {label} at {at}")
+        rng = generator(seed, f"runs of {server} at {at}")
         t[:, i], z[:, i] = rng.standard_t(noise.NU, len(t)), rng.standard_normal(len(t))
     shown = noise.draw_runs(mean_s, noise.observed_scale(scale, variance, requests), t)
     with np.errstate(invalid="ignore"):
         request = noise.draw_requests(noise.draw_runs(mean_s, scale, t), variance, z)
-    return {
+    values = {
         "mean_s": mean_s,
         "run_s": np.where(saturated, np.inf, shown),
         "request_s": np.where(saturated, np.inf, request),
         "saturated": saturated,
     }
-
-
-def labelled(
-    posterior: Posterior, load: Load, values: dict[str, Any], labels: np.ndarray, server: str
-) -> xr.Dataset:
-    """Draws of one server as a dataset with a dim ``server``."""
-    like, parts = load.cells["prompt_tokens"].broadcast_like(load.cells), {}
+    like = load.cells["prompt_tokens"].broadcast_like(load.cells)
+    parts: dict[str, Any] = {}
     for name, value in values.items():
-        array = np.broadcast_to(value, (posterior.draws, like.size))
-        parts[name] = (*answer.SAMPLE, *like.dims), array.reshape(*posterior.shape, *like.shape)
-    data = xr.Dataset(parts, like.coords)
-    for name in ("mean_s", "run_s", "request_s"):
-        data[name].attrs["units"] = "s"
-    text = np.asarray(labels, dtype=object).reshape(like.shape)
-    return data.assign(support=(like.dims, text)).expand_dims(server=[server])
+        array = np.broadcast_to(value, shape).reshape(*posterior.shape, *like.shape)
+        attrs = {} if name == "saturated" else {"units": "s"}
+        parts[name] = ((*answer.SAMPLE, *like.dims), array, attrs)
+    parts["support"] = (like.dims, labels.astype(object).reshape(like.shape))
+    data = xr.Dataset(parts, like.coords).expand_dims(server=[server])
+    data["run_s"].attrs["requests"] = requests
+    return data.transpose(*answer.SAMPLE, "server", ...)
 
 
 def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
@@ -306,9 +295,9 @@ def latency(
     EvidenceError
         If the question lies far outside of what was measured.
     """
-    answer.require("metric", metric, metric in noise.METRICS, f"one of {', '.join(noise.METRICS)}")
+    one_of("metric", metric, noise.METRICS)
     requests = fit.run_requests if requests is None else requests
-    answer.require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
+    require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")
@@ -319,8 +308,6 @@ def latency(
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
         scale, variance = scatter(fit, said, inputs, metric, requests)
         label = str(arm.resolved.server)
-        values = observable(fit, mean, saturated, scale, variance, label, load, seed, requests)
-        parts.append(labelled(fit, load, values, arm.support(said), label))
-    draws = xr.concat(parts, dim="server").transpose(*answer.SAMPLE, "server", ...)
-    draws["run_s"].attrs["requests"] = requests
-    return Latency(draws, metric, measured_points(fit, arms, metric))
+        drawn = (mean, saturated, scale, variance, arm.support(said))
+        parts.append(observable(fit, load, label, *drawn, requests, seed))
+    return Latency(xr.concat(parts, dim="server"), metric, measured_points(fit, arms, metric))

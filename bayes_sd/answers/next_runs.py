@@ -12,7 +12,7 @@ from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, require
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import T_VARIANCE
 from bayes_sd.runs.load import Load
@@ -151,19 +151,19 @@ class NextRuns(answer.Answer):
         left = [self.regret_ms, *self.rows["regret_left_ms"]]
         ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
-        answer.finish(ax, "minutes of measuring", "expected regret, ms a request", legend=False)
-        return ax
+        return answer.finish(
+            ax, "minutes of measuring", "expected regret, ms a request", legend=False
+        )
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""
-        prompt, output = self.load.lengths
+        axis, (prompt, output) = self.load.axis, self.load.lengths
+        lengths = {"prompt": int(prompt), "output": int(output)}
         grouped = []
         for server in self.servers:
-            rows = self.rows[self.rows["server"] == str(server)]
-            lengths = {"prompt": int(prompt), "output": int(output)}
-            runs = [{self.load.axis: float(v)} | lengths for v in rows[self.load.axis]]
-            if runs:
-                grouped.append((server, runs))
+            values = self.rows.loc[self.rows["server"] == str(server), axis]
+            if len(values):
+                grouped.append((server, [{axis: float(v)} | lengths for v in values]))
         return grouped
 
 
@@ -199,15 +199,10 @@ def next_runs(
         started, whose own effect no run shows.
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
-
-    Returns
-    -------
-    NextRuns
-        ``choices``, ``regret_ms``, ``table``.
     """
-    answer.require("server", server, server in ("measured", "next"), "measured or next")
+    require("server", server, server in ("measured", "next"), "measured or next")
     each = listed(servers, fewest=2)
-    answer.require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
+    require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
     answer.positive("run_seconds", run_seconds)
     if server_seconds != 0:
         answer.positive("server_seconds", server_seconds)
@@ -230,8 +225,9 @@ def next_runs(
         served = values if load.axis == "rate_rps" else np.median(values / said.e2e_s, axis=0)
         requests = np.maximum(served * run_seconds, FEWEST_REQUESTS)
         scale, variance = scatter(thin, said, inputs, requests=requests)
-        means.append(np.log(np.where(np.isfinite(said.e2e_s), said.e2e_s, np.nan)).T)
-        scales.append(np.where(np.isfinite(said.e2e_s), scale**2 + variance / requests, np.nan).T)
+        finite = np.isfinite(said.e2e_s)
+        means.append(np.log(np.where(finite, said.e2e_s, np.nan)).T)
+        scales.append(np.where(finite, scale**2 + variance / requests, np.nan).T)
         reach.append(np.ravel(arm.support(said)))
     latency_s = np.stack(losses, axis=1)  # (loads, servers, draws)
     # A saturated server counts as a multiple of the best one, so that it has a finite loss.
@@ -241,8 +237,8 @@ def next_runs(
     cost = np.minimum(latency_s, answer.WORST * np.minimum(least[:, None, :], typical))
     names = [str(one) for one in each]
     served_by_any = np.isfinite(latency_s).any(axis=1)
-    pick, at = cost.mean(axis=-1).argmin(axis=1), np.arange(len(values))
-    chosen, best = cost[at, pick], cost.min(axis=1)
+    pick = cost.mean(axis=-1).argmin(axis=1)
+    chosen, best = cost[np.arange(len(values)), pick], cost.min(axis=1)
     choices = pd.DataFrame(
         {
             load.axis: values,
@@ -253,8 +249,8 @@ def next_runs(
             "support": [answer.farthest(labels) for labels in zip(*reach, strict=True)],
         }
     )
-    every, saturates = np.concatenate(means), np.isnan(np.concatenate(means)).mean(axis=1)
-    usable = np.flatnonzero(saturates < LIKELY_FULL)
+    every = np.concatenate(means)
+    usable = np.flatnonzero(np.isnan(every).mean(axis=1) < LIKELY_FULL)
     # Where a draw says "saturated", the run would show a latency beyond all others.
     longest = np.nanmax(every[usable]) if usable.size else 0.0
     shown = np.where(np.isnan(every[usable]), longest + BEYOND, every[usable])

@@ -12,18 +12,11 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import (
-    Arm,
-    Latency,
-    arm_of,
-    labelled,
-    measured_points,
-    observable,
-    scatter,
-)
+from bayes_sd.answers.latency import Arm, Latency, arm_of, measured_points, observable, scatter
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.posterior import Posterior
+from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
 from bayes_sd.physics.queue import mean_in_flight, occupancy
 from bayes_sd.runs.load import Load
@@ -121,8 +114,7 @@ class Schedule(answer.Answer):
             self.rows["k"], edges, color=answer.COLORS[1], lw=1.6, baseline=None, label=self.drafter
         )
         ax.set_yticks(self.candidates)
-        answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
-        return ax
+        return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
 
 
 def schedule(
@@ -164,11 +156,6 @@ def schedule(
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
 
-    Returns
-    -------
-    Schedule
-        ``table``, ``latency``, ``to_vllm()``, ``speculative_config()``, ``command_line()``.
-
     Raises
     ------
     InputError
@@ -178,16 +165,16 @@ def schedule(
     """
     ks = sorted(draft_lengths(k))
     top = _largest_batch(fit, server, load) if max_batch is None else max_batch
-    answer.require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
-    answer.require(
+    require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
+    require(
         "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
     )
-    answer.require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
+    require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
     known = loss == "mean" or str(loss) in {f"p{n}" for n in range(1, 100)}
-    answer.require("loss", loss, known, "'mean', or a percentile as 'p95'")
+    require("loss", loss, known, "'mean', or a percentile as 'p95'")
     if slo_s is not None:
         answer.positive("slo_s", slo_s)
-        answer.require("loss", loss, loss == "mean", "left out beside slo_s: give one of the two")
+        require("loss", loss, loss == "mean", "left out beside slo_s: give one of the two")
     if server.drafter is None:
         raise InputError("A schedule is for a server with a drafter: give <<drafter>>.")
     prompt, output = load.lengths
@@ -199,11 +186,11 @@ def schedule(
         arm_of(thin, server.with_k(one), batches, seed, extrapolate, STARTED_ANEW) for one in ks
     ]
     said = [arm.outcome() for arm in arms]
-    each = [(outcome.e2e_s, scatter(thin, outcome, w)[1]) for outcome, w in said]
-    losses = np.stack([_loss(mean, variance, loss, slo_s) for mean, variance in each])
+    mean_s = np.stack([outcome.e2e_s for outcome, _ in said])  # (k, draws, batch sizes)
+    losses = np.stack([_loss(thin, *one, loss, slo_s) for one in said])
     labels = np.stack([arm.support(outcome) for arm, (outcome, _) in zip(arms, said, strict=True)])
     if slo_s is not None and losses[:, :, 0].mean(axis=1).min() > HOPELESS:
-        alone_s = min(float(np.median(mean[:, 0])) for mean, _ in each)
+        alone_s = np.median(mean_s[:, :, 0], axis=1).min()
         raise EvidenceError(
             f"slo_s = {slo_s:g}: no request can be expected to be served within it at any load; "
             f"alone and at the best draft length one takes about {alone_s:.3g} s."
@@ -213,12 +200,11 @@ def schedule(
     with suppress(EvidenceError):  # where none was measured
         bare = replace(server, drafter=None, k=0, acceptance=None)
         arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
-        plain = _loss(arm.outcome()[0].e2e_s, scatter(thin, *arm.outcome())[1], loss, slo_s)
+        plain = _loss(thin, *arm.outcome(), loss, slo_s)
     rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
+    told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
     at = np.arange(top)
-    mean = np.stack([m for m, _ in each])[chosen, :, at].T
-    told = [np.broadcast_to(explained("e2e", o, w), o.e2e_s.shape) for o, w in said]
-    lengths = np.stack(told)[chosen, :, at].T
+    mean, lengths = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
     return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
@@ -233,13 +219,16 @@ def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
     return min(math.ceil(most), BATCH_MAX)
 
 
-def _loss(mean_s: Any, variance: Any, loss: str, slo_s: float | None) -> np.ndarray:
+def _loss(
+    posterior: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | None
+) -> np.ndarray:
     """Loss of every draw: mean latency, a percentile of single requests, or P(over the SLO)."""
+    if slo_s is None and loss == "mean":
+        return np.asarray(said.e2e_s)
+    variance = scatter(posterior, said, inputs)[1]
     if slo_s is not None:
-        return 1 - share_within(slo_s, mean_s, variance)
-    if loss == "mean":
-        return np.asarray(mean_s)
-    return np.asarray(request_quantile_s(mean_s, variance, int(loss[1:]) / 100))
+        return 1 - share_within(slo_s, said.e2e_s, variance)
+    return np.asarray(request_quantile_s(said.e2e_s, variance, int(loss[1:]) / 100))
 
 
 def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
@@ -345,7 +334,6 @@ def _followed(
     requests = posterior.run_requests
     scale = run_scale("e2e", posterior.noise, growth, requests)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    draws = observable(posterior, mean, stuck, scale, variance, label, load, seed, requests)
-    data = labelled(posterior, load, draws, reach, label).transpose(*answer.SAMPLE, "server", ...)
-    data["run_s"].attrs["requests"] = requests
+    drawn = (mean, stuck, scale, variance, reach)
+    data = observable(posterior, load, label, *drawn, requests, seed)
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import NONE, SERVER, coefficients, same_key, server_label
 from bayes_sd.model.posterior import Posterior
@@ -57,25 +58,20 @@ class Server:
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
-        for name, kinds in (("verifier", str | Size), ("drafter", str | Size | None)):
-            if not isinstance(getattr(self, name), kinds):
-                raise InputError(
-                    f"{name} = {getattr(self, name)!r}: must be the name of a measured one, or "
-                    "the size of a new one."
-                )
+        either = "the name of a measured one, or the size of a new one"
+        require("verifier", self.verifier, isinstance(self.verifier, str | Size), either)
+        require("drafter", self.drafter, isinstance(self.drafter, str | Size | None), either)
         object.__setattr__(self, "k", draft_lengths(self.k)[0])
         if self.k > 0 and self.drafter is None:
             raise InputError(f"k = {self.k} needs a drafter: give <<drafter>>.")
-        if not isinstance(self.structure, Structure | None):
-            raise InputError(f"structure = {self.structure!r}: must be one of bsd.structures.")
+        assumed = isinstance(self.structure, Structure | None)
+        require("structure", self.structure, assumed, "one of bsd.structures")
         if self.acceptance is not None:
             rates = np.asarray(self.acceptance)
             number = rates.dtype.kind in "iuf" and rates.ndim <= 1 and rates.size > 0
-            if not number or not ((rates >= 0) & (rates <= 1)).all():
-                raise InputError(
-                    f"acceptance = {self.acceptance!r}: must be a number in [0, 1], or one for "
-                    "each position."
-                )
+            fits = number and bool(((rates >= 0) & (rates <= 1)).all())
+            each = "a number in [0, 1], or one for each position"
+            require("acceptance", self.acceptance, fits, each)
             plain = float(rates) if rates.ndim == 0 else tuple(float(r) for r in rates)
             object.__setattr__(self, "acceptance", plain)
 
@@ -115,20 +111,13 @@ def shared_name(servers: Sequence[Server]) -> tuple[str, list[str]]:
     return name, ["plain" if s.drafter is None else n for s, n in zip(servers, short, strict=True)]
 
 
-def draft_lengths(k: int | Sequence[int], lowest: int = 0) -> list[int]:
+def draft_lengths(k: int | Sequence[int]) -> list[int]:
     """Draft lengths asked for, checked, each once."""
     values = np.atleast_1d(np.asarray(k))
     number = values.size > 0 and values.dtype.kind in "iuf"
-    if (
-        not number
-        or not (
-            (values == np.floor(values)) & (values >= lowest) & (values <= DRAFT_TOKENS_MAX)
-        ).all()
-    ):
-        raise InputError(
-            f"k = {k!r}: must be one or more whole numbers of at least {lowest}, "
-            f"at most {DRAFT_TOKENS_MAX}."
-        )
+    fits = number and bool(np.isin(values, np.arange(DRAFT_TOKENS_MAX + 1)).all())
+    allowed = f"one or more whole numbers of at least 0, at most {DRAFT_TOKENS_MAX}"
+    require("k", k, fits, allowed)
     return list(dict.fromkeys(int(v) for v in values.ravel()))
 
 
@@ -136,8 +125,8 @@ def listed(servers: Server | Sequence[Server], fewest: int = 1) -> list[Server]:
     """The servers of a question, each once."""
     each = [servers] if isinstance(servers, Server) else list(servers)
     for server in each:
-        if not isinstance(server, Server):
-            raise InputError(f"servers = {server!r}: must be bsd.Server(...), or a list of them.")
+        known = isinstance(server, Server)
+        require("servers", server, known, "bsd.Server(...), or a list of them")
     each = list(dict.fromkeys(each))
     if len(each) < fewest:
         raise InputError(f"servers: at least {fewest} different ones are needed, got {len(each)}.")
@@ -164,6 +153,11 @@ class Resolved:
     place: Callable[..., Placed] | None
 
 
+def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
+    """Rows of a measured verifier; all rows for a new one."""
+    return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
+
+
 def environment_of(posterior: Posterior, server: Server) -> str:
     """Where a server runs."""
     known = posterior.environments
@@ -173,8 +167,7 @@ def environment_of(posterior: Posterior, server: Server) -> str:
                 f"The fit has no environment {server.environment!r}; it knows {'; '.join(known)}."
             )
         return server.environment
-    ran = posterior.servers
-    ran = ran[ran["verifier"] == server.verifier] if isinstance(server.verifier, str) else ran
+    ran = of_verifier(posterior.servers, server.verifier)
     own = sorted(str(e) for e in ran["environment"].unique()) or known
     if len(own) > 1:
         raise InputError(
@@ -205,7 +198,7 @@ def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
     return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
 
 
-def _row_of(known: Any, level: str, model: str | Size | None, flag: str) -> int | None:
+def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
     """Position of a measured model in its table; None for a new one."""
     if not isinstance(model, str):
         return None
@@ -213,7 +206,7 @@ def _row_of(known: Any, level: str, model: str | Size | None, flag: str) -> int 
     if model not in names:
         raise InputError(
             f"The fit has no {level} {model!r}; it knows {', '.join(names) or 'none'}. "
-            f"For one nobody measured give its size ({flag})."
+            f"For one nobody measured give its size (<<new_{level}>>)."
         )
     return int(names.index(model))
 
@@ -224,20 +217,14 @@ def resolve(
     """Coefficients, sizes and acceptance of a server.
 
     By default it is the one that was measured, if it was; with `started_anew` it is another of
-    that name, whose own effect is drawn, the same for every draft length.
-
-    Raises
-    ------
-    InputError
-        If a name is not known to the fit, or a choice is open.
-    EvidenceError
-        If its acceptance was neither given nor measured.
+    that name, whose own effect is drawn, the same for every draft length. InputError where a name
+    is not known or a choice is open, EvidenceError where no acceptance was given or measured.
     """
     v, d = server.verifier, server.drafter
-    verifier_i = _row_of(posterior.verifiers, "verifier", v, "<<new_verifier>>")
+    verifier_i = _row_of(posterior.verifiers, "verifier", v)
     known_sizes = v.features() if isinstance(v, Size) else posterior.verifiers.loc[v].to_dict()
     sizes = {str(name): float(value) for name, value in known_sizes.items()}
-    drafter_i = _row_of(posterior.drafters, "drafter", d, "<<new_drafter>>")
+    drafter_i = _row_of(posterior.drafters, "drafter", d)
     sizes["drafter"] = d.active / 1e9 if isinstance(d, Size) else 0.0
     if drafter_i is not None:
         sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])

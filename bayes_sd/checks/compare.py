@@ -111,10 +111,6 @@ def compare_models(
     **sampling
         ``draws``, ``tune``, ``chains``, ``cores`` of each refit.
 
-    Returns
-    -------
-    Comparison
-
     Raises
     ------
     InputError

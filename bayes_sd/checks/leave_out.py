@@ -1,6 +1,6 @@
 """Runs left out and predicted by exact refits: folds, predictions, their scores, and pairs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import product
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, one_of
 from bayes_sd.model.design import NONE, Design
 from bayes_sd.model.sample import Refit, Refitter
 from bayes_sd.physics import noise
@@ -31,11 +31,7 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
     `table` has all usable runs, those past saturation included (``build_design(runs).table``), so
     that models which keep fewer of them still predict the same runs from the same folds.
     """
-    return {name: frozenset(table["run_id"][mask]) for name, mask in _masks(table, by)}
-
-
-def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Folds as masks of the table."""
+    one_of("<<by>>", by, BY)
     steady = ~table["saturated"].to_numpy(bool)
     if by in ("verifier", "drafter", "moe"):
         among, column = (table[table["family"] == by], "verifier") if by == "moe" else (table, by)
@@ -52,18 +48,16 @@ def _masks(table: pd.DataFrame, by: str) -> Iterator[tuple[str, np.ndarray]]:
         share = load / load.groupby([table["server"], table["loop"]]).transform("max")
         top = share.where(steady).fillna(0.0).to_numpy()
         parts = [("highest loads", top >= np.quantile(top[steady], 1 - HIGHEST))]
-    elif by == "long_prompts":
+    else:
         length = table["prompt_tokens"].to_numpy()
         limit = np.quantile(length[steady], 1 - LONGEST)
         parts = [("long prompts", (length >= limit) & (length > length.min()))]
-    else:
-        raise InputError(f"<<by>> = {by!r}: must be one of {', '.join(BY)}.")
     kept = [(name, mask) for name, mask in parts if (mask & steady).any()]
     if by in ("verifier", "drafter", "moe") and len(kept) < 2:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
     if not kept or any(not (steady & ~mask).any() for _, mask in kept):
         raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
-    return iter(kept)
+    return {name: frozenset(table["run_id"][mask]) for name, mask in kept}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +105,10 @@ def leave_out(
         scored = predictions(refit, table, rows, drawn_s, seed).assign(fold=name)
         return scored, about, pairs(left_out, drawn_s)
 
-    results = list((executor.map if executor else map)(predicted, parts.items()))
-    return LeftOut(
-        pd.concat([rows for rows, _, _ in results]).sort_index(),
-        pd.DataFrame([about for _, about, _ in results]),
-        pd.concat([both for _, _, both in results], ignore_index=True),
-    )
+    each = (executor.map if executor else map)(predicted, parts.items())
+    scored, about, both = zip(*each, strict=True)
+    rows: pd.DataFrame = pd.concat(scored).sort_index()
+    return LeftOut(rows, pd.DataFrame(about), pd.concat(both, ignore_index=True))
 
 
 def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:

@@ -48,8 +48,7 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the table; a value that is not a number becomes None."""
-        names = ("name", "passed", "value", "bound", "sentence")
-        return finite_or_none({name: getattr(self, name) for name in names})
+        return finite_or_none({n: value for n, value in vars(self).items() if n != "table"})
 
 
 def recovery(refitter: Refitter, seed: int, **sampling: Any) -> CheckResult:
@@ -210,8 +209,7 @@ def validate(
     ...     print(check)
     """
     names = NAMES if only is None else (only,) if isinstance(only, str) else tuple(only)
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
+    if unknown := [name for name in names if name not in NAMES]:
         raise InputError(f"No check is called {unknown[0]!r}; known: {', '.join(NAMES)}.")
     model = model or LatencyModel()
     refitter, table = None, pd.DataFrame()

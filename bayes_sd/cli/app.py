@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +15,37 @@ from bayes_sd.errors import InputError
 DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
 SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
-Jobs = Annotated[int, o.sampling_option("Refits at a time; 0: one, all cores.", "N")]
 COMPILING = "compiling, half a minute to two, then sampling ..."
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
+
+
+@dataclass(frozen=True)
+class Refits:
+    """How a check refits: its sampler, and so many at a time on one core each."""
+
+    draws: o.Draws = 500
+    tune: o.Tune = 500
+    jobs: Annotated[int, o.sampling_option("Refits at a time; 0: one, all cores.", "N")] = 0
+    seed: o.Seed = 1
+
+    def how(self) -> dict[str, Any]:
+        """As the checks take it."""
+        if self.jobs < 0:
+            raise typer.BadParameter("--jobs must be at least 0.")
+        at_once = {"executor": ThreadPoolExecutor(self.jobs), "cores": 1} if self.jobs else {}
+        sampler = {"seed": self.seed, "draws": self.draws, "tune": self.tune}
+        return {**sampler, "progress": o.say, **at_once}
+
+
+def names_in(text: str) -> list[str]:
+    """Names with commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 def check(paths: o.Paths, source: o.Source) -> o.Reply:
     """Say what result files hold, what was set aside and why, and what is missing."""
     result = source.read(paths).check()
-    return o.Reply(result.to_dict(), [str(result)], result.passed)
+    return o.Reply(result.to_dict(), [o.fill(str(result))], result.passed)
 
 
 def fit(
@@ -77,7 +100,7 @@ def demo(
     o.say(f"{runs!r}\n{COMPILING}")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
-    rows = [row for pair in decisions for row in decision_rows(*pair)]
+    rows = [decision(compared, even) for compared, evens in decisions for even in evens]
     out.mkdir(parents=True, exist_ok=True)
     files = [str(result.save(out / "fit.nc")), *save_figures(result, decisions, out)]
     told = (
@@ -97,21 +120,17 @@ def demo(
     return o.Reply(data, shown)
 
 
-def decision_rows(comparison: Any, evens: list[Any]) -> list[dict[str, Any]]:
-    """Decisions of the demo for one verifier, a row a server."""
-    rows, probs = [], comparison.table.groupby("server")["prob_faster"]
-    for even in evens:
-        own, row = probs.get_group(even.server), even.table.iloc[0]
-        rows.append(
-            {
-                "server": even.server,
-                **{name: own.iloc[i] for name, i in SHARES.items()},
-                **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
-                **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
-                "support": row["support"],
-            }
-        )
-    return rows
+def decision(comparison: Any, even: Any) -> dict[str, Any]:
+    """The demo's decision for one server."""
+    own = comparison.table.set_index("server").loc[[even.server], "prob_faster"]
+    row = even.table.iloc[0]
+    return {
+        "server": even.server,
+        **{name: own.iloc[i] for name, i in SHARES.items()},
+        **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
+        **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
+        "support": row["support"],
+    }
 
 
 def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:
@@ -133,22 +152,19 @@ def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:
 def compare_models(
     paths: o.Paths,
     source: o.Source,
+    refits: Refits,
     by: Annotated[str, o.option("Left out: verifier, drafter, run, fifth.", "NAME")] = "verifier",
     models: Annotated[o.Text, o.option("Names with commas; else all.", "LIST")] = None,
-    draws: o.Draws = 500,
-    tune: o.Tune = 500,
-    jobs: Jobs = 0,
-    seed: o.Seed = 1,
 ) -> o.Reply:
     """Compare laws and poolings by how well they predict runs they have not seen."""
     from bayes_sd.checks.compare import compare_models as run
     from bayes_sd.checks.compare import standard_models
 
     known = standard_models()
-    names = list(known) if models is None else _names(models)
+    names = list(known) if models is None else names_in(models)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"No model is called {unknown[0]!r}; known: {', '.join(known)}.")
-    chosen, how = {name: known[name] for name in names}, _sampling(jobs, seed, draws, tune)
+    chosen, how = {name: known[name] for name in names}, refits.how()
     result = run(source.read(paths), chosen, by=by, **how)
     data = {"answer": str(result), "by": by, "models": result.table.to_dict("records")}
     title = f"Leaving out by {by}: log density of left-out mean latencies"
@@ -158,11 +174,8 @@ def compare_models(
 def validate(
     paths: o.Paths,
     source: o.Source,
+    refits: Refits,
     only: Annotated[o.Text, o.option(f"Of {CHECKS}.", "LIST")] = None,
-    draws: o.Draws = 500,
-    tune: o.Tune = 500,
-    jobs: Jobs = 0,
-    seed: o.Seed = 1,
     tables: Annotated[o.File, o.option("Folder for a CSV of each check.", "FOLDER")] = None,
 ) -> o.Reply:
     """Check the model on result files: recovery, held-out runs and systems, priors."""
@@ -170,7 +183,7 @@ def validate(
 
     from bayes_sd.checks.validate import validate as run
 
-    names, how = None if only is None else _names(only), _sampling(jobs, seed, draws, tune)
+    names, how = None if only is None else names_in(only), refits.how()
     results = run(source.read(paths), only=names, **how)
     if tables is not None:
         tables.mkdir(parents=True, exist_ok=True)
@@ -180,19 +193,6 @@ def validate(
     passed = all(result.passed for result in results)
     table = pd.DataFrame(rows).drop(columns="sentence")  # said already, one after the other
     return o.Reply({"checks": rows}, [("Checks", table)], passed)
-
-
-def _names(text: str) -> list[str]:
-    """Names with commas."""
-    return [name.strip() for name in text.split(",")]
-
-
-def _sampling(jobs: int, seed: int, draws: int, tune: int) -> dict[str, Any]:
-    """How a check refits: its sampler, and `jobs` at a time on one core each."""
-    if jobs < 0:
-        raise typer.BadParameter("--jobs must be at least 0.")
-    at_once = {"executor": ThreadPoolExecutor(jobs), "cores": 1} if jobs else {}
-    return {"seed": seed, "draws": draws, "tune": tune, "progress": o.say, **at_once}
 
 
 PANELS = {

@@ -1,6 +1,8 @@
 """``bayes-sd latency``, ``compare``, ``schedule``, ``capacity``, ``next-runs``: a fit's methods."""
 
-from dataclasses import fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,49 +10,160 @@ import typer
 
 from bayes_sd.answers.answer import UNITS
 from bayes_sd.answers.compare import default_loads
-from bayes_sd.answers.servers import Server
+from bayes_sd.answers.servers import Server, of_verifier
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
+from bayes_sd.physics.structures import NAMES
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.sizes import Size
 
+LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
+SIZE = (
+    "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
+    "experts_per_token, layers, kv_bytes."
+)
+STRUCTURE = f"Assume {', '.join(NAMES)}; terms as edge:round_trip_s=0.02..0.05."
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The fit, the load and the servers that a command asks about."""
+
+    file: Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
+    rps: Annotated[o.Text, o.load_option("Requests/s: 1,2,4 or START:STOP:COUNT.", "LIST")] = None
+    concurrency: Annotated[o.Text, o.load_option("Requests in flight, instead.", "LIST")] = None
+    prompt: Annotated[float | None, o.load_option("Prompt tokens of a request.", "N")] = None
+    output: Annotated[float | None, o.load_option("Output tokens of a request.", "N")] = None
+    verifier: Annotated[o.Text, o.server_option("Measured verifier.", "NAME")] = None
+    drafter: Annotated[o.Text, o.server_option("Measured drafter.", "NAME")] = None
+    acceptance: Annotated[o.Text, o.server_option("If not as measured: 0.7, or 0.8,0.6.", "A")] = (
+        None
+    )
+    new_verifier: Annotated[o.Text, o.server_option(SIZE, "SIZE")] = None
+    new_drafter: Annotated[o.Text, o.server_option("Unmeasured drafter, likewise.", "SIZE")] = None
+    environment: Annotated[o.Text, o.server_option("Where it runs, if several.", "NAME")] = None
+    structure: Annotated[o.Text, o.server_option(STRUCTURE, "KIND:TERMS")] = None
+    extrapolate: Annotated[
+        bool, o.server_option("Answer far from what was measured.", None, "--extrapolate")
+    ] = False
+    k: Annotated[
+        o.Text, o.option("Draft tokens, as 0,3; 0 is plain. Default: those measured.", "LIST", "-k")
+    ] = None
+
+    @cached_property
+    def fit(self) -> Fit:
+        """The fit in the file."""
+        return Fit.load(self.file)
+
+    def load(self, default: Callable[[tuple[float, float]], Load] | None = None) -> Load:
+        """The load; without rates or concurrencies the `default` at these lengths."""
+        lengths = self._lengths()
+        given = {"rps": self.rps, "concurrency": self.concurrency}
+        axis = {n: o.numbers(text, f"--{n}") for n, text in given.items() if text is not None}
+        if not axis and default is not None:
+            return default(lengths)
+        if len(axis) != 1:
+            raise typer.BadParameter("give exactly one of --rps and --concurrency.")
+        return Load(**axis, prompt=lengths[0], output=lengths[1])
+
+    def load_near(self, server: Server) -> Load:
+        """The load; without rates or concurrencies what this server can take."""
+        return self.load(lambda lengths: default_loads(self.fit, server, lengths))
+
+    def _lengths(self) -> tuple[float, float]:
+        """Prompt and output tokens; by default those of all runs, where they are alike."""
+        if self.prompt is not None and self.output is not None:
+            return self.prompt, self.output
+        measured = self.fit.runs[["prompt_tokens", "output_tokens"]]
+        if (measured.max() > LENGTHS_ALIKE * measured.min()).any():
+            known = sorted({f"{prompt:.0f} + {output:.0f}" for prompt, output in measured.values})
+            some = ", ".join(known[:6]) + " and others" * (len(known) > 6)
+            raise typer.BadParameter(f"give --prompt and --output, in tokens; runs had {some}.")
+        usual = [float(value) for value in measured.median().round()]
+        given = zip((self.prompt, self.output), usual, strict=True)
+        prompt, output = (length if asked is None else asked for asked, length in given)
+        return prompt, output
+
+    @property
+    def draft_lengths(self) -> list[int]:
+        """Draft lengths asked about; by default those that this verifier ran with, 0 included."""
+        if self.k is not None:
+            try:
+                return [int(v) for v in self.k.split(",")]
+            except ValueError:
+                raise typer.BadParameter(
+                    f"-k {self.k!r}: write whole numbers with commas."
+                ) from None
+        verifier, drafter = self._models()
+        ran = of_verifier(self.fit.servers, verifier)
+        own = ran["drafter"] == drafter if isinstance(drafter, str) else True
+        mine = (ran["draft_tokens"] == 0) | own
+        return sorted(int(n) for n in ran["draft_tokens"][mine].unique()) or [0]
+
+    def server(self, k: int, drafter_loaded: bool = False) -> Server:
+        """The server with so many draft tokens, plain at 0; the fit's only one if none is named."""
+        verifier, drafter = self._models()
+        structure = o.structure_of(self.structure)
+        if k <= 0 and not drafter_loaded:
+            return Server(verifier, environment=self.environment, structure=structure)
+        if drafter is None:
+            runs = self.fit.runs
+            known = sorted({*runs["drafter"][runs["verifier"] == verifier]} - {"none"})
+            drafter = only("drafter", known, f"of {verifier} the fit knows")
+        rates = None if self.acceptance is None else o.numbers(self.acceptance, "--acceptance")
+        accepted = rates[0] if rates and len(rates) == 1 else rates
+        return Server(verifier, drafter, k, accepted, self.environment, structure)
+
+    @property
+    def servers(self) -> list[Server]:
+        """A server for each draft length asked about."""
+        return [self.server(k) for k in self.draft_lengths]
+
+    def _models(self) -> tuple[str | Size, str | Size | None]:
+        """The verifier, the fit's only one if none is named, and the drafter if one is."""
+        if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
+            raise typer.BadParameter("name a measured model or give a new one's size, not both.")
+        verifier = self.verifier or o.size_of(self.new_verifier, "--new-verifier")
+        drafter = self.drafter or o.size_of(self.new_drafter, "--new-drafter")
+        return verifier or only("verifier", self.fit.verifiers.index, "the fit knows"), drafter
+
+
+def only(what: str, names: Iterable[str], known: str) -> str:
+    """The only name there is; of several, or none, one has to be given."""
+    names = [str(name) for name in names]
+    if len(names) != 1:
+        raise InputError(f"Say which {what}: <<{what}>>; {known} {', '.join(names) or 'none'}.")
+    return names[0]
+
 
 def latency(
-    file: o.FitFile,
-    load: o.AskedLoad,
-    server: o.AskedServer,
-    k: o.DraftLengths = None,
+    asked: Asked,
     metric: Annotated[str, o.option("e2e, ttft or tpot.", "NAME")] = "e2e",
     requests: o.Requests = None,
 ) -> o.Reply:
     """Predict latency over loads: the mean, one run, request percentiles, P(saturated)."""
-    fit = Fit.load(file)
-    servers = [server.of(fit, each) for each in server.lengths(fit, k)]
-    wanted = load.of(fit, lambda lengths: default_loads(fit, servers[0], lengths))
-    how: dict[str, Any] = {"metric": metric, "requests": requests}
-    answer = fit.latency(wanted, servers, **how, extrapolate=server.extrapolate)
+    servers, far = asked.servers, asked.extrapolate
+    wanted = asked.load_near(servers[0])
+    answer = asked.fit.latency(wanted, servers, metric=metric, requests=requests, extrapolate=far)
     of_run = f"one run of {answer.draws['run_s'].attrs['requests']} requests"
     title = f"{metric} latency, seconds: medians and 90% intervals of the mean and of {of_run}"
     return o.Reply.of(answer, title, metric=metric)
 
 
 def compare(
-    file: o.FitFile,
-    load: o.AskedLoad,
-    server: o.AskedServer,
-    k: o.DraftLengths = None,
+    asked: Asked,
     of: Annotated[str, o.option("Latency of the mean, a run, a request.", "NAME")] = "mean",
     requests: o.Requests = None,
 ) -> o.Reply:
     """Say with what probability SD beats plain decoding, and up to which load."""
-    fit, far = Fit.load(file), server.extrapolate
-    drafting = [server.of(fit, each) for each in server.lengths(fit, k) if each > 0]
+    fit, far = asked.fit, asked.extrapolate
+    drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
     if not drafting:
         raise typer.BadParameter("-k must name a draft length above 0 to compare with plain.")
-    plain = server.of(fit, 0)
-    wanted = load.of(fit, lambda lengths: default_loads(fit, plain, lengths))
+    plain = asked.server(0)
+    wanted = asked.load_near(plain)
     answer = fit.compare(wanted, drafting, plain, of=of, requests=requests, extrapolate=far)
     evens = [fit.break_even(wanted, each, plain, extrapolate=far) for each in drafting]
     title = (
@@ -66,10 +179,7 @@ def compare(
 
 
 def schedule(
-    file: o.FitFile,
-    load: o.AskedLoad,
-    server: o.AskedServer,
-    k: o.DraftLengths = None,
+    asked: Asked,
     max_batch: Annotated[int | None, o.option("Largest batch; default: measured.", "N")] = None,
     loss: Annotated[str, o.option("mean, or of requests as p95.", "NAME")] = "mean",
     slo: Annotated[float | None, o.option("Instead: minimise P(slower), s.", "S")] = None,
@@ -78,12 +188,11 @@ def schedule(
     draft_model: Annotated[o.Text, o.option("The drafter as vLLM finds it.", "PATH")] = None,
 ) -> o.Reply:
     """Choose the draft length for every batch size, as the table that vLLM takes."""
-    fit, far = Fit.load(file), server.extrapolate
-    ks = server.lengths(fit, k)
-    wanted = load.of(fit, lambda at: Load(concurrency=1.0, prompt=at[0], output=at[1]))
-    drafting = server.of(fit, max(ks), drafter_loaded=True)
+    ks = asked.draft_lengths
+    wanted = asked.load(lambda at: Load(concurrency=1.0, prompt=at[0], output=at[1]))
     how: dict[str, Any] = {"loss": loss, "slo_s": slo, "confidence": confidence}
-    answer = fit.schedule(wanted, drafting, k=ks, max_batch=max_batch, extrapolate=far, **how)
+    how |= {"max_batch": max_batch, "extrapolate": asked.extrapolate}
+    answer = asked.fit.schedule(wanted, asked.server(max(ks), drafter_loaded=True), k=ks, **how)
     keys = {"method": method, "model": draft_model}
     config, line = None, "Serve without --speculative-config."
     if answer.pays:
@@ -94,18 +203,15 @@ def schedule(
         "is faster; regret: latency expected to be lost to the best k had it been known;\n"
         "faster than plain: than a server with no drafter loaded, at lo and at hi"
     )
-    shown = [("Latency under this schedule, seconds", table)] * bool(load.rps or load.concurrency)
+    shown = [("Latency under this schedule, seconds", table)] * bool(asked.rps or asked.concurrency)
     told: dict[str, Any] = {"speculative_config": config, "latency": table.to_dict("records")}
     told["num_speculative_tokens_per_batch_size"] = answer.to_vllm()
     return o.Reply.of(answer, title, *shown, line, **told)
 
 
 def capacity(
-    file: o.FitFile,
-    load: o.AskedLoad,
-    server: o.AskedServer,
+    asked: Asked,
     slo: Annotated[float, o.option("Target of the percentile, s.", "S")],
-    k: o.DraftLengths = None,
     servers: Annotated[o.File, o.option("YAML of servers, instead of -k.", "FILE")] = None,
     percentile: Annotated[float, o.option("Of requests' latency.", "P")] = 95.0,
     confidence: Annotated[float, o.option("Chance to keep the target.", "P")] = 0.9,
@@ -116,21 +222,22 @@ def capacity(
     columns: Annotated[o.Text, o.load_option("Other headers of it.", "OURS=THEIRS")] = None,
 ) -> o.Reply:
     """Find the largest load within a latency target, the replicas, the price, who wins."""
-    fit, prices = Fit.load(file), None
+    fit = asked.fit  # a file that is no fit is said first
     if traffic is None:
-        wanted = load.of(fit)
+        wanted = asked.load()
     else:
-        if load != o.AskedLoad():
+        own = (asked.rps, asked.concurrency, asked.prompt, asked.output)
+        if any(given is not None for given in own):
             raise typer.BadParameter("a traffic file has its own rates and lengths.")
         wanted = Load.read(traffic, window, o.pairs(columns, "--columns"))
         o.say(str(wanted))
     if servers is not None:
         named, prices = read_servers(servers)
     else:
-        named = {str(each): each for each in (server.of(fit, n) for n in server.lengths(fit, k))}
-    target: dict[str, Any] = {"slo_s": slo, "percentile": percentile, "confidence": confidence}
-    how: dict[str, Any] = {"replicas": replicas, "price_per_hour": prices or price}
-    answer = fit.capacity(wanted, named, **target, **how, extrapolate=server.extrapolate)
+        named, prices = {str(each): each for each in asked.servers}, {}
+    how: dict[str, Any] = {"slo_s": slo, "percentile": percentile, "confidence": confidence}
+    how |= {"replicas": replicas, "price_per_hour": prices or price}
+    answer = fit.capacity(wanted, named, **how, extrapolate=asked.extrapolate)
     beats = [("P(row is faster than column)", answer.beats.reset_index(names=""))]
     told: dict[str, Any] = {"beats": answer.beats.to_dict("index"), "prob_none": answer.prob_none}
     title = (
@@ -168,10 +275,7 @@ def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float]]:
 
 
 def next_runs(
-    file: o.FitFile,
-    load: o.AskedLoad,
-    server: o.AskedServer,
-    k: o.DraftLengths = None,
+    asked: Asked,
     runs: Annotated[int, o.option("How many runs to propose.", "N")] = 6,
     run_seconds: Annotated[float, o.option("What a run takes.", "S")] = 30.0,
     server_seconds: Annotated[float, o.option("What a server start takes.", "S")] = 60.0,
@@ -181,20 +285,21 @@ def next_runs(
     """Say what choosing now may cost, and which runs would lower that most per minute."""
     from bayes_sd.plan.design import plan_next
 
-    fit, far = Fit.load(file), server.extrapolate
-    servers = [server.of(fit, each) for each in server.lengths(fit, k)]
-    wanted = load.of(fit, lambda lengths: default_loads(fit, servers[0], lengths))
+    servers, far = asked.servers, asked.extrapolate
+    wanted = asked.load_near(servers[0])
     takes: dict[str, Any] = {"run_seconds": run_seconds, "server_seconds": server_seconds}
-    answer = fit.next_runs(wanted, servers, runs=runs, server=choice, extrapolate=far, **takes)
+    answer = asked.fit.next_runs(
+        wanted, servers, runs=runs, server=choice, extrapolate=far, **takes
+    )
     path, choices = None, answer.choices.to_dict("records")
-    lost = [row for row in choices if row["prob_all_saturated"] > 0.5]
     if to is not None:
-        plan = plan_next(answer, fit, to, **takes)
+        plan = plan_next(answer, asked.fit, to, **takes)
         path = str(plan.path)
         o.say(str(plan))
     full = [
         f"At {row[wanted.axis]:g} {UNITS[wanted.axis]} every server saturates: no choice."
-        for row in lost
+        for row in choices
+        if row["prob_all_saturated"] > 0.5
     ]
     told: dict[str, Any] = {"choices": choices, "regret_ms": answer.regret_ms, "plan": path}
     now = ("Deciding now; best: no other server is faster", answer.choices)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, require
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
 from bayes_sd.model.design import Design
 from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, UNPOOLED_SD, VERIFIER_COSTS
@@ -225,6 +225,8 @@ class Posterior:
 
     def thin(self, draws: int) -> Self:
         """The same fit with every n-th draw, at least `draws` of them if there are so many."""
+        fits = isinstance(draws, int) and draws >= 1
+        require("draws", draws, fits, "a whole number above 0")
         every = slice(None, None, max(1, self.draws // draws))
         thin = type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
         tables = ("runs", "verifiers", "drafters", "servers", "environments")

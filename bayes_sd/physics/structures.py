@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, require
 from bayes_sd.physics.costs import Stages, scaled
 
 PREFILL = ("prefill_alone", "prefill_others", "prefill_ahead")
@@ -62,7 +62,7 @@ class Structure:
     """A structure with the terms it adds, each a number or a 90% interval."""
 
     changes_plain: ClassVar[bool] = False
-    place: ClassVar[Callable[..., Placed]]
+    _place: ClassVar[Callable[..., Placed]]  # puts stage costs where the structure has them
 
     def __post_init__(self) -> None:
         for name, kind in self._kinds().items():
@@ -73,16 +73,15 @@ class Structure:
 
     def _checked(self, name: str, kind: _Kind, value: Any) -> Term:
         """A term as a float or an interval of floats."""
-        array, term = np.asarray(value), f"{type(self).__name__}: {name} = {value!r}"
+        array, term = np.asarray(value), f"{type(self).__name__}: {name}"
         numeric = array.dtype.kind in "iuf" and array.shape in ((), (2,))
         numbers = [float(v) for v in array.ravel()] if numeric else [np.nan]
         with np.errstate(divide="ignore"):
             fit = (kind.holds(v) and (not array.ndim or np.isfinite(kind.to(v))) for v in numbers)
-            if not all(fit):
-                raise InputError(f"{term}: must be {kind.allowed}.")
+            require(term, value, all(fit), kind.allowed)
         low, high = numbers[0], numbers[-1]
         if low > high:
-            raise InputError(f"{term}: the interval is reversed.")
+            raise InputError(f"{term} = {value!r}: the interval is reversed.")
         return low if low == high else (low, high)
 
     def drawn(
@@ -97,7 +96,7 @@ class Structure:
                 z = generator(f"{type(self).__name__}.{name}").standard_normal(draws)
                 value = kind.back((low + high) / 2 + (high - low) / (2 * Z90) * z)[:, None]
             terms[name] = value
-        return partial(type(self).place, **terms)
+        return partial(type(self)._place, **terms)
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,7 @@ class Edge(Structure):
     offloaded: Share = 1.0
 
     @staticmethod
-    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
-        """Put stage costs where this structure has them."""
+    def _place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         k, offloaded = w["k"], t["offloaded"]
         drafted = t["round_trip_s"] + k * t["slowdown"] * s.draft_alone
         return Placed((scaled(s, DRAFT, 1 - offloaded),), away_s=offloaded * (k > 0) * drafted)
@@ -161,8 +159,7 @@ class Overlapped(Structure):
     interference: Amount = 0.0
 
     @staticmethod
-    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
-        """Put stage costs where this structure has them."""
+    def _place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         slower = 1 + t["interference"] * (w["draft_passes"] > 0)
         return Placed(_at_once(scaled(s, VERIFY, slower), t["hidden"]))
 
@@ -199,8 +196,7 @@ class Asynchronous(Structure):
     wasted: Share = 0.0
 
     @staticmethod
-    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
-        """Put stage costs where this structure has them."""
+    def _place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         loaded, drafting = w["draft_passes"] > 0, w["k"] > 0
         apart = scaled(s, PREFILL + VERIFY, 1 + (t["verify_slowdown"] - 1) * loaded)
         # With no draft to verify nobody waits for the drafter's group.
@@ -247,8 +243,7 @@ class Disaggregated(Structure):
     decode_slowdown: Factor = 1.0
 
     @staticmethod
-    def place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
-        """Put stage costs where this structure has them."""
+    def _place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         separated, slower = t["separated"], t["prefill_slowdown"]
         transfer = t["transfer_s"] + m["kv_gb"] * w["prompt_tokens"] / t["bandwidth_gb_per_s"]
         left = scaled(s, PREFILL, 1 - separated)

@@ -119,10 +119,11 @@ class Size:
             if value is None and field.default is None:
                 continue
             is_number = isinstance(value, Real) and not isinstance(value, bool)
-            if not is_number or not (1 <= value <= LARGEST or (value == 0 and zero_allowed)):
-                least = "0, or a" if zero_allowed else "a"
+            fits = is_number and (1 <= value <= LARGEST or (value == 0 and zero_allowed))
+            if not fits or (zero_allowed and value % 1):
+                least, count = ("0, or a", "whole count") if zero_allowed else ("a", "count")
                 problem = f"{field.name} = {value!r}: must be {least} number from 1 to {LARGEST:g}"
-                raise InputError(f"{problem} (a count, as in 8e9).")
+                raise InputError(f"{problem} (a {count}, as in 8e9).")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
             raise InputError(f"{self}: a mixture of experts needs active_params.")
         for text in contradictions(self.params, self.active, self.experts, self.experts_per_token):

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from bayes_sd.answers.compare import default_loads
 from bayes_sd.answers.servers import Server
 from bayes_sd.cli.app import PANELS, app
-from bayes_sd.cli.options import show
+from bayes_sd.cli.options import fill, show
 from bayes_sd.errors import ConvergenceError
 from bayes_sd.fit import Fit, LatencyModel
-from bayes_sd.runs.read import corpus
+from bayes_sd.runs.read import corpus, read
 
 WORK = ["--prompt", "128", "--output", "64"]
 PAIR = ["--verifier", "dense-60m", "--drafter", "draft-3m", "--acceptance", "0.7"]
@@ -104,6 +104,15 @@ def test_a_table_wider_than_the_terminal_is_shown_in_blocks_and_in_full(
     assert blocks == 1 if width == 200 else blocks > 1
     assert words.count("draft-3m") == words.count("plain") == words.count("1000") == blocks
     assert words.count("extrapolated") == 2
+
+
+def test_findings_are_wrapped_at_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    said = str(read(corpus("vllm-cpu-2")).check())
+    assert max(map(len, said.splitlines())) > 80
+    assert max(map(len, fill(said).splitlines())) <= 80
+    assert fill(said).split() == said.split()
 
 
 def test_check_says_what_is_there(one_run: Path) -> None:
