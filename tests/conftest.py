@@ -1,5 +1,10 @@
 """What several test files share: the corpus, a small saved posterior of it, one compiled model."""
 
+import os
+
+# As many processes as cores already: threads of linear algebra would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported
+
 from pathlib import Path
 from typing import Any
 

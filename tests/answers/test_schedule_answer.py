@@ -81,9 +81,10 @@ def only(fit: Fit, k: int, **more: Any) -> Schedule:
 
 @pytest.mark.parametrize("load", [LOAD, in_flight(1, 4, 9, **LENGTHS)], ids=["rates", "in flight"])
 def test_a_schedule_of_one_k_is_that_server(fit: Fit, load: Any) -> None:
-    answer = only(fit, 2, load=load, max_batch=200, extrapolate=True)
+    few = fit.thin(120)  # each draw is compared with itself
+    answer = only(few, 2, load=load, max_batch=200, extrapolate=True)
     server = Server("dense-60m", "draft-3m", 2, [1.0, 1.0])
-    expected = arm_of(fit, server, load, 0, True, STARTED_ANEW).outcome()[0].e2e_s
+    expected = arm_of(few, server, load, 0, True, STARTED_ANEW).outcome()[0].e2e_s
     mean = answer.latency.draws["mean_s"].values.reshape(expected.shape)
     np.testing.assert_allclose(mean, expected, rtol=2e-3)
     assert (answer.latency.prob_saturated == 0).all() and answer.draws is answer.latency.draws

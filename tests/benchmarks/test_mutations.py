@@ -8,18 +8,13 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import mutations
 
-
-@pytest.fixture(scope="module")
-def readers() -> dict[str, mutations.Reader]:
-    return mutations.readers()
+READERS = mutations.readers()
 
 
-NAMES = list(mutations.readers())
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.process
+@pytest.mark.parametrize("name", READERS)
 def test_mutated_inputs_are_read_or_refused_in_words(name: str) -> None:
-    found = mutations.run(mutations.readers()[name], count=25, seed=len(name), show=9)
+    found = mutations.run(READERS[name], count=25, seed=len(name), show=9)
     assert sum(found.values()) == 25 and found["read"] and found["refused"]
     assert not any(found[column] for column in mutations.BAD), found
 

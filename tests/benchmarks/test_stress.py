@@ -60,6 +60,7 @@ def test_acceptance_that_varies_costs_cycles_that_can_be_counted() -> None:
     assert (sd["error_counted"].abs() < 0.05).all()
 
 
+@pytest.mark.process
 def test_arrivals_that_are_not_poisson_can_be_corrected_for() -> None:
     cases = (CONSTANT, CONSTANT_MIXED, BURSTS, BURSTS_MIXED)
     result = arrivals_correction({a.name: measure(a, 1, 300, 2) for a in cases})
@@ -72,6 +73,7 @@ def test_the_same_seed_gives_the_same_table() -> None:
     assert first.equals(same) and not first.equals(other)
 
 
+@pytest.mark.process
 def test_every_assumption_is_answered_for() -> None:
     results = stress(requests=24, replicates=2)
     names = [result.name for result in results]

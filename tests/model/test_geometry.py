@@ -3,30 +3,32 @@
 from typing import Any
 
 import numpy as np
-import pytensor
-import pytensor.tensor as pt
 import pytest
-from pytensor.compile.mode import Mode
 
 from bayes_sd import Law
 from bayes_sd.model.design import build_design, coefficients
-from bayes_sd.model.geometry import Centred, CostShares
 from bayes_sd.model.priors import population
 from bayes_sd.physics.law import PARTS
 from bayes_sd.runs.schema import Runs
 
-PYTHON = Mode("py", None)
+pytestmark = pytest.mark.sample  # imports PyMC and compiles
 LAWS = [Law(), Law(parts=("host",)), Law(parts=PARTS), Law(tile_tokens=128)]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
 @pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2", ["dense-25m", "moe-e8k2"]])
 def test_axes_lead_back_and_have_unit_jacobian(runs: Runs, law: Law, verifier: Any) -> None:
+    import pytensor
+    import pytensor.tensor as pt
+    from pytensor.compile.mode import Mode
+
+    from bayes_sd.model.geometry import CostShares
+
     axes = CostShares(build_design(runs.select(verifier=verifier)), law)
     at = pt.dvector()
     logs = axes.backward(at)
     slope = pt.linalg.slogdet(pytensor.gradient.jacobian(logs, at))[1]
-    compiled = pytensor.function([at], [axes.forward(logs), slope], mode=PYTHON)
+    compiled = pytensor.function([at], [axes.forward(logs), slope], mode=Mode("py", None))
     x = np.random.default_rng(1).normal(size=len(law.terms))
     back, log_jacobian = compiled(x)
     np.testing.assert_allclose(back, x, atol=1e-9)
@@ -35,6 +37,10 @@ def test_axes_lead_back_and_have_unit_jacobian(runs: Runs, law: Law, verifier: A
 
 def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs) -> None:
     """At the runs' means, without others: the sum that the law itself gives."""
+    import pytensor.tensor as pt
+
+    from bayes_sd.model.geometry import CostShares
+
     law, design = Law(), build_design(runs.select(verifier="dense-60m"))
     shares, priors = CostShares(design, law), population(law)
     logs = np.log([p.a for p in priors])
@@ -52,6 +58,12 @@ def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_centring_is_between_the_value_and_the_standardized_one(share: float) -> None:
+    import pytensor
+    import pytensor.tensor as pt
+    from pytensor.compile.mode import Mode
+
+    from bayes_sd.model.geometry import Centred
+
     x, mu, sd = np.array([0.3, -2.0]), 0.7, 0.2
     transform = Centred(np.array([share, share]))
     inputs = (None, None, pt.as_tensor(mu), pt.as_tensor(sd))
@@ -62,6 +74,6 @@ def test_centring_is_between_the_value_and_the_standardized_one(share: float) ->
     back = transform.backward(at, *inputs)
     slopes = pytensor.gradient.grad(back.sum(), at)
     outputs = [back, slopes, transform.log_jac_det(at, *inputs)]
-    back_, slope, log_jacobian = pytensor.function([at], outputs, mode=PYTHON)(value)
+    back_, slope, log_jacobian = pytensor.function([at], outputs, mode=Mode("py", None))(value)
     np.testing.assert_allclose(back_, x)
     np.testing.assert_allclose(np.log(slope), log_jacobian, atol=1e-12)

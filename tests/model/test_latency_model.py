@@ -10,7 +10,6 @@ from scipy import stats
 from bayes_sd.errors import InputError
 from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
-from bayes_sd.model.graph import build
 from bayes_sd.model.priors import Prior
 from bayes_sd.physics.law import Law
 from bayes_sd.runs.schema import Runs
@@ -41,6 +40,7 @@ def test_an_interval_holds_ninety_percent(kind: str, a: float, b: float, expecte
     assert prior.interval() == pytest.approx(expected.interval(0.9), rel=1e-3)
 
 
+@pytest.mark.sample
 def test_the_graph_has_the_priors_of_the_model(runs: Runs) -> None:
     import pymc as pm
 
@@ -111,6 +111,7 @@ def test_tiles_have_no_refits(runs: Runs) -> None:
         LatencyModel(law=Law(tile_tokens=128)).refitter(runs)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("setting", "has", "lacks"),
     [
@@ -123,14 +124,19 @@ def test_tiles_have_no_refits(runs: Runs) -> None:
 def test_settings_choose_what_is_sampled(
     runs: Runs, setting: dict[str, Any], has: set[str], lacks: set[str]
 ) -> None:
+    from bayes_sd.model.graph import build
+
     design = build_design(runs.select(verifier=["moe-e8k2", "dense-25m"]))
     free = {variable.name for variable in build(design, **setting).free_RVs}
     assert has | {"log_law", "log_noise"} <= free and not lacks & free
     assert not {"log_environment", "scatter_environment"} & free
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2"])
 def test_what_one_verifier_cannot_tell_is_not_sampled(runs: Runs, verifier: str) -> None:
+    from bayes_sd.model.graph import build
+
     design = build_design(runs.select(verifier=verifier, drafter=["none", "draft-3m"]))
     free = {variable.name for variable in build(design).free_RVs}
     assert free == {"log_law", "log_noise", "scatter_server", "log_server"}

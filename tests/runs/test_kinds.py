@@ -100,7 +100,8 @@ def test_a_pair_that_tells_its_acceptance_elsewhere_lends_it(tmp_path: Path) -> 
     assert np.isnan(runs.table["drafts"][1])
 
 
-def kinds(tmp_path: Path) -> dict[str, Runs]:
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runs]:
     """Runs of every kind: steady, bounds, of no use, and mixtures."""
     drafting = {"drafter": "eagle", "draft_tokens": 3}
     cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -115,9 +116,9 @@ def kinds(tmp_path: Path) -> dict[str, Runs]:
         "prior": (bench(2.6), drafting | {"drafter_params": 1e9}),
         "no size": (bench(2.6), drafting),
     }
-    runs = {}
+    folder, runs = tmp_path_factory.mktemp("kinds"), {}
     for name, (data, server) in cases.items():
-        path = write(tmp_path / f"{name}.json", data)
+        path = write(folder / f"{name}.json", data)
         runs[name] = bsd.read(path, **MODEL, **server)
     whole = runs["steady"]
     for name in cases:
@@ -127,9 +128,9 @@ def kinds(tmp_path: Path) -> dict[str, Runs]:
     return runs | {"all": whole}
 
 
-def test_what_check_promises_is_what_is_fitted(tmp_path: Path) -> None:
+def test_what_check_promises_is_what_is_fitted(kinds: dict[str, Runs]) -> None:
     seen = set()
-    for name, runs in kinds(tmp_path).items():
+    for name, runs in kinds.items():
         result = runs.check()
         promised = (result.summary["steady"].sum(), result.summary["bounds"].sum())
         try:
@@ -153,16 +154,18 @@ def test_what_check_promises_is_what_is_fitted(tmp_path: Path) -> None:
         ("overloaded", "were offered more than was served", "they bound the capacity"),
     ],
 )
-def test_what_a_run_is_is_said(tmp_path: Path, kind: str, finding: str, consequence: str) -> None:
-    found = kinds(tmp_path)[kind].check().findings
+def test_what_a_run_is_is_said(
+    kinds: dict[str, Runs], kind: str, finding: str, consequence: str
+) -> None:
+    found = kinds[kind].check().findings
     (hit,) = found[found["finding"].str.contains(finding)].itertuples()
     assert consequence in hit.consequence
 
 
 def test_a_closed_loop_that_never_fills_has_as_many_in_flight_as_it_has_requests(
-    tmp_path: Path,
+    kinds: dict[str, Runs],
 ) -> None:
-    row = kinds(tmp_path)["not filled"].table.iloc[0]
+    row = kinds["not filled"].table.iloc[0]
     assert row["concurrency"] == 16 and row["loop"] == "closed" and not row["saturated"]
 
 
