@@ -143,11 +143,12 @@ def plan_sweep(
         if plan.minutes <= d.time_budget_minutes:
             break
     else:
-        raise InputError(
-            f"{where}: {len(plan.servers)} servers with {fewest} runs each take "
-            f"{plan.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
-            "take fewer verifiers or sd_servers_per_verifier"
+        takes = (
+            f"{len(plan.servers)} servers with {fewest} runs each take {plan.minutes:.0f} minutes"
         )
+        budget = f"time_budget_minutes is {d.time_budget_minutes:g}"
+        fewer = "so take fewer verifiers or sd_servers_per_verifier"
+        raise InputError(f"{where}: {takes}; {budget}, {fewer}")
     if folder is None:
         return plan
     files = write_sweep(folder, plan.servers, plan.points, d.vllm, d.environment, d.seed)
@@ -207,9 +208,8 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
     servers = _servers(d, rng, base, where)
     n, most = len(servers), runs // 2
     if d.replicated_cells > n * most:
-        raise InputError(
-            f"{where}: replicated_cells is {d.replicated_cells}; {n} servers can have {n * most}"
-        )
+        possible = f"{n} servers can have {n * most}"
+        raise InputError(f"{where}: replicated_cells is {d.replicated_cells}; {possible}")
     ends = [d.replicated_cells * i // n for i in range(n + 1)]
     points = [_points(d, runs, high - low, rng) for low, high in pairwise(ends)]
     seconds = [
@@ -254,15 +254,14 @@ def _path(model: str, base: Path, where: str, hub: bool = True) -> str:
     if os.path.isdir(base / model):  # False for names that no file can have
         return str((base / model).resolve())
     if not (model.startswith("/") or (hub and model[0] not in ".~" and model.count("/") == 1)):
+        there = "the absolute path on the machine that has vLLM"
         raise InputError(
-            f"{where}: {model!r} is no folder; give a checkpoint, ORG/MODEL, or the absolute "
-            "path on the machine that has vLLM"
+            f"{where}: {model!r} is no folder; give a checkpoint, ORG/MODEL, or {there}"
         )
     return model
 
 
 def _acceptances(d: Description) -> Sequence[float | None]:
-    """Acceptances to choose from."""
     if d.acceptance is None:
         return [None]
     low, high = d.acceptance

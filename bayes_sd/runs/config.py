@@ -85,9 +85,9 @@ Lower = BeforeValidator(lambda value: text(value).lower())
 
 def absent(value: Any) -> bool:
     """Whether a cell or a metadata value says nothing: None, NaN or blank."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return True
-    return isinstance(value, float) and math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def mapping(value: Any) -> Values:

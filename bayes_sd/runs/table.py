@@ -13,7 +13,6 @@ import pandas as pd
 
 from bayes_sd.errors import LARGEST, SMALLEST, EvidenceWarning, InputError, shown
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
-from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
 
@@ -27,10 +26,7 @@ COUNTS = ("drafts", "drafted_tokens", "accepted_tokens", "acceptance_length")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))
 THROUGHPUT = "output_tokens_per_s"  # of all requests together, at a concurrency
 INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, THROUGHPUT, "saturated")
-REQUIRED = (
-    *("verifier", "verifier_params", "draft_tokens", "prompt_tokens", "output_tokens"),
-    "requests",
-)
+REQUIRED = ("verifier", "verifier_params", "draft_tokens", *LENGTHS, "requests")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 Mapped = str | tuple[str, str]
 
@@ -206,8 +202,8 @@ def _of_throughput(values: Values) -> dict[str, Any]:
     """Mean latency of so many requests in flight that get so many tokens/s together (Little)."""
     t = record(Throughput, values, f"e2e_mean_s is not given and {THROUGHPUT} tells it only if ")
     rate_rps = t.output_tokens_per_s / t.output_tokens
-    mean_s = little_s(t.concurrency, rate_rps)
-    return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed"} | {**values}
+    mean_s = t.concurrency / rate_rps
+    return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed", **values}
 
 
 def read_windows(
