@@ -213,16 +213,14 @@ def canonical(values: Values) -> dict[str, Any]:
 
 def merge(layers: Iterable[tuple[str, Values]]) -> dict[str, Any]:
     """Join (label, mapping) pairs; InputError that names both labels if two values differ."""
-    merged: dict[str, Any] = {}
-    origin: dict[str, str] = {}
+    merged: dict[str, tuple[Any, str]] = {}
     for label, values in layers:
         for key, value in values.items():
-            if key in merged and not _same(merged[key], value):
-                problem = f"{key} is {merged[key]!r} in {origin[key]} but {value!r} in {label}"
+            first, origin = merged.setdefault(key, (value, label))
+            if first is not value and not _same(first, value):
+                problem = f"{key} is {first!r} in {origin} but {value!r} in {label}"
                 raise InputError(f"{problem}; give one value")
-            merged.setdefault(key, value)
-            origin.setdefault(key, label)
-    return merged
+    return {key: value for key, (value, _) in merged.items()}
 
 
 def _same(a: Any, b: Any) -> bool:

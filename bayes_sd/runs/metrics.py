@@ -109,10 +109,8 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
     tables = {}
     for key, metrics in sorted(servers.items()):
         # Where one engine was not read the sum is unknown: adding leaves NaN there.
-        table = pd.DataFrame(
-            {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
-        )
-        table.columns = pd.MultiIndex.from_tuples(list(metrics), names=["name", "label"])
+        sums = {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
+        table = pd.DataFrame(sums).rename_axis(columns=["name", "label"])
         tables[key] = table.sort_index().sort_index(axis=1)
     return tables
 

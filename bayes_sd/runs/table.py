@@ -32,8 +32,7 @@ Mapped = str | tuple[str, str]
 
 WINDOW = ("rate_rps", *LENGTHS)
 LOG = ("timestamp", *LENGTHS)
-SPREADS = tuple(f"{name}_sd" for name in LENGTHS)
-TRAFFIC = (*WINDOW, *SPREADS, "seconds", "timestamp")
+TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds", "timestamp")
 # Public logs that are read as they are: Azure's, BurstGPT's, Mooncake's (in milliseconds).
 PUBLIC = (
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -106,18 +105,18 @@ def _has(table: pd.DataFrame) -> str:
 
 def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values) -> Rows:
     """Run of each row, or why it has none; `constants` hold in all rows, in our units."""
-    mapping = _mapping(table, columns, constants)
-    missing = [c for c in REQUIRED if c not in mapping and c not in constants]
-    if not {"e2e_mean_s", THROUGHPUT} & {*mapping, *constants}:
+    headers, factors = _mapping(table, columns, constants)
+    given = {*headers, *constants}
+    missing = [c for c in REQUIRED if c not in given]
+    if not {"e2e_mean_s", THROUGHPUT} & given:
         missing.append(f"e2e_mean_s (or {THROUGHPUT})")
-    if not {"rate_rps", "achieved_rps", "concurrency"} & {*mapping, *constants}:
+    if not {"rate_rps", "achieved_rps", "concurrency"} & given:
         missing.append("rate_rps (or achieved_rps, or concurrency)")
     if missing:
         raise InputError(f"no column is given for {', '.join(missing)}; {_has(table)}")
     if table.empty:
         raise InputError("has no rows; one run a row is needed")
-    ours = pd.DataFrame({name: table[header] for name, (header, _) in mapping.items()})
-    factors = {name: factor for name, (_, factor) in mapping.items() if factor is not None}
+    ours = pd.DataFrame({name: table[header] for name, header in headers.items()})
     for i, cells in enumerate(ours.astype(object).where(ours.notna(), None).to_dict("records")):
         try:
             row = _row({**_converted(cells, factors), **constants})
@@ -129,12 +128,11 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
 
 def _mapping(
     table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values
-) -> dict[str, tuple[Hashable, float | None]]:
-    """Our column to theirs and the factor to our unit (None: take the cell as it is)."""
+) -> tuple[dict[str, Hashable], dict[str, float]]:
+    """Our columns to theirs, and to the factors to our units where a unit is given."""
     known = (*INPUTS, *POSITIONS)
-    mapping: dict[str, tuple[Hashable, float | None]] = {
-        c: (c, None) for c in table.columns if c in known and c not in constants
-    }
+    headers: dict[str, Hashable] = {c: c for c in table if c in known and c not in constants}
+    factors: dict[str, float] = {}
     for name, given in columns.items():
         header, unit = (given, None) if isinstance(given, str) else given
         _require(table, header, name, known)
@@ -144,8 +142,10 @@ def _mapping(
         units += ["%"] if name == "acceptance_imposed" else []
         if unit not in (None, *units):
             raise InputError(f"columns: {name} has unit {unit!r}; allowed are {', '.join(units)}")
-        mapping[name] = (header, None if unit is None else UNITS[unit])
-    return mapping
+        headers[name] = header
+        if unit is not None:
+            factors[name] = UNITS[unit]
+    return headers, factors
 
 
 def _converted(cells: Mapping[Any, Any], factors: Mapping[str, float]) -> dict[str, Any]:

@@ -272,11 +272,9 @@ def _counts(r: BenchResult, server: c.Values) -> tuple[Drafting, set[str]]:
         k = c.number(server.get("draft_tokens", 0))
     except ValueError:
         k = 0.0  # refused with the configuration
-    if r.accept_length is not None:
-        return Drafting(**counts, acceptance_length=r.accept_length), set()
-    known = drafts is not None or "acceptance_imposed" in server
+    known = drafts is not None or r.accept_length is not None or "acceptance_imposed" in server
     if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
-        return Drafting(**counts), set()
+        return Drafting(**counts, acceptance_length=r.accept_length), set()
     # Tokens of a cycle arrive in one chunk, between which ITL is taken.
     length = min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1)
     return Drafting(acceptance_length=length), {"acceptance-from-itl"}
