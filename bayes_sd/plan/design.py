@@ -143,12 +143,11 @@ def plan_sweep(
         if plan.minutes <= d.time_budget_minutes:
             break
     else:
-        takes = (
-            f"{len(plan.servers)} servers with {fewest} runs each take {plan.minutes:.0f} minutes"
+        raise InputError(
+            f"{where}: {len(plan.servers)} servers with {fewest} runs each take "
+            f"{plan.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
+            "take fewer verifiers or sd_servers_per_verifier"
         )
-        budget = f"time_budget_minutes is {d.time_budget_minutes:g}"
-        fewer = "so take fewer verifiers or sd_servers_per_verifier"
-        raise InputError(f"{where}: {takes}; {budget}, {fewer}")
     if folder is None:
         return plan
     files = write_sweep(folder, plan.servers, plan.points, d.vllm, d.environment, d.seed)
@@ -254,14 +253,15 @@ def _path(model: str, base: Path, where: str, hub: bool = True) -> str:
     if os.path.isdir(base / model):  # False for names that no file can have
         return str((base / model).resolve())
     if not (model.startswith("/") or (hub and model[0] not in ".~" and model.count("/") == 1)):
-        there = "the absolute path on the machine that has vLLM"
         raise InputError(
-            f"{where}: {model!r} is no folder; give a checkpoint, ORG/MODEL, or {there}"
+            f"{where}: {model!r} is no folder; give a checkpoint, ORG/MODEL, or the absolute "
+            "path on the machine that has vLLM"
         )
     return model
 
 
 def _acceptances(d: Description) -> Sequence[float | None]:
+    """Acceptances to choose from."""
     if d.acceptance is None:
         return [None]
     low, high = d.acceptance

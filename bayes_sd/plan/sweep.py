@@ -164,8 +164,8 @@ def write_sweep(
     bench_args = BENCH_ARGS + options.bench_args
     if environment:
         bench_args += " --metadata " + shlex.quote(f"environment={environment}")
-    settings = [
-        *(f"export {name}={shlex.quote(value)}" for name, value in options.env.items()),
+    settings = [f"export {name}={shlex.quote(value)}" for name, value in options.env.items()]
+    settings += [
         f"serve_args={shlex.quote(options.serve_args)}",
         f"bench_args={shlex.quote(bench_args)}",
         f"startup_timeout_s={options.startup_timeout_s}",
