@@ -207,9 +207,8 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
     servers = _servers(d, rng, base, where)
     n, most = len(servers), runs // 2
     if d.replicated_cells > n * most:
-        raise InputError(
-            f"{where}: replicated_cells is {d.replicated_cells}; {n} servers can have {n * most}"
-        )
+        possible = f"{n} servers can have {n * most}"
+        raise InputError(f"{where}: replicated_cells is {d.replicated_cells}; {possible}")
     ends = [d.replicated_cells * i // n for i in range(n + 1)]
     points = [_points(d, runs, high - low, rng) for low, high in pairwise(ends)]
     seconds = [

@@ -11,7 +11,6 @@ from pydantic import AliasChoices, AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.config import Values
 from bayes_sd.runs.rows import Latency, Requests, Rows, Statistics, called, counted, run_row
 
 METRICS = {"e2e": "request_latency", "ttft": "time_to_first_token", "tpot": "inter_token_latency"}
@@ -35,9 +34,9 @@ class _Time(Statistics):
     unit: Literal["s", "sec", "ms", "us", "ns"]
 
     @property
-    def unit_s(self) -> float:
-        """Seconds in the unit."""
-        return UNITS_S[self.unit]
+    def mean_s(self) -> float:
+        """The mean in seconds."""
+        return self.mean * UNITS_S[self.unit]
 
 
 class _Export(c.Record):
@@ -68,7 +67,7 @@ class _Record(c.Record):
     output: _Value = Field(validation_alias=AliasPath("metrics", "output_sequence_length"))
 
 
-def is_result(data: Values) -> bool:
+def is_result(data: c.Values) -> bool:
     """Whether a JSON object looks like a summary exported by AIPerf."""
     load = {"phases", "loadgen"} & c.mapping(data.get("input_config")).keys()
     return "aiperf_version" in data or bool(load)
@@ -83,23 +82,22 @@ def companion(path: Path) -> bool:
     return beside or phase or path.name.startswith(".aiperf") or path.stem.endswith(OF_SEVERAL_RUNS)
 
 
-def stated(data: Values) -> dict[str, Any]:
+def stated(data: c.Values) -> dict[str, Any]:
     """Nothing: AIPerf has no place for the server's configuration."""
     return {}
 
 
-def runs_of(data: Values, configuration: Values, path: Path) -> Rows:
+def runs_of(data: c.Values, configuration: c.Values, path: Path) -> Rows:
     """Row of the one run of an export, with the records of single requests beside its path."""
     export = c.record(_Export, data)
     wanted = data.get("input_config")
     if not isinstance(wanted, Mapping):
         raise InputError("input_config is missing; it says what load was offered")
     succeeded, errors = export.request_count.mean, export.error_request_count
-    duration_s = export.benchmark_duration.mean * export.benchmark_duration.unit_s
     in_flight = export.effective_concurrency and export.effective_concurrency.mean
     load = {
         **_load(wanted),
-        **counted(succeeded, errors.mean if errors else 0, duration_s),
+        **counted(succeeded, errors.mean if errors else 0, export.benchmark_duration.mean_s),
         "prompt_tokens": export.input_sequence_length.mean,
         "output_tokens": export.output_sequence_length.mean,
         "in_flight": in_flight or None,
@@ -110,17 +108,22 @@ def runs_of(data: Values, configuration: Values, path: Path) -> Rows:
         if len(listed) != succeeded:
             counts = f"{len(listed)} successful requests but {path.name} counts {succeeded}"
             raise InputError(f"{records.name} lists {counts}; is it cut off?")
-        requests = _requests(listed)
+        requests = Requests(
+            e2e=np.array([r.e2e.mean_s for r in listed]),
+            ttft=np.array([r.ttft.mean_s if r.ttft else math.nan for r in listed]),
+            prompt=np.array([r.prompt.mean for r in listed]),
+            output=np.array([r.output.mean for r in listed]),
+        )
         load["span_s"] = float(np.ptp([r.start_ns * 1e-9 for r in listed])) or None
     latencies = {
-        metric: x.latency(x.unit_s, name) if (x := getattr(export, name)) else Latency()
+        metric: x.latency(UNITS_S[x.unit], name) if (x := getattr(export, name)) else Latency()
         for metric, name in METRICS.items()
     }
     server = {"verifier": _model(wanted), **configuration}
     yield -1, run_row(server, load, latencies, requests=requests)
 
 
-def _model(wanted: Values) -> str | None:
+def _model(wanted: c.Values) -> str | None:
     """Name of the one model that was asked: ``models.items`` or ``endpoint.model_names``."""
     items = c.mapping(wanted.get("models")).get("items")
     names = [c.mapping(item).get("name") for item in items] if isinstance(items, list) else []
@@ -128,8 +131,7 @@ def _model(wanted: Values) -> str | None:
     return str(names[0]) if isinstance(names, list) and len(names) == 1 else None
 
 
-def _load(wanted: Values) -> dict[str, Any]:
-    """Loop, rate, concurrency and burstiness."""
+def _load(wanted: c.Values) -> dict[str, Any]:
     given = _phase(wanted)
     for key, value in given.items():
         changes = ("ramp" in key and "warmup" not in key) or key == "rate_series"
@@ -147,7 +149,7 @@ def _load(wanted: Values) -> dict[str, Any]:
     return {"loop": "open", "rate_rps": load.rate, **limit}
 
 
-def _phase(wanted: Values) -> Values:
+def _phase(wanted: c.Values) -> c.Values:
     """The one phase that was measured, or what was before AIPerf 0.9."""
     if isinstance(wanted.get("phases"), list):
         phases = [c.mapping(phase) for phase in wanted["phases"]]
@@ -179,13 +181,3 @@ def _records(path: Path) -> list[_Record]:
         if not (left_out or c.mapping(data).get("error")):
             records.append(c.record(_Record, data, f"{path.name} line {i}: "))
     return records
-
-
-def _requests(records: list[_Record]) -> Requests:
-    """Latencies and tokens of single requests."""
-    return Requests(
-        e2e=np.array([r.e2e.mean * r.e2e.unit_s for r in records]),
-        ttft=np.array([r.ttft.mean * r.ttft.unit_s if r.ttft else math.nan for r in records]),
-        prompt=np.array([r.prompt.mean for r in records]),
-        output=np.array([r.output.mean for r in records]),
-    )

@@ -133,10 +133,9 @@ def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
         for source, row, reason in set_aside.itertuples(index=False)
     ]
     rest = [*_flagged(runs), *_servers(steady), *_environments(runs, steady)]
-    columns = ["level", "where", "finding", "consequence"]
     found = sorted([*aside, *blocking, *rest], key=lambda finding: LEVELS.index(finding[0]))
     told = [(*finding[:3], CONSEQUENCES[finding[3]]) for finding in found]
-    findings = pd.DataFrame(told, columns=columns, dtype="str")
+    findings = pd.DataFrame(told, columns=["level", "where", "finding", "consequence"], dtype="str")
     return Check(not blocking, _summary(runs), findings)
 
 

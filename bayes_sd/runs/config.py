@@ -85,9 +85,9 @@ Lower = BeforeValidator(lambda value: text(value).lower())
 
 def absent(value: Any) -> bool:
     """Whether a cell or a metadata value says nothing: None, NaN or blank."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return True
-    return isinstance(value, float) and math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def mapping(value: Any) -> Values:
@@ -213,16 +213,14 @@ def canonical(values: Values) -> dict[str, Any]:
 
 def merge(layers: Iterable[tuple[str, Values]]) -> dict[str, Any]:
     """Join (label, mapping) pairs; InputError that names both labels if two values differ."""
-    merged: dict[str, Any] = {}
-    origin: dict[str, str] = {}
+    merged: dict[str, tuple[Any, str]] = {}
     for label, values in layers:
         for key, value in values.items():
-            if key in merged and not _same(merged[key], value):
-                problem = f"{key} is {merged[key]!r} in {origin[key]} but {value!r} in {label}"
+            first, origin = merged.setdefault(key, (value, label))
+            if first is not value and not _same(first, value):
+                problem = f"{key} is {first!r} in {origin} but {value!r} in {label}"
                 raise InputError(f"{problem}; give one value")
-            merged.setdefault(key, value)
-            origin.setdefault(key, label)
-    return merged
+    return {key: value for key, (value, _) in merged.items()}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -13,11 +13,6 @@ TINY = 1e-300  # instead of 0, by which nothing can be divided
 ANY, ENDS = (0.0, math.inf), (0.0, UNIT_SLACK)
 
 
-def little_s(in_flight: float, finished_rps: float) -> float:
-    """Mean latency of so many requests in flight if so many finish a second (Little's law)."""
-    return in_flight / finished_rps
-
-
 def doubts(row: Values, std_s: Values) -> set[str]:
     """Names, which `check` explains, of figures that hardly agree; InputError if they cannot.
 
@@ -42,8 +37,9 @@ def doubts(row: Values, std_s: Values) -> set[str]:
         ("little", f"{mean} is longer than the run of {run_s:g} s", e2e / run_s, ANY, ENDS),
         # Means of ratios over requests of unequal length differ, but not by such a factor.
         ("parts", added, parts / e2e, (2 / 3, 1.5), (0.1, 10)),
-        ("little", served, e2e / max(little_s(cap, rps), TINY), (least, UNIT_SLACK), (0, 2)),
-        ("little", "", e2e / max(little_s(stated, rps), TINY), (0.5, 2), ANY),
+        # Little's law: requests in flight are latency times requests finished a second.
+        ("little", served, e2e / max(cap / rps, TINY), (least, UNIT_SLACK), (0, 2)),
+        ("little", "", e2e / max(stated / rps, TINY), (0.5, 2), ANY),
         ("little", offered, arrived, usual, (lost, 5)),
         ("little", finished, rps * run_s / n, ANY, (0.5, 2)),
     ]

@@ -10,7 +10,6 @@ import numpy as np
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.config import ROUNDING
 
 EVIDENCE = ("positions", "totals", "length", "itl")  # what a run itself tells acceptance by
 # Where nothing tells it, an acceptance is Beta(a, b), worth a + b drafted tokens. The first kind
@@ -59,15 +58,12 @@ class Drafting(c.Record, extra="forbid"):
             return self.model_copy(update={"drafts": round(self.drafted_tokens / k)})
         if length is None:
             return self
-        if not 1 / ROUNDING <= length <= (k + 1) * ROUNDING:
-            raise InputError(
-                f"acceptance_length is {length:g}; it must lie between 1 and draft_tokens + 1 = "
-                f"{k + 1} (the bonus token is counted)"
-            )
+        if not 1 / c.ROUNDING <= length <= (k + 1) * c.ROUNDING:
+            bounds = f"1 and draft_tokens + 1 = {k + 1} (the bonus token is counted)"
+            raise InputError(f"acceptance_length is {length:g}; it must lie between {bounds}")
         drafts = round(tokens / length)
-        return self.model_copy(
-            update={"drafts": drafts, "accepted_tokens": round(drafts * (length - 1))}
-        )
+        accepted = round(drafts * (length - 1))
+        return self.model_copy(update={"drafts": drafts, "accepted_tokens": accepted})
 
 
 def counts(config: c.Configuration, d: Drafting) -> dict[str, float | str]:

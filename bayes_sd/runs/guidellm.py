@@ -12,7 +12,6 @@ from pydantic import AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.config import Values
 from bayes_sd.runs.rows import Requests, Rows, Statistics, counted, run_row
 
 LATENCIES = {
@@ -25,9 +24,9 @@ GROWING = 1.5
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
-def _under(*keys: str) -> Any:
-    """A field that lies under these keys, None if one of them is missing."""
-    return Field(None, validation_alias=AliasPath(*keys))
+def _under(*keys: str, default: Any = None) -> Any:
+    """A field that lies under these keys."""
+    return Field(default, validation_alias=AliasPath(*keys))
 
 
 def _statistics(name: str, status: str = "successful") -> Any:
@@ -47,16 +46,14 @@ class _Request(c.Record):
 
 
 class _Benchmark(c.Record):
-    strategy: str = Field(validation_alias=AliasPath("config", "strategy", "type_"))
+    strategy: str = _under("config", "strategy", "type_", default=...)
     streams: c.PositiveCount | None = _under("config", "strategy", "streams")
     rate: c.Positive | None = _under("config", "strategy", "rate")
     max_concurrency: c.PositiveCount | None = _under("config", "strategy", "max_concurrency")
     rampup_s: c.NonNegative | None = _under("config", "strategy", "rampup_duration")
     model: str | None = _under("config", "backend", "model")
     duration: c.Positive
-    succeeded: c.Count = Field(
-        validation_alias=AliasPath("metrics", "request_totals", "successful")
-    )
+    succeeded: c.Count = _under("metrics", "request_totals", "successful", default=...)
     errored: c.Count | None = _under("metrics", "request_totals", "errored")
     cut_off: c.Count | None = _under("metrics", "request_totals", "incomplete")
     in_flight: _Distribution | None = _statistics("request_concurrency", "total")
@@ -70,18 +67,18 @@ class _Benchmark(c.Record):
     failed: list[_Request] | None = _under("requests", "errored")
 
 
-def is_result(data: Values) -> bool:
+def is_result(data: c.Values) -> bool:
     """Whether a JSON object looks like a report of GuideLLM."""
     return "benchmarks" in data
 
 
-def stated(data: Values) -> dict[str, Any]:
+def stated(data: c.Values) -> dict[str, Any]:
     """Configuration in the ``--label key=value`` pairs of a report (0.7 and later)."""
     metadata = c.mapping(c.mapping(data.get("config")).get("metadata"))
     return c.canonical(c.mapping(metadata.get("labels")))
 
 
-def runs_of(data: Values, configuration: Values, path: Path) -> Rows:
+def runs_of(data: c.Values, configuration: c.Values, path: Path) -> Rows:
     """Row of each benchmark of a report, or why it has none."""
     benchmarks = data.get("benchmarks")
     if not isinstance(benchmarks, list) or not {"args", "config"} & set(data):
@@ -95,7 +92,7 @@ def runs_of(data: Values, configuration: Values, path: Path) -> Rows:
             yield i, error
 
 
-def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
+def _run(b: _Benchmark, configuration: c.Values) -> dict[str, Any]:
     listed = [*(b.successful or ()), *(b.incomplete or ()), *(b.failed or ())]
     starts = [r.request_start_time for r in listed if r.request_start_time is not None]
     # Where only a sample of requests is listed, the first and the last may be missing.
@@ -124,7 +121,6 @@ def _run(b: _Benchmark, configuration: Values) -> dict[str, Any]:
 
 
 def _load(b: _Benchmark) -> dict[str, Any]:
-    """Loop, rate, concurrency and burstiness."""
     if b.strategy not in STRATEGIES:
         read = ", ".join(STRATEGIES)
         raise InputError(f"strategy {b.strategy!r} has no constant load; read are {read}")

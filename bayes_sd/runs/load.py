@@ -63,9 +63,7 @@ class Load:
     def _set(self, name: str, cells: Mapping[str, Any], windows: pd.DataFrame) -> "Load":
         import xarray as xr
 
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "_cells", xr.Dataset(cells))
-        object.__setattr__(self, "_windows", windows)
+        vars(self).update(name=name, _cells=xr.Dataset(cells), _windows=windows)
         return self
 
     @classmethod
@@ -206,9 +204,8 @@ class Load:
     def with_axis(self, values: Numbers) -> "Load":
         """The same lengths at other rates (or concurrencies, where this load has those)."""
         prompt, output = self.lengths
-        if self.axis == "rate_rps":
-            return Load(rps=values, prompt=prompt, output=output)
-        return Load(concurrency=values, prompt=prompt, output=output)
+        axis = "rps" if self.axis == "rate_rps" else "concurrency"
+        return Load(**{axis: values}, prompt=prompt, output=output)
 
     def thin(self, windows: int) -> "Load":
         """At most so many windows with requests; time, requests, tokens, spread and peak stay.

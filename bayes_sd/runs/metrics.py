@@ -15,7 +15,6 @@ import pandas as pd
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import windows as w
-from bayes_sd.runs.config import Values
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import Latency, Rows, counted, fingerprint, run_id, run_row
 from bayes_sd.runs.windows import E2E, HISTOGRAMS, Window
@@ -48,14 +47,9 @@ Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, lab
 Servers = dict[tuple[tuple[str, str], ...], pd.DataFrame]
 
 
-def is_answer(data: Values) -> bool:
+def is_answer(data: c.Values) -> bool:
     """Whether a JSON object looks like an answer of Prometheus."""
     return "status" in data and bool({"data", "error"} & set(data))
-
-
-def is_scrape(text: str) -> bool:
-    """Whether a text looks like a scrape of ``/metrics``."""
-    return SCRAPE.search(text) is not None
 
 
 def samples(text: str) -> Iterator[Any]:
@@ -72,7 +66,7 @@ def samples(text: str) -> Iterator[Any]:
         raise InputError(f"is cut off or no text of a metrics endpoint ({reason})") from None
 
 
-def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float) -> Rows:
+def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: float) -> Rows:
     """Run of each window of all files together (texts, or JSON objects), or why it has none."""
     number = -1
     for labels, table in servers_of(contents).items():
@@ -84,12 +78,11 @@ def runs_of(contents: Mapping[Path, Any], configuration: Values, window_s: float
                     raise window
                 w.check_steady(window)
                 row = _run(window, values)
-            except InputError as error:
-                yield number, error
-            else:
                 # Two windows may have the same numbers: when they were tells them apart.
                 when = {"run": run_id(row), "start_s": float(window.times[0])}
                 yield number, row | {"run_id": fingerprint(when)}
+            except InputError as error:
+                yield number, error
 
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
@@ -102,9 +95,8 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
                 if time_s is None:
                     raise InputError(f"does not say when it was scraped; {HOW_TO}")
                 if not (math.isfinite(time_s) and (value != value or 0 <= value <= c.LARGEST)):
-                    raise InputError(
-                        f"has an impossible value {value!s:.40} of {name} at {time_s:g}"
-                    )
+                    what = f"value {value!s:.40} of {name} at {time_s:g}"
+                    raise InputError(f"has an impossible {what}")
                 key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
                 engines = servers.setdefault(key, {}).setdefault((name, _own(name, labels)), {})
                 series = engines.setdefault(labels.get("engine", ""), {})
@@ -117,10 +109,8 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
     tables = {}
     for key, metrics in sorted(servers.items()):
         # Where one engine was not read the sum is unknown: adding leaves NaN there.
-        table = pd.DataFrame(
-            {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
-        )
-        table.columns = pd.MultiIndex.from_tuples(list(metrics), names=["name", "label"])
+        sums = {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
+        table = pd.DataFrame(sums).rename_axis(columns=["name", "label"])
         tables[key] = table.sort_index().sort_index(axis=1)
     return tables
 
@@ -136,7 +126,7 @@ def _own(name: str, labels: Mapping[str, str]) -> str:
     return labels.get("position", labels.get("finished_reason", ""))
 
 
-def _range(answer: Values) -> Iterator[Sample]:
+def _range(answer: c.Values) -> Iterator[Sample]:
     """Samples of an answer to query_range."""
     if answer["status"] != "success":
         raise InputError(f"is an error of Prometheus: {answer.get('error', answer['status'])}")
@@ -171,7 +161,7 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             yield stamp_s, s.name, s.labels, s.value
 
 
-def _run(window: Window, configuration: Values) -> dict[str, Any]:
+def _run(window: Window, configuration: c.Values) -> dict[str, Any]:
     in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
     requests, lost = _finished(window)
     load = {
@@ -203,7 +193,6 @@ def _finished(window: Window) -> tuple[float, float | None]:
 
 
 def _latency(window: Window, name: str) -> Latency:
-    """Latency of a histogram."""
     n, total = window.gain(f"{name}_count"), window.gain(f"{name}_sum")
     if not (n > 0 and total > 0):
         return Latency()
@@ -227,10 +216,8 @@ def _buckets(reading: pd.Series, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Upper bounds and counts of values up to them, at one time."""
     if f"{name}_bucket" not in reading:
         return np.array([]), np.array([])
-    known = reading[f"{name}_bucket"].dropna()
-    bounds = known.index.to_numpy().astype(float)
-    order = np.argsort(bounds)
-    return bounds[order], known.to_numpy(float)[order]
+    known = reading[f"{name}_bucket"].dropna().rename(float).sort_index()
+    return known.index.to_numpy(float), known.to_numpy(float)
 
 
 def _length(window: Window, histogram: str, counter: str) -> float:

@@ -21,8 +21,8 @@ from bayes_sd.runs.schema import Runs, tidy
 
 PathLike = str | Path
 Sidecar = list[tuple[str, Values]]
-# What a file in a folder is called if it may hold runs.
 LONG_NUMBER = re.compile(r"\b(0x)?[\da-fA-F_]{500}")  # Python would not print it
+# What a file in a folder is called if it may hold runs.
 PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
 # Tools whose results are not read, and what is written in those of no other.
@@ -40,8 +40,7 @@ UNREAD = {
 }
 NEEDED = (
     "needed is a JSON result of vllm bench serve, SGLang's bench_serving, GuideLLM or AIPerf, "
-    "a CSV table of runs, "
-    "or metrics of a vLLM server"
+    "a CSV table of runs, or metrics of a vLLM server"
 )
 # Measurements shipped with bayes_sd, in the wheel or in the checkout; one is always there.
 PLACES = (Path(__file__).parents[1] / "_traces", Path(__file__).parents[2] / "traces")
@@ -215,7 +214,7 @@ def _content(source: Path | pd.DataFrame, columns: Mapping[str, Any]) -> tuple[s
             return "table", [table.load_table(source)[0]]
         keys = ", ".join(str(key)[:40] for key in list(data[0])[:5])
         header, what = "", f"JSON of no known kind (it has {keys or 'nothing'})"
-    elif metrics.is_scrape(text):
+    elif metrics.SCRAPE.search(text):
         return "metrics", [text]
     for other, signs in UNREAD.items():
         if all(sign in text for sign in signs):

@@ -104,11 +104,8 @@ class Runs:
         """Join; duplicates and contradictions are set aside."""
         if not isinstance(other, Runs):
             return NotImplemented
-        rows, aside = (
-            [row for part in (self, other) for row in getattr(part, name).to_dict("records")]
-            for name in ("table", "set_aside")
-        )
-        return tidy(rows, aside)
+        rows = pd.concat([self.table, other.table]).to_dict("records")
+        return tidy(rows, pd.concat([self.set_aside, other.set_aside]).to_dict("records"))
 
     def select(self, **levels: Any) -> "Runs":
         """Runs whose columns equal a value, or one of a list; InputError if no run has it."""

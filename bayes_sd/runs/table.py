@@ -13,7 +13,6 @@ import pandas as pd
 
 from bayes_sd.errors import LARGEST, SMALLEST, EvidenceWarning, InputError, shown
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
-from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
 
@@ -27,17 +26,13 @@ COUNTS = ("drafts", "drafted_tokens", "accepted_tokens", "acceptance_length")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))
 THROUGHPUT = "output_tokens_per_s"  # of all requests together, at a concurrency
 INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, THROUGHPUT, "saturated")
-REQUIRED = (
-    *("verifier", "verifier_params", "draft_tokens", "prompt_tokens", "output_tokens"),
-    "requests",
-)
+REQUIRED = ("verifier", "verifier_params", "draft_tokens", *LENGTHS, "requests")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 Mapped = str | tuple[str, str]
 
 WINDOW = ("rate_rps", *LENGTHS)
 LOG = ("timestamp", *LENGTHS)
-SPREADS = tuple(f"{name}_sd" for name in LENGTHS)
-TRAFFIC = (*WINDOW, *SPREADS, "seconds", "timestamp")
+TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds", "timestamp")
 # Public logs that are read as they are: Azure's, BurstGPT's, Mooncake's (in milliseconds).
 PUBLIC = (
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -110,18 +105,18 @@ def _has(table: pd.DataFrame) -> str:
 
 def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values) -> Rows:
     """Run of each row, or why it has none; `constants` hold in all rows, in our units."""
-    mapping = _mapping(table, columns, constants)
-    missing = [c for c in REQUIRED if c not in mapping and c not in constants]
-    if not {"e2e_mean_s", THROUGHPUT} & {*mapping, *constants}:
+    headers, factors = _mapping(table, columns, constants)
+    given = {*headers, *constants}
+    missing = [c for c in REQUIRED if c not in given]
+    if not {"e2e_mean_s", THROUGHPUT} & given:
         missing.append(f"e2e_mean_s (or {THROUGHPUT})")
-    if not {"rate_rps", "achieved_rps", "concurrency"} & {*mapping, *constants}:
+    if not {"rate_rps", "achieved_rps", "concurrency"} & given:
         missing.append("rate_rps (or achieved_rps, or concurrency)")
     if missing:
         raise InputError(f"no column is given for {', '.join(missing)}; {_has(table)}")
     if table.empty:
         raise InputError("has no rows; one run a row is needed")
-    ours = pd.DataFrame({name: table[header] for name, (header, _) in mapping.items()})
-    factors = {name: factor for name, (_, factor) in mapping.items() if factor is not None}
+    ours = pd.DataFrame({name: table[header] for name, header in headers.items()})
     for i, cells in enumerate(ours.astype(object).where(ours.notna(), None).to_dict("records")):
         try:
             row = _row({**_converted(cells, factors), **constants})
@@ -133,12 +128,11 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
 
 def _mapping(
     table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values
-) -> dict[str, tuple[Hashable, float | None]]:
-    """Our column to theirs and the factor to our unit (None: take the cell as it is)."""
+) -> tuple[dict[str, Hashable], dict[str, float]]:
+    """Our columns to theirs, and to the factors to our units where a unit is given."""
     known = (*INPUTS, *POSITIONS)
-    mapping: dict[str, tuple[Hashable, float | None]] = {
-        c: (c, None) for c in table.columns if c in known and c not in constants
-    }
+    headers: dict[str, Hashable] = {c: c for c in table if c in known and c not in constants}
+    factors: dict[str, float] = {}
     for name, given in columns.items():
         header, unit = (given, None) if isinstance(given, str) else given
         _require(table, header, name, known)
@@ -148,8 +142,10 @@ def _mapping(
         units += ["%"] if name == "acceptance_imposed" else []
         if unit not in (None, *units):
             raise InputError(f"columns: {name} has unit {unit!r}; allowed are {', '.join(units)}")
-        mapping[name] = (header, None if unit is None else UNITS[unit])
-    return mapping
+        headers[name] = header
+        if unit is not None:
+            factors[name] = UNITS[unit]
+    return headers, factors
 
 
 def _converted(cells: Mapping[Any, Any], factors: Mapping[str, float]) -> dict[str, Any]:
@@ -206,8 +202,8 @@ def _of_throughput(values: Values) -> dict[str, Any]:
     """Mean latency of so many requests in flight that get so many tokens/s together (Little)."""
     t = record(Throughput, values, f"e2e_mean_s is not given and {THROUGHPUT} tells it only if ")
     rate_rps = t.output_tokens_per_s / t.output_tokens
-    mean_s = little_s(t.concurrency, rate_rps)
-    return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed"} | {**values}
+    mean_s = t.concurrency / rate_rps
+    return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed", **values}
 
 
 def read_windows(

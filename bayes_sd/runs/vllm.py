@@ -13,10 +13,7 @@ import numpy as np
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import rows
-from bayes_sd.runs.config import Values
-from bayes_sd.runs.consistency import little_s
 from bayes_sd.runs.drafting import Drafting
-from bayes_sd.runs.rows import Latency, Requests, Statistics
 from bayes_sd.runs.sizes import Size
 
 REQUIRED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "request_rate")
@@ -59,7 +56,7 @@ class BenchResult(c.Record):
     spec_decode_per_position_acceptance_rates: list[c.Fraction] | None = None
 
 
-def is_result(data: Values) -> bool:
+def is_result(data: c.Values) -> bool:
     """Whether a JSON object is, perhaps damaged, a result of ``vllm bench serve``."""
     return sum(key not in data for key in REQUIRED) <= 2
 
@@ -70,12 +67,12 @@ def companion(path: Path) -> bool:
     return named or any(path.parent.glob(SUMMARIES[path.name]) if path.name in SUMMARIES else ())
 
 
-def stated(data: Values) -> dict[str, Any]:
+def stated(data: c.Values) -> dict[str, Any]:
     """Configuration that a result states in its metadata and its speculative config."""
     return c.merge([("the metadata", c.canonical(data)), ("speculative_config", _drafter(data))])
 
 
-def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
+def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
     """The run of a result, under `configuration` from the file, sidecar and arguments together."""
     missing = [key for key in REQUIRED if key not in data]
     if missing:
@@ -86,12 +83,11 @@ def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
         raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
     r = c.record(BenchResult, data)
     latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
-    requests, n, failed = _requests(r), r.completed, r.failed
+    requests, n, sent = _requests(r), r.completed, r.num_prompts or 0
     flags: set[str] = set()
-    if failed is None:
-        failed = max((r.num_prompts or 0) - n, 0)
+    failed = max(sent - n, 0) if r.failed is None else r.failed
     load = _load(r) | rows.counted(n, failed, r.duration)
-    load["incomplete"] = max((r.num_prompts or 0) - n - failed, 0)
+    load["incomplete"] = max(sent - n - failed, 0)
     load |= {"prompt_tokens": r.total_input_tokens / n, "output_tokens": r.total_output_tokens / n}
     if requests is not None:
         listed, ok = len(r.output_lens or ()), len(requests.e2e)
@@ -107,19 +103,19 @@ def runs_of(data: Values, configuration: Values, path: Path) -> rows.Rows:
     yield -1, run
 
 
-def _from_parts(latencies: Mapping[str, Latency], r: BenchResult) -> Latency:
+def _from_parts(latencies: Mapping[str, rows.Latency], r: BenchResult) -> rows.Latency:
     """Mean e2e latency of mean TTFT and TPOT: exact where all answers are equally long."""
     tokens, few = r.total_output_tokens / r.completed, r.total_output_tokens % r.completed
     mean_s = latencies["ttft"].mean_s + (tokens - 1) * latencies["tpot"].mean_s
-    by_little_s = little_s(r.max_concurrency or math.nan, r.completed / r.duration)
+    by_little_s = (r.max_concurrency or math.nan) / (r.completed / r.duration)  # Little's law
     agree = abs(mean_s / by_little_s - 1) < LITTLE_AGREES and not math.isfinite(r.request_rate)
     if math.isnan(mean_s) or (few and not agree):
         how = "--save-detailed or with --percentile-metrics ttft,tpot,e2el"
         raise InputError(f"mean_e2el_ms is missing; run vllm bench serve with {how}")
-    return Latency(mean_s=mean_s)
+    return rows.Latency(mean_s=mean_s)
 
 
-def _speculative(data: Values) -> dict[str, Any]:
+def _speculative(data: c.Values) -> dict[str, Any]:
     """The speculative config a sweep gave the server, whole or in dotted keys; {} without one."""
     config: dict[str, Any] = {}
     for key, value in data.items():
@@ -138,7 +134,7 @@ def _speculative(data: Values) -> dict[str, Any]:
     return config
 
 
-def _drafter(data: Values) -> dict[str, Any]:
+def _drafter(data: c.Values) -> dict[str, Any]:
     """What a speculative config says for certain: method, path and draft tokens."""
     config = _speculative(data)
     if not config:
@@ -153,10 +149,9 @@ def _drafter(data: Values) -> dict[str, Any]:
         entries = schedule if isinstance(schedule, list) else []
         levels = {str(entry[-1]) if isinstance(entry, list) and entry else "" for entry in entries}
         if len(levels) != 1 or "" in levels:
-            raise InputError(
-                "num_speculative_tokens_per_batch_size must give one number of draft tokens for "
-                f"all batch sizes, got {str(schedule)[:60]}"
-            )
+            rule = "must give one number of draft tokens for all batch sizes"
+            got = str(schedule)[:60]
+            raise InputError(f"num_speculative_tokens_per_batch_size {rule}, got {got}")
         known["draft_tokens"] = levels.pop()
     rates = config.get("synthetic_acceptance_rates") or []
     shares = isinstance(rates, list) and all(isinstance(r, float) and 0 <= r <= 1 for r in rates)
@@ -188,7 +183,7 @@ def speculative_config(drafter: str, method: str, path: str, k: int) -> dict[str
     return config | {"num_speculative_tokens": k}
 
 
-def _models(data: Values, configuration: Values, path: Path) -> dict[str, Any]:
+def _models(data: c.Values, configuration: c.Values, path: Path) -> dict[str, Any]:
     """Names of the models, and sizes from those of their folders that are still there."""
     values: dict[str, Any] = {}
     model = data.get("model_id") if c.absent(data.get("model")) else data["model"]
@@ -220,7 +215,7 @@ def _size(model: str, result: Path) -> Size | None:
     return next((Size.read(file) for file in files if os.path.isfile(file)), None)
 
 
-def _requests(r: BenchResult) -> Requests | None:
+def _requests(r: BenchResult) -> rows.Requests | None:
     """Successful requests, or None if the result has no complete lists."""
     if not (r.ttfts and r.input_lens and r.output_lens and (r.latencies or r.itls)):
         return None
@@ -239,7 +234,7 @@ def _requests(r: BenchResult) -> Requests | None:
     if r.errors:
         ok &= np.array([not error for error in r.errors])
     e2e = np.asarray(r.latencies) if r.latencies else ttft + [sum(x) for x in r.itls or ()]
-    return Requests(e2e[ok], ttft[ok], prompt[ok], output[ok], np.flatnonzero(ok))
+    return rows.Requests(e2e[ok], ttft[ok], prompt[ok], output[ok], np.flatnonzero(ok))
 
 
 def _load(r: BenchResult) -> dict[str, Any]:
@@ -254,17 +249,17 @@ def _load(r: BenchResult) -> dict[str, Any]:
     return load | {"span_s": span or None}
 
 
-def _reported(data: Values, names: tuple[str, ...]) -> Latency:
+def _reported(data: c.Values, names: tuple[str, ...]) -> rows.Latency:
     """Statistics of one metric that the file gives in ms, under one of its names."""
     metric = next((name for name in names if f"mean_{name}_ms" in data), names[0])
     end = f"_{metric}_ms"
     known = {k.removesuffix(end): v for k, v in data.items() if k.endswith(end) and not c.absent(v)}
     if metric != "tpot" and known.get("mean") == 0:
         raise InputError(f"mean{end} is 0; it must be a positive number")
-    return c.record(Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
+    return c.record(rows.Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 
-def _counts(r: BenchResult, server: Values) -> tuple[Drafting, set[str]]:
+def _counts(r: BenchResult, server: c.Values) -> tuple[Drafting, set[str]]:
     """Drafts and accepted tokens as counts, or else tokens a cycle; and what flags the latter."""
     drafts, rates = r.spec_decode_num_drafts, r.spec_decode_per_position_acceptance_rates
     counts: dict[str, Any] = {
@@ -277,11 +272,9 @@ def _counts(r: BenchResult, server: Values) -> tuple[Drafting, set[str]]:
         k = c.number(server.get("draft_tokens", 0))
     except ValueError:
         k = 0.0  # refused with the configuration
-    if r.accept_length is not None:
-        return Drafting(**counts, acceptance_length=r.accept_length), set()
-    known = drafts is not None or "acceptance_imposed" in server
+    known = drafts is not None or r.accept_length is not None or "acceptance_imposed" in server
     if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
-        return Drafting(**counts), set()
+        return Drafting(**counts, acceptance_length=r.accept_length), set()
     # Tokens of a cycle arrive in one chunk, between which ITL is taken.
     length = min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1)
     return Drafting(acceptance_length=length), {"acceptance-from-itl"}

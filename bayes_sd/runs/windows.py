@@ -164,8 +164,7 @@ def fit_lognormal(bounds: np.ndarray, counts: np.ndarray, total: float) -> dict[
     scale = np.array([math.exp(start[1]), 1.0])
 
     def scaled(u: np.ndarray) -> np.ndarray:
-        axes = (2,) + (1,) * (u.ndim - 1)
-        return loss(start.reshape(axes) + scale.reshape(axes) * u)
+        return loss((start + scale * u.T).T)
 
     options = {"xatol": 1e-6, "fatol": 1e-6, "initial_simplex": [[0, 0], [0.3, 0], [0, 0.1]]}
     top = minimize(scaled, np.zeros(2), method="Nelder-Mead", options=options)
@@ -191,9 +190,8 @@ def _log_likelihood(
     first = np.exp(mu + sd**2 / 2 + share[1] - share[0])
     second = np.exp(2 * mu + 2 * sd**2 + share[2] - share[0])
     variance = np.maximum(second - first**2, 1e-12 * first**2) @ counts
-    return (
-        share[0] @ counts - 0.5 * np.log(variance) - 0.5 * (total - first @ counts) ** 2 / variance
-    )
+    excess = total - first @ counts
+    return share[0] @ counts - 0.5 * np.log(variance) - 0.5 * excess**2 / variance
 
 
 def _log_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
