@@ -21,10 +21,11 @@ from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, UNPOOLED_SD, VERIF
 from bayes_sd.physics.law import Law
 
 KIND = "bayes_sd fit"  # of the file
-FORMAT = 6  # raised when a reader must know
+FORMAT = 7  # raised when a reader must know
 SEAL = b"bayes_sd sha256 "
 SEAL_BYTES = len(SEAL) + 64
-GROUPS = ("posterior", "acceptance", "runs", "verifiers", "drafters", "servers")
+TABLES = ("runs", "verifiers", "drafters", "servers")
+GROUPS = ("posterior", "acceptance", *TABLES)
 SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
 FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
 
@@ -225,12 +226,11 @@ class Posterior:
 
     def thin(self, draws: int) -> Self:
         """The same fit with every n-th draw, at least `draws` of them if there are so many."""
-        fits = isinstance(draws, int) and draws >= 1
-        require("draws", draws, fits, "a whole number above 0")
+        require("draws", draws, isinstance(draws, int) and draws >= 1, "a whole number above 0")
         every = slice(None, None, max(1, self.draws // draws))
         thin = type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
-        tables = ("runs", "verifiers", "drafters", "servers", "environments")
-        thin.__dict__.update((name, getattr(self, name)) for name in tables)  # not made again
+        for name in (*TABLES, "environments"):  # not made again
+            thin.__dict__[name] = getattr(self, name)
         return thin
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -241,11 +241,10 @@ class Posterior:
         path : path
             Overwritten if it exists; its folder must.
         """
-        path = Path(path)
-        writable(path)
+        writable(path := Path(path))
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            self.tree.to_netcdf(draft, engine="h5netcdf")
+            _packed(self.tree).to_netcdf(draft, engine="h5netcdf")
             content = draft.read_bytes()
             with draft.open("ab") as file:
                 file.write(_seal(content))
@@ -288,15 +287,26 @@ class Posterior:
         version, is_fit = tree.attrs.get("format"), str(tree.attrs.get("kind")) == KIND
         if is_fit and version != FORMAT:
             older = isinstance(version, int | np.integer) and version < FORMAT
-            author = "an older" if older else "another"
-            said = f"was saved in format {version} by {author} version of bayes_sd"
+            said = f"was saved in format {version} by {'an older' if older else 'another'} version"
             said = "does not say in which format it was saved" if version is None else said
             raise InputError(f"{path}: {said}; this one reads {FORMAT}: fit the runs again.")
         if not is_fit or any(group not in tree for group in GROUPS):
             raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
         if not sealed:
             raise damaged
-        return cls(tree)
+        return cls(_unpacked(tree))
+
+
+def _packed(tree: xr.DataTree) -> xr.DataTree:
+    """The tree with each table as one JSON text: a hundred variables take a second to read."""
+    texts = {n: json.dumps(tree[n].to_dataset().to_dict()) for n in TABLES}
+    return tree.assign({n: xr.DataTree(xr.Dataset({"json": text})) for n, text in texts.items()})
+
+
+def _unpacked(tree: xr.DataTree) -> xr.DataTree:
+    """The tree with the tables that `_packed` put into texts."""
+    read = {name: json.loads(str(tree[name]["json"].item())) for name in TABLES}
+    return tree.assign({n: xr.DataTree(xr.Dataset.from_dict(data)) for n, data in read.items()})
 
 
 def _seal(content: bytes) -> bytes:
