@@ -82,7 +82,7 @@ def only(fit: Fit, k: int, **more: Any) -> Schedule:
 @pytest.mark.parametrize("load", [LOAD, in_flight(1, 4, 9, **LENGTHS)], ids=["rates", "in flight"])
 def test_a_schedule_of_one_k_is_that_server(fit: Fit, load: Any) -> None:
     few = fit.thin(120)  # each draw is compared with itself
-    answer = only(few, 2, load=load, max_batch=200, extrapolate=True)
+    answer = only(few, 2, load=load, max_batch=80, extrapolate=True)
     server = Server("dense-60m", "draft-3m", 2, [1.0, 1.0])
     expected = arm_of(few, server, load, 0, True, STARTED_ANEW).outcome()[0].e2e_s
     mean = answer.latency.draws["mean_s"].values.reshape(expected.shape)

@@ -152,6 +152,7 @@ def test_absent_table_is_said_to_be_absent(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("skipped: ")
 
 
+@pytest.mark.process
 def test_command(tmp_path, monkeypatch, capsys):
     def latency(n, g):
         return 0.01 * g * (1 + 2 * (1 - 0.75**n)) + 0.0005 * g * n

@@ -307,6 +307,7 @@ def test_a_file_that_is_no_fit(tmp_path: Path) -> None:
         assert name in result.stderr
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("instant")
 def test_demo_prints_tables_and_writes_its_figures(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
