@@ -245,17 +245,15 @@ def observable(
 
 def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
     """Runs of the servers asked about at the lengths asked about."""
+    lengths = ["prompt_tokens", "output_tokens"]
+    runs = posterior.runs[["server", *lengths, "rate_rps", "concurrency", f"{metric}_mean_s"]]
+    runs = runs.rename(columns={f"{metric}_mean_s": "mean_s"})
     rows = []
     for arm in arms:
-        names = posterior.servers["server"][arm.resolved.measured]
-        own = posterior.runs[posterior.runs["server"].isin(names)]
-        for name in ("prompt_tokens", "output_tokens"):
-            own = own[own[name].isin(np.unique(arm.cells[name]))]
-        rows.append(
-            own[["rate_rps", "concurrency"]].assign(
-                server=str(arm.resolved.server), mean_s=own[f"{metric}_mean_s"]
-            )
-        )
+        own = runs["server"].isin(posterior.servers["server"][arm.resolved.measured])
+        for name in lengths:
+            own &= runs[name].isin(np.unique(arm.cells[name]))
+        rows.append(runs[own].drop(columns=lengths).assign(server=str(arm.resolved.server)))
     return pd.concat(rows, ignore_index=True)
 
 
