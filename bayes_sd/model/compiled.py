@@ -32,7 +32,8 @@ def compile_nutpie(
 
     # Frozen here, not in nutpie, which would renew the variables that are to be jittered.
     frozen = freeze_dims_and_data(model, **({} if fixed is None else {"data": fixed}))
-    frozen.check_bounds = False  # none can be violated, and code called by address cannot raise
+    # Code called by address cannot raise; what breaks a bound is not finite, so a divergence.
+    frozen.check_bounds = False
     jittered = {v for v in frozen.free_RVs if v.name not in initial}
     how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": jittered}
     mode = predefined_modes["NUMBA"].excluding(*SKIPPED_REWRITES)  # nutpie asks for it by name
