@@ -29,6 +29,8 @@ def compile_nutpie(
     from pymc.model.transform.optimization import freeze_dims_and_data
     from pytensor import config
     from pytensor.compile.mode import predefined_modes
+    from pytensor.graph import FunctionGraph, rewrite_graph
+    from pytensor.graph.rewriting.basic import MergeOptimizer
 
     # Frozen here, not in nutpie, which would renew the variables that are to be jittered.
     frozen = freeze_dims_and_data(model, **({} if fixed is None else {"data": fixed}))
@@ -41,10 +43,21 @@ def compile_nutpie(
         "_make_c_logp_func": _logp_function,
         "_make_c_expand_func": _expand_function,
     }
+
+    # PyMC copies what its terms share; differentiated apart, the copies' gradients stay apart.
+    def merged(graph: Any, **how: Any) -> Any:
+        return once(rewrite_graph(once(graph), **how))
+
+    def once(graph: Any) -> Any:
+        fgraph = FunctionGraph(outputs=[graph], clone=False)
+        MergeOptimizer().rewrite(fgraph)
+        return fgraph.outputs[0]
+
     # With fast math, code from the cache rounds sums otherwise: other draws.
     with (
         patch.dict(predefined_modes, NUMBA=mode),
         patch.multiple("nutpie.compile_pymc", **functions),
+        patch("pytensor.graph.rewrite_graph", merged),
         config.change_flags(numba__fastmath=False),
     ):
         return nutpie.compile_pymc_model(frozen, **how)

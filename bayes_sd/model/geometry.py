@@ -8,11 +8,12 @@ the sum and the ratio of its parts it is not.
 from typing import Any
 
 import numpy as np
+import pytensor.scalar as ps
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
-from pytensor.compile.builders import OpFromGraph
 
 from bayes_sd.model.design import Design, coefficients
+from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import population
 from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import coverage
@@ -91,76 +92,73 @@ class CostShares(Transform):
         self.workload = {"k": 0.0, **lengths}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
         self.times = {"prefill": 1.0, "verify": cycles, "draft": cycles * max(passes, 1.0)}
-        self._place()
+        named = ([[t for t in ts if t in self.terms] for _, ts in group] for group in GROUPS)
+        self.groups = [[stage for stage in group if stage] for group in named]
 
-    def _place(self) -> None:
-        """Matrices (term, term) that sum and pick the parts of a stage, and stages of a group."""
-        n, at = len(self.terms), {name: i for i, name in enumerate(self.terms)}
-        here = [[[at[x] for x in names if x in at] for _, names in group] for group in GROUPS]
-        groups = [[stage for stage in group if stage] for group in here]
-        placed = {i for group in groups for stage in group for i in stage}
-        groups += [[[i]] for i in range(n) if i not in placed]  # no cost: stands for itself
-        self.stage, self.firsts, self.group = (np.zeros((n, n)) for _ in range(3))
-        self.of_stage, self.of_group = (np.zeros((n, n)) for _ in range(2))
-        self.later = np.ones(n)  # 0 for the first part of a stage
-        for group in groups:
-            first = group[0][0]
-            for stage in group:
-                self.later[stage[0]] = 0.0
-                for i in stage:
-                    self.stage[i, stage] = self.of_group[i, first] = 1.0
-                    self.of_stage[i, stage[0]] = 1.0
-                    self.firsts[i, [s[0] for s in group]] = 1.0
-                    self.group[i, [j for s in group for j in s]] = 1.0
-        opens = np.diag(self.of_group) == 1  # the first part of its group
-        self.of_later_stage = self.of_stage * ~opens[None, :]
-        self.opens, self.ratio = opens, np.eye(n)
-        for name in RATIOS:
-            if name in at:
-                self.ratio[at[name], at["prefill_token_others"]] = 1.0
+    def _log_unit_costs(self, logs: dict[str, Any], at: Any) -> dict[str, Any]:
+        """Log of what a coefficient of 1 costs a request, of those that are a cost."""
+        curves = {n: ps.exp(logs[n]) for n in CURVES if n in logs}
+        found: dict[str, Any] = {}
+        for stage, terms in (pair for group in GROUPS for pair in group):
+            for term in (t for t in terms if t in logs):
+                ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
+                if term in RATIOS:
+                    ones["prefill_token_others"] = 1.0
+                costs = self.law.stages(coefficients(ones), at, at)
+                costs = costs._replace(verify_alone=costs.verify_alone + costs.experts)
+                found[term] = ps.log(getattr(costs, stage) * at[stage.split("_")[0]])
+        return found
 
-    def _log_unit_costs(self, logs: Any) -> Any:
-        """Log of what a coefficient of 1 costs a request; 0 for those that are no cost."""
-        at = {name: i for i, name in enumerate(self.terms)}
-        ones = dict(zip(self.terms, np.eye(len(at)), strict=True))
-        for name in RATIOS:
-            if name in at:
-                ones["prefill_token_others"] = ones["prefill_token_others"] + ones[name]
-        curves = {n: pt.exp(logs[at[n]]) for n in CURVES if n in at}
-        stages = self.law.stages(coefficients(ones | curves), self.sizes, self.workload)
-        stages = stages._replace(verify_alone=stages.verify_alone + stages.experts)
-        costs: Any = np.ones(len(at))
-        for group in GROUPS:
-            for stage, names in group:
-                cost = getattr(stages, stage) * self.times[stage.split("_")[0]]
-                own = np.isin(self.terms, names)
-                costs = own * cost + ~own * costs
-        return pt.log(costs)
+    def _axes(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
+        logs = values["value"]
+        parts: dict[str, Any] = {}
+        for term, unit in self._log_unit_costs(logs, at).items():
+            parts[term] = logs[term] + unit
+            if term in RATIOS:
+                parts[term] = parts[term] + logs["prefill_token_others"]
+        axes = dict(logs)  # what is no cost stands for itself
+        for group in self.groups:
+            totals = [_log_sum([parts[t] for t in stage]) for stage in group]
+            for (first, *rest), total in zip(group, totals, strict=True):
+                axes.update({t: parts[t] - parts[first] for t in rest})
+                axes[first] = total - totals[0]
+            axes[group[0][0]] = _log_sum(totals)
+        return {"axes": [axes[t] for t in self.terms]}
+
+    def _logs(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
+        axes = values["value"]
+        logs, units = dict(axes), self._log_unit_costs(axes, at)
+        for group in self.groups:
+            between = [0.0, *(axes[stage[0]] for stage in group[1:])]
+            whole = axes[group[0][0]] - _log_sum(between)
+            for stage, share in zip(group, between, strict=True):
+                within = [0.0, *(axes[t] for t in stage[1:])]
+                first = whole + share - _log_sum(within)
+                logs |= {t: first + x - units[t] for t, x in zip(stage, within, strict=True)}
+        for term in (t for t in RATIOS if t in logs):
+            logs[term] = logs[term] - logs["prefill_token_others"]
+        return {"logs": [logs[t] for t in self.terms]}
+
+    def _mapped(self, function: Any, value: Any) -> Any:
+        known: dict[Any, float] = {**self.sizes, **self.workload, **self.times}
+        data = {name: np.array([x]) for name, x in known.items()}
+        groups = {"value": Group(self.terms, pt.as_tensor(value))}
+        (mapped,) = per_run(function, groups, data).values()
+        return mapped[:, 0]
 
     def forward(self, value: Any, *inputs: Any) -> Any:
         """The axes of the sampler."""
-        parts = _dot(self.ratio, value) + self._log_unit_costs(value)
-        stage, group = (pt.log(_dot(m, pt.exp(parts))) for m in (self.stage, self.group))
-        within = parts - _dot(self.of_stage, parts)
-        between = pt.where(self.opens, group, stage - _dot(self.of_group, stage))
-        return pt.where(self.later == 1, within, between)
+        return self._mapped(self._axes, value)
 
     def backward(self, value: Any, *inputs: Any) -> Any:
         """The logs of the coefficients."""
-        axes = pt.vector("axes", shape=(len(self.terms),))
-        within, between = axes * self.later, _dot(self.of_later_stage, axes)
-        shares = within - pt.log(_dot(self.stage, pt.exp(within)))
-        shares += between - pt.log(_dot(self.firsts, pt.exp(between)))
-        parts = _dot(self.of_group, axes) + shares - self._log_unit_costs(axes)
-        logs = _dot(np.linalg.inv(self.ratio), parts)
-        # One operator: merged with the gradients of all that follows, it would be repeated there.
-        return OpFromGraph([axes], [logs])(value)
+        return self._mapped(self._logs, value)
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Zero: see above."""
         return pt.zeros(value.shape[:-1])
 
 
-def _dot(matrix: np.ndarray, vector: Any) -> Any:
-    """A product that needs no BLAS, for which PyTensor would look."""
-    return (matrix * vector[None, :]).sum(axis=1)
+def _log_sum(logs: list[Any]) -> Any:
+    """Log of the sum of exponents."""
+    return logs[0] if len(logs) == 1 else ps.log(sum(ps.exp(x) for x in logs))

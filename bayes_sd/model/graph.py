@@ -1,17 +1,19 @@
 """From priors and a design to a PyMC model; the one file that imports PyMC when it is imported."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pymc as pm
 import pytensor.tensor as pt
-from pytensor.gradient import disconnected_grad
 
 from bayes_sd.model import priors as known
-from bayes_sd.model.design import SPREADS, Design, coefficients
+from bayes_sd.model.design import SPREADS, Design, coefficients, run_workload
 from bayes_sd.model.geometry import CENTRED, Centred, CostShares
+from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
-from bayes_sd.physics.law import FULL, SOFTNESS, Law, Outcome, outcome
+from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
 from bayes_sd.physics.noise import NU, request_variance, run_scale, spread_error, t_cdf
 
 TINY = 1e-12  # added to a probability, so that its logarithm stays finite
@@ -28,36 +30,25 @@ def build(
     """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
     by_name = {p.name: p for p in priors}
     with pm.Model(coords=_coords(design, server_effects, law)) as model:
-        data = {name: pm.Data(name, values) for name, values in design.data.items()}
-        verifiers = {
-            str(name): pm.Data(f"verifier_{name}", values.to_numpy(float), dims="verifier")
-            for name, values in design.verifiers.items()
+        data = {name: pm.Data(name, values) for name, values in _observations(design).items()}
+        law_terms = _positive("law", population(law), by_name, CostShares(design, law))
+        noise, noise_terms = _positive("noise", known.NOISE, by_name), [p.name for p in known.NOISE]
+        groups = {
+            "law": Group([p.name for p in population(law)], law_terms),
+            "noise": Group(noise_terms, noise),
         }
-        drafters: Any = 0.0
-        if len(design.drafters):
-            params = design.drafters["drafter_params"].to_numpy(float)
-            drafters = pm.Data("drafter_size", params, dims="drafter")
-        shares = CostShares(design, law)
-        law_terms = _positive("law", population(law), by_name, shares)
-        noise = _positive("noise", known.NOISE, by_name)
-        typical = _typical_costs(design, law_terms, verifiers, drafters, law)
-        factors = _factors(design, typical, verifiers["moe"], by_name, pooling)
-        of_run: dict[str, Any] = {}
+        factors = _factors(design, _typical_costs(design, law_terms, law), by_name, pooling)
         for level, values in factors.items():
-            dims, index = EFFECT_DIMS[level], data[f"{level}_i"]
             if pooling != "complete":  # what only the family moves is no factor of its own
-                pm.Deterministic(f"factor_{level}", values, dims=dims)
-            of_run[level] = [values[i][index] for i in range(len(model.coords[dims[0]]))]
-        environment = _environments(design, data, by_name)
-        terms = coefficients(law_terms, **of_run, environment=environment)
-        sizes = {name: values[data["verifier_i"]] for name, values in verifiers.items()}
-        if not design.moe:
-            sizes["expert"] = 0.0  # a float says so: no fixed point to iterate
-        drafter_size = drafters[data["drafter_i"]] if len(design.drafters) else 0.0
-        sizes["drafter"] = drafter_size * data["drafted"]
-        stages = law.stages(terms, sizes, data)
-        said = outcome(stages, terms["queue_cycles"], sizes, data, SOFTNESS, disconnected_grad, law)
-        _likelihoods(said, noise, data, design, keep_runs)
+                pm.Deterministic(f"factor_{level}", values, dims=EFFECT_DIMS[level])
+            names = model.coords[EFFECT_DIMS[level][0]]
+            groups[level] = Group(names, values, design.data[f"{level}_i"])
+        if len(design.environments) > 1:
+            factor = _environments(by_name)
+            names, index = model.coords["hardware"], design.data["environment_i"]
+            groups["environment"] = Group(names, factor, index)
+        said = per_run(partial(_of_run, law, design.moe), groups, _inputs(design))
+        _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
     return model
 
 
@@ -82,7 +73,7 @@ def _coords(design: Design, server_effects: tuple[str, ...], law: Law) -> dict[s
 
 def _positive(
     name: str, which: tuple[Prior, ...], by_name: dict[str, Prior], transform: Any = None
-) -> dict[str, Any]:
+) -> Any:
     """Positive scalars as one log-normal vector: a short graph compiles sooner."""
     priors = [by_name[p.name] for p in which]
     middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
@@ -90,10 +81,21 @@ def _positive(
     if transform is None:
         logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
     else:
-        cov = known.correlation(tuple(p.name for p in which)) * np.outer(sd, sd)
-        logs = pm.MvNormal(f"log_{name}", middle, cov, dims=dims, default_transform=transform)
-    values = pm.Deterministic(name, pt.exp(logs), dims=f"{name}_term")
-    return {p.name: values[i] for i, p in enumerate(priors)}
+        root = np.linalg.cholesky(known.correlation(tuple(p.name for p in which)))
+        how: dict[str, Any] = {"logp": _normal, "random": _draw_normal, "dims": dims}
+        how |= {"signature": "(n),(n,n)->(n)", "default_transform": transform}
+        logs = pm.CustomDist(f"log_{name}", middle, sd[:, None] * root, **how)
+    return pm.Deterministic(name, pt.exp(logs), dims=dims)
+
+
+def _normal(value: Any, middle: Any, root: Any) -> Any:
+    """Log density of a normal with covariance ``root root'``, without BLAS: it compiles sooner."""
+    z = (pt.linalg.inv(root) * (value - middle)[None, :]).sum(axis=1)
+    return (-(z**2) / 2 - np.log(2 * np.pi) / 2 - pt.log(pt.diagonal(root))).sum()
+
+
+def _draw_normal(middle: Any, root: Any, rng: Any, size: Any) -> Any:
+    return middle + rng.standard_normal((*(size or ()), len(middle))) @ root.T
 
 
 def _random(prior: Prior) -> Any:
@@ -103,42 +105,84 @@ def _random(prior: Prior) -> Any:
     return pm.Normal(prior.name, prior.a, prior.b, dims=prior.dims)
 
 
-def _environments(design: Design, data: dict, by_name: dict[str, Prior]) -> list[Any] | None:
-    """Factor of each hardware group in each run's environment; None where there is only one."""
-    if len(design.environments) < 2:
-        return None
+def _environments(by_name: dict[str, Prior]) -> Any:
+    """Factors (hardware group, environment)."""
     # Around the mean of the environments, which is what the size laws then describe. Many runs tell
     # these factors, so they are sampled as they are.
     scatter, dims = _random(by_name["scatter_environment"]), ("hardware", "environment")
     logs = pm.ZeroSumNormal("log_environment", sigma=scatter[:, None], n_zerosum_axes=1, dims=dims)
-    values = pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
-    return [values[i][data["environment_i"]] for i in range(len(known.HARDWARE))]
+    return pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
 
 
-def _typical_costs(
-    design: Design, law_terms: dict, verifiers: dict, drafters: Any, law: Law
-) -> dict[str, Any]:
+def _observations(design: Design) -> dict[str, np.ndarray]:
+    """What likelihoods take beside the law."""
+    law = _inputs(design)
+    return {n: v for n, v in design.data.items() if n not in law and not n.endswith("_i")}
+
+
+def _inputs(design: Design) -> dict[str, np.ndarray]:
+    """What the law takes of every run beside parameters: its workload, and sizes of its models."""
+    data, drafters = design.data, design.drafters["drafter_params"].to_numpy(float)
+    drafter = drafters[data["drafter_i"]] if len(drafters) else 0.0
+    verifier = _columns(design.verifiers.iloc[data["verifier_i"]])
+    known_too = {name: data[name] for name in ("requests", "pass_tokens", "drafted")}
+    return {**run_workload(design.table), **verifier, **known_too,
+            "drafter": drafter * data["drafted"]}  # fmt: skip
+
+
+def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {str(name): values.to_numpy(float) for name, values in table.items()}
+
+
+def _of_run(law: Law, moe: bool, parameters: Any, values: Any, detach: Any) -> dict[str, Any]:
+    """What likelihoods take of one run."""
+    levels = [level for level in (*EFFECT_DIMS, "environment") if level in parameters]
+    effects: Any = {level: list(parameters[level].values()) for level in levels}
+    terms, noise = coefficients(parameters["law"], **effects), parameters["noise"]
+    # A float says so where there are no experts: no fixed point to iterate.
+    sizes = values if moe else {**values, "expert": 0.0}
+    stages = law.stages(terms, sizes, values)
+    said = outcome(stages, terms["queue_cycles"], sizes, values, SOFTNESS, detach, law)
+    rows = {}
+    for metric in SPREADS:
+        requests, share = values["requests"], said.others_share
+        rows[f"mean_{metric}"] = said.mean_s(metric, values["output_tokens"])
+        rows[f"scale_{metric}"] = run_scale(metric, noise, said.growth, requests, share)
+        rows[f"variance_{metric}"] = request_variance(metric, noise, said, values)
+    return rows
+
+
+def _typical_costs(design: Design, law_terms: Any, law: Law) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    ones = coefficients(law_terms)
-    mean = {n: float(np.mean(design.data[n])) for n in ("k", "prompt_tokens", "output_tokens")}
-    verify = law.stages(ones, {**verifiers, "drafter": 0.0}, mean)
-    whole = verify.verify_alone + verify.experts
-    costs = [verify.prefill_alone, verify.prefill_others, whole, verify.verify_others]
-    logs = {"verifier": pt.log(pt.stack(costs))}
-    if len(design.drafters):
-        nothing = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb"), 0.0)
-        draft = law.stages(ones, {**nothing, "drafter": drafters}, mean)
-        logs["drafter"] = pt.log(pt.stack([draft.draft_alone, draft.draft_others]))
-    return logs
+    group = {"law": Group([p.name for p in population(law)], law_terms)}
+    nothing = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter"), 0.0)
+
+    def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:
+        def costs(parameters: Any, values: Any, _: Any) -> dict[str, Any]:
+            of_one = nothing | {name: values[name] for name in sizes}
+            stages = law.stages(coefficients(parameters["law"]), of_one, values)
+            whole = stages._replace(verify_alone=stages.verify_alone + stages.experts)
+            return {"costs": [getattr(whole, name) for name in names]}
+
+        lengths = ("k", "prompt_tokens", "output_tokens")
+        mean = {n: np.full(len(sizes), design.data[n].mean()) for n in lengths}
+        return pt.log(per_run(costs, group, _columns(sizes) | mean)["costs"])
+
+    verifiers = logs(known.VERIFIER_COSTS, design.verifiers)
+    if not len(design.drafters):
+        return {"verifier": verifiers}
+    drafters = design.drafters.rename(columns={"drafter_params": "drafter"})
+    return {"verifier": verifiers, "drafter": logs(known.DRAFTER_COSTS, drafters)}
 
 
 def _factors(
-    design: Design, typical_costs: dict[str, Any], moe: Any, by_name: dict[str, Prior], pooling: str
+    design: Design, typical_costs: dict[str, Any], by_name: dict[str, Prior], pooling: str
 ) -> dict[str, Any]:
     """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
     coords = pm.modelcontext(None).coords
     shift: Any = 0.0
     if design.both_families:
+        moe = design.verifiers["moe"].to_numpy(float)
         shift = _random(by_name["moe_effect"])[:, None] * moe[None, :]
     own = design.own_factors if pooling != "complete" else ()
     scatter = {}
@@ -163,7 +207,7 @@ def _factors(
             continue
         # The log of a level's own cost is sampled, which its runs pin down while overhead and slope
         # stay loose. It and the mean slowness of its servers are known only as a product.
-        mean = pt.dot(_server_means(design, level), servers[0])[None, :]
+        mean = (_server_means(design, level) * servers[0]).sum(axis=1)[None, :]  # needs no BLAS
         around, sd = typical + family + mean, scatter[level][:, None]
         share = CENTRED[level][:, None]
         centring = None if (share == 1).all() else Centred(share)
@@ -183,17 +227,16 @@ def _server_means(design: Design, level: str) -> np.ndarray:
     return member / np.maximum(member.sum(axis=1, keepdims=True), 1.0)
 
 
-def _likelihoods(said: Outcome, noise: dict, data: dict, design: Design, keep_runs: bool) -> None:
+def _likelihoods(
+    said: dict[str, Any], spread_sd: Any, data: dict, design: Design, keep_runs: bool
+) -> None:
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
+    if keep_runs:
+        for name, values in said.items():
+            pm.Deterministic(f"run_{name}", values, dims="run")
     for metric, spread in SPREADS.items():
-        mean_s = said.mean_s(metric, data["output_tokens"])
-        scale = run_scale(metric, noise, said.growth, data["requests"], said.others_share)
-        variance = request_variance(metric, noise, said, data)
-        if keep_runs:
-            for what, values in (("mean", mean_s), ("scale", scale), ("variance", variance)):
-                pm.Deterministic(f"run_{what}_{metric}", values, dims="run")
-        log_mean, observed = pt.log(mean_s), data[f"log_{metric}"]
-        sd = (scale**2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["mask_sd"]
+        log_mean, observed = pt.log(said[f"mean_{metric}"]), data[f"log_{metric}"]
+        sd = (said[f"scale_{metric}"] ** 2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["mask_sd"]
         if len(design.data[f"{metric}_rows"]):  # what no run has observed has no likelihood
             rows = data[f"{metric}_rows"]
             pm.StudentT(metric, NU, mu=log_mean[rows], sigma=sd[rows], observed=observed[rows])
@@ -202,6 +245,7 @@ def _likelihoods(said: Outcome, noise: dict, data: dict, design: Design, keep_ru
             pm.Potential("censored", pt.log(t_cdf(z, pt.arctan) + TINY))
         if len(design.data[f"{metric}_spread_rows"]):
             rows = data[f"{metric}_spread_rows"]
-            error = spread_error(data[f"n_eff_{metric}"], noise["spread_sd"]) + data["mask_sd"]
+            error = spread_error(data[f"n_eff_{metric}"], spread_sd) + data["mask_sd"]
             log_var = data[f"log_var_{metric}"][rows]
+            variance = said[f"variance_{metric}"]
             pm.Normal(spread, pt.log(variance)[rows], error[rows], observed=log_var)

@@ -290,9 +290,7 @@ class Refitter:
     @classmethod
     def of(cls, graph: "pm.Model", design: Design, initial: Mapping[str, np.ndarray]) -> "Refitter":
         """Compile a graph that was built with ``keep_runs``."""
-        fixed = [name for name in design.data if name not in ("mask_sd", *OBSERVED)]
-        fixed += [f"verifier_{name}" for name in design.verifiers]
-        fixed += ["drafter_size"] if len(design.drafters) else []
+        fixed = [v.name for v in graph.data_vars if v.name not in ("mask_sd", *OBSERVED)]
         return cls(design, compile_nutpie(graph, initial, fixed))
 
     @property

@@ -207,7 +207,7 @@ def test_runs_left_out_do_not_matter_and_runs_kept_do(refitter: Refitter) -> Non
     wrong = refitter.design.data["log_e2e"] + 1.0 * large
 
     def typical(**how: Any) -> np.ndarray:
-        draws = refitter.refit(**how, **QUICK).draws["run_mean_e2e"]
+        draws = refitter.refit(**how, **QUICK | {"draws": 600, "tune": 500}).draws["run_mean_e2e"]
         return np.asarray(np.log(draws).median(("chain", "draw")))
 
     out, absurd = typical(left_out=large), typical(left_out=large, observed={"log_e2e": wrong})
