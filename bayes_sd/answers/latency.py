@@ -26,7 +26,8 @@ SATURATED = 0.05  # probability from which a sentence leaves a load to the table
 def cells_of(load: Load) -> dict[str, np.ndarray]:
     """Flat arrays of a load, one entry a cell."""
     cells = load.cells
-    return {str(n): np.ravel(cells[n].broadcast_like(cells).values) for n in cells.variables}
+    sizes = dict(cells.sizes)
+    return {str(n): v.set_dims(sizes).values.ravel() for n, v in cells.variables.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def _trials(counted: pd.DataFrame, last: int) -> tuple[np.ndarray, np.ndarray]:
 
 def pair_index(group: xr.Dataset, pair: Mapping[str, Any]) -> int | None:
     """Where a pair is in the draws of :func:`acceptance_draws`."""
-    index = np.flatnonzero(same_key(group[PAIR].to_dataframe(), PAIR, pair))
+    index = np.flatnonzero(same_key(group, PAIR, pair))
     return int(index[0]) if index.size else None
 
 

@@ -122,13 +122,13 @@ def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
     return f"{name} [{server['environment']}]" if several_environments else name
 
 
-def same_key(table: pd.DataFrame, columns: Sequence[str], key: Mapping[str, Any]) -> np.ndarray:
-    """Rows whose columns equal a key; a missing value equals a missing one."""
-    equal = np.full(len(table), True)
+def same_key(table: Any, columns: Sequence[str], key: Mapping[str, Any]) -> np.ndarray:
+    """Rows of a table or dataset whose columns equal a key; a missing value equals a missing one."""
+    equal = []
     for name in columns:
-        value = key[name]
-        equal &= (table[name].isna() if pd.isna(value) else table[name] == value).to_numpy(bool)
-    return equal
+        values, value = np.asarray(table[name]), key[name]
+        equal.append(pd.isna(values) if pd.isna(value) else values == value)
+    return np.all(equal, axis=0)
 
 
 @dataclass(frozen=True, eq=False)

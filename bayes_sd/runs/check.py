@@ -220,8 +220,10 @@ def _flagged(runs: pd.DataFrame) -> Iterator[Finding]:
     names = "," + names + "," + runs.acceptance_from + ","
     for level, flags in (("warning", FLAGS), ("note", NOTES)):
         for flag, finding in flags.items():
-            hits = runs[names.str.contains(f",{flag},", regex=False)]
-            for server, hit in hits.groupby(SERVER):
+            hits = names.str.contains(f",{flag},", regex=False)
+            if not hits.any():
+                continue
+            for server, hit in runs[hits].groupby(SERVER):
                 text = f"{len(hit)} of {total[server]} runs {finding}: {_files(hit)}"
                 yield level, _label(server), text, flag
 

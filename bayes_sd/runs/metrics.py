@@ -231,8 +231,8 @@ def _drafting(window: Window) -> Drafting:
     gains: dict[str, Any] = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
     known = {name: gain for name, gain in gains.items() if not math.isnan(gain)}
     positions = window.table[PER_POSITION].columns if PER_POSITION in window.table else ()
-    places = sorted(filter(str.isdigit, positions), key=int)
-    accepted = [window.gain(PER_POSITION, place) for place in places]
-    if not np.isnan(accepted).any():
+    places = [str(j) for j in range(len(positions))]
+    accepted = [window.gain(PER_POSITION, place) for place in places if place in positions]
+    if len(accepted) == len(places) and not np.isnan(accepted).any():
         known["positions"] = accepted
     return c.record(Drafting, known)

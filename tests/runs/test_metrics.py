@@ -352,3 +352,13 @@ def test_bad_arguments(
         del given["drafter_params"]
     with pytest.raises(InputError, match=message):
         read(path, **{"window_s": 60, **given})
+
+
+@pytest.mark.parametrize("label", ["1" * 5000, "²", "-1", "", "7"])
+def test_an_impossible_position_leaves_the_totals(
+    label: str, steady: Scrapes, tmp_path: Path
+) -> None:
+    changed = [(t, body.replace('position="1"', f'position="{label}"')) for t, body in steady]
+    (run,) = read(write(tmp_path / "m.txt", changed), window_s=90, **SD).table.to_dict("records")
+    assert run["accepted_tokens"] > 0 and run["drafts"] > 0
+    assert math.isnan(run["accepted_1"])
