@@ -1,6 +1,6 @@
 """Small data sets as users have them: one verifier, one to three servers with drafting, few loads.
 
-    uv run benchmarks/small.py [--only gb200] [--out small.jsonl]     # about an hour of two cores
+    uv run benchmarks/small.py [--only gb200] [--out small.jsonl]     # 20 minutes of two cores
     uv run benchmarks/small.py --variants default no-ttft queued independent --every 5
     uv run benchmarks/small.py --seeds 10
 

@@ -123,7 +123,7 @@ def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
 
 
 def same_key(table: Any, columns: Sequence[str], key: Mapping[str, Any]) -> np.ndarray:
-    """Rows of a table or dataset whose columns equal a key; a missing value equals a missing one."""
+    """Rows of a table or dataset that equal a key; a missing value equals a missing one."""
     equal = []
     for name in columns:
         values, value = np.asarray(table[name]), key[name]
