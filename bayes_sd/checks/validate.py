@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kstest
 
 from bayes_sd.checks.leave_out import PROB, LeftOut, brier, folds, leave_out, reliability, summary
 from bayes_sd.errors import EvidenceError, InputError
@@ -77,6 +76,8 @@ def recovery(refitter: Refitter, seed: int, **sampling: Any) -> CheckResult:
 
 def judge_fifths(result: LeftOut) -> list[CheckResult]:
     """Random fifths left out: coverage of means and of 95th percentiles, error, ranks."""
+    from scipy.stats import kstest
+
     scored, rows = summary(result.rows), result.rows
     mean, p95 = scored["coverage"], scored["p95_coverage"]
     distance, p = (float(x) for x in kstest(rows["pit"], "uniform"))

@@ -15,7 +15,7 @@ from bayes_sd.errors import InputError
 DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
 SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
-COMPILING = "compiling, half a minute to two, then sampling ..."
+COMPILING = "compiling, ten seconds to a minute, then sampling ..."
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from questions import ELSEWHERE, with_two_environments, without_runs
-from scipy.stats import t as student_t
 
 from bayes_sd.answers.fitted import run_outcome
 from bayes_sd.errors import EvidenceError
@@ -25,6 +24,8 @@ def test_fitted_runs_are_predicted_and_scored(fit: Fit, runs: Runs) -> None:
     assert (table["inside"] == expected).all() and 0.8 < table["inside"].mean() < 0.99
     assert table["pit"].between(0, 1).all() and 0.4 < table["pit"].mean() < 0.6
     said, scale, _ = run_outcome(fit, fit.runs, seed=1)
+    from scipy.stats import t as student_t
+
     density = student_t.pdf(np.log(fit.runs["e2e_mean_s"]), NU, np.log(said.e2e_s), scale)
     score = np.log(density.mean(axis=0))
     np.testing.assert_allclose(table["log_score"], score)

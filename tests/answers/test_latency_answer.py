@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from closed_forms import latency_open
 from questions import MOE, MOE_PLAIN, NEW, PAIRS, PLAIN, SAMPLE, SD, changed, in_flight, law, rps
-from scipy.stats import kstest
 
 from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.servers import Server
@@ -115,6 +114,8 @@ def test_a_request_scatters_more_than_a_run_and_a_run_more_than_the_mean(fit: Fi
 @pytest.mark.parametrize("metric", ["e2e", "ttft"])
 def test_a_run_scatters_as_runs_of_so_many_requests_do(fit: Fit, metric: str) -> None:
     """Scatter from run to run, and the sampling error of its own requests."""
+    from scipy.stats import kstest
+
     usual = fit.latency(rps(3.0), SD, metric=metric)
     assert usual.draws["run_s"].attrs["requests"] == fit.runs["requests"].median()
     said, inputs = arm_of(fit, SD, rps(3.0)).outcome()

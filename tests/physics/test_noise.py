@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_inputs import rate_at, says
-from scipy import stats
 from scipy.special import stdtr
 
 from bayes_sd.physics import noise
@@ -35,6 +34,8 @@ def test_the_closed_form_belongs_to_nu(z: float) -> None:
 @modest
 @given(z=st.floats(-20, 20), mean=st.floats(-5, 5), scale=st.floats(0.01, 10))
 def test_the_log_density_is_that_of_scipys_t(z: float, mean: float, scale: float) -> None:
+    from scipy import stats
+
     density = noise.log_density(mean + scale * z, mean, scale)
     assert density == pytest.approx(stats.t.logpdf(z, noise.NU) - np.log(scale), rel=1e-9)
     assert pytest.approx(stats.t.var(noise.NU)) == noise.T_VARIANCE
@@ -91,6 +92,8 @@ def test_a_first_token_that_waits_varies_less_with_its_prompt() -> None:
 def test_quantiles_and_shares_are_inverse_and_those_of_a_lognormal(
     mean: float, sd: float, prob: float
 ) -> None:
+    from scipy import stats
+
     seconds = noise.request_quantile_s(mean, sd**2, prob)
     assert noise.share_within(seconds, mean, sd**2) == pytest.approx(prob, abs=1e-9)
     exact = stats.lognorm(sd, scale=mean * np.exp(-(sd**2) / 2))
