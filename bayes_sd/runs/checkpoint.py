@@ -60,7 +60,11 @@ def sizes_of(content: Any) -> dict[str, Any]:
     counts = {"experts": experts, "experts_per_token": per_token, "layers": layers}
     local = _whole(c, "sliding_window", "attention_chunk_size", default=WIDE) < WIDE
     growing = sum(kind == FULL or (kind != LINEAR and not local) for kind in kinds) or layers
-    kv_bytes = growing * kv_values * _kv_bits(c) / 8
+    scheme: Any = c  # of keys and values that the checkpoint has in fewer than 16 bits
+    for name in ("quantization_config", "kv_cache_scheme"):
+        scheme = (scheme.get(name) or {}) if isinstance(scheme, Mapping) else {}
+    bits = _whole(scheme, "num_bits", default=16) if isinstance(scheme, Mapping) else 16
+    kv_bytes = growing * kv_values * bits / 8
     return {"params": total, "active_params": active, **counts, "kv_bytes": kv_bytes}
 
 
@@ -108,20 +112,11 @@ def _attention(c: Mapping[str, Any], hidden: int, kinds: list[Any]) -> tuple[int
         raise InputError(f"num_key_value_heads {kv_heads} do not divide {heads} heads")
     params, kv_values = len(kinds) * 2 * hidden * head * (heads + kv_heads), 2 * head * kv_heads
     if linear:  # of Qwen3-Next, which gates what the other layers' heads give
-        sides = ("key", "value")
-        key, value = (
-            _whole(c, f"linear_num_{x}_heads") * _whole(c, f"linear_{x}_head_dim") for x in sides
-        )
+        key = _whole(c, "linear_num_key_heads") * _whole(c, "linear_key_head_dim")
+        value = _whole(c, "linear_num_value_heads") * _whole(c, "linear_value_head_dim")
         one = hidden * head * (3 * heads + 2 * kv_heads)
         params = (len(kinds) - linear) * one + linear * hidden * (2 * key + 3 * value)
     return params, kv_values
-
-
-def _kv_bits(c: Any) -> int:
-    """Bits of keys and values: 16, unless the checkpoint was quantized for fewer."""
-    for name in ("quantization_config", "kv_cache_scheme"):
-        c = c.get(name) if isinstance(c, Mapping) else None
-    return _whole(c, "num_bits", default=16) if isinstance(c, Mapping) else 16
 
 
 def _plain(name: str) -> str:

@@ -254,9 +254,9 @@ def configure(values: Values) -> Configuration:
     if "verifier_params" not in v:
         v = verifier_sizes(of_name(verifier)) | v
     # Heads are called what their verifier is called and are much smaller.
-    if not plain and v.get("drafter_method", "draft_model") == "draft_model":
-        known = (of_name(str(v[key])) for key in ("drafter", "drafter_path") if key in v)
-        v = next(({"drafter_params": size["active_params"]} for size in known if size), {}) | v
+    model = not plain and v.get("drafter_method", "draft_model") == "draft_model"
+    if model and (size := of_name(str(v["drafter"]))):
+        v.setdefault("drafter_params", size["active_params"])
     for key in ("verifier", "verifier_params", "draft_tokens"):
         if key not in v:
             alike = near(verifier) if key == "verifier_params" else ""
