@@ -21,8 +21,8 @@ from bayes_sd.runs.sizes import Size
 
 LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
 SIZE = (
-    "Unmeasured: a config.json, or params=8e9, with commas active_params, experts, "
-    "experts_per_token, layers, kv_bytes."
+    "Unmeasured: a config.json, a known name (Qwen3-32B), or params=8e9, with commas "
+    "active_params, experts, experts_per_token, layers, kv_bytes."
 )
 STRUCTURE = f"Assume {', '.join(NAMES)}; terms as edge:round_trip_s=0.02..0.05."
 

@@ -38,6 +38,8 @@ NOTES = {
     "cap-not-filled": "have fewer requests than their cap on requests in flight",
     "concurrency-cap": "offered a rate but also limited the requests in flight",
     "rate-from-achieved": "do not say which rate was offered",
+    "verifier-by-name": "give no size of their verifier, a model known by its name",
+    "drafter-by-name": "give no size of their drafter, a model known by its name",
     "respelled": "name their environment or a model, or give its size (by up to 2%), otherwise",
 }
 KINDS = ", ".join(f"{kind} {a / (a + b):.2g}" for kind, (_, a, b) in USUAL.items())
@@ -57,6 +59,8 @@ CONSEQUENCES = {
     "cap-reached": "they count as closed loops at that concurrency",
     "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
     "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
+    "verifier-by-name": "its published one is taken: parameters without embedding and head, depth",
+    "drafter-by-name": "its published one is taken: parameters without embedding and head",
     "respelled": "it is taken for the one of the other runs",
     "cap-not-filled": "they count as closed loops of as many requests as they have",
     "cut-off": "the longest may be missing: the mean latency may be too low",

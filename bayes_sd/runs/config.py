@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
+from bayes_sd.runs.checkpoint import near, of_name
 from bayes_sd.runs.sizes import contradictions
 
 ALIASES = {
@@ -230,6 +231,11 @@ def _same(a: Any, b: Any) -> bool:
         return str(a).strip() == str(b).strip()
 
 
+def verifier_sizes(sizes: Values) -> dict[str, Any]:
+    """Fields of a Size as those of a verifier."""
+    return {n if n.startswith("experts") else f"verifier_{n}": x for n, x in sizes.items()}
+
+
 def configure(values: Values) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
     v = {key: value for key, value in values.items() if not absent(value)}
@@ -244,9 +250,17 @@ def configure(values: Values) -> Configuration:
     if plain:
         v["drafter"] = NO_DRAFTER
         v.setdefault("draft_tokens", 0)
+    verifier = str(v.get("verifier", ""))
+    if "verifier_params" not in v:
+        v = verifier_sizes(of_name(verifier)) | v
+    # Heads are called what their verifier is called and are much smaller.
+    model = not plain and v.get("drafter_method", "draft_model") == "draft_model"
+    if model and (size := of_name(str(v["drafter"]))):
+        v.setdefault("drafter_params", size["active_params"])
     for key in ("verifier", "verifier_params", "draft_tokens"):
         if key not in v:
-            raise InputError(f"{key} is missing; {GIVE.format(key)}")
+            alike = near(verifier) if key == "verifier_params" else ""
+            raise InputError(f"{key} is missing; {GIVE.format(key)}{alike}")
     stated = record(Configuration, v)
     family = stated.family or ("moe" if stated.experts else "dense")
     filled: dict[str, Any] = {"family": family, "arm": stated.arm or ("plain" if plain else "sd")}

@@ -182,6 +182,10 @@ def run_row(
     """Row of the run table of a Workload's fields, what a tool reports, and all its requests."""
     drafting = drafting or Drafting()
     config = c.configure({"draft_tokens": drafting.draft_tokens, **configuration})
+    for name in ("verifier", "drafter"):
+        given = configuration.get(f"{name}_params")
+        if c.absent(given) and getattr(config, f"{name}_params") > 0:
+            flags |= {f"{name}-by-name"}
     load = dict(load)
     if requests is not None:
         exact = _latencies(requests, load["duration_s"])

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -148,6 +148,7 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
     reasons, same = dict(_duplicates(rows)), [dict(row) for row in rows]
     kept = {i: row for i, row in enumerate(same) if i not in reasons}
     for what in ("environment", *SIZES):
+        _given_sizes_win(kept.values(), what)
         _respell(kept.values(), what)
         reasons |= dict(_of_other_sizes(kept, what))
     columns = {
@@ -181,14 +182,29 @@ def _duplicates(rows: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[int, str]]:
         first.setdefault(row["run_id"], place(row["source"], row["row"]))
 
 
+def _key(name: str, what: str) -> str:
+    """A name without what differs: capitals, blanks, hyphens, a last .0, owners of a model."""
+    key = re.sub(r"(\.0)+(?![\d.])", "", re.sub(r"[\s_-]+", " ", name.casefold()))
+    return key if what == "environment" else key.rpartition("/")[2]
+
+
+def _given_sizes_win(rows: Collection[dict[str, Any]], what: str) -> None:
+    """Where a run gives a model's size, it is also that of runs that give its name alone."""
+    flag, size = f"{what}-by-name", f"{what}_params"
+    sized = [row for row in rows if not absent(row.get(size)) and flag not in row["flags"]]
+    given = {_key(row[what], what): row for row in sized}
+    for row in rows:
+        if flag in row["flags"] and (first := given.get(_key(row[what], what))):
+            flags = ",".join(sorted({*row["flags"].split(",")} - {flag}))
+            row |= {name: first[name] for name in SIZES[what]} | {"flags": flags}
+
+
 def _respell(rows: Iterable[dict[str, Any]], what: str) -> None:
     """Give an environment or a model the spelling of the first run that has it."""
     known: dict[str, dict[str, Any]] = {}
     for row in rows:
         name, size = row[what], row.get(f"{what}_params")
-        # Capitals, blanks and hyphens differ, zeros at the end of a version, owners of a model.
-        key = re.sub(r"(\.0)+(?![\d.])", "", re.sub(r"[\s_-]+", " ", name.casefold()))
-        alike = known.setdefault(key if what == "environment" else key.rpartition("/")[2], {})
+        alike = known.setdefault(_key(name, what), {})
         first = next((other for other in alike if _alike(alike[other], size)), name)
         alike.setdefault(first, size)
         if first != name:

@@ -1,7 +1,7 @@
 """How large a model is: from numbers, or from the config.json of its checkpoint."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import LARGEST, InputError
+from bayes_sd.runs.checkpoint import near, of_name, sizes_of
 
 GIGA = 1e9
 KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
-WIDEST = 1e7  # any number in a config.json that a size depends on
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
 
 
 def typical_layers(active: Any, total: Any) -> Any:
@@ -131,28 +129,32 @@ class Size:
 
     @classmethod
     def read(cls, path: str | Path) -> "Size":
-        """Size of a checkpoint, from the ``config.json`` of a Llama-like or MoE model.
+        """Size of a checkpoint, from its ``config.json``, or of a known model, from its name.
 
         Attention, feed-forward and router matrices of all blocks are counted; norms, embedding
-        and head are not.
+        and head are not. Keys and values are those of layers that attend to the whole context, or
+        to a window of at least 4,096 tokens; linear and narrower ones hold what does not grow.
 
         Parameters
         ----------
         path : path
-            The checkpoint's folder, or its ``config.json``.
+            The checkpoint's folder, its ``config.json``, or a name such as ``Qwen/Qwen3-32B``.
         """
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+            if not file.exists() and (known := of_name(str(path))):
+                return cls(**known)
+            problem = f"{file}: cannot be read ({error.strerror})"
+            raise InputError(problem + near(str(path))) from None
         except ValueError:
             raise InputError(f"{file}: is not JSON; a checkpoint's config.json is needed") from None
-        config = config.get("text_config", config) if isinstance(config, dict) else config
-        if not isinstance(config, dict):
-            raise InputError(f"{file}: is not a JSON object; a checkpoint's config.json is needed")
-        return _of_config(config, str(file))
+        try:
+            return cls(**sizes_of(config))
+        except InputError as error:
+            raise InputError(f"{file}: {error.message}; give the model's sizes instead") from None
 
     @property
     def active(self) -> float:
@@ -171,34 +173,3 @@ class Size:
         depth = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
         values = features(self.params, self.active, self.experts, self.experts_per_token, *depth)
         return {name: float(value) for name, value in values.items()}
-
-
-def _of_config(config: Mapping[str, Any], where: str) -> Size:
-    """Size from the content of a ``config.json``; `where` names it in errors."""
-
-    def whole(*names: str, default: int | None = None) -> int:
-        for name in names:
-            value = config.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= WIDEST:
-                return value
-            if value is not None:
-                rule = f"a positive whole number of at most {WIDEST:g}"
-                raise InputError(f"{where}: {name} must be {rule}, got {value!r}")
-        if default is None:
-            raise InputError(f"{where}: {names[0]} is missing; give the model's sizes instead")
-        return default
-
-    hidden, layers = whole("hidden_size"), whole("num_hidden_layers")
-    heads = whole("num_attention_heads")
-    head = whole("head_dim", default=hidden // heads)
-    kv_heads = whole("num_key_value_heads", default=heads)
-    kv_bytes = 4 * layers * head * kv_heads
-    attention = 2 * hidden * head * (heads + kv_heads)
-    if all(config.get(name) is None for name in EXPERTS):
-        params = layers * (attention + 3 * hidden * whole("intermediate_size"))
-        return Size(params, params, layers=layers, kv_bytes=kv_bytes)
-    experts, per_token = whole(*EXPERTS), whole(*EXPERTS_PER_TOKEN)
-    expert = 3 * hidden * whole("moe_intermediate_size", "intermediate_size")
-    shared = attention + hidden * experts
-    total, active = (layers * (shared + n * expert) for n in (experts, per_token))
-    return Size(total, active, experts, per_token, layers, kv_bytes)

@@ -26,7 +26,7 @@ COUNTS = ("drafts", "drafted_tokens", "accepted_tokens", "acceptance_length")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))
 THROUGHPUT = "output_tokens_per_s"  # of all requests together, at a concurrency
 INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, THROUGHPUT, "saturated")
-REQUIRED = ("verifier", "verifier_params", "draft_tokens", *LENGTHS, "requests")
+REQUIRED = ("verifier", "draft_tokens", *LENGTHS, "requests")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 Mapped = str | tuple[str, str]
 

@@ -191,14 +191,12 @@ def _models(data: c.Values, configuration: c.Values, path: Path) -> dict[str, An
         values["verifier"] = short_name(str(data.get("served_model_name") or model))
         size = None if "verifier_params" in configuration else _size(str(model), path)
         if size is not None:
-            values |= {f"verifier_{x}": getattr(size, x) for x in ("params", "layers", "kv_bytes")}
-            values |= {x: getattr(size, x) for x in ("experts", "experts_per_token")}
-            values["verifier_active_params"] = size.active
+            values |= c.verifier_sizes(vars(size))
     method, drafter = (str(configuration.get(f"drafter_{x}", "")) for x in ("method", "path"))
     if method:
         values["drafter"] = short_name(drafter) or method
         size = _size(drafter, path) if drafter else None
-        values["drafter_params"] = 0 if method in c.WEIGHTLESS else size and size.params
+        values["drafter_params"] = 0 if method in c.WEIGHTLESS else size and size.active
     return values
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_helpers import CORPUS, PLAIN, SD, TABLE, changed, raw, read_table, write
+from runs_helpers import CORPUS, PLAIN, REMOVE, SD, TABLE, changed, raw, read_table, write
 
+from bayes_sd.errors import InputError
 from bayes_sd.runs.check import Check
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
+from bayes_sd.runs.sizes import Size
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +225,36 @@ def test_acceptance_is_accepted_over_drafted() -> None:
     # An n-gram drafter proposes fewer than k where it finds none.
     assert runs.check().summary.acceptance.tolist() == [pytest.approx(0.269, abs=5e-4)]
     assert runs.table.drafter_params.tolist() == [0.0, 0.0]
+
+
+def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> None:
+    names = {"verifier_params": REMOVE, "verifier": "Qwen/Qwen3-8B-FP8"}
+    draft = {"drafter": "Qwen3-0.6B", "drafter_params": REMOVE}
+    write(tmp_path / "plain.json", changed(raw(PLAIN), **names))
+    write(tmp_path / "sd.json", changed(raw(SD), **names, **draft))
+    runs = read(tmp_path)
+    size, small = Size.read("Qwen3-8B"), Size.read("Qwen3-0.6B")
+    assert set(runs.table.verifier_params) == {size.params}
+    assert set(runs.table.verifier_kv_bytes) == {size.kv_bytes}
+    assert set(runs.table.drafter_params.dropna()) == {small.params}
+    assert len(found(runs, "give no size of their verifier, a model known by its name")) == 2
+    assert len(found(runs, "give no size of their drafter, a model known by its name")) == 1
+    # A given size holds for the runs that give a name, in any spelling; nothing is then assumed.
+    given = {"verifier": "qwen3-8b-fp8", "verifier_params": "8.2e9", "verifier_layers": REMOVE}
+    write(tmp_path / "given.json", changed(raw(CORPUS / "dense-115m_1.json"), **given))
+    runs = read(tmp_path)
+    assert set(runs.table.verifier_params) == {8.2e9} and runs.set_aside.empty
+    assert runs.table.verifier_layers.isna().all() and runs.table.verifier.nunique() == 1
+    assert not found(runs, "give no size of their verifier")
+
+
+def test_a_head_named_as_its_verifier_has_no_size_by_name(tmp_path: Path) -> None:
+    head = {"drafter": "DeepSeek-V3", "drafter_method": "mtp", "drafter_params": REMOVE}
+    runs = read(write(tmp_path / "sd.json", changed(raw(SD), **head)))
+    assert runs.table.drafter_params.isna().all()
+
+
+def test_an_unknown_verifier_is_refused_with_names_like_it(tmp_path: Path) -> None:
+    names = {"verifier_params": REMOVE, "verifier": "Qwen/Qwen3-9B"}
+    with pytest.raises(InputError, match="verifier_params is missing; .* known by name are Qwen3"):
+        read(write(tmp_path / "plain.json", changed(raw(PLAIN), **names)))

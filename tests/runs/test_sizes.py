@@ -1,6 +1,7 @@
 """Sizes: what is refused, what a config.json says, how wrong the assumed depth can be."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sd.errors import InputError
+from bayes_sd.runs import checkpoint
 from bayes_sd.runs.sizes import Size, features, typical_kv_gb, typical_layers
 
 
@@ -178,6 +180,16 @@ def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
         ({**LLAMA_8B, "hidden_size": True}, "hidden_size must be a positive whole number"),
         ({"hidden_size": 64}, "num_hidden_layers is missing; give the model's sizes instead"),
         ({**LLAMA_8B, "num_experts": 8}, "num_experts_per_tok is missing"),
+        ({**QWEN3_30B_A3B, "num_experts_per_tok": 129}, ".* experts_per_token is 129 of 128"),
+        ({**LLAMA_8B, "num_key_value_heads": 7}, "num_key_value_heads 7 do not divide 32 heads"),
+        ({**LLAMA_8B, "layer_types": ["full_attention"]}, "layer_types must say .* 32 layers"),
+        ({**LLAMA_8B, "layer_types": ["mamba"] * 32}, r"layer_types must say .* \['mamba'"),
+        ({**LLAMA_8B, "layer_types": ["linear_attention"] * 32}, "linear_num_key_heads is missing"),
+        ({**LLAMA_8B, "block_configs": [{}]}, "block_configs makes blocks unlike"),
+        (
+            {**LLAMA_8B, "architectures": ["ViTForImageClassification"]},
+            r"is of \['ViTForImageClassification'\], which is no language model; give the model's",
+        ),
         ([1], "is not a JSON object"),
         ({"text_config": 1}, "is not a JSON object"),
     ],
@@ -187,6 +199,91 @@ def test_a_config_that_lacks_something_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=rf"config\.json: {reason}"):
         Size.read(config(tmp_path, content))
+
+
+LISTED = tomllib.loads(Path(checkpoint.__file__).with_name("models.toml").read_text())
+
+
+@pytest.mark.parametrize("names", LISTED)
+def test_sizes_of_known_models_are_those_published(names: str) -> None:
+    """Within 3%; active counts, with or without embedding and head, also within their rounding."""
+    listed = LISTED[names]
+    size = Size.read(names.split()[0])
+    table = listed["vocab_size"] * listed["hidden_size"]
+    both = table if listed.get("tie_word_embeddings") else 2 * table
+    assert (size.params + both) / 1e9 == pytest.approx(listed["params"], rel=0.03)
+    active = listed.get("active_params", listed["params"])
+    last = 0.05 if isinstance(active, float) else 0.5
+    off = min(abs((size.active + part) / 1e9 - active) for part in (0, table, both))
+    assert off <= max(0.03 * active, last)
+    assert ("active_params" in listed) == bool(size.experts)
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_bytes"),
+    [
+        ("DeepSeek-R1", 61 * 2 * (512 + 64)),  # latent
+        ("gpt-oss-120b", 18 * 4 * 8 * 64),  # every second of 36 layers has a window of 128
+        ("Gemma-3-27B", 10 * 4 * 16 * 128),  # every sixth of 62 keeps all
+        ("Qwen3-Next-80B-A3B", 12 * 4 * 2 * 256),  # every fourth is not linear
+        ("Llama-4-Scout-17B-16E", 48 * 4 * 8 * 128),  # chunks of 8,192 hold most requests
+    ],
+)
+def test_keys_and_values_of_layers_that_keep_all(name: str, kv_bytes: int) -> None:
+    assert Size.read(name).kv_bytes == kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("scheme", "share"), [({"num_bits": 8, "type": "float"}, 0.5), (None, 1), ("fp8", 1)]
+)
+def test_keys_and_values_quantized_with_the_checkpoint(
+    tmp_path: Path, scheme: Any, share: float
+) -> None:
+    quantized = {**LLAMA_8B, "quantization_config": {"kv_cache_scheme": scheme}}
+    assert Size.read(config(tmp_path, quantized)).kv_bytes == share * 131072
+
+
+def test_layer_types_and_pattern_say_the_same(tmp_path: Path) -> None:
+    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(32)]
+    by_type = {**LLAMA_8B, "sliding_window": 128, "layer_types": kinds}
+    by_pattern = {**LLAMA_8B, "sliding_window": 128, "sliding_window_pattern": 2}
+    size = Size.read(config(tmp_path, by_type))
+    assert size == Size.read(config(tmp_path, by_pattern)) and size.kv_bytes == 131072 / 2
+    wide = Size.read(config(tmp_path, {**by_type, "sliding_window": 4096}))
+    assert wide.kv_bytes == 131072
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen3-30B-A3B"),
+        ("/models/Meta-Llama-3.1-8B-Instruct-FP8/", "Llama-3.1-8B"),
+        ("x/Meta-Llama-3.1-70B-Instruct-quantized.w4a16", "Llama-3.1-70B"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "Mistral-7B"),
+        ("yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", None),
+        ("Llama-8B", None),
+        ("", None),
+    ],
+)
+def test_names_that_are_known(name: str, known: str | None) -> None:
+    assert checkpoint.of_name(name) == (checkpoint.of_name(known) if known else {})
+
+
+def test_a_folder_comes_before_a_known_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "Qwen3-32B").mkdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        Size.read("Qwen3-33B")
+    assert Size.read(config(folder, LLAMA_8B)) == Size.read("Qwen3-32B") != Size.read("Qwen3-14B")
+
+
+def test_an_unknown_name_is_refused_with_those_like_it() -> None:
+    with pytest.raises(InputError, match="cannot be read .*; models known by name are Qwen3-32B"):
+        Size.read("Qwen/Qwen3-33B")
+    with pytest.raises(InputError, match=r"cannot be read \([\w ]+\)$"):
+        Size.read("my-model")
 
 
 def test_a_config_that_is_not_there_or_no_json(tmp_path: Path) -> None:
