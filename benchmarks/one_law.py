@@ -80,8 +80,7 @@ def arrays(rows: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def cycle(theta: dict[str, float], r: dict[str, np.ndarray], form: Form) -> np.ndarray:
     """Seconds of a cycle."""
-    o = {name: theta.get(name, 0.0) for name in PRIOR}
-    mem, cmp = theta["e_mem"], theta["e_cmp"]
+    o, mem, cmp = {n: theta.get(n, 0.0) for n in PRIOR}, theta["e_mem"], theta["e_cmp"]
     tokens = r["batch"] * (r["k"] + 1)
     touched = r["batch"] * (r["k"] + 1) ** theta.get("alike", 1.0)
     touches = -np.log(np.where(r["experts"] > 0, r["idle"], 0.5)) * touched
@@ -135,8 +134,8 @@ def eight(rows: pd.DataFrame) -> np.ndarray:
     """Columns of the eight-coefficient law: coverage by independent tokens, one e_mem, sums."""
     r = arrays(rows)
     tokens = r["batch"] * (r["k"] + 1)
-    read = r["shared"] + r["experts"] * (1 - r["idle"] ** tokens)
-    keys, layers = r["batch"] * (300 + r["output"] / 2) * r["kv"], r["layers"]
+    read, layers = r["shared"] + r["experts"] * (1 - r["idle"] ** tokens), r["layers"]
+    keys = r["batch"] * (300 + r["output"] / 2) * r["kv"]
     return np.stack([layers, layers * (r["dies"] > 1), read / r["bw"], keys / r["bw"], r["batch"],
                      2 * r["active"] * tokens / r["flops"], r["k"], 2 * r["k"] * r["drafter"]
                      / r["bw"]], axis=1)  # fmt: skip
@@ -190,7 +189,7 @@ def candidates(rows: pd.DataFrame, forms: dict[str, Form]) -> pd.DataFrame:
             each = held.abs().groupby(gb200["system"]).median()
             row["systems left out"] = " ".join(f"{100 * x:.1f}" for x in each)
             row["sign"] = decisions(gb200, held)[1]
-        row["machine left out"] = float(np.median(list(transfer(parts, form, fits).values())))
+        row["machine left out"] = pd.Series(transfer(parts, form, fits), dtype=float).median()
         out[name] = row
     return pd.DataFrame(out).T
 
@@ -279,8 +278,8 @@ def main(tables: list[str]) -> None:
 
     everything = every_row()
     rows, past = everything[~everything["past"]], everything[everything["past"]]
-    for question, forms in QUESTIONS.items():
-        show(question, lambda forms=forms: candidates(rows, forms))
+    for name, forms in QUESTIONS.items():
+        show(name, lambda forms=forms: candidates(rows, forms))
     parts = {str(machine): part for machine, part in rows.groupby("machine")}
     fits = {machine: fit(part, LAW) for machine, part in parts.items()}
     if len(past):
@@ -291,8 +290,9 @@ def main(tables: list[str]) -> None:
         errors[f"systems: {name}"] = transfer(parts, LAW, fits, *how)
     show("machines", lambda: pd.DataFrame(errors))
     known = {m: {n: one.theta[n] for n in one.known()} for m, one in fits.items()}
-    people = pd.DataFrame(population(one for m, one in fits.items() if "CPU" not in m)).T
-    table = pd.DataFrame(known).assign(median=people[0], log_sd=people[1]).reindex(LAW.names())
+    people = population(one for m, one in fits.items() if "CPU" not in m)
+    people = pd.DataFrame.from_dict(people, orient="index", columns=["median", "log_sd"])
+    table = pd.DataFrame(known).reindex(LAW.names()).join(people)
     show("coefficients", lambda: table.T.map("{:.3g}".format).replace("nan", ""))
 
 
