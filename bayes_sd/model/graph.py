@@ -82,7 +82,7 @@ def _positive(
         logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
     else:
         root = np.linalg.cholesky(known.correlation(tuple(p.name for p in which)))
-        how: dict[str, Any] = {"logp": _normal, "random": _draw_normal, "dims": dims}
+        how: dict[str, Any] = {"logp": _normal, "dist": _draw_normal, "dims": dims}
         how |= {"signature": "(n),(n,n)->(n)", "default_transform": transform}
         logs = pm.CustomDist(f"log_{name}", middle, sd[:, None] * root, **how)
     return pm.Deterministic(name, pt.exp(logs), dims=dims)
@@ -94,8 +94,8 @@ def _normal(value: Any, middle: Any, root: Any) -> Any:
     return (-(z**2) / 2 - np.log(2 * np.pi) / 2 - pt.log(pt.diagonal(root))).sum()
 
 
-def _draw_normal(middle: Any, root: Any, rng: Any, size: Any) -> Any:
-    return middle + rng.standard_normal((*(size or ()), len(middle))) @ root.T
+def _draw_normal(middle: Any, root: Any, size: Any) -> Any:
+    return pm.MvNormal.dist(middle, chol=root, size=size)
 
 
 def _random(prior: Prior) -> Any:
