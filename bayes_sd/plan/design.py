@@ -137,17 +137,17 @@ def plan_sweep(
         data, where = load_yaml(description), str(description)
         base = Path(description).parent
     d = _described(data, where)
-    fewest, most = d.runs_per_server
-    for runs in range(most, fewest - 1, -1):
-        plan = _design(d, runs, base, where)
-        if plan.minutes <= d.time_budget_minutes:
-            break
-    else:
-        raise InputError(
-            f"{where}: {len(plan.servers)} servers with {fewest} runs each take "
-            f"{plan.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
-            "take fewer verifiers or sd_servers_per_verifier"
-        )
+    fewest, runs = d.runs_per_server
+    while (plan := _design(d, runs, base, where)).minutes > d.time_budget_minutes:
+        if runs == fewest:
+            raise InputError(
+                f"{where}: {len(plan.servers)} servers with {fewest} runs each take "
+                f"{plan.minutes:.0f} minutes; time_budget_minutes is {d.time_budget_minutes:g}, so "
+                "take fewer verifiers or sd_servers_per_verifier"
+            )
+        # Starting servers takes time too, so no number between these fits.
+        fits = int(runs * d.time_budget_minutes / plan.minutes) + 1
+        runs = max(fewest, min(runs - 1, fits))
     if folder is None:
         return plan
     files = write_sweep(folder, plan.servers, plan.points, d.vllm, d.environment, d.seed)

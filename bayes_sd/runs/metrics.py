@@ -201,10 +201,13 @@ def _latency(window: Window, name: str) -> Latency:
     if not len(bounds) or not np.array_equal(bounds, same):
         return Latency(mean_s=total / n)
     upto = after - before
+    finite = bounds[:-1]
+    if not (np.isfinite(finite).all() and (np.diff(bounds, prepend=0.0) > 0).all()):
+        raise InputError(f"the buckets of {name} have impossible bounds")
     if not math.isinf(bounds[-1]) or (np.diff(upto) < 0).any() or upto[-1] != n:
         raise InputError(f"the buckets of {name} do not add up to its count of {n:.0f}")
     counts = np.diff(upto, prepend=0.0)
-    lowest = counts @ np.concatenate([[0.0], bounds[:-1]])
+    lowest = counts @ np.concatenate([[0.0], finite])
     highest = counts[counts > 0] @ bounds[counts > 0]
     if not lowest * (1 - 1e-9) <= total <= highest * (1 + 1e-9):
         limits = f"{lowest:g} to {highest:g}"

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -362,3 +363,12 @@ def test_an_impossible_position_leaves_the_totals(
     (run,) = read(write(tmp_path / "m.txt", changed), window_s=90, **SD).table.to_dict("records")
     assert run["accepted_tokens"] > 0 and run["drafts"] > 0
     assert math.isnan(run["accepted_1"])
+
+
+@pytest.mark.parametrize("bound", ["-Inf", "-0.5", "0"])
+def test_impossible_bounds_are_refused(bound: str, steady: Scrapes, tmp_path: Path) -> None:
+    ttft = "vllm:time_to_first_token_seconds_bucket"
+    changed = [(t, re.sub(rf'({ttft}.*le=")0.25"', rf'\g<1>{bound}"', b)) for t, b in steady]
+    assert changed != steady
+    with pytest.raises(InputError, match="buckets of .* have impossible bounds"):
+        read(write(tmp_path / "m.txt", changed), window_s=90, **SD)
