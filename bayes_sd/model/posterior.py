@@ -79,8 +79,7 @@ class Posterior:
         return table[table["saturated"] == saturated].reset_index(drop=True)
 
     def _frame(self, group: str) -> pd.DataFrame:
-        table = self.tree[group].to_dataset().to_dataframe()
-        # As plain objects names are compared and filtered several times faster.
+        table = self.tree[group].to_dataset().to_dataframe()  # names are faster as plain objects
         return table.astype(dict.fromkeys(table.select_dtypes("str").columns, object))
 
     @cached_property
@@ -217,8 +216,7 @@ class Posterior:
 
     def measured_positions(self, pair: Mapping[str, Any]) -> int:
         """Positions at which a pair's acceptance was counted; 0 where it was not."""
-        group = self.tree["acceptance"].to_dataset()
-        index = pair_index(group, pair)
+        index = pair_index(group := self.tree["acceptance"].to_dataset(), pair)
         return 0 if index is None else int(group["positions"][index])
 
     def with_columns(self, **columns: np.ndarray) -> Self:
