@@ -91,6 +91,29 @@ def test_shares_of_a_capacity_spread_from_idle_to_overload(tmp_path: Path) -> No
     assert max(long) <= 12 * (32 + 64) / (128 + 64)
 
 
+@pytest.mark.parametrize("minutes", [60, 200, 900])
+def test_the_most_runs_that_fit_are_found_in_few_designs(
+    minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bayes_sd.plan import design
+
+    tried: dict[int, float] = {}
+    real = design._design
+
+    def noted(d: Any, runs: int, *more: Any) -> Any:
+        plan = real(d, runs, *more)
+        tried[runs] = plan.minutes
+        return plan
+
+    monkeypatch.setattr(design, "_design", noted)
+    path = described(tmp_path, time_budget_minutes=minutes, runs_per_server=[1, 1000])
+    plan_sweep(path)
+    found = min(tried)
+    assert tried[found] <= minutes and len(tried) < 30
+    plan_sweep(described(tmp_path, time_budget_minutes=1e6, runs_per_server=[1, found + 1]))
+    assert tried[found + 1] > minutes
+
+
 def test_a_tight_budget_means_fewer_runs_and_then_a_refusal(tmp_path: Path) -> None:
     free = plan_sweep(described(tmp_path))
     tight = plan_sweep(described(tmp_path, time_budget_minutes=free.minutes - 1))
