@@ -89,8 +89,7 @@ class LatencyModel:
         What a server may differ in from its models' costs: ``("slowness", "crowding")``, or
         ``("slowness",)`` for sweeps taken back to back on one machine.
     law : Law
-        Which parts the law has. With tiles, the tokens of a measured run's passes are those that
-        its own latency implies (Little).
+        Which parts the law has.
     pooling : {"partial", "none", "complete"}
         Whether verifiers and drafters scatter around the size laws by a learned amount, each stands
         for itself, or they and all servers obey the laws; new ones may then still lie off them as
@@ -179,16 +178,10 @@ class LatencyModel:
     def _start(self, design: Design) -> dict[str, Any]:
         """Where chains start."""
         own = tuple(p for p in self.priors if p.name in self.law.terms)
-        return {"log_law": start(design, own, self.law)}
+        return {"log_law": start(design, design.told(own), self.law)}
 
     def refitter(self, runs: Runs) -> Refitter:
         """The model compiled so that refits without some runs cost sampling only."""
-        # With tiles the run's own latency says how full its passes were: no run left out may tell.
-        if self.law.tile_tokens > 1:
-            raise InputError(
-                f"tile_tokens = {self.law.tile_tokens:g}: leave-out refits need a law without "
-                "tiles; fit the rest and predict the others."
-            )
         design = self.design(runs)
         return Refitter.of(self.graph(design, keep_runs=True), design, self._start(design))
 

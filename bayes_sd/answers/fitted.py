@@ -11,9 +11,18 @@ from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
-from bayes_sd.model.design import NONE, SERVER, build_design, coefficients, run_workload
+from bayes_sd.model.design import (
+    MACHINE,
+    NONE,
+    SERVER,
+    build_design,
+    coefficients,
+    machine,
+    run_workload,
+)
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
+from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.check import place
@@ -233,13 +242,9 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    stages = fit.law.stages(terms, sizes | {"drafter": 0.0}, inputs)
-    costs = (
-        stages.prefill_alone,
-        stages.prefill_others,
-        stages.verify_alone + stages.experts,
-        stages.verify_others,
-    )
+    sizes |= {"drafter": 0.0, **machine(**fit.servers[list(MACHINE)].mean())}
+    stages = whole(fit.law.stages(terms, sizes, inputs))
+    costs = [getattr(stages, name) for name in VERIFIER_COSTS]
     tail, rows = (1 - prob) / 2, []
     for i, (name, dense) in enumerate(zip(VERIFIER_COSTS, costs, strict=True)):
         ratio = np.exp(fit.moe_effect[:, i])

@@ -99,6 +99,7 @@ def scatter(
             ttft_s=kept(said.ttft_s, 1.0),
             prefill_s=kept(said.prefill_s, 0.0),
             c1_s=kept(said.c1_s, said.c2_s),
+            added_s=kept(said.added_s, said.c2_s),
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)

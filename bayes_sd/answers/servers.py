@@ -9,10 +9,19 @@ import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.acceptance import generator
-from bayes_sd.model.design import NONE, SERVER, coefficients, same_key, server_label
+from bayes_sd.model.design import (
+    MACHINE,
+    NONE,
+    SERVER,
+    coefficients,
+    machine,
+    same_key,
+    server_label,
+)
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
+from bayes_sd.runs.machine import captured
 from bayes_sd.runs.sizes import Size
 
 
@@ -158,6 +167,21 @@ def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
     return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
 
 
+def machine_of(posterior: Posterior, environment: str, verifier: Any, k: int) -> dict[str, float]:
+    """What the law knows of an environment's machine, for passes that draft `k` tokens."""
+    there = posterior.servers[posterior.servers["environment"] == environment]
+    own = there[there["verifier"] == verifier] if isinstance(verifier, str) else there
+    facts: dict[str, float] = there[list(MACHINE)].iloc[0].to_dict()
+    facts["weight_bits"] = np.nan
+    if isinstance(verifier, str) and len(own):
+        facts["weight_bits"] = own["weight_bits"].iloc[0]
+    most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
+    known = len(same) or not 0 < most < np.inf
+    facts["captured_tokens"] = same["captured_tokens"].max() if len(same) else most
+    facts["captured_tokens"] = facts["captured_tokens"] if known else captured(k, int(most))
+    return {name: float(value) for name, value in machine(**facts).items()}
+
+
 def environment_of(posterior: Posterior, server: Server) -> str:
     """Where a server runs."""
     known = posterior.environments
@@ -229,6 +253,7 @@ def resolve(
     if drafter_i is not None:
         sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])
     environment, pair = environment_of(posterior, server), find_pair(posterior, server)
+    sizes |= machine_of(posterior, environment, v, server.k)
     key = {
         "verifier": v if isinstance(v, str) else "",
         "drafter": name_of(d) if d is None or isinstance(d, str) else "",

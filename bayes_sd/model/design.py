@@ -1,16 +1,17 @@
 """From runs or questions to the inputs of the law: one builder for the model and for answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER_COSTS
+from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
+from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import tokens_in_pass
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.schema import Runs
@@ -25,8 +26,12 @@ SIZES = (
     *("verifier_params", "verifier_active_params", "experts", "experts_per_token"),
     *("verifier_layers", "verifier_kv_bytes"),
 )
+MACHINE = ("gb_per_s", "tflops", "dies", "captured_tokens", "weight_bits")
 PAIR = ["verifier", "drafter", "acceptance_imposed"]
 SERVER = [*PAIR, "draft_tokens", "environment"]
+# Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
+TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
+WEIGHT_BITS = 16.0
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
 
@@ -75,6 +80,32 @@ def coefficients(
     combined |= dict(zip(names, (*verifier, *drafter), strict=True))
     crowding = server[1] if len(server) > 1 else 1.0
     return combined | {"factor_slowness": server[0], "factor_crowding": crowding}
+
+
+def machine(
+    gb_per_s: Any = np.nan,
+    tflops: Any = np.nan,
+    dies: Any = 1.0,
+    captured_tokens: Any = np.nan,
+    weight_bits: Any = np.nan,
+) -> dict[str, Any]:
+    """What the law knows of machines and stored weights: typical values where it is NaN."""
+    given = (np.asarray(x, float) for x in (gb_per_s, tflops, captured_tokens, weight_bits))
+    gb_per_s, tflops, captured, bits = given
+    bits = np.where(np.isnan(bits), WEIGHT_BITS, bits)
+    return {
+        "gb_per_s": np.where(np.isnan(gb_per_s), TYPICAL_GB_PER_S, gb_per_s),
+        "tflops": np.where(np.isnan(tflops), TYPICAL_TFLOPS, tflops),
+        "dies": np.asarray(dies, float),
+        "captured": np.where(np.isnan(captured), np.inf, captured),
+        "bytes": bits / 8,
+        "drafter_bytes": np.maximum(bits, WEIGHT_BITS) / 8,  # heads are seldom quantized
+    }
+
+
+def run_machine(table: pd.DataFrame) -> dict[str, Any]:
+    """:func:`machine` of measured runs."""
+    return machine(**{name: _numbers(table, name) for name in MACHINE})
 
 
 def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -153,6 +184,36 @@ class Design:
         return self.moe and not self.verifiers["moe"].all()
 
     @property
+    def untold(self) -> frozenset[str]:
+        """Coefficients of the law that multiply nothing in these runs."""
+        moe, past = self.verifiers["moe"] > 0, self.data["pass_tokens"] > self.data["captured"]
+        paced = moe.to_numpy()[self.data["verifier_i"][past]]
+        experts = ("overhead_experts", "uneven_experts") if not self.moe else ()
+        pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())
+        alone = ("overhead_parallel",) if (self.data["dies"] <= 1).all() else ()
+        return frozenset((*experts, *pace, *alone))
+
+    def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
+        """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
+        known = {name: self.table[name].notna().all() for name in ("gb_per_s", "tflops")}
+        rows = []
+        for prior in (p for p in priors if p.name not in self.untold):
+            sheet = known["tflops" if prior.name.startswith("prefill_token") else "gb_per_s"]
+            wide = prior.b if sheet else float(np.hypot(prior.b, prior.unknown))
+            rows.append(replace(prior, b=wide))
+        return tuple(rows)
+
+    def all_terms(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Coefficients of the law, those that multiply nothing here as none."""
+        return dict.fromkeys(self.untold, 0.0) | dict(told)
+
+    def fitted_law(self, law: Law) -> Law:
+        """The law without captured graphs, where every pass had one."""
+        if {"pace_dense", "pace_experts"} <= self.untold:
+            return replace(law, parts=tuple(p for p in law.parts if p != "graphs"))
+        return law
+
+    @property
     def own_factors(self) -> tuple[str, ...]:
         """Levels whose members differ; of one alone the law itself says what it costs."""
         return tuple(n for n in EFFECT_DIMS if len(getattr(self, f"{n}s")) > 1)
@@ -192,6 +253,7 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({i})" for i, label in enumerate(labels, start=1)]
     servers["server"] = labels
+    servers = servers.join(groups[list(MACHINE)].first().reset_index(drop=True))
     table = table.assign(server=np.array(labels, object)[groups.ngroup()])
     levels = {
         "verifier": verifiers.index,
@@ -203,7 +265,7 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
         f"{name}_i": np.maximum(level.get_indexer(pd.Index(table[name])), 0)
         for name, level in levels.items()
     }
-    data = indices | run_workload(table) | _observed(table, steady)
+    data = indices | run_workload(table) | run_machine(table) | _observed(table, steady)
     return Design(table, sizes, drafters / GIGA, servers, environments, data)
 
 

@@ -12,16 +12,23 @@ import pytensor.scalar as ps
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
 
-from bayes_sd.model.design import Design, coefficients
+from bayes_sd.model.design import Design, coefficients, run_machine
 from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import population
+from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import coverage
 
 # Coefficients that add up to a cost: of the first request, and of each other one.
 GROUPS = (
     (
-        ("verify_alone", ("weights_per_pass", "overhead_verify_alone", "host_verify_alone")),
+        (
+            "verify_alone",
+            (
+                *("read_weights", "overhead_verify_alone", "overhead_pass", "host_verify_alone"),
+                *("overhead_experts", "overhead_parallel"),
+            ),
+        ),
         ("prefill_alone", ("prefill_token_alone", "overhead_prefill_alone", "host_prefill_alone")),
         ("draft_alone", ("overhead_draft_alone",)),
     ),
@@ -30,13 +37,16 @@ GROUPS = (
             "prefill_others",
             ("prefill_token_others", "overhead_prefill_others", "host_prefill_others"),
         ),
-        ("verify_others", ("overhead_verify_others", "host_verify_others", "decode_token_ratio")),
-        ("draft_others", ("overhead_draft_others", "draft_token_ratio")),
+        (
+            "verify_others",
+            ("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),
+        ),
+        ("draft_others", ("overhead_draft_others",)),
     ),
 )
 WEIGHTLESS = 1e-3  # 1e9 parameters
-RATIOS = ("decode_token_ratio", "draft_token_ratio")  # to prefill_token_others
-CURVES = ("attention_tokens", "context_tokens")  # what costs depend on otherwise than by a factor
+RATIOS = ("decode_token_ratio",)  # to prefill_token_others
+CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a factor
 # Share of an effect's scale that is left to its own value: 1 where its runs say more than the
 # scale does, 0 where they say less.
 CENTRED = {
@@ -81,11 +91,13 @@ class CostShares(Transform):
     ndim_supp = 1
 
     def __init__(self, design: Design, law: Law) -> None:
-        self.law, self.terms = law, tuple(p.name for p in population(law))
+        self.law, self.design = law, design
+        self.terms = tuple(p.name for p in design.told(population(law)))
         data, drafters = design.data, design.drafters["drafter_params"]
         runs = design.verifiers.iloc[data["verifier_i"]]
-        touched = runs["expert"] * coverage(runs["idle"], data["pass_tokens"])
-        self.sizes = runs.assign(expert=touched).mean().to_dict()
+        touched = runs["expert"] * coverage(runs, data["pass_tokens"])[0]
+        machine = {name: np.mean(x) for name, x in run_machine(design.table).items()}
+        self.sizes = runs.assign(expert=touched).mean().to_dict() | machine
         # A drafter without weights, or none, has no cost to take the log of.
         self.sizes["drafter"] = max(float(drafters.mean()) if len(drafters) else 0.0, WEIGHTLESS)
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
@@ -104,8 +116,7 @@ class CostShares(Transform):
                 ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
                 if term in RATIOS:
                     ones["prefill_token_others"] = 1.0
-                costs = self.law.stages(coefficients(ones), at, at)
-                costs = costs._replace(verify_alone=costs.verify_alone + costs.experts)
+                costs = whole(self.law.stages(coefficients(self.design.all_terms(ones)), at, at))
                 found[term] = ps.log(getattr(costs, stage) * at[stage.split("_")[0]])
         return found
 

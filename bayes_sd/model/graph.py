@@ -9,10 +9,11 @@ import pymc as pm
 import pytensor.tensor as pt
 
 from bayes_sd.model import priors as known
-from bayes_sd.model.design import SPREADS, Design, coefficients, run_workload
+from bayes_sd.model.design import SPREADS, Design, coefficients, run_machine, run_workload
 from bayes_sd.model.geometry import CENTRED, Centred, CostShares
 from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
+from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
 from bayes_sd.physics.noise import NU, request_variance, run_scale, spread_error, t_cdf
 
@@ -29,15 +30,16 @@ def build(
 ) -> pm.Model:
     """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
     by_name = {p.name: p for p in priors}
-    with pm.Model(coords=_coords(design, server_effects, law)) as model:
+    told = design.told(tuple(by_name[p.name] for p in population(law)))
+    with pm.Model(coords=_coords(design, server_effects, told)) as model:
         data = {name: pm.Data(name, values) for name, values in _observations(design).items()}
-        law_terms = _positive("law", population(law), by_name, CostShares(design, law))
-        noise, noise_terms = _positive("noise", known.NOISE, by_name), [p.name for p in known.NOISE]
-        groups = {
-            "law": Group([p.name for p in population(law)], law_terms),
-            "noise": Group(noise_terms, noise),
-        }
-        factors = _factors(design, _typical_costs(design, law_terms, law), by_name, pooling)
+        law_terms = _positive("law", told, CostShares(design, law))
+        noise_terms = [p.name for p in known.NOISE]
+        noise = _positive("noise", tuple(by_name[name] for name in noise_terms))
+        groups = {"law": Group([p.name for p in told], law_terms)}
+        typical = _typical_costs(design, groups, law)
+        groups["noise"] = Group(noise_terms, noise)
+        factors = _factors(design, typical, by_name, pooling)
         for level, values in factors.items():
             if pooling != "complete":  # what only the family moves is no factor of its own
                 pm.Deterministic(f"factor_{level}", values, dims=EFFECT_DIMS[level])
@@ -47,19 +49,19 @@ def build(
             factor = _environments(by_name)
             names, index = model.coords["hardware"], design.data["environment_i"]
             groups["environment"] = Group(names, factor, index)
-        said = per_run(partial(_of_run, law, design.moe), groups, _inputs(design))
+        said = per_run(partial(_of_run, law, design), groups, _inputs(design))
         _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
     return model
 
 
-def _coords(design: Design, server_effects: tuple[str, ...], law: Law) -> dict[str, Any]:
+def _coords(design: Design, server_effects: tuple[str, ...], told: tuple[Prior, ...]) -> dict[str, Any]:
     """Names of all dimensions."""
     coords = {
         "run": np.arange(len(design.table)),
         "verifier_cost": list(known.VERIFIER_COSTS),
         "server_effect": list(server_effects),
         "hardware": list(known.HARDWARE),
-        "law_term": [p.name for p in population(law)],
+        "law_term": [p.name for p in told],
         "noise_term": [p.name for p in known.NOISE],
         "verifier": design.verifiers.index.tolist(),
         "server": design.servers["server"].tolist(),
@@ -71,17 +73,14 @@ def _coords(design: Design, server_effects: tuple[str, ...], law: Law) -> dict[s
     return coords
 
 
-def _positive(
-    name: str, which: tuple[Prior, ...], by_name: dict[str, Prior], transform: Any = None
-) -> Any:
+def _positive(name: str, priors: tuple[Prior, ...], transform: Any = None) -> Any:
     """Positive scalars as one log-normal vector: a short graph compiles sooner."""
-    priors = [by_name[p.name] for p in which]
     middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
     dims = f"{name}_term"
     if transform is None:
         logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
     else:
-        root = np.linalg.cholesky(known.correlation(tuple(p.name for p in which)))
+        root = np.linalg.cholesky(known.correlation(tuple(p.name for p in priors)))
         how: dict[str, Any] = {"logp": _normal, "dist": _draw_normal, "dims": dims}
         how |= {"signature": "(n),(n,n)->(n)", "default_transform": transform}
         logs = pm.CustomDist(f"log_{name}", middle, sd[:, None] * root, **how)
@@ -126,7 +125,7 @@ def _inputs(design: Design) -> dict[str, np.ndarray]:
     drafter = drafters[data["drafter_i"]] if len(drafters) else 0.0
     verifier = _columns(design.verifiers.iloc[data["verifier_i"]])
     known_too = {name: data[name] for name in ("requests", "pass_tokens", "drafted")}
-    return {**run_workload(design.table), **verifier, **known_too,
+    return {**run_workload(design.table), **run_machine(design.table), **verifier, **known_too,
             "drafter": drafter * data["drafted"]}  # fmt: skip
 
 
@@ -134,13 +133,14 @@ def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {str(name): values.to_numpy(float) for name, values in table.items()}
 
 
-def _of_run(law: Law, moe: bool, parameters: Any, values: Any, detach: Any) -> dict[str, Any]:
+def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any) -> dict[str, Any]:
     """What likelihoods take of one run."""
+    law = design.fitted_law(law)
     levels = [level for level in (*EFFECT_DIMS, "environment") if level in parameters]
     effects: Any = {level: list(parameters[level].values()) for level in levels}
-    terms, noise = coefficients(parameters["law"], **effects), parameters["noise"]
+    terms, noise = coefficients(design.all_terms(parameters["law"]), **effects), parameters["noise"]
     # A float says so where there are no experts: no fixed point to iterate.
-    sizes = values if moe else {**values, "expert": 0.0}
+    sizes = values if design.moe else {**values, "expert": 0.0}
     stages = law.stages(terms, sizes, values)
     said = outcome(stages, terms["queue_cycles"], sizes, values, SOFTNESS, detach, law)
     rows = {}
@@ -152,20 +152,21 @@ def _of_run(law: Law, moe: bool, parameters: Any, values: Any, detach: Any) -> d
     return rows
 
 
-def _typical_costs(design: Design, law_terms: Any, law: Law) -> dict[str, Any]:
+def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    group = {"law": Group([p.name for p in population(law)], law_terms)}
-    nothing = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter"), 0.0)
+    nothing = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0)
+    machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
 
     def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:
         def costs(parameters: Any, values: Any, _: Any) -> dict[str, Any]:
-            of_one = nothing | {name: values[name] for name in sizes}
-            stages = law.stages(coefficients(parameters["law"]), of_one, values)
-            whole = stages._replace(verify_alone=stages.verify_alone + stages.experts)
-            return {"costs": [getattr(whole, name) for name in names]}
+            of_one = nothing | dict(values)
+            terms = coefficients(design.all_terms(parameters["law"]))
+            stages = whole(law.stages(terms, of_one, values))
+            return {"costs": [getattr(stages, name) for name in names]}
 
         lengths = ("k", "prompt_tokens", "output_tokens")
-        mean = {n: np.full(len(sizes), design.data[n].mean()) for n in lengths}
+        typical = {n: design.data[n].mean() for n in lengths} | machine
+        mean = {n: np.full(len(sizes), value) for n, value in typical.items()}
         return pt.log(per_run(costs, group, _columns(sizes) | mean)["costs"])
 
     verifiers = logs(known.VERIFIER_COSTS, design.verifiers)

@@ -143,8 +143,10 @@ class Posterior:
 
     @cached_property
     def law_terms(self) -> dict[str, np.ndarray]:
-        """Draws of the population coefficients."""
-        return self._named("law")
+        """Draws of the population coefficients; of those that no run tells, their prior's."""
+        told = self._named("law")
+        others = (name for name in self.law.terms if name not in told)
+        return told | {name: self._from_prior(name, 1) for name in others}
 
     @cached_property
     def noise(self) -> dict[str, np.ndarray]:

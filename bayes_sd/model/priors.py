@@ -18,9 +18,10 @@ SERVER_EFFECTS = ("slowness", "crowding")
 HARDWARE = {  # coefficients that share a factor of each environment
     "overhead": (
         *(f"host_{cost}" for cost in VERIFIER_COSTS),
-        *(f"overhead_{cost}" for cost in (*VERIFIER_COSTS, *DRAFTER_COSTS)),
+        *(f"overhead_{cost}" for cost in (*VERIFIER_COSTS[:3], *DRAFTER_COSTS)),
+        *(f"overhead_{each}" for each in ("pass", "experts", "parallel", "token")),
     ),
-    "memory": ("weights_per_pass",),
+    "memory": ("read_weights", "read_keys"),
     "compute": ("prefill_token_alone", "prefill_token_others"),
 }
 EFFECT_DIMS = {
@@ -43,6 +44,7 @@ class Prior:
     meaning: str
     reason: str
     dims: tuple[str, ...] = ()
+    unknown: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("lognormal", "normal"):

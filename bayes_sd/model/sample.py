@@ -13,7 +13,7 @@ import xarray as xr
 
 from bayes_sd.errors import InputError
 from bayes_sd.model.compiled import compile_nutpie
-from bayes_sd.model.design import Design, coefficients
+from bayes_sd.model.design import Design, coefficients, run_machine
 from bayes_sd.model.priors import Prior, in_plain_words, settled_by
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
 
@@ -65,12 +65,14 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
     sizes = {str(n): values.to_numpy(float)[verifier] for n, values in design.verifiers.items()}
     drafters = design.drafters["drafter_params"].to_numpy(float)
     sizes["drafter"] = (drafters[data["drafter_i"]] if len(drafters) else 0.0) * data["drafted"]
+    sizes |= {name: data[name] for name in run_machine(design.table)}
+    law = design.fitted_law(law)
     alone = design.table.groupby(["server", "prompt_tokens", "output_tokens"])["e2e_mean_s"]
     crowding = (design.table["e2e_mean_s"] / alone.transform("min")).to_numpy()
 
     def errors(z: np.ndarray) -> np.ndarray:
         terms = dict(zip((p.name for p in priors), np.exp(middle + sd * z), strict=True))
-        stages = law.stages(coefficients(terms), sizes, data)
+        stages = law.stages(coefficients(design.all_terms(terms)), sizes, data)
         said = outcome(stages, terms["queue_cycles"], sizes, data, SOFTNESS, law=law)
         e2e = (np.log(said.e2e_s) - data["log_e2e"]) / (START_ERROR * crowding)
         ttft = (np.log(said.ttft_s) - data["log_ttft"]) / (2 * START_ERROR * crowding)

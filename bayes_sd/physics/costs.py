@@ -1,4 +1,4 @@
-"""Stage costs of a draft-verify server: the parts they add up from, and their sum over a request.
+"""Stage costs of a draft-verify server: bytes and arithmetic over what its machine offers.
 
 Units: seconds; model sizes in 1e9 parameters; ``alone`` is what a request costs by itself,
 ``others`` what each other request in flight adds to it.
@@ -8,17 +8,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PROMPT_TOKENS = 512.0  # prompt length at which prefill slopes are quoted, whatever the curvature
-CONTEXT_TOKENS = 1000.0  # context at which the cost of a sequence in a pass is quoted
-KV_GB = 4.096e-6  # keys and values of one token and layer: 8 heads of 128 in 16 bits
-OTHERS = ("prefill_others", "verify_others", "draft_others")
+FLOP_S = 2e-3  # seconds of a multiply and an add for each of 1e9 parameters at 1 TFLOP/s
+OTHERS = ("prefill_others", "verify_others", "compute_others", "draft_others")
 VERIFIER = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 
 
 class Stages(NamedTuple):
     """Stage costs in seconds.
 
-    A verify pass of a mixture of experts costs ``verify_alone + coverage * experts``. Where
-    arithmetic comes in tiles, ``tile_token`` is what each token saves that fills up a tile.
+    A verify pass beside ``B`` others costs ``verify_alone + B verify_others``, and what the longer
+    of reading and computing takes (`both`): ``weights + coverage * experts`` and
+    ``compute_alone + B compute_others``. `uneven` is how unevenly tokens choose experts, see
+    :func:`bayes_sd.physics.queue.coverage`. Beyond captured graphs a cycle takes `pace` or more.
     ``prefill_ahead`` is the part of ``prefill_others`` that comes before a request's first token
     where a concurrency is held.
     """
@@ -26,21 +27,19 @@ class Stages(NamedTuple):
     prefill_alone: Any = 0.0
     prefill_others: Any = 0.0
     verify_alone: Any = 0.0
-    experts: Any = 0.0
     verify_others: Any = 0.0
+    weights: Any = 0.0
+    experts: Any = 0.0
+    compute_alone: Any = 0.0
+    compute_others: Any = 0.0
     draft_alone: Any = 0.0
     draft_others: Any = 0.0
-    tile_token: Any = 0.0
+    pace: Any = 0.0
+    uneven: Any = 0.0
     prefill_ahead: Any = 0.0
 
 
-class Totals(NamedTuple):
-    """Latency coefficients of a request, s: ``C1 = c1 + coverage * experts``, ``C2 = c2``."""
-
-    c1: Any
-    experts: Any
-    c2: Any
-    tile_token: Any = 0.0
+TIMES = tuple(name for name in Stages._fields if name != "uneven")
 
 
 def absent(cost: Any) -> bool:
@@ -64,22 +63,25 @@ def add(*parts: Stages) -> Stages:
     return Stages(*(sum(costs, 0.0) for costs in present))
 
 
+def larger(one: Any, other: Any) -> Any:
+    """The larger of two values, by operators."""
+    return (one + other + abs(one - other)) / 2
+
+
+def whole(stages: Stages) -> Stages:
+    """With all that a pass reads and computes in its costs, as if one came after the other."""
+    s = stages
+    return s._replace(
+        verify_alone=s.verify_alone + s.weights + s.experts,
+        verify_others=s.verify_others + s.compute_others,
+    )
+
+
 def draft_passes(k: Any, drafter_loaded: Any) -> Any:
     """Passes of the drafter in a cycle: `k`, and one at ``k = 0`` where a drafter is loaded."""
     # vLLM runs the first pass even when nothing is to be drafted, so that the drafter's keys and
     # values stay complete for when drafting begins again.
     return k + drafter_loaded * (k < 1)
-
-
-def combine(stages: Stages, passes: Any, cycles: Any) -> Totals:
-    """Stage costs of a request, equation (2): ``C_i = prefill + n (verify + passes draft)``."""
-    s = stages
-    return Totals(
-        c1=s.prefill_alone + cycles * (s.verify_alone + passes * s.draft_alone),
-        experts=times(s.experts, cycles),
-        c2=s.prefill_others + cycles * (s.verify_others + passes * s.draft_others),
-        tile_token=times(s.tile_token, cycles),
-    )
 
 
 def prompt_work(prompt_tokens: Any, attention_tokens: Any) -> Any:
@@ -92,18 +94,9 @@ def prompt_work(prompt_tokens: Any, attention_tokens: Any) -> Any:
     return prompt_tokens * share
 
 
-def context_work(layers: Any, kv_gb: Any, context_tokens: Any, balance_tokens: Any) -> Any:
-    """What a sequence adds to a pass beside its tokens, in layers at 1000 tokens of context.
-
-    Each layer costs a fixed share and one that reads keys and values; at `balance_tokens` of
-    context the two are equal. A sequence of 1000 tokens in a layer of 4 kB a token counts as 1.
-    """
-    reading = context_tokens * kv_gb / (KV_GB * balance_tokens)
-    return (layers + reading) / (1 + CONTEXT_TOKENS / balance_tokens)
-
-
-# The parts. Each is a function of coefficients `c`, sizes `m` (as from `bayes_sd.runs.sizes`, with
-# the ``drafter``, 0 if none) and the workload `w` (as from `bayes_sd.model.design`).
+# The parts. Each is a function of coefficients `c`, sizes `m` (of the verifier, its ``drafter``, 0
+# if none, and the machine: see `bayes_sd.runs.sizes`) and the workload `w` (as from
+# `bayes_sd.model.design`).
 
 
 def _prompt(c: Any, m: Any, tokens: Any) -> Stages:
@@ -111,49 +104,67 @@ def _prompt(c: Any, m: Any, tokens: Any) -> Stages:
 
     def cost(by: str) -> Any:
         sizes = m["active"] * c[f"factor_prefill_{by}"] + m["drafter"]
-        return c[f"prefill_token_{by}"] * sizes * tokens
+        return c[f"prefill_token_{by}"] * FLOP_S / m["tflops"] * sizes * tokens
 
     return Stages(prefill_alone=cost("alone"), prefill_others=cost("others"))
 
 
+def _token(c: Any, m: Any) -> Any:
+    """Arithmetic of a decoded token for each of 1e9 parameters."""
+    return c["decode_token_ratio"] * c["prefill_token_others"] * FLOP_S / m["tflops"]
+
+
 def _linear(c: Any, m: Any, w: Any) -> Stages:
     """Weights read once a pass; arithmetic of prompts and sequences; a drafter's overheads."""
-    weights, token = c["weights_per_pass"], c["decode_token_ratio"] * c["prefill_token_others"]
-    draft_alone = c["overhead_draft_alone"] + weights * m["drafter"]
+    read, token = c["read_weights"] / m["gb_per_s"], _token(c, m)
+    draft_alone = c["overhead_draft_alone"] + read * m["drafter_bytes"] * m["drafter"]
     draft_others = c["overhead_draft_others"] + token * m["drafter"]
+    compute = token * m["active"] * c["factor_verify_others"]
+    whole = (m["shared"] + m["expert"]) * m["bytes"]
     return _prompt(c, m, w["prompt_tokens"])._replace(
-        verify_alone=weights * (m["shared"] + m["expert"]) * c["factor_verify_alone"],
-        verify_others=token * m["active"] * c["factor_verify_others"],
+        weights=read * whole * c["factor_verify_alone"],
+        compute_others=compute,
         draft_alone=draft_alone * c["factor_draft_alone"],
         draft_others=draft_others * c["factor_draft_others"],
     )
 
 
-def _overheads(c: Any, prefix: str, by: Any) -> Stages:
-    """Overheads of both prefills and both verify costs, times `by`."""
-    return Stages(**{n: by * c[f"{prefix}_{n}"] * c[f"factor_{n}"] for n in VERIFIER})
+def _overheads(c: Any, prefix: str, by: Any, names: tuple[str, ...] = VERIFIER) -> Stages:
+    """Overheads of prefills and passes, times `by`."""
+    return Stages(**{n: by * c[f"{prefix}_{n}"] * c[f"factor_{n}"] for n in names})
+
+
+def _layers(c: Any, m: Any, w: Any) -> Stages:
+    """A pass is scheduled, then launched layer by layer; more for experts and between devices."""
+    stages = _overheads(c, "overhead", m["layers"], VERIFIER[:3])
+    more = c["overhead_experts"] * m["moe"] + c["overhead_parallel"] * (m["dies"] > 1)
+    more = (more * m["layers"] + c["overhead_pass"]) * c["factor_verify_alone"]
+    return stages._replace(verify_alone=stages.verify_alone + more)
 
 
 def _experts(c: Any, m: Any, w: Any) -> Stages:
     """Experts' weights are read as far as a pass touches them, equation (4)."""
-    weights = c["weights_per_pass"] * m["expert"] * c["factor_verify_alone"]
-    return Stages(verify_alone=-weights, experts=weights)
+    read = c["read_weights"] * m["expert"] * m["bytes"] / m["gb_per_s"] * c["factor_verify_alone"]
+    return Stages(weights=-read, experts=read, uneven=c["uneven_experts"])
 
 
 def _tokens(c: Any, m: Any, w: Any) -> Stages:
-    """Arithmetic of ``k + 1`` tokens a sequence instead of one."""
-    token = c["decode_token_ratio"] * c["prefill_token_others"]
-    token = token * m["active"] * c["factor_verify_others"]
-    drafted = w["k"] * token
-    return Stages(verify_alone=drafted, verify_others=drafted, tile_token=token)
+    """Every token of a pass costs its overhead and arithmetic: ``k + 1`` a sequence."""
+    compute = _token(c, m) * m["active"] * c["factor_verify_others"]
+    overhead = c["overhead_token"] * m["layers"] * (w["k"] + 1) * c["factor_verify_others"]
+    return Stages(
+        verify_alone=overhead,
+        verify_others=overhead,
+        compute_alone=compute * (w["k"] + 1),
+        compute_others=compute * w["k"],
+    )
 
 
 def _context(c: Any, m: Any, w: Any) -> Stages:
-    """Keys and values of ``P + g/2`` tokens are read in every pass, beside the fixed overhead."""
+    """Keys and values of ``P + g/2`` tokens are read in every pass."""
     tokens = w["prompt_tokens"] + w["output_tokens"] / 2
-    work = context_work(m["layers"], m["kv_gb"], tokens, c["context_tokens"])
-    added = c["overhead_verify_others"] * (work - m["layers"]) * c["factor_verify_others"]
-    return Stages(verify_others=added)
+    read = c["read_keys"] / m["gb_per_s"] * m["kv_gb"] * tokens * c["factor_verify_others"]
+    return Stages(verify_alone=read, verify_others=read)
 
 
 def _attention(c: Any, m: Any, w: Any) -> Stages:
@@ -162,10 +173,10 @@ def _attention(c: Any, m: Any, w: Any) -> Stages:
     return _prompt(c, m, prompt_work(prompt, c["attention_tokens"]) - prompt)
 
 
-def _drafting(c: Any, m: Any, w: Any) -> Stages:
-    """A drafter's arithmetic at a price of its own: small kernels, logits its size leaves out."""
-    prompt_token = c["prefill_token_others"] * m["drafter"] * c["factor_draft_others"]
-    return Stages(draft_others=(c["draft_token_ratio"] - c["decode_token_ratio"]) * prompt_token)
+def _graphs(c: Any, m: Any, w: Any) -> Stages:
+    """Without a captured graph the host launches every kernel, and sets the pace."""
+    each = c["pace_dense"] * (1 - m["moe"]) + c["pace_experts"] * m["moe"]
+    return Stages(pace=m["layers"] * each)
 
 
 class Part(NamedTuple):
@@ -175,20 +186,17 @@ class Part(NamedTuple):
     terms: tuple[str, ...] = ()
 
 
-_SIZED = ("weights_per_pass", "prefill_token_alone", "prefill_token_others", "decode_token_ratio")
+_SIZED = ("read_weights", "prefill_token_alone", "prefill_token_others", "decode_token_ratio")
 LINEAR = Part(_linear, (*_SIZED, "overhead_draft_alone", "overhead_draft_others"))
+_LAYERS = (*VERIFIER[:3], "pass", "experts", "parallel")
 ADDED = {
     # The host's work for a request, a pass and a sequence, whatever the model.
     "host": Part(lambda c, m, w: _overheads(c, "host", 1.0), tuple(f"host_{n}" for n in VERIFIER)),
-    # Kernels are launched and caches kept layer by layer.
-    "depth": Part(
-        lambda c, m, w: _overheads(c, "overhead", m["layers"]),
-        tuple(f"overhead_{n}" for n in VERIFIER),
-    ),
-    "experts": Part(_experts),
-    "tokens": Part(_tokens),
-    "context": Part(_context, ("context_tokens",)),
+    "layers": Part(_layers, tuple(f"overhead_{n}" for n in _LAYERS)),
+    "experts": Part(_experts, ("uneven_experts",)),
+    "tokens": Part(_tokens, ("overhead_token",)),
+    "context": Part(_context, ("read_keys",)),
     "attention": Part(_attention, ("attention_tokens",)),
-    "drafting": Part(_drafting, ("draft_token_ratio",)),
+    "graphs": Part(_graphs, ("pace_dense", "pace_experts")),
 }
 """Parts that add stage costs, by name; `LINEAR` is always there."""

@@ -1,19 +1,19 @@
 """The whole law in one place: coefficients, sizes and a workload in; latency, TTFT, shares out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics import costs, queue
-from bayes_sd.physics.costs import Stages, Totals, absent, combine, scaled
+from bayes_sd.physics.costs import Stages, absent, add, larger, scaled, times
 from bayes_sd.physics.structures import Placed
 
-PARTS = (*costs.ADDED, "stalls")
-OPTIONAL = ("host", "drafting")  # not in the default law
+PARTS = (*costs.ADDED, "knee", "stalls")
+OPTIONAL = ("host",)  # not in the default law
 DEFAULT = tuple(part for part in PARTS if part not in OPTIONAL)
 SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
 PREFILL_SOFTNESS = 0.02  # rounding of the pole of the queue of prefills
@@ -21,43 +21,32 @@ PREFILL_SOFTNESS = 0.02  # rounding of the pole of the queue of prefills
 
 @dataclass(frozen=True)
 class Law:
-    """A latency law: costs proportional to size, and the parts added to them.
+    """A latency law: bytes and arithmetic over what a machine offers, and the parts added to them.
 
     Parameters
     ----------
     parts : tuple of str
-        Any of ``host`` (overheads whatever the model), ``depth`` (overheads grow with layers),
-        ``experts`` (a pass reads the experts it touches), ``tokens`` (verifying costs ``k + 1``
-        tokens), ``context`` (keys and values are read), ``attention`` (prompts cost their square),
-        ``drafting`` (a drafter's arithmetic has a price of its own) and
+        Any of ``host`` (overheads whatever the model), ``layers`` (overheads grow with layers, more
+        with experts and several devices), ``experts`` (a pass reads the experts it touches),
+        ``tokens`` (verifying costs ``k + 1`` tokens), ``context`` (keys and values are read),
+        ``attention`` (prompts cost their square), ``graphs`` (beyond captured graphs the host sets
+        the pace), ``knee`` (reading and computing go side by side; else one after the other) and
         ``stalls`` (prefills of others stall decoding; without it they delay the first token).
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
-    tile_tokens : float
-        Tokens that a pass computes at one price: 1, or the tile of the matrix kernels (128 on
-        current GPUs), which makes the knee from memory- to compute-bound passes a staircase: where
-        one more request begins a tile, all are slower and throughput falls. Without tiles it
-        rises with concurrency as long as a request adds less than it takes alone.
 
     Examples
     --------
     >>> Law(parts=("host",)).terms[:2]
-    ('weights_per_pass', 'prefill_token_alone')
+    ('read_weights', 'prefill_token_alone')
     """
 
     parts: tuple[str, ...] = DEFAULT
-    tile_tokens: float = 1.0
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown:
             known = ", ".join(PARTS)
             raise InputError(f"No part of the law is called {unknown[0]!r}; known: {known}.")
-        if "context" in self.parts and "depth" not in self.parts:
-            raise InputError("Part 'context' needs 'depth', whose cost of a sequence it spreads.")
-        if not 1 <= self.tile_tokens <= 4096:
-            raise InputError(f"tile_tokens = {self.tile_tokens!r}: must lie between 1 and 4096.")
-        if self.tile_tokens > 1 and "tokens" not in self.parts:
-            raise InputError("tile_tokens above 1 needs the part 'tokens'.")
         # One order, so that equal laws are equal.
         object.__setattr__(self, "parts", tuple(p for p in PARTS if p in self.parts))
 
@@ -78,13 +67,11 @@ class Law:
 
     def stages(self, coefficients: Any, sizes: Any, workload: Any) -> Stages:
         """Stage costs in seconds: the sum of the parts, times the server's own factors."""
-        total = costs.add(*(p.costs(coefficients, sizes, workload) for p in self._costs))
-        if self.tile_tokens == 1:
-            total = total._replace(tile_token=0.0)
-        total = scaled(total, Stages._fields, coefficients["factor_slowness"])
-        total = scaled(total, (*costs.OTHERS, "tile_token"), coefficients["factor_crowding"])
+        total = add(*(p.costs(coefficients, sizes, workload) for p in self._costs))
+        total = scaled(total, costs.TIMES, coefficients["factor_slowness"])
+        total = scaled(total, costs.OTHERS, coefficients["factor_crowding"])
         if self.stalls:
-            ahead = costs.times(total.prefill_others, coefficients["prefills_ahead"])
+            ahead = times(total.prefill_others, coefficients["prefills_ahead"])
             total = total._replace(prefill_ahead=ahead)
         return total
 
@@ -96,9 +83,10 @@ class Outcome(NamedTuple):
     """What the law says of one load: seconds, and dimensionless shares.
 
     `decode_s` follows the first token, `prefill_s` is the request's own, `others` are the requests
-    in flight beside it and `others_share` the share of its latency that they cause: at a rate the
-    utilization ``x``. `growth` is the relative change of the latency for one of C2: ``x / (1 - x)``
-    at a rate, ``B C2 / L`` at a concurrency. `utilization` is ``rate * C2``, 0 at a concurrency.
+    in flight beside it and `others_share` the share of its latency that they cause. `added_s` is
+    what one more would add, C2 where that is many. `growth` is the relative change of the latency
+    for one of what others add: ``x / (1 - x)`` at a rate, ``B C2 / L`` at a concurrency, where
+    nothing bends. `utilization` is ``rate * C2``, 0 at a concurrency; `tokens` are those of a pass.
     """
 
     e2e_s: Any
@@ -107,6 +95,7 @@ class Outcome(NamedTuple):
     prefill_s: Any
     c1_s: Any
     c2_s: Any
+    added_s: Any
     others: Any
     others_share: Any
     growth: Any
@@ -119,13 +108,26 @@ class Outcome(NamedTuple):
         return self.e2e_s if metric == "e2e" else self.ttft_s
 
 
-def latency_beside(totals: Totals, sizes: Any, others: Any, k: Any, law: Law = FULL) -> Any:
-    """Mean latency beside so many others, s; see `outcome`."""
-    tokens = queue.tokens_in_pass(others, k)
-    c1 = totals.c1 + queue.coverage(sizes["idle"], tokens) * totals.experts
-    if law.tile_tokens > 1:
-        c1 = c1 - totals.tile_token * queue.free_tokens(tokens, law.tile_tokens)
-    return c1 + others * totals.c2
+def beside(
+    stages: Stages, sizes: Any, workload: Any, others: Any, law: Law = FULL, paced: Any = None
+) -> tuple[Any, Any, queue.Cycle]:
+    """Mean latency beside so many others, what one more adds to it, and a cycle; s.
+
+    `paced` says whether passes lie beyond captured graphs; by default their tokens say it.
+    """
+    if paced is None:
+        paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
+    cycle = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
+    n = workload["cycles"]
+    e2e = stages.prefill_alone + others * stages.prefill_others + n * cycle.seconds
+    return e2e, stages.prefill_others + n * cycle.slope, cycle
+
+
+def most_added_s(stages: Stages, workload: Any) -> Any:
+    """What a request adds where there are many others, C2, s: its inverse is the capacity."""
+    s = stages
+    each = s.verify_others + s.compute_others + workload["draft_passes"] * s.draft_others
+    return s.prefill_others + workload["cycles"] * each
 
 
 def queue_s(service_s: Any, utilization: Any, softness: float = 0.0) -> Any:
@@ -145,89 +147,78 @@ def outcome(
     r"""Mean latency and TTFT of stage costs at a load.
 
     .. math::
-        L &= C_1(\phi(B)) + B\, C_2, \qquad B = \lambda L \text{ or given} \\
-        TTFT &= c_{1,prefill} + w\,[c_{1,verify} + k c_{1,draft} + B (c_{2,verify} + k c_{2,draft})]
-               + W
+        L &= c_{1,prefill} + B\, c_{2,prefill} + n\, cycle(B), \qquad
+            B = \lambda L \text{ or given} \\
+        TTFT &= c_{1,prefill} + w\, cycle(B) + W
 
-    The first token waits for `w` running cycles (`queue_cycles`) and for the prefills ahead of its
-    own: of random arrivals as in `queue_s`; where a concurrency is held, answers of one length end
-    together and the next prompts come together, so that `s` of the others (`prefills_ahead`) are
-    ahead, ``W = s B c2,prefill``. Prefills that come later stall decoding and are in L. A law
-    without the part "stalls" charges them to the first token, as ``B c2,prefill``.
-    Laws with tiles take ``pass_tokens`` of the workload, where measured, instead of those at the
-    fixed point. `softness` as in `headroom`, `detach` as in `in_flight_at_rate`.
+    with `n` cycles, see :func:`bayes_sd.physics.queue.cycle`. The first token waits for `w` running
+    cycles (`queue_cycles`) and for the prefills ahead of its own: of random arrivals as in
+    `queue_s`; where a concurrency is held, answers of one length end together and the next prompts
+    come together, so that `s` of the others (`prefills_ahead`) are ahead, ``W = s B c2,prefill``.
+    Prefills that come later stall decoding and are in L. A law without the part "stalls" charges
+    them to the first token, as ``B c2,prefill``. Of measured runs ``pass_tokens`` of the workload
+    say whether passes lay beyond captured graphs. `softness` as in `headroom`, `detach` as in
+    `in_flight_at_rate`.
     """
-    k, passes, rate, closed = (workload[n] for n in ("k", "draft_passes", "rate_rps", "closed"))
-    tile = law.tile_tokens
-    totals = combine(stages, passes, workload["cycles"])
-    measured, measured_law = totals, law
-    if tile > 1 and "pass_tokens" in workload:
-        # As measured, the tokens paid for are a number, and no fixed point crosses the staircase.
-        paid = queue.computed_tokens(workload["pass_tokens"], tile) - k
-        c1, c2 = totals.c1 + paid * totals.tile_token, totals.c2 - (k + 1) * totals.tile_token
-        measured = Totals(c1, totals.experts, c2)
-        measured_law = replace(law, tile_tokens=1.0)
-    room = queue.headroom(rate * measured.c2, softness)
-    at_rate = queue.in_flight_at_rate(
-        measured, sizes, rate, room, k, measured_law.tile_tokens, detach
-    )
-    others = (1 - closed) * at_rate + closed * workload["others"]
-    tokens = queue.tokens_in_pass(others, k)
-    phi = queue.coverage(sizes["idle"], tokens)
-    c1 = totals.c1 + phi * totals.experts
-    e2e = latency_beside(measured, sizes, others, k, measured_law)
-    added = others * totals.c2
-    pass_s = stages.verify_alone + phi * stages.experts + passes * stages.draft_alone
-    cycle_s = pass_s + others * (stages.verify_others + passes * stages.draft_others)
-    if tile > 1:
-        paid = queue.computed_tokens(workload.get("pass_tokens", tokens), tile)
-        cycle_s = cycle_s + stages.tile_token * (paid - (tokens - 1))
-        c1 = c1 - totals.tile_token * queue.free_tokens(k + 1.0, tile)
-        added = e2e - c1
+    rate, closed, knee = workload["rate_rps"], workload["closed"], "knee" in law.parts
+    c2 = most_added_s(stages, workload)
+    room = queue.headroom(rate * c2, softness)
+    find = partial(queue.in_flight_at_rate, stages, sizes, workload, room, knee=knee)
+    if "pass_tokens" in workload or absent(stages.pace):
+        paced = workload.get("pass_tokens", 0.0) > sizes["captured"]
+        at_rate = find(paced=paced, detach=detach)
+        others = (1 - closed) * at_rate + closed * workload["others"]
+    else:
+        graphs = find()  # passes with captured graphs come first, where both would sustain the rate
+        beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
+        at_rate = np.where(beyond, find(paced=1.0), graphs) if np.any(beyond) else graphs
+        others = (1 - closed) * at_rate + closed * workload["others"]
+        paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
+    e2e, added, cycle = beside(stages, sizes, workload, others, law, paced)
+    c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
     if law.stalls:
         prefills = rate * stages.prefill_others
         ahead = (1 - closed) * queue_s(stages.prefill_others, prefills, PREFILL_SOFTNESS)
         ahead = ahead + closed * others * stages.prefill_ahead
     else:
         ahead = others * stages.prefill_others
-    ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead
-    # At a rate an error of C2 feeds back through the requests in flight; a concurrency is fixed.
-    growth = (1 - closed) * added / c1 + closed * added / e2e
+    ttft = stages.prefill_alone + queue_cycles * cycle.seconds + ahead
+    # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
+    feedback = larger(room - rate * (added - c2), queue.FLATTEST * room)
     return Outcome(
         e2e_s=e2e,
         ttft_s=ttft,
         decode_s=e2e - ttft,
         prefill_s=stages.prefill_alone,
         c1_s=c1,
-        c2_s=totals.c2,
+        c2_s=c2,
+        added_s=added,
         others=others,
-        others_share=added / e2e,
-        growth=growth,
-        utilization=rate * totals.c2,
+        others_share=(e2e - c1) / e2e,
+        growth=others * added / e2e * (closed + (1 - closed) / feedback),
+        utilization=rate * c2,
     )
 
 
 class Route(NamedTuple):
     """A request's way through a structure, whatever the rate: see the fields of `Placed`."""
 
-    totals: tuple[Totals, ...]
+    ways: tuple[Stages, ...]
+    most_added_s: tuple[Any, ...]
     away_s: Any = 0.0
     pool_s: Any = 0.0
 
     @property
     def capacity_rps(self) -> Any:
         """Rate at which the first of the servers saturates, requests/s."""
-        return 1 / reduce(np.maximum, [*(t.c2 for t in self.totals), self.pool_s])
+        return 1 / reduce(np.maximum, [*self.most_added_s, self.pool_s])
 
 
 def route(placed: Placed, workload: Mapping[str, Any]) -> Route:
-    """Sum what is placed over the cycles of a request."""
-    cycles = workload["cycles"]
-    return Route(
-        tuple(combine(way, workload["draft_passes"], cycles) for way in placed.ways),
-        placed.before_s + cycles * placed.away_s,
-        placed.pool_s,
-    )
+    """What no rate changes."""
+    added = tuple(most_added_s(way, workload) for way in placed.ways)
+    away = placed.before_s + workload["cycles"] * placed.away_s
+    return Route(placed.ways, added, away, placed.pool_s)
 
 
 def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
@@ -241,17 +232,18 @@ def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
     return value if array.ndim == 0 else np.broadcast_to(array, shape).ravel()[index]
 
 
-def others_here(own: Route, sizes: Any, others: Any, k: int, law: Law = FULL) -> np.ndarray:
+def others_here(
+    own: Route, sizes: Any, workload: Mapping[str, Any], others: Any, law: Law = FULL
+) -> np.ndarray:
     """How many of so many requests are on the server, where the rest are elsewhere.
 
-    With ``b`` here the rate is ``b / L(b)``, and that rate keeps ``others`` in flight in all. The
-    latency beside a number has no jumps, where that at a rate has some (tiles).
+    With ``b`` here the rate is ``b / L(b)``, and that rate keeps ``others`` in flight in all.
     """
     shape = np.broadcast_shapes(np.shape(own.capacity_rps), np.shape(others))
 
     def missed(b: np.ndarray, index: np.ndarray) -> np.ndarray:
-        here, size, n = take((own, sizes, others), shape, index)
-        served_s = reduce(np.maximum, [latency_beside(t, size, b, k, law) for t in here.totals])
+        here, size, work, n = take((own, sizes, dict(workload), others), shape, index)
+        served_s = reduce(np.maximum, [beside(w, size, work, b, law)[0] for w in here.ways])
         rate = b / served_s
         elsewhere_s = here.away_s + queue_s(here.pool_s, rate * here.pool_s)
         return n / (served_s + elsewhere_s) - rate
@@ -269,14 +261,14 @@ def placed_outcome(
         return _served(placed, queue_cycles, sizes, workload, law)
     own, others = route(placed, workload), workload["others"]
     closed = bool(np.all(workload["closed"]))  # one question has one kind of load
-    here = others_here(own, sizes, others, workload["k"], law) if closed else others
+    here = others_here(own, sizes, workload, others, law) if closed else others
     served = _served(placed, queue_cycles, sizes, {**workload, "others": here}, law)
     rate = here / served.e2e_s if closed else workload["rate_rps"]
     busy = rate * own.pool_s
     wait_s = queue_s(own.pool_s, busy)
     e2e = served.e2e_s + own.away_s + wait_s
     # Relative change of the whole for one of the rate, or of what sets capacity.
-    at_rate = served.others_share * served.e2e_s / served.c1_s if closed else served.growth
+    at_rate = served.growth / (1 - served.growth) if closed else served.growth
     growth = (at_rate * served.e2e_s + wait_s / queue.headroom(busy)) / e2e
     return Outcome(
         e2e_s=e2e,
@@ -285,6 +277,7 @@ def placed_outcome(
         prefill_s=served.prefill_s + placed.before_s,
         c1_s=served.c1_s + own.away_s,
         c2_s=np.maximum(served.c2_s, own.pool_s),
+        added_s=served.added_s,
         others=others if closed else rate * e2e,
         others_share=(served.others_share * served.e2e_s + wait_s) / e2e,
         # With the number in flight fixed, a slower server is asked less often.

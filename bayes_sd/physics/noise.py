@@ -47,7 +47,7 @@ def request_variance(metric: str, noise: Mapping[str, Any], outcome: Any, worklo
     about :math:`x C_2 / C_1` in units of :math:`L^2`. A first token waits for others: ``x^2``.
     """
     share = outcome.others_share
-    crowding = share**2 if metric == "ttft" else share * outcome.c2_s / outcome.c1_s
+    crowding = share**2 if metric == "ttft" else share * outcome.added_s / outcome.c1_s
     return spread(metric, noise, crowding, explained(metric, outcome, workload))
 
 

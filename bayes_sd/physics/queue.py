@@ -1,16 +1,14 @@
-"""Requests in flight: the fixed points of the law, and the queue under a batch-size schedule."""
+"""Seconds of a cycle, requests in flight (fixed points), and the queue under a schedule."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Totals, absent
+from bayes_sd.physics.costs import Stages, absent, larger, times
 
-NEWTON_STEPS = 6
-STAIRCASE_STEPS = 30  # on a tread one is exact; near a fold of the staircase it takes many
-STEEPEST = 0.95  # slope near a fold, where the fixed point jumps and has none
-TILE_RAMP = 0.25  # share of a tile over which a step rises: the tokens of a pass fluctuate
+NEWTON_STEPS = 8
+FLATTEST = 0.05  # of the slope of a Newton step, where experts still to be touched bend the law
 
 
 def headroom(utilization: Any, softness: float = 0.0) -> Any:
@@ -31,98 +29,93 @@ def tokens_in_pass(others: Any, k: Any) -> Any:
     return (k + 1) * (1 + others)
 
 
-def coverage(idle: Any, tokens: Any) -> Any:
-    """Share of experts touched by a pass, equation (4): ``phi = 1 - idle^T``.
+def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
+    r"""Share of experts touched by a pass, equation (4), and its slope a token.
 
-    `idle` = ``1 - m/M`` is the chance that one token leaves an expert idle (`m` of `M` a token).
+    .. math:: \phi(T) = 1 - (1 - m/M)^T, \qquad
+        1 - (1 + t / r)^{-r} \;\text{{with}}\; t = -T \log(1 - m/M)
+
+    for tokens that choose `m` of `M` experts independently, all alike; and where the popularity of
+    experts follows a gamma distribution of shape `r` = `uneven`.
     """
-    return 1 - idle**tokens
+    rate = -sizes["log_idle"]
+    if absent(uneven):
+        idle = sizes["idle"] ** tokens
+        return 1 - idle, idle * rate
+    spread = 1 + rate * tokens / uneven
+    idle = spread**-uneven
+    return 1 - idle, idle / spread * rate
 
 
-def _tile_step(tokens: Any, tile: float) -> tuple[Any, Any]:
-    """Whole tiles before the nearest step, and how far up that step is, from 0 to 1."""
-    shifted = tokens / tile + 0.5
-    beyond = shifted % 1
-    up = (beyond - 0.5) / TILE_RAMP + 0.5
-    return shifted - beyond, (abs(up) - abs(up - 1) + 1) / 2
+def both(read_s: Any, compute_s: Any) -> Any:
+    """Seconds of reading and computing side by side: ``sqrt(r^2 + c^2)``, a soft maximum."""
+    return (read_s**2 + compute_s**2) ** 0.5
 
 
-def computed_tokens(tokens: Any, tile: float) -> Any:
-    """Tokens paid for beyond the first tile: ``tile x (ceil(T / tile) - 1)``, steps rounded."""
-    # The first tile hides behind the weights that every pass reads.
-    before, rise = _tile_step(tokens, tile)
-    return tile * (before > 0) * (before - 1 + rise * rise * (3 - 2 * rise))
+class Cycle(NamedTuple):
+    """A draft-verify cycle beside so many others: seconds, and their slope."""
+
+    seconds: Any
+    slope: Any
 
 
-def free_tokens(tokens: Any, tile: float) -> Any:
-    """Tokens of a pass that cost nothing: ``T - 1`` less `computed_tokens`."""
-    return tokens - 1 - computed_tokens(tokens, tile)
+def cycle(stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool) -> Cycle:
+    """Seconds of a cycle beside `others`, and how they grow with each.
+
+    `paced` says whether the pass lies beyond the captured graphs; with no `knee` reading and
+    computing take their sum.
+    """
+    s, k, passes = stages, workload["k"], workload["draft_passes"]
+    phi, more = coverage(sizes, tokens_in_pass(others, k), s.uneven)
+    read, compute = s.weights + times(s.experts, phi), s.compute_alone + others * s.compute_others
+    read_more = times(s.experts, more * (k + 1))
+    fixed, each = s.verify_alone + passes * s.draft_alone, s.verify_others + passes * s.draft_others
+    if knee:
+        work = both(read, compute)
+        slope = (read * read_more + compute * s.compute_others) / work
+    else:
+        work, slope = read + compute, read_more + s.compute_others
+    seconds, slope = fixed + others * each + work, each + slope
+    if absent(s.pace):
+        return Cycle(seconds, slope)
+    pace = s.pace * paced
+    return Cycle(larger(seconds, pace), slope * (seconds >= pace))
 
 
 def in_flight_at_rate(
-    totals: Totals,
+    stages: Stages,
     sizes: Any,
-    rate_rps: Any,
+    workload: Any,
     room: Any,
-    k: Any,
-    tile: float = 1.0,
+    paced: Any = 0.0,
+    knee: bool = True,
     detach: Any = None,
 ) -> Any:
     r"""Mean requests in flight at an offered rate, when the cost of a pass depends on them.
 
-    .. math:: B = \lambda\, \frac{C_1 + \phi(T)\, C_{1,experts}}{1 - \lambda C_2}
+    .. math:: B = \lambda\, L(B), \qquad L(B) = R(B) + B\, C_2
 
-    by Newton's method from full coverage. The right side is concave and increasing in `B`, so the
-    iterates fall monotonically to the only root; six leave a relative error below 1e-6. A dense
-    model has the closed form of equation (1). `room` is ``1 - rate * C2``, positive. `detach`
-    makes a symbolic value constant: the last step, from the solution, has the exact gradient.
+    with `R` bounded, by Newton's method from the `B` of a full pass, above every root; beyond the
+    first step the iterates close in from one side. Without experts and a knee `R` is C1 and the
+    form is closed: equation (1). `room` is ``1 - rate * C2``, positive. `detach` makes a symbolic
+    value constant: the last step, from the solution, has the exact gradient.
     """
-    idle, log_idle = sizes["idle"], sizes["log_idle"]
-    alone, experts = totals.c1 * rate_rps / room, totals.experts * rate_rps / room
-    b = alone + experts
-    # A dense model needs no iteration; whether a symbolic one is dense cannot be asked.
-    steps = 0 if absent(totals.experts) or absent(sizes["expert"]) else NEWTON_STEPS
-    for step in range(steps):
-        if detach is not None and step == steps - 1:
+    s, n, rate = stages, workload["cycles"], workload["rate_rps"]
+    each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
+    fixed = s.verify_alone + workload["draft_passes"] * s.draft_alone + s.compute_alone
+    full = fixed + s.weights + s.experts
+    if not absent(s.pace):
+        full = larger(full, s.pace * paced)
+    b = rate * (s.prefill_alone + n * full) / room
+    straight = not knee and absent(s.pace) and (absent(s.experts) or absent(sizes["expert"]))
+    for step in range(0 if straight else NEWTON_STEPS):
+        if detach is not None and step == NEWTON_STEPS - 1:
             b = detach(b)
-        untouched = idle ** tokens_in_pass(b, k)
-        gap = alone + experts * (1 - untouched) - b
-        slope = -experts * untouched * log_idle * (k + 1) - 1
-        b = b - gap / slope
-    if tile == 1:
-        return b
-    return _down_the_staircase(totals, sizes, rate_rps, room, k, tile, b, detach)
-
-
-def _down_the_staircase(
-    totals: Totals, sizes: Any, rate_rps: Any, room: Any, k: Any, tile: float, b: Any, detach: Any
-) -> Any:
-    r"""The next root below `b` when arithmetic comes in tiles, at `t` seconds a token and request.
-
-    .. math:: B = \lambda\,
-        \frac{C_1 + \phi C_{1,experts} + t\,(computed(T) - k)}{1 - \lambda C_2 + \lambda (k + 1) t}
-
-    The right side grows with `B` and is flat between the steps, so descending ends on the next
-    root; the last step is Newton's.
-    """
-    idle, wide = sizes["idle"], room + rate_rps * (k + 1) * totals.tile_token
-
-    def lower(b: Any) -> Any:
-        tokens = tokens_in_pass(b, k)
-        paid = totals.tile_token * (computed_tokens(tokens, tile) - k)
-        return rate_rps * (totals.c1 + coverage(idle, tokens) * totals.experts + paid) / wide
-
-    for _ in range(STAIRCASE_STEPS):
-        b = lower(b)
-    if detach is not None:
-        b = detach(b)
-    tokens = tokens_in_pass(b, k)
-    before, rise = _tile_step(tokens, tile)
-    slope = totals.tile_token * (before > 0) * 6 * rise * (1 - rise) / TILE_RAMP
-    slope = slope - totals.experts * sizes["log_idle"] * idle**tokens
-    slope = slope * (k + 1) * rate_rps / wide
-    slope = (slope + STEEPEST - abs(slope - STEEPEST)) / 2
-    return b + (lower(b) - b) / (1 - slope)
+        at = cycle(s, sizes, workload, b, paced, knee)
+        gap = rate * (s.prefill_alone + n * (at.seconds - b * each)) - room * b
+        slope = larger(room - rate * n * (at.slope - each), FLATTEST * room)
+        b = b + gap / slope
+    return b
 
 
 def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray:

@@ -177,6 +177,11 @@ class Configuration(BaseModel):
     draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)] = column("per cycle, k", ...)
     arm: Annotated[Literal["plain", "sd"] | None, Lower] = column("sd: a drafter is loaded", None)
     acceptance_imposed: Fraction = column("acceptance per token known by construction")
+    gb_per_s: Positive = column("memory bandwidth of all accelerators together")
+    tflops: Positive = column("arithmetic of all together")
+    dies: PositiveCount = column("dies", 1)
+    captured_tokens: PositiveOrInfinite = column("captured")
+    weight_bits: Positive = column("weight bits")
 
 
 ROUNDING = 1 + 1e-4  # of figures that tools print
