@@ -282,7 +282,7 @@ def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dic
 def configure(values: Values) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
     v = {key: value for key, value in values.items() if not absent(value)}
-    hardware, own_name = str(v.get("hardware", "")), "environment" in v
+    hardware, own_name = shown(str(v.get("hardware", "")).strip()), "environment" in v
     parts = [str(v.pop(key)).strip() for key in ("hardware", "engine") if key in v]
     v.setdefault("environment", " / ".join(parts) or "unknown")
     # A method alone says that there is a drafter: n-grams have no model to name.

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ GRAPH_TOKENS = 512  # of the largest graph that vLLM captures by default
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "fp4")
 UNITS = {4: ("fp4",), 8: ("fp8", "int8")}  # what computes with weights of so many bits
 PARTS, VARIANT = re.compile("[/,;()|]"), re.compile(r" \d+gb| pcie")  # of a text; of a sheet's name
-COUNT = r"(?<![a-z\d])(?:(\d+)\s*[x×*]\s*)?(?:(?:nvidia|tesla|geforce|amd|instinct|intel)[\s_-]+)*"
-AFTER = re.compile(r"(?<![a-z\d])[x×*]\s*(\d+)(?![a-z\d])")
+COUNT = (
+    r"(?<![a-z\d])(?:(\d{1,4})\s*[x×*]\s*)?(?:(?:nvidia|tesla|geforce|amd|instinct|intel)[\s_-]+)*"
+)
+AFTER = re.compile(r"(?<![a-z\d])[x×*]\s*(\d{1,4})(?![a-z\d])")
 # Of a GH200 the driver gives the 480 GB of its CPU.
-MEMORY = re.compile(r"(?<!\d)(?!480\s*gb)(\d+)\s*gi?b(?![a-z\d])")
+MEMORY = re.compile(r"(?<!\d)(?!480\s*gb)(\d{1,4})\s*gi?b(?![a-z\d])")
 OTHER_CARD = re.compile(r"[\s_-](nvl|ti|super|d|server|max[\s_-]?q|laptop|mobile)(?![a-z\d])")
 
 
@@ -35,7 +37,7 @@ def _cards() -> list[tuple[re.Pattern[str], list[str]]]:
     cards: dict[str, list[str]] = {}
     for name in sheets():
         words = VARIANT.sub("", name.casefold()).split()
-        cards.setdefault(COUNT + r"[\s_-]*".join(words) + r"(?![a-z\d])", []).append(name)
+        cards.setdefault(COUNT + r"[\s_-]*".join(words) + r"(?![a-wyz\d]|x(?!\d))", []).append(name)
     return [(re.compile(spelled), names) for spelled, names in cards.items()]
 
 
@@ -56,7 +58,8 @@ def _hits(part: str) -> Iterator[tuple[str, int | None]]:
 
 def named(text: str) -> tuple[str, int | None]:
     """The accelerator that a text names, and how many if it says so; '' if it is none or two."""
-    hits = [hit for part in PARTS.split(text.casefold()) for hit in _hits(part)]
+    text = re.sub(r"(v\de)-(\d)", r"\1 x \2", text.casefold())  # so many TPUs
+    hits = [hit for part in PARTS.split(text) for hit in _hits(part)]
     if len({name for name, _ in hits}) != 1:
         return "", None
     return hits[0][0], next((count for _, count in hits if count), None)
@@ -133,7 +136,7 @@ class Machine:
         tflops: float | None = None,
         memory_gb: float | None = None,
     ) -> None:
-        whole = isinstance(gpus, int) and 1 <= gpus <= 1e6
+        whole = isinstance(gpus, Integral) and 1 <= gpus <= 1e6
         require("gpus", gpus, whole, "a whole number from 1 to 1e6")
         own = {"gb_per_s": gb_per_s, "tflops": tflops, "memory_gb": memory_gb}
         for key, x in own.items():

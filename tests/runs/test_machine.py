@@ -47,9 +47,11 @@ def configured(**changes: Any) -> Configuration:
         ("2x NVIDIA H100 80GB HBM3 / vLLM", "H100", 2),
         ("8xL40S, vllm", "L40S", 8),
         ("AMD Instinct MI300X x 4", "MI300X", 4),
+        ("H100x8", "H100", 8),
+        ("TPU v6e-8", "TPU v6e", 8),
         ("H100 / 2x H100", "H100", 2),
         # Other cards, other memory, two cards, none.
-        *((text, "", None) for text in ("H100 NVL", "V100-PCIE-32GB", "V100S", "A10G", "L40")),
+        *((text, "", None) for text in ("H100 NVL", "V100-PCIE-32GB", "A100X", "A10G", "L40")),
         *((text, "", None) for text in ("RTX 3090 Ti", "RTX 4090 D", "A100 64GB", "GH200 144GB")),
         *((text, "", None) for text in ("A100 and H100", "A100 / H100", "Qwen3-30B-A3B on CPU")),
     ],
@@ -162,6 +164,8 @@ def test_given_numbers_win() -> None:
     given = {"gb_per_s": 3000, "tflops": 800, "dies": 4, "captured_tokens": "inf", "gpus": 1}
     c = configured(environment="8x H100", **given)
     assert {name: getattr(c, name) for name in given} == given | {"captured_tokens": math.inf}
+    assert configured(environment="2x H100", machine="NVIDIA H100").gpus == 2
+    assert configured(environment="2x H100", machine="A100").gpus == 1
 
 
 @pytest.mark.parametrize(
