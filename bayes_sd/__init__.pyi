@@ -9,6 +9,7 @@ from .physics import structures as structures
 from .physics.law import Law as Law
 from .plan.design import plan_sweep as plan_sweep
 from .runs.load import Load as Load
+from .runs.machine import Machine as Machine
 from .runs.read import read as read
 from .runs.sizes import Size as Size
 

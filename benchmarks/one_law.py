@@ -11,7 +11,7 @@ A cycle of `B` requests checks `T = B (k + 1)` tokens in one pass and drafts k t
             + 2 A prompt / (e_prefill F) for each request that joins meanwhile
     W(T)  = bytes (shared + experts (1 - (1 + t / uneven)^-uneven)),  t = -T log(1 - m / M)
 
-BW and F are those of the data sheet (machines.toml) times the number of accelerators. A
+BW and F are those of the data sheet (`runs/machines.toml`) times the number of accelerators. A
 fit minimizes relative errors (soft-L1 beyond 10%), with a wide prior on each logarithm that weighs
 about one row. Sources that are not beside the checkout are skipped.
 """

@@ -3,7 +3,6 @@
 One row is one cycle: the seconds in which a batch of requests gets its next tokens.
 """
 
-import tomllib
 from pathlib import Path
 
 import a100_data
@@ -12,29 +11,20 @@ import pandas as pd
 import static_data
 
 import bayes_sd as bsd
+from bayes_sd.runs.machine import captured, sheets
 from bayes_sd.runs.read import corpus
 
 ROOT = Path(__file__).parents[1]
 GB200 = ROOT.parent / "shared" / "traces" / "dynamic-sd-gb200" / "runs.csv"
-SHEETS = tomllib.loads((ROOT / "benchmarks" / "machines.toml").read_text())
+SHEETS = sheets()
 NAMES = {"Nvidia A100 GPU": "A100 40GB", "Nvidia H100 GPU": "H100", "AMD MI250 GPU": "MI250",
          "Nvidia GH200 GPU": "GH200 96GB", "AMD MI300X GPU": "MI300X",
          "Intel PVC GPU": "Max 1550"}  # fmt: skip
 # Nobody published a data sheet of the shared CPU: its efficiencies are of 40 GB/s and 1 TFLOP/s.
 CPU = {"bandwidth": 40e9, "bf16": 1e12}
 HIDDEN = {"Qwen3-235B-A22B": 4096, "Qwen3-30B-A3B": 2048, "Qwen3-32B": 5120}
+PRESET = [1, 2, 4, 8, 16, 32, 64]  # captured where the limit is 64: it explains the slow cells
 VOCABULARY, DRAFT_VOCABULARY = 151_936, 32_000
-
-
-def captured(k: int, most: int) -> int:
-    """Most tokens of a pass that vLLM captured a graph for.
-
-    It rounds each size of its list up to a multiple of k + 1 and drops those beyond the limit.
-    """
-    usual = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
-    sizes = [2**i for i in range(7)] if most == 64 else usual
-    rounded = [-(-size // (k + 1)) * (k + 1) for size in sizes]
-    return max(size for size in rounded if size <= most)
 
 
 def model(params: np.ndarray, active: np.ndarray, used_share: np.ndarray) -> dict[str, np.ndarray]:
@@ -52,9 +42,8 @@ def gb200_rows() -> pd.DataFrame:
     params, active = raw["verifier_params"] - unread, raw["verifier_active_params"] - unread
     e = raw["acceptance_length"].fillna(1.0)
     drafter = 24 * hidden**2 + DRAFT_VOCABULARY * hidden
-    limit = [
-        captured(k, int(m)) for k, m in zip(raw["k"], raw["cudagraph_max_tokens"], strict=True)
-    ]
+    most = raw["cudagraph_max_tokens"].astype(int)
+    limit = [captured(k, m, PRESET if m == 64 else ()) for k, m in zip(raw["k"], most, strict=True)]
     return pd.DataFrame(model(params.to_numpy(), active.to_numpy(), share)).assign(
         source="GB200", machine="GB200", system=raw["system"], devices=raw["gpus"],
         workload=raw["workload"].str.split().str[0], layers=raw["layers"], active=active,

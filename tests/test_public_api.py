@@ -13,12 +13,12 @@ from bayes_sd.answers.answer import Answer
 from bayes_sd.runs.schema import Runs
 
 NAMES = {
-    *("Fit", "LatencyModel", "Law", "Load", "Server", "Size"),
+    *("Fit", "LatencyModel", "Law", "Load", "Machine", "Server", "Size"),
     *("compare_models", "plan_sweep", "read", "validate"),
     *("errors", "structures"),
 }
 QUESTIONS = ("latency", "compare", "break_even", "schedule", "capacity", "next_runs")
-OWN = [bsd.Fit, bsd.LatencyModel, bsd.Load, bsd.Server, bsd.Size, Runs]
+OWN = [bsd.Fit, bsd.LatencyModel, bsd.Load, bsd.Machine, bsd.Server, bsd.Size, Runs]
 MANY = 3  # parameters, from which one line no longer says what each is
 
 

@@ -25,6 +25,7 @@ OTHER_WORDS = re.compile(
     r"[-_](instruct|chat|it|hf|base|thinking|reasoning|coder|math|\d{4}|v[01]\.\d|dynamic|fp[48]|"
     r"nvfp4|mxfp4|bf16|int[48]|awq|gptq|bnb|\dbit|quantized|(quantized\.)?w\d+a\d+)(?=[-_]|$)"
 )
+BITS = re.compile(r"(?<![a-z])(?:(?:nv|mx)?fp|int|w)(4|8|16|32)(?!\d)|(?<!\d)([2-8])[-_ ]?bit")
 
 
 def sizes_of(content: Any) -> dict[str, Any]:
@@ -142,3 +143,10 @@ def near(name: str) -> str:
     """Names of known models like this one, as the end of a message."""
     alike = difflib.get_close_matches(_plain(name), _models(), cutoff=0.75)
     return f"; models known by name are {', '.join(_models()[n][0] for n in alike)}" * bool(alike)
+
+
+def bits_of(name: str) -> float | None:
+    """Bits of a weight that a quantization, or a checkpoint's name, tells; AWQ and GPTQ have 4."""
+    if said := BITS.search(name.lower()):
+        return float(said[1] or said[2])
+    return 4.0 if re.search("awq|gptq", name.lower()) else None

@@ -1,6 +1,7 @@
 """Who served a run: verifier, drafter, draft tokens, environment; numbers as files write them."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
-from bayes_sd.runs.checkpoint import near, of_name
+from bayes_sd.runs.checkpoint import bits_of, near, of_name
+from bayes_sd.runs.machine import Machine, captured, named, one_named, so_many
 from bayes_sd.runs.sizes import contradictions
 
 ALIASES = {
@@ -77,6 +79,8 @@ NonNegative = Annotated[
 ]
 Finite = Annotated[float, _must("be a finite number", math.isfinite)]
 PositiveOrInfinite = Annotated[float, _must("be a positive number or 'inf'", lambda x: x > 0)]
+Bits = Annotated[float, _must("be a number of bits from 2 to 64", lambda x: 2 <= x <= 64)]
+Limit = Annotated[float, _must("be a number of at least 0 or 'inf'", lambda x: x >= 0)]
 Fraction = Annotated[float, _must("lie between 0 and 1", lambda x: 0 <= x <= 1)]
 Count = Annotated[int, _whole(0)]
 PositiveCount = Annotated[int, _whole(1)]
@@ -177,15 +181,21 @@ class Configuration(BaseModel):
     draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)] = column("per cycle, k", ...)
     arm: Annotated[Literal["plain", "sd"] | None, Lower] = column("sd: a drafter is loaded", None)
     acceptance_imposed: Fraction = column("acceptance per token known by construction")
-    gb_per_s: Positive = column("memory bandwidth of all accelerators together")
-    tflops: Positive = column("arithmetic of all together")
-    dies: PositiveCount = column("dies", 1)
-    captured_tokens: PositiveOrInfinite = column("captured")
-    weight_bits: Positive = column("weight bits")
+    machine: Text = column("accelerator, as in its data sheet; '' if unknown", "")
+    gpus: PositiveCount = column("accelerators that serve the model together", 1)
+    dies: PositiveCount = column("dies of them all, over which tensor parallelism splits", 1)
+    gb_per_s: Positive = column("memory bandwidth of them all, GB/s; missing if unknown")
+    tflops: Positive = column("arithmetic of them all with such weights; missing if unknown")
+    weight_bits: Bits = column("bits of a weight of the verifier", 16.0)
+    captured_tokens: Limit = column("most tokens of a pass with a captured graph; 0: no graphs")
 
 
 ROUNDING = 1 + 1e-4  # of figures that tools print
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
+# Engines and accelerators whose graphs are captured by other rules than vLLM's on NVIDIA and AMD.
+OTHER_GRAPHS = re.compile(
+    "(?i)sglang|tensorrt|trt|tgi|llama[._]cpp|lmdeploy|mlc|gaudi|tpu|max 1550"
+)
 NAMES = (*Configuration.model_fields, "hardware", "engine")
 KNOWN = (*NAMES, *ALIASES)
 
@@ -241,9 +251,38 @@ def verifier_sizes(sizes: Values) -> dict[str, Any]:
     return {n if n.startswith("experts") else f"verifier_{n}": x for n, x in sizes.items()}
 
 
+def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dict[str, Any]:
+    """Columns that follow from the machine, or from the one that a text names.
+
+    An environment is called after its machine, unless it has a name of its own, and always after
+    the number of accelerators: of two numbers the servers differ.
+    """
+    gpus = c.gpus if "gpus" in given else None
+    name, count = known, said = named(where)
+    if c.machine:
+        known, count = one_named(c.machine, gpus, "gb_per_s" in given)
+        name, count = known or c.machine, count or (said if known == name else None)
+    gpus = gpus or count or 1
+    filled: dict[str, Any] = {"machine": name, "gpus": gpus, "dies": gpus}
+    if known:
+        m = Machine(known, gpus)
+        filled |= {"dies": m.dies, "gb_per_s": m.gb_per_s}
+        filled["tflops"] = m.tflops_at(c.weight_bits) or math.nan
+        if not OTHER_GRAPHS.search(f"{known} {c.environment}"):
+            filled["captured_tokens"] = float(captured(c.draft_tokens))
+    filled = {k: x for k, x in filled.items() if k not in given or k == "machine"}
+    stated, number = named(c.environment)
+    label = so_many(name, gpus) if gpus > 1 or not own_name else ""
+    if (stated, number or 1) == (name, gpus) or label.lower() in c.environment.lower():
+        return filled
+    unnamed = c.environment == "unknown"
+    return filled | {"environment": label if unnamed else f"{c.environment} / {label}"}
+
+
 def configure(values: Values) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
     v = {key: value for key, value in values.items() if not absent(value)}
+    hardware, own_name = shown(str(v.get("hardware", "")).strip()), "environment" in v
     parts = [str(v.pop(key)).strip() for key in ("hardware", "engine") if key in v]
     v.setdefault("environment", " / ".join(parts) or "unknown")
     # A method alone says that there is a drafter: n-grams have no model to name.
@@ -256,6 +295,7 @@ def configure(values: Values) -> Configuration:
         v["drafter"] = NO_DRAFTER
         v.setdefault("draft_tokens", 0)
     verifier = str(v.get("verifier", ""))
+    v.setdefault("weight_bits", bits_of(verifier) or 16.0)
     if "verifier_params" not in v:
         v = verifier_sizes(of_name(verifier)) | v
     # Heads are called what their verifier is called and are much smaller.
@@ -274,6 +314,7 @@ def configure(values: Values) -> Configuration:
     for key in ("verifier_active_params", "experts_per_token"):
         if family == "moe" and (key not in v or not getattr(stated, key)):
             raise InputError(f"{key} is missing for a moe verifier; {GIVE.format(key)}")
+    filled |= _machine(stated, v, hardware or stated.environment, own_name)
     config = stated.model_copy(update=filled)
     for problem in _problems(config):
         raise InputError(problem)

@@ -81,7 +81,8 @@ def read(
     window_s : float
         For metrics: length of a window in seconds; each steady window is a run.
     **constants
-        Configuration of all files: ``verifier``, ``verifier_params`` (count), ``draft_tokens`` ...
+        Configuration of all files: ``verifier``, ``verifier_params`` (count), ``draft_tokens``,
+        ``machine`` (see :class:`bayes_sd.Machine`), ``gpus`` ...
         For tables also any other column, in our unit.
 
     Examples

@@ -47,12 +47,15 @@ COLUMNS = {
 }
 TEXTS = ("run_id", "source", "environment", "verifier", "family", "drafter", "drafter_method")
 DTYPES = {
-    **dict.fromkeys((*TEXTS, "drafter_path", "arm", "loop", "acceptance_from", "flags"), "str"),
+    **dict.fromkeys(
+        (*TEXTS, "drafter_path", "machine", "arm", "loop", "acceptance_from", "flags"), "str"
+    ),
     **dict.fromkeys(("row", "experts", "experts_per_token", "draft_tokens"), "int64"),
-    **dict.fromkeys(("requests", "failed", "incomplete"), "int64"),
+    **dict.fromkeys(("requests", "failed", "incomplete", "gpus", "dies"), "int64"),
     **dict.fromkeys(("detail", "saturated"), "bool"),
 }
 SIZES = {
+    "environment": ("gb_per_s", "gpus", "machine"),  # of several reasons the last is told
     "verifier": (
         *("verifier_params", "verifier_active_params", "family", "experts", "experts_per_token"),
         *("verifier_layers", "verifier_kv_bytes"),
@@ -147,7 +150,7 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
     names[(j := names.index("accepted_j")) : j + 1] = [f"accepted_{i}" for i in range(1, last + 1)]
     reasons, same = dict(_duplicates(rows)), [dict(row) for row in rows]
     kept = {i: row for i, row in enumerate(same) if i not in reasons}
-    for what in ("environment", *SIZES):
+    for what in SIZES:
         _given_sizes_win(kept.values(), what)
         _respell(kept.values(), what)
         reasons |= dict(_of_other_sizes(kept, what))
@@ -237,7 +240,7 @@ def _of_other_sizes(rows: Mapping[int, dict[str, Any]], what: str) -> Iterator[t
             first = next(rows[j] for j in sizes if sizes[j] == usual)
             there = f"{_exact(usual)} in {place(first['source'], first['row'])}"
             problem = f"{field} of {name!r} is {_exact(sizes[i])} here but {there}"
-            yield i, f"{problem}; correct it or give the models different names"
+            yield i, f"{problem}; correct it or give them different names"
 
 
 def _exact(value: object) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import rows
+from bayes_sd.runs.checkpoint import bits_of
 from bayes_sd.runs.drafting import Drafting
+from bayes_sd.runs.machine import GRAPH_TOKENS, captured
 from bayes_sd.runs.sizes import Size
 
 REQUIRED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "request_rate")
@@ -56,6 +58,13 @@ class BenchResult(c.Record):
     spec_decode_per_position_acceptance_rates: list[c.Fraction] | None = None
 
 
+class Graphs(c.Record):
+    """Which graphs a server captured, as parameters of ``vllm serve``."""
+
+    cudagraph_capture_sizes: list[c.PositiveCount] | None = None
+    max_cudagraph_capture_size: c.Count | None = None
+
+
 def is_result(data: c.Values) -> bool:
     """Whether a JSON object is, perhaps damaged, a result of ``vllm bench serve``."""
     return sum(key not in data for key in REQUIRED) <= 2
@@ -68,8 +77,9 @@ def companion(path: Path) -> bool:
 
 
 def stated(data: c.Values) -> dict[str, Any]:
-    """Configuration that a result states in its metadata and its speculative config."""
-    return c.merge([("the metadata", c.canonical(data)), ("speculative_config", _drafter(data))])
+    """Configuration that a result states in its metadata and in the parameters of its server."""
+    serving = {"the metadata": c.canonical(data), "the parameters of vllm serve": _served(data)}
+    return c.merge([*serving.items(), ("speculative_config", _drafter(data))])
 
 
 def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
@@ -96,7 +106,7 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
     elif math.isnan(latencies["e2e"].mean_s):
         latencies["e2e"] = _from_parts(latencies, r)
         flags.add("e2e-from-ttft-and-tpot")
-    server = {**_models(data, configuration, path), **configuration}
+    server = {**_models(data, configuration, path), **_graphs(data, configuration), **configuration}
     drafting, evidence = _counts(r, server)
     known = frozenset(flags | evidence)
     run = rows.run_row(server, load, latencies, requests=requests, drafting=drafting, flags=known)
@@ -115,12 +125,12 @@ def _from_parts(latencies: Mapping[str, rows.Latency], r: BenchResult) -> rows.L
     return rows.Latency(mean_s=mean_s)
 
 
-def _speculative(data: c.Values) -> dict[str, Any]:
-    """The speculative config a sweep gave the server, whole or in dotted keys; {} without one."""
+def _nested(data: c.Values, *names: str) -> dict[str, Any]:
+    """A config that a sweep gave the server, whole or in dotted keys; {} without one."""
     config: dict[str, Any] = {}
     for key, value in data.items():
         name, _, inner = str(key).replace("-", "_").partition(".")
-        if name not in ("speculative_config", "sc"):
+        if name not in names:
             continue
         if isinstance(value, str) and not inner:
             with suppress(ValueError):
@@ -134,9 +144,49 @@ def _speculative(data: c.Values) -> dict[str, Any]:
     return config
 
 
+def _parameters(data: c.Values) -> dict[str, Any]:
+    """Parameters of ``vllm serve`` by their names in Python."""
+    return {str(key).replace("-", "_"): x for key, x in data.items() if not c.absent(x)}
+
+
+def _served(data: c.Values) -> dict[str, Any]:
+    """What parameters of ``vllm serve`` say of the machine and the weights."""
+    given = _parameters(data)
+    bits = bits_of(str(given.get("quantization", "")))
+    if bits is None and given.get("dtype") in ("float32", "float"):
+        bits = 32.0  # other types may be of a checkpoint that is quantized
+    known = {"gpus": given.get("tensor_parallel_size", given.get("tp")), "weight_bits": bits}
+    return {key: x for key, x in known.items() if x is not None}
+
+
+def _graphs(data: c.Values, server: c.Values) -> dict[str, Any]:
+    """Tokens of the largest graph that was captured, where parameters of ``vllm serve`` tell."""
+    given, config = _parameters(data), _nested(data, "compilation_config", "cc")
+    eager = str(given.get("enforce_eager", "")).lower() in ("true", "1")
+    if eager or str(config.get("cudagraph_mode", "")).upper() == "NONE":
+        return {"captured_tokens": 0}
+    graphs = c.record(
+        Graphs, {name: given.get(name, config.get(name)) for name in Graphs.model_fields}
+    )
+    sizes, most = graphs.cudagraph_capture_sizes, graphs.max_cudagraph_capture_size
+    if sizes is None and most is None:
+        return {}
+    most = max(sizes or [GRAPH_TOKENS]) if most is None else most
+    return {"captured_tokens": captured(_draft_tokens(server), most, sizes or ())}
+
+
+def _draft_tokens(server: c.Values) -> int:
+    """Draft tokens of a configuration that is not checked yet."""
+    try:
+        k = c.number(server.get("draft_tokens", 0))
+        return int(k) if 0 <= k <= c.DRAFT_TOKENS_MAX else 0
+    except ValueError:
+        return 0  # refused with the configuration
+
+
 def _drafter(data: c.Values) -> dict[str, Any]:
     """What a speculative config says for certain: method, path and draft tokens."""
-    config = _speculative(data)
+    config = _nested(data, "speculative_config", "sc")
     if not config:
         return {}
     model = str(config.get("model") or "")
@@ -266,10 +316,7 @@ def _counts(r: BenchResult, server: c.Values) -> tuple[Drafting, set[str]]:
         "accepted_tokens": r.spec_decode_accepted_tokens,
         "positions": tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
     }
-    try:
-        k = c.number(server.get("draft_tokens", 0))
-    except ValueError:
-        k = 0.0  # refused with the configuration
+    k = _draft_tokens(server)
     known = drafts is not None or r.accept_length is not None or "acceptance_imposed" in server
     if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
         return Drafting(**counts, acceptance_length=r.accept_length), set()

@@ -81,7 +81,7 @@ def test_the_minority_of_two_sizes_is_set_aside(tmp_path: Path) -> None:
     assert runs.set_aside.reason.tolist() == [
         (
             f"verifier_params of 'dense-115m' is 200000000 here but 116981760 in "
-            f"{tmp_path / '1.json'}; correct it or give the models different names"
+            f"{tmp_path / '1.json'}; correct it or give them different names"
         )
     ]
 
