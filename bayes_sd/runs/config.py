@@ -233,7 +233,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def verifier_sizes(sizes: Values) -> dict[str, Any]:
     """Fields of a Size as those of a verifier."""
-    return {n if n.startswith("experts") else f"verifier_{n}": x for n, x in sizes.items()}
+    kept = {n: x for n, x in sizes.items() if n != "weight_bits"}
+    return {n if n.startswith("experts") else f"verifier_{n}": x for n, x in kept.items()}
 
 
 def configure(values: Values) -> Configuration:
