@@ -33,18 +33,15 @@ STORED |= {"int4|w4a|4-?bit|awq|gptq": 4.15, "float32": 32.0, "bf16|float16": 16
 IGNORED = ("ignore", "exclude_modules", "modules_to_not_convert")
 ATTENTION, FORWARD = r"attn|attention|mixer\.(in|out|[qkvo])_proj", "mlp|expert"
 EAGLE = ("eagle", "eagle2", "eagle3")
-# What a head of EAGLE shares with its verifier, and what the one block of MTP does not.
-ALIKE = (
-    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "vocab_size"),
-)
-MANY = (*SPARSE_STEP, "first_k_dense_replace", "layer_types", "full_attention_interval")
+# What the block of a head is spared, of MTP and, more, of EAGLE, whose blocks are as in Llama.
+MTP_LACKS = (*SPARSE_STEP, "first_k_dense_replace", "layer_types", "full_attention_interval")
+EAGLE_LACKS = (*EXPERTS, PATTERN, "model_type", "kv_lora_rank", "dtype", "quantization_config")
 EAGLE3_TOKENS = 32_000  # that nearly all EAGLE-3 heads choose from
 
 
 def sizes_of(content: Any) -> dict[str, Any]:
     """Fields of a Size, from the content of a ``config.json``."""
-    outer = _mapping(content)  # of a model that sees, the part that writes; of a head, its block
+    outer = _as(dict, content)  # of a model that sees, the part that writes; of a head, its block
     inner = outer.get("text_config") or outer.get("transformer_layer_config") or content
     if not isinstance(inner, Mapping):
         raise InputError("is not a JSON object; a checkpoint's config.json is needed")
@@ -83,7 +80,7 @@ def sizes_of(content: Any) -> dict[str, Any]:
     local = _whole(c, "sliding_window", "attention_chunk_size", default=WIDE) < WIDE
     growing = sum(k == FULL or (k in KINDS[2:] and not local) for k in kinds) or layers
     # Of keys and values that the checkpoint has in fewer than 16 bits.
-    scheme = _mapping(_mapping(c.get("quantization_config")).get("kv_cache_scheme"))
+    scheme = _as(dict, _as(dict, c.get("quantization_config")).get("kv_cache_scheme"))
     kv_bytes = growing * kv_values * _whole(scheme, "num_bits", default=16) / 8
     counts = {"experts": experts if sparse else 0, "experts_per_token": per_token}
     counts |= {"params": total, "active_params": total - routed + per_token * expert}
@@ -91,39 +88,34 @@ def sizes_of(content: Any) -> dict[str, Any]:
 
 
 def drafter_of(verifier: Any, method: str) -> dict[str, Any]:
-    """Fields of a Size of a head for the model of a ``config.json`` or a name.
-
-    Empty where the name is not known.
-    """
+    """Fields of a Size of a head for a config.json or a name; empty where that is not known."""
     if isinstance(verifier, str) and (verifier := config_of(verifier)) is None:
         return {}
     sparse = sizes_of(verifier)["experts"]  # and refuses what is no language model
     c = {**verifier, **(verifier.get("text_config") or {}), "text_config": None}
-    block: dict[str, Any] = {"num_hidden_layers": 1, "drafts": method}
+    block = c | dict.fromkeys(MTP_LACKS) | {"num_hidden_layers": 1, "drafts": method}
     if method.endswith("mtp"):
-        pattern = c.get(PATTERN) and str(c.get("mtp_hybrid_override_pattern") or "*E")
-        block = c | dict.fromkeys(MANY) | block | {PATTERN: pattern}
-        return sizes_of(block | {"num_hidden_layers": len(pattern or "*")})
+        if c.get(PATTERN):
+            block[PATTERN] = str(c.get("mtp_hybrid_override_pattern") or "*E")
+            block["num_hidden_layers"] = len(block[PATTERN])
+        return sizes_of(block)
     if method not in EAGLE:
         rule = "a drafter without weights has drafter_params 0, a draft model a size of its own"
         raise InputError(f"{method!r} is no head; allowed: {', '.join(EAGLE)}, mtp ({rule})")
-    # Published heads for mixtures are dense, 5 to 8 times as wide inside, with plain attention.
-    block |= {name: c.get(name) for name in ALIKE}
-    block |= {"intermediate_size": 6 * c["hidden_size"]} if sparse else {}
-    if c.get("kv_lora_rank"):
-        block |= {"num_attention_heads": c["hidden_size"] // 128, "num_key_value_heads": 8}
+    block |= dict.fromkeys((*EAGLE_LACKS, "torch_dtype", "intermediate_size_mlp"))
+    if sparse:  # published heads are dense and 5 to 8 times as wide inside
+        block["intermediate_size"] = 6 * c["hidden_size"]
+    if c.get("kv_lora_rank"):  # and have plain attention
+        heads = {"num_attention_heads": c["hidden_size"] // 128, "num_key_value_heads": 8}
+        block |= heads | {"head_dim": 128}
     return sizes_of(block | ({"draft_vocab_size": EAGLE3_TOKENS} if method == "eagle3" else {}))
 
 
 def _head(c: Mapping[str, Any], hidden: int, columns: int) -> int:
-    """What a drafting head has beside its blocks; 0 of a model that drafts without a verifier.
-
-    That joins the last token and the verifier's hidden state (EAGLE-3: three states, and its first
-    block reads both), and makes a token of the result.
-    """
+    """What a drafting head has beside its blocks: what joins states and what chooses a token."""
     said = (c.get(name) for name in ("drafts", "architectures", "speculators_model_type"))
     named = " ".join(map(str, said)).lower()
-    third = "eagle3" in named or "draft_vocab_size" in c
+    third = "eagle3" in named or "draft_vocab_size" in c  # joins three states, reads them twice
     if not (third or "eagle" in named or "drafts" in c):
         return 0
     joined = 3 * _whole(c, "target_hidden_size", default=hidden) + columns if third else 2 * hidden
@@ -133,16 +125,16 @@ def _head(c: Mapping[str, Any], hidden: int, columns: int) -> int:
 def _bits(c: Mapping[str, Any], blocks: int) -> tuple[float, float]:
     """Bits of a weight of attention, and of what feeds forward."""
     plain = _stored(c.get("torch_dtype") or c.get("dtype")) or 16.0
-    scheme = _mapping(c.get("quantization_config"))
-    scheme = {**scheme, **_mapping(scheme.get("quantization"))}  # as in hf_quant_config.json
-    groups = map(_mapping, _mapping(scheme.get("config_groups")).values())
-    named = [(x, g.get("weights")) for g in groups for x in _words(g.get("targets") or [""])]
-    named = [*_mapping(scheme.get("quantized_layers")).items()] or named or [("", scheme)]
-    found = [(name, _scheme_bits(_mapping(one)) or plain) for name, one in named]
+    scheme = _as(dict, c.get("quantization_config"))
+    scheme = {**scheme, **_as(dict, scheme.get("quantization"))}  # as in hf_quant_config.json
+    groups = (_as(dict, one) for one in _as(dict, scheme.get("config_groups")).values())
+    named = [(x, g.get("weights")) for g in groups for x in _as(list, g.get("targets")) or [""]]
+    named = [*_as(dict, scheme.get("quantized_layers")).items()] or named or [("", scheme)]
+    found = [(str(name), _scheme_bits(_as(dict, one)) or plain) for name, one in named]
     rest = [x for name, x in found if not re.search(f"{ATTENTION}|{FORWARD}", name)] or [plain]
     low = [x for name, x in found if re.search(ATTENTION, name)] or rest
     high = [x for name, x in found if re.search(FORWARD, name)] or rest
-    ignored = (x for key in IGNORED for x in _words(scheme.get(key)))
+    ignored = (str(x) for key in IGNORED for x in _as(list, scheme.get(key)))
     whole = [re.search(r"layers\W*(\d+)", x) for x in ignored if re.search(r"attn\W*$", x)]
     left = 1.0 if None in whole else len({x[1] for x in whole if x}) / blocks
     return left * plain + (1 - left) * sum(low) / len(low), sum(high) / len(high)
@@ -166,12 +158,8 @@ def _stored(words: Any) -> float | None:
     return next(found, None)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _words(value: Any) -> list[str]:
-    return [str(x) for x in value] if isinstance(value, list) else []
+def _as[Kind: (dict, list)](kind: type[Kind], value: Any) -> Kind:
+    return value if isinstance(value, kind) else kind()
 
 
 def _whole(c: Mapping[str, Any], *names: str, default: int | None = None) -> int:

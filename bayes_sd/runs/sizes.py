@@ -120,15 +120,13 @@ class Size:
             value, zero_allowed = getattr(self, field.name), field.default == 0
             if value is None and field.default is None:
                 continue
-            low, high, form = 1, LARGEST, f"a {'whole ' * zero_allowed}count, as in 8e9"
-            if field.name == "weight_bits":
-                low, high, form = 2, 64, "bits, as in 8"
+            low, high = (2, 64) if field.name == "weight_bits" else (1, LARGEST)
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             fits = is_number and (low <= value <= high or (value == 0 and zero_allowed))
             if not fits or (zero_allowed and value % 1):
-                rule = (
-                    f"must be {'0, or ' * zero_allowed}a number from {low:g} to {high:g} ({form})"
-                )
+                least, count = ("0, or a", "whole count") if zero_allowed else ("a", "count")
+                form = f" (a {count}, as in 8e9)" if low == 1 else ""
+                rule = f"must be {least} number from {low} to {high:g}{form}"
                 raise InputError(f"{field.name} = {value!r}: {rule}.")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
             raise InputError(f"{self}: a mixture of experts needs active_params.")
@@ -140,11 +138,10 @@ class Size:
         """Size of a checkpoint, from its ``config.json``, or of a known model, from its name.
 
         Attention, feed-forward and router matrices of all blocks are counted; norms, embedding and
-        head are not, whatever bits they have, but the head of a model that drafts with a
-        verifier's hidden states, which each step reads. Keys and values are those of layers that
-        attend to the whole context, or to a window of at least 4,096 tokens; linear, Mamba and
-        narrower ones hold what does not grow. Two blocks of Nemotron-H are one layer. Weights have
-        the bits of the quantization or the name, else of the stored type, 32 too.
+        head, which stay in 16 bits, are not. The head that a drafting head reads in each step is.
+        Keys and values are those of layers that attend to the whole context, or to a window of at
+        least 4,096 tokens; linear, Mamba and narrower ones hold what does not grow. Two blocks of
+        Nemotron-H are one layer. Bits are those of the quantization or the name, else as stored.
 
         Parameters
         ----------
@@ -155,14 +152,9 @@ class Size:
 
     @classmethod
     def drafter(cls, method: str, verifier: str | Path) -> "Size":
-        """Size of a head that drafts for a verifier, as published heads look.
+        """Size of a head that drafts for a verifier, given as in :meth:`read`, as published.
 
-        Parameters
-        ----------
-        method : str
-            ``eagle`` or ``eagle3``, one dense block, or ``mtp``, one block like the verifier's.
-        verifier : path
-            The verifier, as in :meth:`read`.
+        `method` is ``eagle`` or ``eagle3``, one dense block, or ``mtp``, one like the verifier's.
         """
         return cls._of(verifier, lambda content: drafter_of(content, method))
 
@@ -177,10 +169,9 @@ class Size:
                 quantized = json.loads(beside.read_text(encoding="utf-8"))
                 config.setdefault("quantization_config", quantized)
         except OSError as error:
-            config = None if file.exists() else config_of(str(path))
-            if config is None:
-                problem = f"{file}: cannot be read ({error.strerror})"
-                raise InputError(problem + near(str(path))) from None
+            problem = f"{file}: cannot be read ({error.strerror}){near(str(path))}"
+            if file.exists() or (config := config_of(str(path))) is None:
+                raise InputError(problem) from None
         except ValueError:
             raise InputError(f"{file}: is not JSON; a checkpoint's config.json is needed") from None
         try:

@@ -66,10 +66,7 @@ def test_a_size_has_the_features_of_its_numbers() -> None:
         ({"params": 1e9, "layers": 1e300}, "layers = 1e.300: must be a number from 1 to"),
         ({"params": 1e9, "experts": 10**400}, "must be 0, or a number from 1 to"),
         ({"params": -1e9}, "must be a number from 1 to 1e"),
-        (
-            {"params": 1e9, "weight_bits": 1},
-            r"weight_bits = 1: must be a number from 2 to 64 \(bits",
-        ),
+        ({"params": 1e9, "weight_bits": 1}, "weight_bits = 1: must be a number from 2 to 64"),
         ({"params": 1e9, "weight_bits": 65}, "weight_bits = 65: must be a number from 2 to 64"),
         ({"params": 1e9, "weight_bits": "8"}, "weight_bits = '8': must be a number from 2 to 64"),
         ({"params": float("nan")}, "params = nan: must be a number"),
@@ -205,7 +202,7 @@ def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
         ),
         (
             {**LLAMA_8B, "quantization_config": {"quant_method": "gptq", "bits": 99}},
-            r"weight_bits = 99.0: must be a number from 2 to 64 .*\); give the model's sizes",
+            "weight_bits = 99.0: must be a number from 2 to 64; give the model's sizes",
         ),
         (
             {**LLAMA_8B, "quantization_config": {"quant_method": "gptq", "bits": "4"}},
