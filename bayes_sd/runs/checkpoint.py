@@ -32,6 +32,7 @@ STORED = {"mxfp4": 4.25, "fp4": 4.5, r"fp8|float8|int8|w8a|8-?bit": 8.0}
 STORED |= {"int4|w4a|4-?bit|awq|gptq": 4.15, "float32": 32.0, "bf16|float16": 16.0}
 IGNORED = ("ignore", "exclude_modules", "modules_to_not_convert")
 ATTENTION, FORWARD = r"attn|attention|mixer\.(in|out|[qkvo])_proj", "mlp|expert"
+ROUTED = "(?<!shared_)experts"  # nearly all that feeds forward, where there are any
 EAGLE = ("eagle", "eagle2", "eagle3")
 # What the block of a head is spared, of MTP and, more, of EAGLE, whose blocks are as in Llama.
 MTP_LACKS = (*SPARSE_STEP, "first_k_dense_replace", "layer_types", "full_attention_interval")
@@ -96,7 +97,8 @@ def drafter_of(verifier: Any, method: str) -> dict[str, Any]:
     block = c | dict.fromkeys(MTP_LACKS) | {"num_hidden_layers": 1, "drafts": method}
     if method.endswith("mtp"):
         if c.get(PATTERN):
-            block[PATTERN] = str(c.get("mtp_hybrid_override_pattern") or "*E")
+            last = "*E" if sparse else "*-"
+            block[PATTERN] = str(c.get("mtp_hybrid_override_pattern") or last)
             block["num_hidden_layers"] = len(block[PATTERN])
         return sizes_of(block)
     if method not in EAGLE:
@@ -133,7 +135,8 @@ def _bits(c: Mapping[str, Any], blocks: int) -> tuple[float, float]:
     found = [(str(name), _scheme_bits(_as(dict, one)) or plain) for name, one in named]
     rest = [x for name, x in found if not re.search(f"{ATTENTION}|{FORWARD}", name)] or [plain]
     low = [x for name, x in found if re.search(ATTENTION, name)] or rest
-    high = [x for name, x in found if re.search(FORWARD, name)] or rest
+    fed = ([x for name, x in found if re.search(y, name)] for y in (ROUTED, FORWARD))
+    high = next(filter(None, fed), rest)
     ignored = (str(x) for key in IGNORED for x in _as(list, scheme.get(key)))
     whole = [re.search(r"layers\W*(\d+)", x) for x in ignored if re.search(r"attn\W*$", x)]
     left = 1.0 if None in whole else len({x[1] for x in whole if x}) / blocks

@@ -314,6 +314,16 @@ def test_bits_of_a_quantized_weight(tmp_path: Path, scheme: Any, bits: float) ->
     assert Size.read(config(tmp_path, content)).weight_bits == pytest.approx(bits)
 
 
+def test_routed_experts_decide_the_bits_of_a_mixture(tmp_path: Path) -> None:
+    """Beside them 3% of the weights are attention, which is not named and keeps 16 bits."""
+    shared = {f"layers.0.mlp.shared_expert.{x}_proj": {"quant_algo": "FP8"} for x in ("up", "down")}
+    layers = {"layers.0.mlp.experts": {"quant_algo": "NVFP4"}, **shared}
+    content = {**QWEN3_30B_A3B, "quantization_config": {"quantized_layers": layers}}
+    bits = Size.read(config(tmp_path, content)).weight_bits
+    share = 48 * 2 * 2048 * 128 * 36 / Size.read("Qwen3-30B-A3B").params
+    assert bits == pytest.approx(4.5 + 11.5 * share)
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("float16", 16), ("auto", 16)])
 def test_bits_of_a_type(tmp_path: Path, dtype: str, bits: float) -> None:
     assert Size.read(config(tmp_path, {**LLAMA_8B, "dtype": dtype})).weight_bits == bits
@@ -429,6 +439,7 @@ def test_a_head_of_a_folder(tmp_path: Path) -> None:
     assert checkpoint.drafter_of("unknown", "eagle3") == {}
     mtp = Size.drafter("mtp", "Nemotron-3-Super-120B-A12B")
     assert mtp.layers == 1 and mtp.experts == 512
+    assert Size.drafter("mtp", "Nemotron-Nano-9B-v2").experts == 0
 
 
 @pytest.mark.parametrize("method", ["ngram", "draft_model", "medusa"])
