@@ -248,7 +248,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def verifier_sizes(sizes: Values) -> dict[str, Any]:
     """Fields of a Size as those of a verifier."""
-    return {n if n.startswith("experts") else f"verifier_{n}": x for n, x in sizes.items()}
+    plain = ("experts", "experts_per_token", "weight_bits")
+    return {n if n in plain else f"verifier_{n}": x for n, x in sizes.items()}
 
 
 def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dict[str, Any]:
@@ -295,9 +296,10 @@ def configure(values: Values) -> Configuration:
         v["drafter"] = NO_DRAFTER
         v.setdefault("draft_tokens", 0)
     verifier = str(v.get("verifier", ""))
-    v.setdefault("weight_bits", bits_of(verifier) or 16.0)
+    known = of_name(verifier)
+    v.setdefault("weight_bits", known.get("weight_bits") or bits_of(verifier) or 16.0)
     if "verifier_params" not in v:
-        v = verifier_sizes(of_name(verifier)) | v
+        v = verifier_sizes(known) | v
     # Heads are called what their verifier is called and are much smaller.
     model = not plain and v.get("drafter_method", "draft_model") == "draft_model"
     if model and (size := of_name(str(v["drafter"]))):

@@ -1,7 +1,7 @@
 """How large a model is: from numbers, or from the config.json of its checkpoint."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import LARGEST, InputError
-from bayes_sd.runs.checkpoint import near, of_name, sizes_of
+from bayes_sd.runs.checkpoint import config_of, drafter_of, near, sizes_of
 
 GIGA = 1e9
 KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
@@ -96,6 +96,9 @@ class Size:
     layers, kv_bytes : float, optional
         Layers, and bytes of one token's keys and values; by default what is typical at this size,
         which can be off by 50% and by a factor of 3.
+    weight_bits : float, optional
+        Bits of a weight on average, with the scales of blocks of weights; by default 16. The
+        weights are ``params * weight_bits / 8`` bytes.
 
     Examples
     --------
@@ -110,18 +113,21 @@ class Size:
     experts_per_token: int = 0
     layers: float | None = None
     kv_bytes: float | None = None
+    weight_bits: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, zero_allowed = getattr(self, field.name), field.default == 0
             if value is None and field.default is None:
                 continue
+            low, high = (2, 64) if field.name == "weight_bits" else (1, LARGEST)
             is_number = isinstance(value, Real) and not isinstance(value, bool)
-            fits = is_number and (1 <= value <= LARGEST or (value == 0 and zero_allowed))
+            fits = is_number and (low <= value <= high or (value == 0 and zero_allowed))
             if not fits or (zero_allowed and value % 1):
                 least, count = ("0, or a", "whole count") if zero_allowed else ("a", "count")
-                problem = f"{field.name} = {value!r}: must be {least} number from 1 to {LARGEST:g}"
-                raise InputError(f"{problem} (a {count}, as in 8e9).")
+                form = f" (a {count}, as in 8e9)" if low == 1 else ""
+                rule = f"must be {least} number from {low} to {high:g}{form}"
+                raise InputError(f"{field.name} = {value!r}: {rule}.")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
             raise InputError(f"{self}: a mixture of experts needs active_params.")
         for text in contradictions(self.params, self.active, self.experts, self.experts_per_token):
@@ -131,30 +137,48 @@ class Size:
     def read(cls, path: str | Path) -> "Size":
         """Size of a checkpoint, from its ``config.json``, or of a known model, from its name.
 
-        Attention, feed-forward and router matrices of all blocks are counted; norms, embedding
-        and head are not. Keys and values are those of layers that attend to the whole context, or
-        to a window of at least 4,096 tokens; linear and narrower ones hold what does not grow.
+        Attention, feed-forward and router matrices of all blocks are counted; norms, embedding and
+        head, which stay in 16 bits, are not. The head that a drafting head reads in each step is.
+        Keys and values are those of layers that attend to the whole context, or to a window of at
+        least 4,096 tokens; linear, Mamba and narrower ones hold what does not grow. Two blocks of
+        Nemotron-H are one layer. Bits are those of the quantization or the name, else as stored.
 
         Parameters
         ----------
         path : path
             The checkpoint's folder, its ``config.json``, or a name such as ``Qwen/Qwen3-32B``.
         """
+        return cls._of(path, sizes_of)
+
+    @classmethod
+    def drafter(cls, method: str, verifier: str | Path) -> "Size":
+        """Size of a head that drafts for a verifier, given as in :meth:`read`, as published.
+
+        `method` is ``eagle`` or ``eagle3``, one dense block, or ``mtp``, one like the verifier's.
+        """
+        return cls._of(verifier, lambda content: drafter_of(content, method))
+
+    @classmethod
+    def _of(cls, path: str | Path, sizes: Callable[[Any], dict[str, Any]]) -> "Size":
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
+        beside = file.with_name("hf_quant_config.json")
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(config, dict) and beside.is_file():
+                quantized = json.loads(beside.read_text(encoding="utf-8"))
+                config.setdefault("quantization_config", quantized)
         except OSError as error:
-            if not file.exists() and (known := of_name(str(path))):
-                return cls(**known)
-            problem = f"{file}: cannot be read ({error.strerror})"
-            raise InputError(problem + near(str(path))) from None
+            problem = f"{file}: cannot be read ({error.strerror}){near(str(path))}"
+            if file.exists() or (config := config_of(str(path))) is None:
+                raise InputError(problem) from None
         except ValueError:
             raise InputError(f"{file}: is not JSON; a checkpoint's config.json is needed") from None
         try:
-            return cls(**sizes_of(config))
+            return cls(**sizes(config))
         except InputError as error:
-            raise InputError(f"{file}: {error.message}; give the model's sizes instead") from None
+            problem = f"{file}: {error.message.rstrip('.')}"
+            raise InputError(f"{problem}; give the model's sizes instead") from None
 
     @property
     def active(self) -> float:
@@ -166,7 +190,8 @@ class Size:
         """Name for display; equal for all answers about one new model."""
         moe = f", {self.experts_per_token}/{self.experts} experts" if self.experts else ""
         depth = "" if self.layers is None else f", {self.layers:g} layers"
-        return f"new {self.params:g} ({self.active:g} active{moe}{depth})"
+        bits = "" if self.weight_bits in (None, 16) else f", {self.weight_bits:.3g} bits"
+        return f"new {self.params:g} ({self.active:g} active{moe}{depth}{bits})"
 
     def features(self) -> dict[str, float]:
         """What the cost law knows of this model, see :func:`bayes_sd.runs.sizes.features`."""
