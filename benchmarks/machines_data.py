@@ -8,9 +8,10 @@ import a100_data
 import numpy as np
 import pandas as pd
 import static_data
-from one_law_data import GB200, NAMES, SHEETS, captured
+from one_law_data import GB200, NAMES, SHEETS
 
 import bayes_sd as bsd
+from bayes_sd.runs.machine import captured
 from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
 

@@ -171,7 +171,7 @@ def machine_of(posterior: Posterior, environment: str, verifier: Any, k: int) ->
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
     there = posterior.servers[posterior.servers["environment"] == environment]
     own = there[there["verifier"] == verifier] if isinstance(verifier, str) else there
-    facts: dict[str, float] = there[list(MACHINE)].iloc[0].to_dict()
+    facts: dict[Any, Any] = there[list(MACHINE)].iloc[0].to_dict()
     facts["weight_bits"] = np.nan
     if isinstance(verifier, str) and len(own):
         facts["weight_bits"] = own["weight_bits"].iloc[0]

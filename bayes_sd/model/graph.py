@@ -54,7 +54,9 @@ def build(
     return model
 
 
-def _coords(design: Design, server_effects: tuple[str, ...], told: tuple[Prior, ...]) -> dict[str, Any]:
+def _coords(
+    design: Design, server_effects: tuple[str, ...], told: tuple[Prior, ...]
+) -> dict[str, Any]:
     """Names of all dimensions."""
     coords = {
         "run": np.arange(len(design.table)),
@@ -154,7 +156,9 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
 
 def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    nothing = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0)
+    nothing = dict.fromkeys(
+        ("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0
+    )
     machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
 
     def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:

@@ -28,8 +28,8 @@ OTHER_WORDS = re.compile(
     r"fp[48]|nvfp4|mxfp4|bf16|int[48]|awq|gptq|bnb|\dbit|quantized|(quantized\.)?w\d+a\d+)(?=[-_]|$)"
 )
 # Bits of a weight and of its part of a scale, by words of a name or a quantization_config.
-STORED = {"mxfp4": 4.25, "fp4": 4.5, r"fp8|float8|int8|w8a|8-?bit": 8.0}
-STORED |= {"int4|w4a|4-?bit|awq|gptq": 4.15, "float32": 32.0, "bf16|float16": 16.0}
+STORED = {"mxfp4": 4.25, "fp4": 4.5, r"fp8|float8|(?<![a-z])int8|w8a|8-?bit": 8.0}
+STORED |= {r"(?<![a-z])int4|w4a|4-?bit|awq|gptq": 4.15, "float32": 32.0, "bf16|float16": 16.0}
 IGNORED = ("ignore", "exclude_modules", "modules_to_not_convert")
 ATTENTION, FORWARD = r"attn|attention|mixer\.(in|out|[qkvo])_proj", "mlp|expert"
 ROUTED = "(?<!shared_)experts"  # nearly all that feeds forward, where there are any

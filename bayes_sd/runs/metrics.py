@@ -133,7 +133,10 @@ def _range(answer: c.Values) -> Iterator[Sample]:
     data = c.mapping(answer.get("data"))
     if (kind := data.get("resultType")) != "matrix":
         raise InputError(f"data.resultType is {kind!r}; query_range gives 'matrix'")
-    for i, series in enumerate(data.get("result") or ()):
+    result = data.get("result") or ()
+    if not isinstance(result, list | tuple):
+        raise InputError(f"data.result is {str(result)[:40]!r}; query_range gives a list of series")
+    for i, series in enumerate(result):
         try:
             labels = {str(k): c.text(v) for k, v in series["metric"].items()}
             values = [(c.number(t), c.number(v)) for t, v in series["values"]]

@@ -132,8 +132,8 @@ def test_graphs_are_captured_up_to_a_multiple_of_the_tokens_of_a_request() -> No
 
 @pytest.mark.parametrize(
     ("text", "bits"),
-    [("fp8", 8), ("awq_marlin", 4), ("gptq-8bit", 8), ("modelopt_nvfp4", 4), ("m.w8a8", 8),
-     ("Qwen3-32B-FP8", 8), ("m-INT4", 4), ("checkpoint8", None), ("m-bf16", None)],
+    [("fp8", 8), ("awq_marlin", 4.15), ("gptq-8bit", 8), ("modelopt_nvfp4", 4.5), ("m.w8a8", 8),
+     ("Qwen3-32B-FP8", 8), ("m-INT4", 4.15), ("checkpoint8", None), ("m-bf16", 16)],
 )  # fmt: skip
 def test_bits_of_a_quantization_or_a_name(text: str, bits: float | None) -> None:
     assert bits_of(text) == bits

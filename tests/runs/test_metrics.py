@@ -306,6 +306,7 @@ METRIC = {"__name__": f"{E2E}_count"}
         ({"status": "error", "error": "bad query"}, "is an error of Prometheus: bad query"),
         ({"status": "success", "data": {"resultType": "vector"}}, "data.resultType is 'vector'"),
         (RANGE, "no metric of vLLM"),
+        (RANGE | {"data": RANGE["data"] | {"result": 1}}, "data.result is '1'"),
         ([{"metric": {}, "values": [[1, "2"]]}], r"data.result\[0\] has no __name__"),
         ([{"metric": METRIC, "values": [["x", "2"]]}], r"data.result\[0\] lacks metric or values"),
         ([{"values": [[1, "2"]]}], r"data.result\[0\] lacks metric or values"),
