@@ -9,7 +9,7 @@ import numpy as np
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics import costs, queue
-from bayes_sd.physics.costs import Stages, absent, add, larger, scaled, times
+from bayes_sd.physics.costs import Stages, absent, add, scaled, times
 from bayes_sd.physics.structures import Placed
 
 PARTS = (*costs.ADDED, "knee", "stalls")
@@ -85,8 +85,8 @@ class Outcome(NamedTuple):
     `decode_s` follows the first token, `prefill_s` is the request's own, `others` are the requests
     in flight beside it and `others_share` the share of its latency that they cause. `added_s` is
     what one more would add, C2 where that is many. `growth` is the relative change of the latency
-    for one of what others add: ``x / (1 - x)`` at a rate, ``B C2 / L`` at a concurrency, where
-    nothing bends. `utilization` is ``rate * C2``, 0 at a concurrency; `tokens` are those of a pass.
+    for one of the rate, or of the others where a concurrency is held: ``x / (1 - x)`` and
+    ``B C2 / L`` where nothing bends. `utilization` is ``rate * C2``, 0 at a concurrency.
     """
 
     e2e_s: Any
@@ -184,7 +184,7 @@ def outcome(
         ahead = others * stages.prefill_others
     ttft = stages.prefill_alone + queue_cycles * cycle.seconds + ahead
     # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
-    feedback = larger(room - rate * (added - c2), queue.FLATTEST * room)
+    feedback = room - rate * (added - c2)
     return Outcome(
         e2e_s=e2e,
         ttft_s=ttft,

@@ -7,8 +7,8 @@ import numpy as np
 from bayes_sd.errors import InputError
 from bayes_sd.physics.costs import Stages, absent, larger, times
 
-NEWTON_STEPS = 8
-FLATTEST = 0.05  # of the slope of a Newton step, where experts still to be touched bend the law
+TINY = 1e-100  # s^2: where a structure hides a whole pass, it has a slope still
+NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
 
 
 def headroom(utilization: Any, softness: float = 0.0) -> Any:
@@ -49,7 +49,7 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
 
 def both(read_s: Any, compute_s: Any) -> Any:
     """Seconds of reading and computing side by side: ``sqrt(r^2 + c^2)``, a soft maximum."""
-    return (read_s**2 + compute_s**2) ** 0.5
+    return (read_s**2 + compute_s**2 + TINY) ** 0.5
 
 
 class Cycle(NamedTuple):
@@ -95,27 +95,38 @@ def in_flight_at_rate(
 
     .. math:: B = \lambda\, L(B), \qquad L(B) = R(B) + B\, C_2
 
-    with `R` bounded, by Newton's method from the `B` of a full pass, above every root; beyond the
-    first step the iterates close in from one side. Without experts and a knee `R` is C1 and the
-    form is closed: equation (1). `room` is ``1 - rate * C2``, positive. `detach` makes a symbolic
-    value constant: the last step, from the solution, has the exact gradient.
+    Where every pass reads as much, the form is closed: equation (1), or with the knee the larger
+    root of a quadratic. Of experts a pass reads more, the more are in flight: Newton's method from
+    the `B` of passes that read them all, which lies above the only root. `room` is
+    ``1 - rate * C2``, positive. `detach` makes a symbolic value constant: the last step, from the
+    solution, has the exact gradient.
     """
-    s, n, rate = stages, workload["cycles"], workload["rate_rps"]
-    each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
-    fixed = s.verify_alone + workload["draft_passes"] * s.draft_alone + s.compute_alone
-    full = fixed + s.weights + s.experts
-    if not absent(s.pace):
-        full = larger(full, s.pace * paced)
-    b = rate * (s.prefill_alone + n * full) / room
-    straight = not knee and absent(s.pace) and (absent(s.experts) or absent(sizes["expert"]))
-    for step in range(0 if straight else NEWTON_STEPS):
+    s, n, rate, k = stages, workload["cycles"], workload["rate_rps"], workload["k"]
+    alone = s.prefill_alone + n * (s.verify_alone + workload["draft_passes"] * s.draft_alone)
+    busy = rate * n * s.compute_others
+
+    def beside(read: Any) -> tuple[Any, Any]:
+        """Requests in flight where passes read for so long, and their slope."""
+        if not knee:
+            return rate * (alone + n * (s.compute_alone + read)) / room, rate * n / room
+        own, wide = (room + busy) * s.compute_alone, room * (room + 2 * busy)
+        apart = both(own + rate * s.compute_others * alone, wide**0.5 * read)
+        b = rate * ((room + busy) * alone + n * (busy * s.compute_alone + apart)) / wide
+        return b, rate * n * read / apart
+
+    b, _ = beside(s.weights + s.experts)
+    dense = absent(s.experts) or absent(sizes["expert"])
+    for step in range(0 if dense else NEWTON_STEPS):
         if detach is not None and step == NEWTON_STEPS - 1:
             b = detach(b)
-        at = cycle(s, sizes, workload, b, paced, knee)
-        gap = rate * (s.prefill_alone + n * (at.seconds - b * each)) - room * b
-        slope = larger(room - rate * n * (at.slope - each), FLATTEST * room)
-        b = b + gap / slope
-    return b
+        phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven)
+        found, slope = beside(s.weights + s.experts * phi)
+        b = b + (found - b) / (1 - slope * s.experts * more * (k + 1))
+    if absent(s.pace):
+        return b
+    each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
+    waiting = rate * (s.prefill_alone + n * s.pace) / (room + rate * n * each)
+    return larger(b, waiting * paced)
 
 
 def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray:

@@ -8,67 +8,116 @@ import pytest
 from closed_forms import latency_open
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_inputs import FACTORS, RATIOS, SIZES, TERMS, TIMES, WORK, rate_at, says
+from law_inputs import RATIOS, SIZES, TERMS, TIMES, WORK, rate_at, says
 from scipy.optimize import brentq
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import cycles
 from bayes_sd.physics.costs import Stages, draft_passes
 from bayes_sd.physics.law import DEFAULT, FULL, PARTS, Law, outcome
+from bayes_sd.physics.queue import coverage
 from bayes_sd.physics.structures import PREFILL
 
 modest = settings(max_examples=60, deadline=None)
 families = st.sampled_from(["dense", "moe"])
 each_family = pytest.mark.parametrize("family", ["dense", "moe"])
 shares = st.floats(0, 0.99)
-seconds = st.floats(1e-3, 10)
+captured = st.sampled_from([8.0, 64.0, np.inf])
 
 
-def by_hand(t: dict[str, float], size: dict[str, float], work: dict[str, float]) -> float:
-    """Mean latency from equations (2) and (4) written out, its fixed point by bisection."""
-    a, d, k, n = size["active"], size["drafter"], work["k"], work["cycles"]
-    p, g = work["prompt_tokens"], work["output_tokens"]
+def by_hand(
+    t: dict[str, float], m: dict[str, float], work: dict[str, float], concurrency: float = 0.0
+) -> float:
+    """Mean latency from the equations written out, at a rate by bisection."""
+    a, d, k, n, layers = m["active"], m["drafter"], work["k"], work["cycles"], m["layers"]
+    p, g, slow = work["prompt_tokens"], work["output_tokens"], t["factor_slowness"]
+    crowded = slow * t["factor_crowding"]
+    gb, flop = 1 / m["gb_per_s"], 2e9 / (m["tflops"] * 1e12)  # s a GB; s a token and 1e9 parameters
+    weights, keys = gb * m["bytes"] * t["read_weights"], gb * t["read_keys"]
+    mine, theirs = flop * t["prefill_token_alone"], flop * t["prefill_token_others"]
+    token = t["decode_token_ratio"] * theirs
     tokens = (p + p**2 / t["attention_tokens"]) / (1 + 512 / t["attention_tokens"])
-    prefill = size["layers"] * t["overhead_prefill_alone"] + t["prefill_token_alone"] * a * tokens
-    alone = prefill * t["factor_prefill_alone"] + t["prefill_token_alone"] * d * tokens
-    draft = (t["overhead_draft_alone"] + t["weights_per_pass"] * d) * t["factor_draft_alone"]
-    more = size["layers"] * t["overhead_prefill_others"] + t["prefill_token_others"] * a * tokens
-    more = more * t["factor_prefill_others"] + t["prefill_token_others"] * d * tokens
-    token = t["decode_token_ratio"] * t["prefill_token_others"]
-    reading = size["kv_gb"] / 4.096e-6 * (p + g / 2) / t["context_tokens"]
-    beside = t["overhead_verify_others"] * (size["layers"] + reading)
-    beside /= 1 + 1000 / t["context_tokens"]
-    verify = (beside + (k + 1) * token * a) * t["factor_verify_others"]
-    drafts = (t["overhead_draft_others"] + token * d) * t["factor_draft_others"]
-    more = (more + n * (verify + k * drafts)) * t["factor_slowness"] * t["factor_crowding"]
+    prompt = layers * t["overhead_prefill_alone"] + mine * a * tokens
+    prompt = prompt * t["factor_prefill_alone"] + mine * d * tokens
+    prompts = layers * t["overhead_prefill_others"] + theirs * a * tokens
+    prompts = prompts * t["factor_prefill_others"] + theirs * d * tokens
+    each_layer = t["overhead_verify_alone"]
+    each_layer += t["overhead_experts"] * m["moe"] + t["overhead_parallel"] * (m["dies"] > 1)
+    launch = (layers * each_layer + t["overhead_pass"]) * t["factor_verify_alone"]
+    sequence = (k + 1) * layers * t["overhead_token"] + keys * m["kv_gb"] * (p + g / 2)
+    sequence *= t["factor_verify_others"]
+    draft = t["overhead_draft_alone"] + gb * m["drafter_bytes"] * t["read_weights"] * d
+    drafts = (t["overhead_draft_others"] + token * d) * t["factor_draft_others"] * crowded
+    compute = (k + 1) * token * a * t["factor_verify_others"]
+    pace = layers * (t["pace_experts"] if m["moe"] else t["pace_dense"]) * slow
+    fixed = slow * (launch + sequence + work["draft_passes"] * draft * t["factor_draft_alone"])
 
-    def gap(latency: float) -> float:
-        b = work["rate_rps"] * latency
-        weights = size["shared"] + size["expert"] * (1 - size["idle"] ** ((k + 1) * (1 + b)))
-        passes = size["layers"] * t["overhead_verify_alone"] + t["weights_per_pass"] * weights
-        passes = passes * t["factor_verify_alone"] + k * token * a * t["factor_verify_others"]
-        return t["factor_slowness"] * (alone + n * (passes + k * draft)) + b * more - latency
+    def latency(b: float, paced: bool) -> float:
+        chosen = -np.log(m["idle"]) * (k + 1) * (1 + b)
+        idle = (1 + chosen / t["uneven_experts"]) ** -t["uneven_experts"]
+        read = weights * (m["shared"] + m["expert"] * (1 - idle)) * t["factor_verify_alone"] * slow
+        cycle = fixed + np.hypot(read, compute * (slow + b * crowded))
+        cycle += b * (sequence * crowded + work["draft_passes"] * drafts)
+        cycle = max(cycle, pace) if paced else cycle
+        return float(slow * prompt + b * crowded * prompts + n * cycle)
 
-    return float(brentq(gap, 0.0, 1e7, xtol=1e-12, rtol=1e-13))
+    def beyond(b: float) -> bool:
+        return (k + 1) * (1 + b) > m["captured"]
+
+    def at_rate(paced: bool) -> float:
+        rate = work["rate_rps"]
+        return float(brentq(lambda s: latency(rate * s, paced) - s, 0, 1e7, xtol=1e-12, rtol=1e-13))
+
+    if concurrency:
+        return latency(concurrency - 1, beyond(concurrency - 1))
+    captured = at_rate(False)
+    return at_rate(True) if beyond(work["rate_rps"] * captured) else captured
 
 
-@modest
+MACHINES = {  # memory-bound to compute-bound, and passes within captured graphs and beyond
+    "gb_per_s": st.floats(10, 8000),
+    "tflops": st.floats(0.5, 2500),
+    "dies": st.sampled_from([1.0, 8.0]),
+    "bytes": st.sampled_from([0.5, 1.0, 2.0]),
+    "captured": st.sampled_from([16.0, 64.0, 512.0, np.inf]),
+}
+LOADS = {
+    "k": st.integers(0, 10),
+    "prompt_tokens": st.floats(1, 4000),
+    "output_tokens": st.floats(1, 2000),
+}
+
+
+@settings(max_examples=200, deadline=None)
 @given(
     family=families,
     share=shares,
-    k=st.integers(0, 10),
     alpha=st.floats(0, 1),
-    prompt=st.floats(1, 4000),
-    output=st.floats(1, 2000),
+    machine=st.fixed_dictionaries(MACHINES),
+    uneven=st.floats(0.1, 100),
+    load=st.fixed_dictionaries(LOADS),
+    crowd=st.floats(1, 500),
 )
 def test_the_law_is_that_of_the_equations(
-    family: str, share: float, k: int, alpha: float, prompt: float, output: float
+    family: str,
+    share: float,
+    alpha: float,
+    machine: dict[str, float],
+    uneven: float,
+    load: dict[str, Any],
+    crowd: float,
 ) -> None:
-    work = {"k": k, "cycles": cycles(output, [alpha] * k, k)}
-    work |= {"prompt_tokens": prompt, "output_tokens": output}
-    work["rate_rps"] = rate_at(family, share, **work)
-    expected = by_hand(TERMS, SIZES[family], WORK | work)
-    assert says(family, **work).e2e_s == pytest.approx(expected, rel=1e-6)
+    k = load["k"]
+    work: dict[str, Any] = load | {"cycles": cycles(load["output_tokens"], [alpha] * k, k)}
+    work |= {"draft_passes": draft_passes(k, alpha > 0.5)}
+    how: dict[str, Any] = {"sizes": machine, "terms": {"uneven_experts": uneven}}
+    terms, size = TERMS | how["terms"], SIZES[family] | machine
+    work["rate_rps"] = rate_at(family, share, **how, **work)
+    expected = by_hand(terms, size, WORK | work)
+    assert says(family, **how, **work).e2e_s == pytest.approx(expected, rel=1e-6)
+    held = work | {"rate_rps": 0.0, "closed": 1.0, "others": crowd - 1}
+    expected = by_hand(terms, size, WORK | held, crowd)
+    assert says(family, **how, **held).e2e_s == pytest.approx(expected, rel=1e-9)
 
 
 @modest
@@ -76,19 +125,34 @@ def test_the_law_is_that_of_the_equations(
 def test_shares_and_identities_of_an_offered_rate(family: str, share: float) -> None:
     rate = rate_at(family, share)
     said = says(family, rate_rps=rate)
-    assert said.others == pytest.approx(rate * said.e2e_s, rel=1e-6)  # Little
-    assert said.e2e_s == pytest.approx(latency_open(said.c1_s, said.c2_s, rate), rel=1e-6)
+    assert said.others == pytest.approx(rate * said.e2e_s, rel=1e-9)  # Little
     assert said.utilization == pytest.approx(share)
-    assert said.others_share == pytest.approx(share, rel=1e-6)
-    assert said.growth == pytest.approx(share / (1 - share), rel=1e-6)
+    assert said.others_share == pytest.approx(1 - said.c1_s / said.e2e_s)
+    assert said.c1_s == pytest.approx(says(family).e2e_s)
     assert 0 < said.ttft_s < said.e2e_s
     assert said.mean_s("tpot", 128.0) == pytest.approx((said.e2e_s - said.ttft_s) / 127)
 
 
 @modest
-@given(family=families, at=st.lists(shares, min_size=2, max_size=5))
-def test_latency_and_ttft_grow_with_the_rate(family: str, at: list[float]) -> None:
-    said = [says(family, rate_rps=rate_at(family, share)) for share in sorted(at)]
+@given(share=st.floats(0.01, 0.99))
+def test_where_nothing_bends_the_law_has_its_closed_form(share: float) -> None:
+    """No experts, and reading and computing one after the other."""
+    law = Law(tuple(part for part in PARTS if part != "knee"))
+    rate = rate_at("dense", share, law)
+    said = says("dense", law, rate_rps=rate)
+    assert said.e2e_s == pytest.approx(latency_open(said.c1_s, said.c2_s, rate))
+    assert said.others_share == pytest.approx(share)
+    assert said.growth == pytest.approx(share / (1 - share))
+    held = says("dense", law, closed=1.0, others=said.others)
+    assert held.e2e_s == pytest.approx(held.c1_s + held.others * held.c2_s)
+    assert held.growth == pytest.approx(held.others * held.c2_s / held.e2e_s)
+
+
+@modest
+@given(family=families, at=st.lists(shares, min_size=2, max_size=5), captured=captured)
+def test_latency_and_ttft_grow_with_the_rate(family: str, at: list[float], captured: float) -> None:
+    size = {"captured": captured}
+    said = [says(family, sizes=size, rate_rps=rate_at(family, share)) for share in sorted(at)]
     for low, high in pairwise(said):
         assert low.e2e_s <= high.e2e_s * (1 + 1e-9)
         assert low.ttft_s <= high.ttft_s * (1 + 1e-9)
@@ -106,36 +170,56 @@ def test_no_latency_past_the_pole_is_finite_and_the_soft_one_is(family: str) -> 
 
 
 @each_family
-def test_a_concurrency_is_the_rate_that_keeps_it_in_flight(family: str) -> None:
-    rate = says(family, rate_rps=rate_at(family, 0.6))
-    fixed = says(family, closed=1.0, others=rate.others)
-    assert fixed.e2e_s == pytest.approx(rate.e2e_s, rel=1e-6)
-    assert fixed.e2e_s == pytest.approx(fixed.c1_s + fixed.others * fixed.c2_s)
+@pytest.mark.parametrize("captured", [np.inf, 16.0])
+def test_a_concurrency_is_the_rate_that_keeps_it_in_flight(family: str, captured: float) -> None:
+    size = {"captured": captured}
+    rate = says(family, sizes=size, rate_rps=rate_at(family, 0.6))
+    fixed = says(family, sizes=size, closed=1.0, others=rate.others)
+    assert fixed.e2e_s == pytest.approx(rate.e2e_s, rel=1e-9)
+    assert fixed.c1_s == rate.c1_s and fixed.added_s == pytest.approx(rate.added_s)
     assert fixed.utilization == 0
 
 
+@each_family
+@pytest.mark.parametrize("captured", [np.inf, 16.0], ids=["captured", "beyond"])
+@pytest.mark.parametrize("load", ["rate_rps", "others"])
+def test_growth_is_what_a_larger_load_does_to_the_latency(
+    load: str, family: str, captured: float
+) -> None:
+    """Experts that others touch included; `added_s` is what one more request does."""
+    at = {"rate_rps": rate_at(family, 0.5), "others": 12.0}[load]
+    closed = float(load == "others")
+
+    def said(step: float) -> Any:
+        return says(family, sizes={"captured": captured}, closed=closed, **{load: at * (1 + step)})
+
+    low, here, high = (said(step) for step in (-1e-6, 0.0, 1e-6))
+    slope = np.log(high.e2e_s / low.e2e_s) / 2e-6
+    assert here.growth == pytest.approx(slope, rel=1e-6)
+    added = (high.e2e_s - low.e2e_s) / (high.others - low.others)
+    assert here.added_s == pytest.approx(added, rel=1e-6)
+
+
 @pytest.mark.parametrize("closed", [0.0, 1.0], ids=["open", "closed"])
-def test_growth_is_what_an_error_of_c2_does_to_the_latency(closed: float) -> None:
+def test_growth_of_a_dense_model_is_what_an_error_of_what_others_add_does(closed: float) -> None:
     load = {"closed": closed, "others": 40.0 * closed}
     load["rate_rps"] = 0.0 if closed else rate_at("dense", 0.8)
-    step, work = 1e-6, WORK | load
+    step = 1e-6
     said = says("dense", **load)
-    terms = TERMS | {"factor_crowding": TERMS["factor_crowding"] * (1 + step)}
-    stages = FULL.stages(terms, SIZES["dense"], work)
-    more = outcome(stages, TERMS["queue_cycles"], SIZES["dense"], work)
+    crowding = {"factor_crowding": TERMS["factor_crowding"] * (1 + step)}
+    more = says("dense", terms=crowding, **load)
     assert said.growth == pytest.approx(np.log(more.e2e_s / said.e2e_s) / step, rel=1e-3)
 
 
 @modest
-@given(family=families, share=shares, unit=st.floats(0.01, 99))
+@given(family=families, share=shares, unit=st.floats(0.01, 99), captured=captured)
 def test_another_unit_of_time_changes_nothing_but_the_unit(
-    family: str, share: float, unit: float
+    family: str, share: float, unit: float, captured: float
 ) -> None:
-    rate = rate_at(family, share)
-    said, work = says(family, rate_rps=rate), WORK | {"rate_rps": rate / unit}
-    terms = {n: v * unit for n, v in TIMES.items()} | RATIOS | FACTORS
-    stages = FULL.stages(terms, SIZES[family], work)
-    scaled = outcome(stages, TERMS["queue_cycles"], SIZES[family], work)
+    rate, size = rate_at(family, share), {"captured": captured}
+    said = says(family, sizes=size, rate_rps=rate)
+    terms = {n: v * unit for n, v in TIMES.items()}
+    scaled = says(family, sizes=size, terms=terms, rate_rps=rate / unit)
     for name, value in said._asdict().items():
         expected = value * unit if name.endswith("_s") else value
         # Near the pole 1 - x loses digits.
@@ -146,59 +230,129 @@ def test_another_unit_of_time_changes_nothing_but_the_unit(
 def test_a_plain_server_pays_nothing_for_drafting_and_an_idle_drafter_its_first_pass(
     family: str,
 ) -> None:
-    work = WORK | {"k": 0, "draft_passes": 0, "cycles": 127.0, "rate_rps": 0.5}
-    size = SIZES[family] | {"drafter": 0.0}
+    plain: dict[str, Any] = {"k": 0, "cycles": 127.0, "sizes": {"drafter": 0.0}}
+    dear = dict.fromkeys(("overhead_draft_alone", "factor_draft_alone"), 9.0)
+    assert says(family, terms=dear, **plain).c1_s == says(family, **plain).c1_s
+    idle = says(family, **plain, draft_passes=draft_passes(0, 1))
+    assert idle.c1_s > says(family, **plain).c1_s
 
-    def c1(terms: dict[str, float], **changes: Any) -> float:
-        w = work | changes
-        stages = FULL.stages(terms, size, w)
-        return float(outcome(stages, terms["queue_cycles"], size, w).c1_s)
 
-    dear = TERMS | dict.fromkeys(("overhead_draft_alone", "factor_draft_alone"), 9.0)
-    assert c1(dear) == c1(TERMS)
-    assert c1(TERMS, draft_passes=draft_passes(0, 1)) > c1(TERMS)
+# --- beyond captured graphs -----------------------------------------------------------------
+
+
+@each_family
+def test_the_host_sets_the_pace_of_passes_beyond_captured_graphs_only(family: str) -> None:
+    """With the graphs there are as many tokens in a pass as captured, and one sequence more."""
+    rate = rate_at(family, 0.5)
+    others = says(family, rate_rps=rate).others
+    tokens, pace = 4 * (1 + others), {"pace_dense": 0.1, "pace_experts": 0.1}
+
+    def cycle_s(captured: float, **work: Any) -> tuple[float, float]:
+        said = says(family, sizes={"captured": captured}, terms=pace, **work)
+        first = TERMS["queue_cycles"] - 1  # TTFTs differ by what the wait has of cycles
+        more = says(
+            family, sizes={"captured": captured}, terms=pace | {"queue_cycles": first}, **work
+        )
+        return said.ttft_s - more.ttft_s, said.c1_s
+
+    layers_s = 32 * 0.1 * TERMS["factor_slowness"]
+    for work in ({"rate_rps": rate}, {"closed": 1.0, "others": others}):
+        within, alone = cycle_s(tokens * 1.0001, **work)
+        beyond, alone_too = cycle_s(tokens * 0.9999, **work)
+        assert within < layers_s / 10 and alone == alone_too
+        assert beyond == pytest.approx(layers_s)
+
+
+@each_family
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
+def test_measured_tokens_say_whether_passes_had_a_graph(family: str, share: float) -> None:
+    """Of measured runs, whose fit may not jump from one to the other."""
+    load = {"rate_rps": rate_at(family, share)}
+    free, slow = (says(family, sizes={"captured": c}, **load) for c in (np.inf, 0.0))
+    assert free.e2e_s < slow.e2e_s
+    for tokens, expected in ((64.0, free), (64.1, slow)):
+        size = {"captured": np.float64(64)}
+        said = says(family, sizes=size, **load, pass_tokens=np.float64(tokens))
+        for name in ("e2e_s", "ttft_s", "others", "growth", "added_s"):
+            value = getattr(expected, name)
+            assert getattr(said, name) == pytest.approx(value, rel=1e-12), name
 
 
 # --- parts ----------------------------------------------------------------------------------
 
+PASS = {"verify_alone", "verify_others", "compute_alone", "compute_others"}
 MOVES = {  # the stage costs that a part may change
     "host": {*PREFILL, "verify_alone", "verify_others"},
-    "depth": {*PREFILL, "verify_alone", "verify_others"},
-    "experts": {"verify_alone", "experts"},
-    "tokens": {"verify_alone", "verify_others", "tile_token"},
-    "context": {"verify_others"},
+    "layers": {*PREFILL, "verify_alone"},
+    "experts": {"weights", "experts", "uneven"},
+    "tokens": PASS,
+    "context": {"verify_alone", "verify_others"},
     "attention": set(PREFILL),
-    "drafting": {"draft_others"},
+    "graphs": {"pace"},
+    "knee": set(),
     "stalls": {"prefill_ahead"},
 }
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_moves_only_its_own_stages(part: str) -> None:
-    rest = tuple(p for p in PARTS if p not in (part, "context" if part == "depth" else part))
+    rest = tuple(p for p in PARTS if p != part)
     work = WORK | {"prompt_tokens": 1500.0}
-    without, with_it = (Law(p).stages(TERMS, SIZES["moe"], work) for p in (rest, (*rest, part)))
+    without, with_it = (Law(p).stages(TERMS, SIZES["moe"], work) for p in (rest, PARTS))
     moved = {n for n in Stages._fields if getattr(without, n) != getattr(with_it, n)}
-    assert moved and moved <= MOVES[part]
+    assert moved == MOVES[part]
 
 
-def test_the_papers_law_is_linear_in_size_and_has_its_closed_form() -> None:
-    law, work = Law(("host",)), WORK | {"rate_rps": 0.3}
-    said = []
+def test_all_times_are_slowed_and_what_others_add_is_crowded() -> None:
+    plain = Law(PARTS).stages(TERMS | {"factor_slowness": 1.0}, SIZES["moe"], WORK)
+    slow = Law(PARTS).stages(TERMS | {"factor_slowness": 3.0}, SIZES["moe"], WORK)
+    crowded = Law(PARTS).stages(TERMS | {"factor_crowding": 0.5 * 0.95}, SIZES["moe"], WORK)
+    crowd = {"prefill_others", "verify_others", "compute_others", "draft_others", "prefill_ahead"}
+    for name in Stages._fields:
+        before = getattr(plain, name)
+        assert getattr(slow, name) == pytest.approx(before * (1 if name == "uneven" else 3)), name
+        expected = before * (1 if name == "uneven" else 1.05) * (0.5 if name in crowd else 1)
+        assert getattr(crowded, name) == pytest.approx(expected), name
+
+
+@each_family
+def test_reading_and_computing_go_side_by_side_with_a_knee(family: str) -> None:
+    """The longer of the two, as long as one is much longer; else less than their sum."""
+    memory, arithmetic = {"gb_per_s": 10.0}, {"tflops": 0.1}
+    for size in (memory, arithmetic, {}):
+        said = [
+            says(family, law, sizes=size, closed=1.0, others=8.0)
+            for law in (FULL, Law(tuple(p for p in DEFAULT if p != "knee")))
+        ]
+        stages = FULL.stages(TERMS, SIZES[family] | size, WORK)
+        compute = stages.compute_alone + 8 * stages.compute_others
+        phi, _ = coverage(SIZES[family], 36, TERMS["uneven_experts"])
+        read = stages.weights + phi * stages.experts
+        hidden = read + compute - np.hypot(read, compute)
+        assert said[1].e2e_s - said[0].e2e_s == pytest.approx(51 * hidden)
+        shorter = min(read, compute)
+        assert 0.58 * shorter < hidden < shorter or not size
+        assert (hidden > 0.95 * shorter) == bool(size)
+
+
+@each_family
+def test_the_papers_law_is_linear_in_size_and_has_its_closed_form(family: str) -> None:
+    law, said = Law(("host",)), []
     for n in (4.0, 6.0, 8.0):
-        size = SIZES["dense"] | {"active": n, "shared": n}
-        stages = law.stages(TERMS, size, work)
-        said.append(outcome(stages, TERMS["queue_cycles"], size, work, law=law))
+        size = {"active": n, "shared": n}
+        said.append(says(family, law, sizes=size, rate_rps=0.3))
     for name in ("c1_s", "c2_s"):
         small, middle, large = (getattr(each, name) for each in said)
         assert middle == pytest.approx((small + large) / 2) and middle > 0
-    assert said[0].e2e_s == pytest.approx(latency_open(said[0].c1_s, said[0].c2_s, 0.3))
+    first = said[0]
+    assert first.e2e_s == pytest.approx(latency_open(first.c1_s, first.c2_s, 0.3))
+    assert first.growth == pytest.approx(0.3 * first.c2_s / (1 - 0.3 * first.c2_s))
 
 
 def test_stalls_only_say_when_the_others_prefills_are_waited_for() -> None:
     load = {"closed": 1.0, "others": 6.0}
-    waiting = says("dense", Law(("depth", "tokens")), **load)
-    stalling = says("dense", Law(("depth", "tokens", "stalls")), **load)
+    waiting = says("dense", Law(("layers", "tokens")), **load)
+    stalling = says("dense", Law(("layers", "tokens", "stalls")), **load)
     assert waiting.e2e_s == stalling.e2e_s
     assert waiting.ttft_s > stalling.ttft_s > 0
     assert stalling.decode_s == stalling.e2e_s - stalling.ttft_s
@@ -220,18 +374,11 @@ def test_prompts_wait_for_each_other_where_a_concurrency_is_held_and_only_there(
     assert all_of_them - none == pytest.approx(27 * prefill_s) and before == after
 
 
-@pytest.mark.parametrize(
-    ("parts", "tile", "message"),
-    [
-        (("expert",), 1.0, "'expert'; known: host, depth"),
-        (("context",), 1.0, "needs 'depth'"),
-        (("depth",), 128.0, "needs the part 'tokens'"),
-        (DEFAULT, 0.0, "tile_tokens = 0.0: must lie between 1 and 4096"),
-    ],
-)
-def test_an_impossible_law_is_refused(parts: tuple[str, ...], tile: float, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Law(parts, tile)
+def test_an_unknown_part_is_refused_and_order_makes_no_other_law() -> None:
+    with pytest.raises(InputError, match="'expert'; known: host, layers, experts, .*, stalls"):
+        Law(("expert",))
+    assert Law(tuple(reversed(DEFAULT))) == FULL
+    assert {term for part in PARTS for term in Law((part,)).terms} == {*TIMES, *RATIOS}
 
 
 # --- one law, two libraries -----------------------------------------------------------------
@@ -256,9 +403,7 @@ def test_the_law_is_the_same_for_numpy_and_pytensor_and_detached(family: str) ->
     symbols = {n: pt.dvector(n) for n, v in work.items() if np.ndim(v)}
     terms = {n: pt.dscalar(n) for n in TERMS}
     free, detached = (numbers(terms, work | symbols, d) for d in (None, disconnected_grad))
-    slopes = [
-        pytensor.grad(each.e2e_s.sum(), terms["weights_per_pass"]) for each in (free, detached)
-    ]
+    slopes = [pytensor.grad(each.e2e_s.sum(), terms["read_weights"]) for each in (free, detached)]
     run = pytensor.function(
         [*symbols.values(), *terms.values()],
         [*free, *detached, *slopes],
@@ -270,10 +415,9 @@ def test_the_law_is_the_same_for_numpy_and_pytensor_and_detached(family: str) ->
     for i, (name, value) in enumerate(expected._asdict().items()):
         np.testing.assert_allclose(values[i], value, rtol=1e-12, err_msg=name)
         np.testing.assert_array_equal(values[i], values[i + len(expected)], err_msg=name)
-    size = TERMS["weights_per_pass"]
+    size = TERMS["read_weights"]
     low, high = (
-        numbers(TERMS | {"weights_per_pass": size * (1 + s)}, work).e2e_s.sum()
-        for s in (-1e-6, 1e-6)
+        numbers(TERMS | {"read_weights": size * (1 + s)}, work).e2e_s.sum() for s in (-1e-6, 1e-6)
     )
     assert slope == pytest.approx((high - low) / (2e-6 * size), rel=1e-6)
     assert slope_detached == pytest.approx(slope, rel=1e-9)

@@ -8,6 +8,7 @@ from law_inputs import rate_at, says
 from scipy.special import stdtr
 
 from bayes_sd.physics import noise
+from bayes_sd.physics.law import DEFAULT, Law
 
 modest = settings(max_examples=60, deadline=None)
 SCALES = {
@@ -58,7 +59,8 @@ def test_scatter_adds_in_squares(
 
 
 def test_the_spread_of_requests_adds_alone_crowding_and_lengths() -> None:
-    said = says("dense", rate_rps=rate_at("dense", 0.5))
+    linear = Law(tuple(part for part in DEFAULT if part != "knee"))
+    said = says("dense", linear, rate_rps=rate_at("dense", 0.5, linear))
     crowding = {"e2e": 0.5 * said.c2_s / said.c1_s, "ttft": 0.25}
     for metric, name in (("e2e", "spread"), ("tpot", "spread"), ("ttft", "ttft_spread")):
         own = SCALES[f"{name}_alone"] ** 2

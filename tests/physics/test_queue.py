@@ -1,21 +1,20 @@
-"""Requests in flight: fixed points that satisfy their equation, tiles, the queue of a schedule."""
+"""Requests in flight: fixed points that satisfy their equation, the queue of a schedule, roots."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 from closed_forms import latency_open
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from law_inputs import WORK, rate_at, says
+from scipy.stats import gamma
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Totals
-from bayes_sd.physics.law import Law
+from bayes_sd.physics.costs import Stages
+from bayes_sd.physics.law import beside, most_added_s
 from bayes_sd.physics.queue import (
-    TILE_RAMP,
-    computed_tokens,
     coverage,
     find_roots,
-    free_tokens,
     headroom,
     in_flight_at_rate,
     mean_in_flight,
@@ -24,10 +23,7 @@ from bayes_sd.physics.queue import (
 )
 
 modest = settings(max_examples=60, deadline=None)
-seconds = st.floats(1e-4, 10)
 drafts = st.integers(0, 10)
-families = pytest.mark.parametrize("family", ["dense", "moe"])
-shares = pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
 
 
 # --- the pole -------------------------------------------------------------------------------
@@ -40,86 +36,157 @@ def test_the_rounded_pole_stays_positive_far_past_it() -> None:
     assert (headroom(x)[3:] == 0).all()
 
 
+@modest
+@given(x=st.floats(0, 2), softness=st.floats(0.01, 0.1))
+def test_rounding_changes_little_before_the_pole(x: float, softness: float) -> None:
+    """By a square, within its softness where the corner is."""
+    rounded, sharp = headroom(x, softness), headroom(x)
+    assert 0 < rounded - sharp <= softness * (1 + 1e-9)
+    assert rounded * (rounded - (1 - x)) == pytest.approx(softness**2, rel=1e-6)
+
+
 # --- mixture of experts ---------------------------------------------------------------------
 
 
+def experts(m: int, spare: int) -> dict[str, Any]:
+    """Sizes of a model whose tokens choose `m` of its experts."""
+    idle = spare / (m + spare)
+    return {"expert": 1.0, "idle": idle, "log_idle": np.log(idle)}
+
+
+choices = {"m": st.integers(1, 128), "spare": st.integers(1, 384)}
+uneven = st.one_of(st.just(0.0), st.floats(0.1, 100))
+
+
 @modest
-@given(
-    m=st.integers(1, 128),
-    spare=st.integers(0, 128),
-    tokens=st.floats(0.5, 1e4),
-    more=st.floats(0, 1e3),
-)
-def test_coverage_is_a_share_that_grows(m: int, spare: int, tokens: float, more: float) -> None:
-    idle = 1 - m / (m + spare)
-    assert 0 <= coverage(idle, tokens) <= coverage(idle, tokens + more) <= 1
-    assert coverage(idle, 1) == pytest.approx(m / (m + spare), rel=1e-9)
-    if spare == 0:
-        assert coverage(idle, tokens) == 1
+@given(**choices, r=uneven, tokens=st.floats(0.5, 1e4), more=st.floats(0, 1e3))
+def test_coverage_is_a_share_that_grows_by_its_slope(
+    m: int, spare: int, r: float, tokens: float, more: float
+) -> None:
+    sizes = experts(m, spare)
+    phi, slope = coverage(sizes, tokens, r)
+    assert 0 < phi <= coverage(sizes, tokens + more, r)[0] <= 1
+    step = 1e-5 * tokens
+    low, high = (coverage(sizes, tokens + s, r)[0] for s in (-step, step))
+    assert slope == pytest.approx((high - low) / (2 * step), rel=1e-5, abs=1e-10 / tokens)
+    if r == 0:
+        assert coverage(sizes, 1)[0] == pytest.approx(m / (m + spare))
     assert tokens_in_pass(7, 3) == 32
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    c1=seconds,
-    ratio=st.floats(1e-3, 1e3),
-    c2=seconds,
-    near=st.floats(-9, 0),
-    m=st.integers(1, 32),
-    spare=st.integers(1, 224),
-    k=drafts,
-)
-def test_the_fixed_point_solves_its_equation(
-    c1: float, ratio: float, c2: float, near: float, m: int, spare: int, k: int
-) -> None:
-    """Up to 1e-9 from the pole, and between dense models that touch no and all experts."""
-    rate = (1 - 10**near) / c2
-    room = 1 - rate * c2
-    assume(room > 0)
-    idle = 1 - m / (m + spare)
-    moe = {"expert": 1.0, "idle": idle, "log_idle": np.log(idle)}
-    b = in_flight_at_rate(Totals(c1, c1 * ratio, c2), moe, rate, room, k)
-    phi = 1 - idle ** ((k + 1) * (1 + b))
-    assert b == pytest.approx(rate * (c1 + phi * c1 * ratio) / room, rel=1e-6, abs=1e-12)
-    assert rate * c1 / room <= b * (1 + 1e-9)
-    assert b <= rate * c1 * (1 + ratio) / room * (1 + 1e-9)
-
-
-# --- tiles ----------------------------------------------------------------------------------
+def test_popular_experts_are_touched_again_where_choices_are_uneven() -> None:
+    """Few tokens touch as many, many tokens fewer; as evenly as by equation (4) for a large r."""
+    sizes, tokens = experts(8, 120), np.array([1e-3, 16.0, 256.0])
+    even, _ = coverage(sizes, tokens)
+    some, much = (coverage(sizes, tokens, r)[0] for r in (5.0, 0.5))
+    assert even[0] == pytest.approx(much[0], rel=1e-3)
+    assert (even[1:] > some[1:]).all() and (some[1:] > much[1:]).all()
+    np.testing.assert_allclose(coverage(sizes, tokens, 1e6)[0], even, rtol=1e-4)
 
 
 @modest
-@given(tokens=st.floats(1, 2000), tile=st.sampled_from([8.0, 64.0, 128.0]))
-def test_computed_tokens_are_whole_tiles_beyond_the_first(tokens: float, tile: float) -> None:
-    paid = computed_tokens(tokens, tile)
-    whole = tile * (np.ceil(tokens / tile) - 1)
-    assert abs(paid - whole) <= tile
-    beside_a_step = abs(tokens / tile - round(tokens / tile)) <= TILE_RAMP / 2
-    if not beside_a_step or tokens < tile / 2:
-        assert paid == pytest.approx(whole, abs=1e-9)
-    assert -tile <= free_tokens(tokens, tile) <= tile
+@given(r=st.floats(0.1, 100), tokens=st.floats(0.5, 1e3))
+def test_uneven_coverage_is_the_mean_over_popularities_of_a_gamma_distribution(
+    r: float, tokens: float
+) -> None:
+    sizes = experts(8, 120)
+    popularity = gamma.ppf((np.arange(2000) + 0.5) / 2000, r, scale=1 / r)  # of mean 1
+    idle = np.exp(popularity * tokens * sizes["log_idle"])
+    assert coverage(sizes, tokens, r)[0] == pytest.approx(1 - idle.mean(), abs=1e-3)
 
 
-@families
-@shares
-def test_the_number_in_flight_solves_littles_law_with_tiles(family: str, share: float) -> None:
-    law = Law(tile_tokens=16)
-    rate = rate_at(family, share, law)
-    tiled = says(family, law, rate_rps=rate)
-    assert tiled.others == pytest.approx(rate * tiled.e2e_s, rel=1e-6)
-    assert tiled.e2e_s < says(family, rate_rps=rate).e2e_s  # some tokens ride free
+# --- requests in flight ---------------------------------------------------------------------
+
+COSTS = {  # s: of a request, its passes, what others add to them, and how they go together
+    "prompt": st.floats(1e-5, 10),
+    "prompts": st.floats(1e-6, 1),
+    "fixed": st.floats(1e-6, 1),
+    "sequence": st.floats(1e-7, 1e-2),
+    "weights": st.floats(1e-5, 1),
+    "experts": st.floats(0, 1e3),
+    "compute": st.floats(1e-7, 1),
+    "more_compute": st.floats(0, 1),
+    "draft": st.floats(0, 1e-2),
+    "pace": st.floats(0, 1),
+}
 
 
-@families
-@shares
-def test_measured_tokens_stand_in_for_those_of_the_fixed_point(family: str, share: float) -> None:
-    law = Law(tile_tokens=16)
-    rate = rate_at(family, share, law)
-    solved = says(family, law, rate_rps=rate)
-    tokens = tokens_in_pass(solved.others, WORK["k"])
-    again = says(family, law, rate_rps=rate, pass_tokens=tokens)
-    for name in solved._fields:
-        assert getattr(again, name) == pytest.approx(getattr(solved, name), rel=1e-6), name
+@settings(max_examples=400, deadline=None)
+@given(
+    costs=st.fixed_dictionaries(COSTS),
+    near=st.floats(-9, 0),
+    cycles=st.floats(0, 2000),
+    k=drafts,
+    r=uneven,
+    knee=st.booleans(),
+    paced=st.sampled_from([0.0, 1.0]),
+    **choices,
+)
+def test_the_fixed_point_solves_its_equation(
+    costs: dict[str, float],
+    near: float,
+    cycles: float,
+    k: int,
+    r: float,
+    knee: bool,
+    paced: float,
+    m: int,
+    spare: int,
+) -> None:
+    """Up to 1e-9 from the pole, memory- to compute-bound; below it requests gather, above go."""
+    c, sizes = costs, experts(m, spare)
+    stages = Stages(
+        prefill_alone=c["prompt"],
+        prefill_others=c["prompt"] * c["prompts"],
+        verify_alone=c["fixed"],
+        verify_others=c["sequence"],
+        weights=c["weights"],
+        experts=c["weights"] * c["experts"],
+        compute_alone=c["compute"],
+        compute_others=c["compute"] * c["more_compute"],
+        draft_alone=c["draft"],
+        draft_others=c["draft"] / 10,
+        pace=c["pace"],
+        uneven=r,
+    )
+    work: dict[str, Any] = {"k": k, "draft_passes": k, "cycles": cycles}
+    rate = (1 - 10**near) / most_added_s(stages, work)
+    room = 1 - rate * most_added_s(stages, work)
+    assume(room > 0)
+    work["rate_rps"] = rate
+    b = in_flight_at_rate(stages, sizes, work, room, paced, knee)
+
+    def gather(b: float) -> float:
+        """What arrives while a request stays, less than `b`; its large terms taken apart."""
+        read = stages.weights + stages.experts * coverage(sizes, tokens_in_pass(b, k), r)[0]
+        own, more = stages.compute_alone, b * stages.compute_others
+        # sqrt(read^2 + (own + more)^2) - more
+        over = read**2 + own**2 + 2 * own * more
+        work = over / (np.hypot(read, own + more) + more) if knee else read + own
+        each = stages.verify_others + k * stages.draft_others + stages.compute_others
+        cycle = stages.verify_alone + k * stages.draft_alone + work
+        cycle = max(cycle, stages.pace - b * each) if paced else cycle
+        return float(rate * (stages.prefill_alone + cycles * cycle) - room * b)
+
+    assert gather(b * (1 - 1e-6)) >= 0 >= gather(b * (1 + 1e-6))
+
+
+@modest
+@given(near=st.floats(-6, 0), x=st.floats(1, 100), r=uneven, k=drafts, **choices)
+def test_the_soft_pole_has_a_fixed_point_on_both_sides(
+    near: float, x: float, r: float, k: int, m: int, spare: int
+) -> None:
+    stages = Stages(0.1, 0.05, 1e-3, 1e-4, 1e-3, 0.05, 1e-3, 1e-3, 0.0, 0.0, uneven=r)
+    work: dict[str, Any] = {"k": k, "draft_passes": 0, "cycles": 40.0}
+    c2 = most_added_s(stages, work)
+    for share in (1 - 10**near, x):
+        rate, room = share / c2, headroom(share, 0.01)
+        at = work | {"rate_rps": rate}
+        b = in_flight_at_rate(stages, experts(m, spare), at, room)
+        others = np.array([1 - 1e-6, 1 + 1e-6]) * b
+        e2e = beside(stages, experts(m, spare), at, others, paced=0.0)[0]
+        gap = rate * (e2e - others * c2) - room * others
+        assert gap[0] >= 0 >= gap[1]
 
 
 # --- occupancy ------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 from bayes_sd.errors import InputError
 from bayes_sd.physics import structures as S
 from bayes_sd.physics.costs import Stages
-from bayes_sd.physics.law import FULL, Law, Outcome, placed_outcome, route
-from bayes_sd.physics.queue import computed_tokens, coverage, tokens_in_pass
+from bayes_sd.physics.law import FULL, Outcome, placed_outcome, route
+from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.physics.structures import Placed, Structure
 
 modest = settings(max_examples=6, deadline=None)  # each solves many fixed points
@@ -66,6 +66,13 @@ def answer(placed: Placed, family: str, work: dict[str, Any]) -> Outcome:
 
 def solve(structure: Structure, family: str, work: dict[str, Any]) -> Outcome:
     return answer(place(structure, family, work), family, work)
+
+
+def verify_s(s: Stages, size: dict[str, float], k: int, b: float) -> float:
+    """Seconds of a pass beside `b` others."""
+    phi, _ = coverage(size, tokens_in_pass(b, k), s.uneven)
+    work = np.hypot(s.weights + phi * s.experts, s.compute_alone + b * s.compute_others)
+    return float(s.verify_alone + b * s.verify_others + work)
 
 
 def colocated(family: str, work: dict[str, Any]) -> Outcome:
@@ -214,8 +221,7 @@ def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
     s = stages_of(family, work)
 
     def own_s(b: float) -> float:
-        phi = coverage(size["idle"], tokens_in_pass(b, k))
-        verify = s.verify_alone + phi * s.experts + b * s.verify_others
+        verify = verify_s(s, size, k, b)
         draft = slower * k * (s.draft_alone + b * s.draft_others)
         cycle = verify + draft - hidden * min(verify, draft)
         return float(s.prefill_alone + b * s.prefill_others + work["cycles"] * cycle)
@@ -241,8 +247,7 @@ def test_at_a_concurrency_the_server_holds_who_is_not_elsewhere(
     (s,), away = placed.ways, work["cycles"] * placed.away_s
 
     def served_s(b: float) -> float:
-        phi = coverage(size["idle"], tokens_in_pass(b, k))
-        cycle = s.verify_alone + phi * s.experts + b * s.verify_others
+        cycle = verify_s(s, size, k, b)
         return float(s.prefill_alone + b * s.prefill_others + work["cycles"] * cycle)
 
     b = brentq(lambda b: b * (away + served_s(b)) - others * served_s(b), 0.0, others + 1e-9)
@@ -253,26 +258,40 @@ def test_at_a_concurrency_the_server_holds_who_is_not_elsewhere(
 
 @pytest.mark.parametrize("family", ["dense", "moe"])
 @named([S.Edge(round_trip_s=0.0, offloaded=0.0), S.Edge(0.05), S.Edge(0.5)])
-def test_throughput_rises_with_concurrency_but_where_a_tile_begins(
+def test_throughput_rises_with_concurrency_but_where_graphs_end(
     structure: Structure, family: str
 ) -> None:
     """Up to 200 in flight; a fixed point that jumped would lose nearly all of it."""
     k, others = 3, np.arange(200.0)
+    work = load(family, 0, k) | {"closed": 1.0, "others": others}
 
-    def throughput(law: Law) -> np.ndarray:
-        work = load(family, 0, k) | {"closed": 1.0, "others": others}
+    def throughput(**changes: float) -> np.ndarray:
+        size = SIZES[family] | changes
         put = structure.drawn(1, lambda name: np.random.default_rng(0))
-        placed = put(law.stages(TERMS, SIZES[family], work), SIZES[family], work)
-        said = placed_outcome(placed, TERMS["queue_cycles"], SIZES[family], work, law)
+        placed = put(FULL.stages(TERMS, size, work), size, work)
+        said = placed_outcome(placed, TERMS["queue_cycles"], size, work)
         return (1 + others) / said.e2e_s
 
-    assert (np.diff(throughput(FULL)) > 0).all()
-    tiled = throughput(Law(tile_tokens=64))
-    change = np.diff(tiled) / tiled[:-1]
-    assert change.min() > -0.25
-    if structure.offloaded == 0:  # all are on the server
-        paid = np.diff(computed_tokens(tokens_in_pass(others, k), 64))
-        assert (change[paid == 0] > 0).all() and (change < 0).any()
+    assert (np.diff(throughput()) > 0).all()
+    paced = throughput(captured=16.0)
+    assert (paced <= throughput() * (1 + 1e-9)).all()
+    if structure.offloaded == 0:  # all are on the server: 4 sequences of 4 tokens have a graph
+        assert np.flatnonzero(np.diff(paced) < 0).tolist() == [3]
+
+
+@pytest.mark.parametrize("family", ["dense", "moe"])
+@pytest.mark.parametrize("held", [False, True], ids=["rate", "concurrency"])
+@named(SOME)
+def test_growth_is_what_a_larger_load_does_to_the_latency(
+    structure: Structure, held: bool, family: str
+) -> None:
+    work, name = load(family, 0.4, 3, 20.0 if held else None), "others" if held else "rate_rps"
+
+    def said(step: float) -> Outcome:
+        return solve(structure, family, work | {name: work[name] * (1 + step)})
+
+    slope = np.log(said(1e-5).e2e_s / said(-1e-5).e2e_s) / 2e-5
+    assert said(0.0).growth == pytest.approx(slope, rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
@@ -295,9 +314,10 @@ def test_prompts_and_tokens_add_up_with_a_pool() -> None:
     wait = rho * s.prefill_others / (2 * (1 - rho))
     assert said.ttft_s == pytest.approx(s.prefill_alone + transfer + wait)
     assert said.e2e_s == pytest.approx(said.ttft_s + said.decode_s)
-    decode = n * (s.verify_alone + 3 * s.draft_alone)
-    shared = n * (s.verify_others + 3 * s.draft_others)
-    assert said.decode_s == pytest.approx(decode / (1 - rate * shared))
+    others = rate * said.decode_s  # those on the decode pool
+    drafts = 3 * (s.draft_alone + others * s.draft_others)
+    decode = n * (verify_s(s, SIZES["dense"], 3, others) + drafts)
+    assert said.decode_s == pytest.approx(decode)
 
 
 def test_a_slow_prefill_pool_saturates_first() -> None:
