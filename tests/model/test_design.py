@@ -10,8 +10,22 @@ from tables import DRAFTING, PLAIN, closed, table
 
 from bayes_sd.errors import EvidenceError, EvidenceWarning, InputError
 from bayes_sd.fit import LatencyModel
-from bayes_sd.model.design import NONE, Design, build_design, same_key, server_label, workload
+from bayes_sd.model.design import (
+    NONE,
+    TYPICAL_GB_PER_S,
+    TYPICAL_TFLOPS,
+    Design,
+    build_design,
+    coefficients,
+    machine,
+    run_machine,
+    same_key,
+    server_label,
+    workload,
+)
+from bayes_sd.model.priors import population
 from bayes_sd.physics.acceptance import cycles
+from bayes_sd.physics.law import FULL, Outcome, outcome
 from bayes_sd.runs.schema import Runs
 
 LEVELS = ["verifier", "drafter", "acceptance_imposed", "draft_tokens", "environment"]
@@ -66,7 +80,7 @@ def test_arrays_are_those_of_the_runs_and_finite(design: Design) -> None:
     assert (faster == (table["draft_tokens"] > 0)).all()
     np.testing.assert_allclose(((plain / data["cycles"]) / by_counts)[faster], 1, rtol=0.12)
     for name, array in data.items():
-        assert np.isfinite(array).all(), name
+        assert np.isfinite(array).all() or name == "captured", name
         if not name.endswith("rows"):
             assert array.shape == (len(table),), name
 
@@ -101,6 +115,102 @@ def test_runs_without_ttft_or_a_spread_are_left_out_of_their_likelihoods() -> No
     assert data["e2e_rows"].tolist() == [0, 1, 2]
     assert data["e2e_spread_rows"].tolist() == [0, 2]
     np.testing.assert_allclose(np.exp(data["log_ttft"][[0, 2]]), [0.1, 0.2])
+
+
+SHEET: dict[str, Any] = {"gb_per_s": 3350, "tflops": 990, "dies": 4, "weight_bits": 4.5}
+MOE: dict[str, Any] = {"verifier": "x", "verifier_active_params": 1e9}
+MOE |= {"experts": 64, "experts_per_token": 8}
+
+
+def test_machines_of_runs_and_typical_ones_where_they_are_not_known() -> None:
+    known, unknown = run_machine(table(**SHEET).table), run_machine(table().table)
+    assert {n: float(v[0]) for n, v in known.items()} == {
+        "gb_per_s": 3350,
+        "tflops": 990,
+        "dies": 4,
+        "captured": np.inf,
+        "bytes": 4.5 / 8,
+        "drafter_bytes": 2.0,  # a head of a quantized model is not
+    }
+    assert {n: float(v[0]) for n, v in unknown.items()} == {
+        "gb_per_s": TYPICAL_GB_PER_S,
+        "tflops": TYPICAL_TFLOPS,
+        "dies": 1,
+        "captured": np.inf,
+        "bytes": 2.0,
+        "drafter_bytes": 2.0,
+    }
+    assert machine(weight_bits=32)["drafter_bytes"] == 4.0
+    data = build_design(table(**SHEET) + table(PLAIN | MOE)).data
+    np.testing.assert_array_equal(data["gb_per_s"], [3350] * 3 + [TYPICAL_GB_PER_S] * 3)
+    np.testing.assert_array_equal(data["dies"], [4] * 3 + [1] * 3)
+
+
+EXPERTS, PACES = {"overhead_experts", "uneven_experts"}, {"pace_dense", "pace_experts"}
+BEYOND = {"captured_tokens": 8, "loop": "closed", "rate_rps": None, "concurrency": [4, 8, 9]}
+
+
+@pytest.mark.parametrize(
+    ("runs", "untold"),
+    [
+        (table(), {*EXPERTS, *PACES, "overhead_parallel"}),
+        (table(dies=2), {*EXPERTS, *PACES}),
+        (table(PLAIN | MOE), {*PACES, "overhead_parallel"}),
+        (table(**BEYOND), {*EXPERTS, "pace_experts", "overhead_parallel"}),
+        (table(**BEYOND | {"concurrency": 8}), {*EXPERTS, *PACES, "overhead_parallel"}),
+        (table(PLAIN | MOE, **BEYOND), {"pace_dense", "overhead_parallel"}),
+        (table(**BEYOND) + table(PLAIN | MOE, **BEYOND | {"dies": 2}), set()),
+        (table() + table(PLAIN | MOE, **BEYOND | {"dies": 2}), {"pace_dense"}),
+    ],
+    ids=["dense", "two dies", "experts", "beyond", "just within", "experts beyond", "all", "mixed"],
+)
+def test_what_multiplies_nothing_in_the_runs_is_not_told(runs: Runs, untold: set[str]) -> None:
+    design, priors = build_design(runs), population(FULL)
+    assert design.untold == untold
+    told = [p.name for p in design.told(priors)]
+    assert told == [p.name for p in priors if p.name not in untold]
+    terms = design.all_terms(dict.fromkeys(told, 1.0))
+    assert set(FULL.terms) <= set(terms)
+    assert all(terms[name] == (name not in untold) for name in FULL.terms)
+    assert ("graphs" in design.fitted_law(FULL).parts) == (not untold >= PACES)
+    # What is left out changes nothing that the law says of the runs.
+    others = dict.fromkeys(untold, 3.0) | dict.fromkeys(told, 1.0)
+    e2e = [said(design, some).e2e_s for some in (terms, others)]
+    np.testing.assert_allclose(*e2e, rtol=1e-12)
+
+
+def said(design: Design, terms: dict[str, float]) -> Outcome:
+    """What the law says of runs without a drafter."""
+    rows = design.verifiers.iloc[design.data["verifier_i"]]
+    sizes = {str(n): v.to_numpy() for n, v in rows.items()} | design.data | {"drafter": 0.0}
+    stages = FULL.stages(coefficients(terms), sizes, design.data)
+    return outcome(stages, terms["queue_cycles"], sizes, design.data, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("sheet", "memory", "arithmetic"),
+    [
+        (SHEET, 0.0, 0.0),
+        (SHEET | {"tflops": None}, 0.0, 1.0),
+        (SHEET | {"gb_per_s": [3350, 3350, None]}, 1.0, 0.0),
+        ({}, 1.0, 1.0),
+    ],
+)
+def test_priors_are_wide_where_a_machine_is_not_known(
+    sheet: dict[str, Any], memory: float, arithmetic: float
+) -> None:
+    design = build_design(table(**sheet))
+    before = {p.name: p for p in population(FULL)}
+    for prior in design.told(population(FULL)):
+        own, wide = before[prior.name], 0.0
+        if prior.name in ("read_weights", "read_keys"):
+            wide = memory * own.unknown
+            assert own.unknown > 1
+        elif prior.name in ("prefill_token_alone", "prefill_token_others"):
+            wide = arithmetic * own.unknown
+            assert own.unknown > 1
+        assert prior.b == pytest.approx(np.hypot(own.b, wide)), prior.name
+        assert replace(prior, b=own.b) == own
 
 
 def test_labels_are_for_people_and_keys_are_columns() -> None:

@@ -36,7 +36,7 @@ def test_print_shows_every_prior_with_interval_unit_and_reason() -> None:
     ],
 )
 def test_an_interval_holds_ninety_percent(kind: str, a: float, b: float, expected: Any) -> None:
-    prior = Prior("x", kind, a, b, "s", (), "meaning", "reason")
+    prior = Prior("x", kind, a, b, "s", "meaning", "reason")
     assert prior.interval() == pytest.approx(expected, rel=1e-3)
 
 
@@ -49,23 +49,20 @@ def test_the_graph_has_the_priors_of_the_model(runs: Runs) -> None:
     names = list(graph.coords["law_term"])
     logs = pm.draw(graph["log_law"], random_seed=1, mode="FAST_COMPILE")
     assert logs[names.index("queue_cycles")] == pytest.approx(np.log(40.0))
-    assert logs[names.index("weights_per_pass")] != pytest.approx(np.log(40.0))
+    assert logs[names.index("read_weights")] != pytest.approx(np.log(40.0))
 
 
 BASE = LatencyModel()
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "unknown prior": (lambda: BASE.with_prior("s_pas"), r"'s_pas'; known: weights_per_pass, .*spr"),
-    "median 0": (
-        lambda: BASE.with_prior("weights_per_pass", a=0.0),
-        "a = 0.0 must be fin.*above 0",
-    ),
-    "negative": (lambda: BASE.with_prior("weights_per_pass", a=-1.0), "Prior weights_per_pass: a"),
-    "no width": (lambda: BASE.with_prior("weights_per_pass", b=0.0), "b = 0.0 must be finite"),
-    "infinite": (lambda: BASE.with_prior("weights_per_pass", b=np.inf), "b = inf must be finite"),
-    "text": (lambda: BASE.with_prior("weights_per_pass", a="x"), "a = 'x' is not a number"),
+    "unknown prior": (lambda: BASE.with_prior("s_pas"), r"'s_pas'; known: read_weights, .*spr"),
+    "median 0": (lambda: BASE.with_prior("read_weights", a=0.0), "a = 0.0 must be fin.*above 0"),
+    "negative": (lambda: BASE.with_prior("read_weights", a=-1.0), "Prior read_weights: a"),
+    "no width": (lambda: BASE.with_prior("read_weights", b=0.0), "b = 0.0 must be finite"),
+    "infinite": (lambda: BASE.with_prior("read_weights", b=np.inf), "b = inf must be finite"),
+    "text": (lambda: BASE.with_prior("read_weights", a="x"), "a = 'x' is not a number"),
     "kind": (lambda: BASE.with_prior("run_sd", kind="normal"), "cannot change 'kind', only a, b"),
     "half-normal": (
-        lambda: Prior("x", "halfnormal", 0.0, 0.3, "s", (), "", ""),
+        lambda: Prior("x", "halfnormal", 0.0, 0.3, "s", "", ""),
         "kind 'halfnormal' must be lognormal or normal",
     ),
     "server effects": (lambda: LatencyModel(server_effects=("crowding",)), "server_effects = "),
@@ -104,11 +101,6 @@ def test_an_impossible_setting_is_refused_before_anything_runs(
 def test_what_is_fitted_comes_from_read() -> None:
     with pytest.raises(InputError, match="runs = list: must come from"):
         LatencyModel().fit([])  # type: ignore[arg-type]
-
-
-def test_tiles_have_no_refits(runs: Runs) -> None:
-    with pytest.raises(InputError, match="tile_tokens = 128: leave-out refits need a law without"):
-        LatencyModel(law=Law(tile_tokens=128)).refitter(runs)
 
 
 @pytest.mark.sample

@@ -50,9 +50,7 @@ def test_a_fit_says_where_it_comes_from(fit: Fit, runs: Runs) -> None:
     assert said["environment"] == steady["environment"].iloc[0]
     assert said["versions"]["bayes_sd"] == __version__
     assert fit.spec["seed"] == 1
-    assert {"weights_per_pass", "scatter_server", "run_sd"} <= {
-        p["name"] for p in fit.spec["priors"]
-    }
+    assert {"read_weights", "scatter_server", "run_sd"} <= {p["name"] for p in fit.spec["priors"]}
     assert f"{len(steady)} runs ({steady['requests'].sum()} requests)" in repr(fit)
 
 

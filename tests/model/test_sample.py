@@ -13,7 +13,7 @@ from tables import table
 
 from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
 from bayes_sd.fit import Fit, LatencyModel
-from bayes_sd.model.design import Design, build_design, coefficients
+from bayes_sd.model.design import Design, build_design, coefficients, machine
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
 from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample, start
 from bayes_sd.physics.law import FULL, Outcome, outcome
@@ -30,15 +30,17 @@ def at_the_start(design: Design, priors: tuple[Prior, ...]) -> Outcome:
     sizes = {str(n): column.to_numpy()[v] for n, column in design.verifiers.items()}
     drafters = design.drafters["drafter_params"].to_numpy()
     sizes["drafter"] = drafters[data["drafter_i"]] * data["drafted"]
-    stages = FULL.stages(coefficients(terms), sizes, data)
+    sizes |= {name: data[name] for name in machine()}
+    stages = FULL.stages(coefficients(design.all_terms(terms)), sizes, data)
     return outcome(stages, terms["queue_cycles"], sizes, data, 0.01)
 
 
 @pytest.mark.parametrize("slow", [1.0, 1e3], ids=["priors", "a thousand times too slow"])
 def test_the_start_resembles_the_runs_however_far_the_priors_are(runs: Runs, slow: float) -> None:
     """Slow priors put every run past the pole; a chain must not start there."""
-    design, names = build_design(runs), ("weights_per_pass", "prefill_token_others")
-    own = tuple(replace(p, a=p.a * slow) if p.name in names else p for p in population(FULL))
+    design, names = build_design(runs), ("read_weights", "prefill_token_others")
+    told = design.told(population(FULL))
+    own = tuple(replace(p, a=p.a * slow) if p.name in names else p for p in told)
     said = at_the_start(design, own)
     data = design.data
     steady = data["e2e_rows"]
@@ -53,7 +55,7 @@ def test_the_law_meets_the_ttft_of_runs_at_a_concurrency() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         design = build_design(read(folder))
-    said = at_the_start(design, population(FULL))
+    said = at_the_start(design, design.told(population(FULL)))
     for metric in ("e2e", "ttft"):
         error = said.mean_s(metric, 1.0) / np.exp(design.data[f"log_{metric}"]) - 1
         assert np.median(np.abs(error)) < 0.12, metric
@@ -64,7 +66,7 @@ def test_no_chain_starts_where_a_coefficient_has_no_gradient() -> None:
     model = LatencyModel()
     design = model.design(table(rate_rps=[0.1, 0.2, 0.3]))
     assert len(design.data["ttft_rows"]) == 0  # so that nothing is said of queue_cycles
-    priors = population(model.law)
+    priors = design.told(population(model.law))
     logs = start(design, priors, model.law)
     assert not np.isclose(logs, np.log([p.a for p in priors])).any()
 
@@ -222,7 +224,7 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     assert error.fit.shape == (2, 20) and error.fit.spec["tune"] == 20
     assert len(error.fit.runs) == len(small_runs.steady)
     assert (error.table["ess_bulk"] < 400).any()
-    assert "log_law[weights_per_pass]" in error.table.index
+    assert "log_law[read_weights]" in error.table.index
     assert "\n" not in str(error) and "log_law" not in str(error)
     assert "Needed are " in str(error)
 
