@@ -1,5 +1,6 @@
 """The sampler's axes: there and back, with the Jacobian that is claimed, and what they hold."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,32 @@ from bayes_sd.physics.law import PARTS
 from bayes_sd.runs.schema import Runs
 
 pytestmark = pytest.mark.sample  # imports PyMC and compiles
-LAWS = [Law(), Law(parts=("host",)), Law(parts=PARTS), Law(tile_tokens=128)]
+MACHINE = {"gb_per_s": 900.0, "tflops": 50.0, "dies": 2, "captured_tokens": 2.0}
+LAWS = [Law(), Law(parts=("host",)), Law(parts=PARTS)]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("machine", [{}, MACHINE], ids=["unknown", "sheet"])
 @pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2", ["dense-25m", "moe-e8k2"]])
-def test_axes_lead_back_and_have_unit_jacobian(runs: Runs, law: Law, verifier: Any) -> None:
+def test_axes_lead_back_and_have_unit_jacobian(
+    runs: Runs, law: Law, verifier: Any, machine: dict[str, Any]
+) -> None:
     import pytensor
     import pytensor.tensor as pt
     from pytensor.compile.mode import Mode
 
     from bayes_sd.model.geometry import CostShares
 
-    axes = CostShares(build_design(runs.select(verifier=verifier)), law)
+    some = runs.select(verifier=verifier)
+    design = build_design(replace(some, table=some.table.assign(**machine)))
+    axes = CostShares(design, law)
+    told = set(law.terms) - design.untold
+    assert set(axes.terms) == told and bool(machine) == ("overhead_parallel" not in design.untold)
     at = pt.dvector()
     logs = axes.backward(at)
     slope = pt.linalg.slogdet(pytensor.gradient.jacobian(logs, at))[1]
     compiled = pytensor.function([at], [axes.forward(logs), slope], mode=Mode("py", None))
-    x = np.random.default_rng(1).normal(size=len(law.terms))
+    x = np.random.default_rng(1).normal(size=len(told))
     back, log_jacobian = compiled(x)
     np.testing.assert_allclose(back, x, atol=1e-9)
     assert abs(log_jacobian) < 1e-9
@@ -42,18 +51,20 @@ def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs) -> None:
     from bayes_sd.model.geometry import CostShares
 
     law, design = Law(), build_design(runs.select(verifier="dense-60m"))
-    shares, priors = CostShares(design, law), population(law)
+    shares, priors = CostShares(design, law), design.told(population(law))
     logs = np.log([p.a for p in priors])
     axes = shares.forward(pt.as_tensor(logs)).eval()
-    terms = dict(zip(shares.terms, np.exp(logs), strict=True))
-    stages = law.stages(coefficients(terms), shares.sizes, shares.workload)
-    drafted = stages.draft_alone - terms["weights_per_pass"] * shares.sizes["drafter"]
+    terms = design.all_terms(dict(zip(shares.terms, np.exp(logs), strict=True)))
+    # Reading a drafter and the own sequence have the coefficients of other costs.
+    terms |= {"overhead_token": 0.0, "read_keys": 0.0}
+    sizes = shares.sizes | {"drafter_bytes": 0.0}
+    stages = law.stages(coefficients(terms), sizes, shares.workload)
     total = (
         stages.prefill_alone
-        + shares.times["verify"] * (stages.verify_alone + stages.experts)
-        + shares.times["draft"] * drafted
+        + shares.times["verify"] * (stages.verify_alone + stages.weights + stages.experts)
+        + shares.times["draft"] * stages.draft_alone
     )
-    assert np.exp(axes[shares.terms.index("weights_per_pass")]) == pytest.approx(total)
+    assert np.exp(axes[shares.terms.index("read_weights")]) == pytest.approx(total)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
