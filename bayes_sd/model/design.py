@@ -127,10 +127,12 @@ def observed_acceptance(table: pd.DataFrame) -> list[np.ndarray]:
 
 
 def run_workload(table: pd.DataFrame) -> dict[str, Any]:
-    """:func:`workload` of measured runs, with the acceptance that they had."""
+    """:func:`workload` of measured runs, with the acceptance and the passes that they had."""
     closed = (table["loop"] == "closed").to_numpy()
     prompt, output = _numbers(table, "prompt_tokens"), _numbers(table, "output_tokens")
-    return workload(
+    by_little = _numbers(table, "rate_rps") * _numbers(table, "e2e_mean_s")
+    others = np.where(closed, _numbers(table, "concurrency") - 1, by_little)
+    inputs = workload(
         k=_numbers(table, "draft_tokens"),
         drafter_loaded=(table["drafter"] != NONE).to_numpy(float),
         acceptance=observed_acceptance(table),
@@ -141,6 +143,7 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
         rate_rps=_numbers(table, "rate_rps"),
         concurrency=np.where(closed, _numbers(table, "concurrency"), np.nan),
     )
+    return inputs | {"pass_tokens": tokens_in_pass(others, inputs["k"])}
 
 
 def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
@@ -271,12 +274,8 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
 
 def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:
     """What the likelihoods take, and of which runs."""
-    requests, k = _numbers(table, "requests"), _numbers(table, "draft_tokens")
-    closed = (table["loop"] == "closed").to_numpy()
-    by_little = _numbers(table, "rate_rps") * _numbers(table, "e2e_mean_s")
-    others = np.where(closed, _numbers(table, "concurrency") - 1, by_little)
+    requests = _numbers(table, "requests")
     data = {
-        "pass_tokens": tokens_in_pass(others, k),
         "drafted": (table["drafter"] != NONE).to_numpy(float),
         "requests": requests,
         # Made large, it takes a run out of the likelihood without another compilation.
