@@ -264,6 +264,20 @@ def test_the_host_sets_the_pace_of_passes_beyond_captured_graphs_only(family: st
 
 
 @each_family
+def test_many_rates_are_answered_as_each_alone(family: str) -> None:
+    """Some with captured graphs, and some without."""
+    rates = np.array([rate_at(family, share) for share in (0.0, 0.1, 0.2, 0.3, 0.6, 0.9)])
+    size = {"captured": 10.0}
+    said = says(family, sizes=size, rate_rps=rates)
+    for i, rate in enumerate(rates):
+        for name, value in says(family, sizes=size, rate_rps=rate)._asdict().items():
+            together = np.broadcast_to(getattr(said, name), rates.shape)
+            assert together[i] == pytest.approx(value, rel=1e-12), name
+    free = says(family, rate_rps=rates).e2e_s
+    assert said.e2e_s[1] == free[1] and said.e2e_s[3] > free[3]
+
+
+@each_family
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
 def test_measured_tokens_say_whether_passes_had_a_graph(family: str, share: float) -> None:
     """Of measured runs, whose fit may not jump from one to the other."""

@@ -156,19 +156,56 @@ def test_the_fixed_point_solves_its_equation(
     work["rate_rps"] = rate
     b = in_flight_at_rate(stages, sizes, work, room, paced, knee)
 
-    def gather(b: float) -> float:
-        """What arrives while a request stays, less than `b`; its large terms taken apart."""
-        read = stages.weights + stages.experts * coverage(sizes, tokens_in_pass(b, k), r)[0]
-        own, more = stages.compute_alone, b * stages.compute_others
-        # sqrt(read^2 + (own + more)^2) - more
-        over = read**2 + own**2 + 2 * own * more
-        work = over / (np.hypot(read, own + more) + more) if knee else read + own
-        each = stages.verify_others + k * stages.draft_others + stages.compute_others
-        cycle = stages.verify_alone + k * stages.draft_alone + work
-        cycle = max(cycle, stages.pace - b * each) if paced else cycle
-        return float(rate * (stages.prefill_alone + cycles * cycle) - room * b)
+    assert solves(b, stages, sizes, work, room, paced, knee)
 
-    assert gather(b * (1 - 1e-6)) >= 0 >= gather(b * (1 + 1e-6))
+
+def solves(
+    b: Any, s: Stages, sizes: Any, work: Any, room: Any, paced: float = 0.0, knee: bool = True
+) -> bool:
+    """Whether more arrive than `b` while a request stays just below `b`, and fewer just above."""
+
+    def gather(b: Any) -> Any:
+        """Less what goes; large terms taken apart."""
+        read = s.weights + s.experts * coverage(sizes, tokens_in_pass(b, work["k"]), s.uneven)[0]
+        own, more = s.compute_alone, b * s.compute_others
+        over = read**2 + own**2 + 2 * own * more  # sqrt(read^2 + (own + more)^2) - more
+        busy = over / (np.hypot(read, own + more) + more) if knee else read + own
+        passes = work["draft_passes"]
+        each = s.verify_others + passes * s.draft_others + s.compute_others
+        cycle = s.verify_alone + passes * s.draft_alone + busy
+        cycle = np.maximum(cycle, s.pace - b * each) if paced else cycle
+        return work["rate_rps"] * (s.prefill_alone + work["cycles"] * cycle) - room * b
+
+    low, high = gather(b * (1 - 1e-6)), gather(b * (1 + 1e-6))
+    return bool(np.all((low >= 0) & (high <= 0)))
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_the_fixed_point_is_met_where_experts_bend_the_law_most(even: bool) -> None:
+    """One of up to 512 experts a token, little beside them, at rates that touch some of them."""
+    rng, n = np.random.default_rng(0), 20_000
+
+    def between(low: float, high: float) -> np.ndarray:
+        return np.asarray(np.exp(rng.uniform(np.log(low), np.log(high), n)))
+
+    idle, read = 1 - 1 / rng.integers(8, 513, n), between(1e-3, 1)
+    sizes = {"expert": 1.0, "idle": idle, "log_idle": np.log(idle)}
+    work: dict[str, Any] = {"k": rng.integers(0, 3, n), "draft_passes": 0}
+    work["cycles"] = between(1, 1e3)
+    stages = Stages(
+        prefill_alone=read * work["cycles"] * between(1e-6, 1e-2),
+        verify_alone=read * between(1e-6, 1e-2),
+        verify_others=read * between(1e-7, 1e-3),
+        weights=read * between(1e-6, 1e-1),
+        experts=read,
+        compute_alone=read * between(1e-6, 1e-1),
+        compute_others=read * between(1e-7, 1e-3),
+        uneven=0.0 if even else between(0.1, 100),
+    )
+    one_more_s = read * (1 - idle) * (work["k"] + 1) * work["cycles"]  # of experts, at first
+    work["rate_rps"] = between(0.2, 5) / one_more_s
+    room = headroom(work["rate_rps"] * most_added_s(stages, work), 0.01)
+    assert solves(in_flight_at_rate(stages, sizes, work, room), stages, sizes, work, room)
 
 
 @modest
