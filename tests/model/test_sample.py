@@ -265,6 +265,8 @@ def test_a_parameter_has_plain_words_and_runs_that_tell_it() -> None:
     assert in_plain_words("scatter_server", ("slowness",)).startswith("scatter of servers: all")
     assert in_plain_words("log_drafter", ("draft_alone", "eagle")) == "draft pass of eagle"
     assert settled_by("log_law", ("prefill_token_alone",)).startswith("runs that record TTFT")
+    assert settled_by("log_law", ("read_keys",)).endswith("longer prompts and answers")
+    assert settled_by("log_law", ("pace_experts",)).endswith("captured graphs hold")
     assert settled_by("log_law", ("prefills_ahead",)).endswith("several concurrencies")
     assert settled_by("log_server", ("crowding", "a plain")).endswith("at higher loads")
     assert settled_by("log_noise", ("run_sd",)) == "more runs"
