@@ -92,7 +92,11 @@ def study(runs: Runs, law: bsd.Law) -> dict:
         "each_left_out": {str(n): percent(held[groups == n]) for n in groups.unique()},
     }
     # Of what nothing drafts SD has no sign; where some passes were not captured, GB200 is alone.
-    if (table["draft_tokens"] > 0).any() and not captured.all() and (table["loop"] == "closed").all():
+    if (
+        (table["draft_tokens"] > 0).any()
+        and not captured.all()
+        and (table["loop"] == "closed").all()
+    ):
         past = np.abs(np.stack([inside, held]))[:, ~captured] <= NEAR
         result["signs_captured"] = signs(table[captured], held[captured])
         result["signs"] = signs(table, held)
