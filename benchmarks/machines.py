@@ -1,13 +1,13 @@
 """How well does the package's law describe each machine, and carry to models it has not seen?
 
-    uv run benchmarks/machines.py [NAME ...] [--without experts] [--json]     # a few minutes
+    uv run benchmarks/machines.py [NAME ...] [--without experts] [--json]     # four minutes
 
 Least squares of the law's own coefficients (`population.py`), machine by machine: median error of
 the mean latency of the runs fitted, and of each verifier predicted by a fit of the others (of
-GB200 each system, a verifier on so many GPUs, with all its workloads). For GB200 also the sign of
-speculative decoding (SD) against plain decoding where they differ by more than 5%, and how many of
-the cells beyond captured graphs are within 20%. NAME is a part of a machine's name, `--without`
-leaves parts of the law out. Tables that are not beside the checkout are skipped.
+GB200 each system, a verifier on so many GPUs, with all its workloads). For GB200 also how often the
+left-out sign of speculative decoding (SD) against plain decoding is right where they differ by more
+than 5%, and how many cells beyond captured graphs are within 20%. NAME is a part of a machine's
+name, `--without` leaves parts of the law out. Tables that are not beside the checkout are skipped.
 """
 
 import argparse
@@ -53,11 +53,11 @@ def cpu(eager: bool) -> Runs:
     return part(runs, (runs.table["environment"].str.endswith("eager") == eager).to_numpy())
 
 
-def systems(table: pd.DataFrame) -> pd.Series:
-    """The verifier of each run; where GPUs differ, on so many, whatever was asked of it."""
-    several = table["gb_per_s"].nunique() > 1 and "GB200" in table["environment"].iloc[0]
-    devices = table["environment"].str.split(" / ").str[0]
-    return table["verifier"] + (" on " + devices if several else "")
+def groups_of(table: pd.DataFrame, name: str) -> pd.Series:
+    """What is left out together: a verifier, of GB200 on so many GPUs."""
+    if name != "GB200":
+        return table["verifier"]
+    return table["verifier"] + " x" + table["environment"].str.split(" x ").str[0]
 
 
 def percent(error: np.ndarray | pd.Series) -> float:
@@ -78,31 +78,26 @@ def signs(table: pd.DataFrame, error: np.ndarray) -> str:
     return f"{right[clear].sum()} of {clear.sum()}"
 
 
-def study(runs: Runs, law: bsd.Law) -> dict:
-    """Errors of one machine, %."""
+def study(name: str, runs: Runs, law: bsd.Law) -> dict:
+    """Errors of one machine, %, and its coefficients."""
     given = population.inputs(runs)
     table, fitted = given.table, population.fit(given, law)
-    inside, groups = fitted.error(given), systems(given.table)
+    inside, groups = fitted.error(given), groups_of(given.table, name)
     held = population.left_out(given, groups, law)
     captured = given.workload["pass_tokens"] <= given.sizes["captured"]
     result = {
         "runs": len(table),
         "in_sample": percent(inside),
         "left_out": percent(held),
-        "each_left_out": {str(n): percent(held[groups == n]) for n in groups.unique()},
+        "each_left_out": {each: percent(held[groups == each]) for each in groups.unique()},
     }
-    # Of what nothing drafts SD has no sign; where some passes were not captured, GB200 is alone.
-    if (
-        (table["draft_tokens"] > 0).any()
-        and not captured.all()
-        and (table["loop"] == "closed").all()
-    ):
-        past = np.abs(np.stack([inside, held]))[:, ~captured] <= NEAR
-        result["signs_captured"] = signs(table[captured], held[captured])
-        result["signs"] = signs(table, held)
-        result["beyond_graphs"] = f"{past[0].sum()} of {past.shape[1]} in sample"
-        result["beyond_graphs_left_out"] = f"{past[1].sum()} of {past.shape[1]}"
-    return result | {"terms": fitted.terms}
+    if name == "GB200":
+        result["signs_left_out"] = signs(table, held)
+        result["signs_left_out_captured"] = signs(table[captured], held[captured])
+        for key, error in (("in_sample", inside), ("left_out", held)):
+            near = np.abs(error[~captured]) <= NEAR
+            result[f"beyond_graphs_{key}"] = f"{near.sum()} of {near.size}"
+    return result | {"terms": {term: float(f"{x:.3g}") for term, x in fitted.terms.items()}}
 
 
 def main() -> None:
@@ -118,7 +113,7 @@ def main() -> None:
     for name, runs in sources().items():
         if options.names and not any(each in name for each in options.names):
             continue
-        results[name] = study(runs(), law)
+        results[name] = study(name, runs(), law)
         if not options.json:
             print(name)
             for key, value in results[name].items():

@@ -81,7 +81,7 @@ def static(machine: str = "") -> Runs:
     cells, _ = static_data.cells(pd.read_csv(static_data.path()))
     fits = 2 * cells["tokens"] * cells["batch"] <= cells["room_tokens"]
     names = cells["hardware"].map(NAMES)
-    cells = cells[(cells["engine"] == "vLLM") & fits & names.str.startswith(machine)]
+    cells = cells[fits & names.str.startswith(machine)]
     cells = cells.reset_index(drop=True)
     names = cells["hardware"].map(NAMES)
     shapes = [static_data.SHAPES[name] for name in cells["model"]]
