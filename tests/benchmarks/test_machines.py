@@ -30,7 +30,7 @@ def made() -> population.Inputs:
         verifier_params=params, verifier_layers=params.map({2e9: 48, 8e9: 24, 30e9: 60}),
         drafter=np.where(drafts, "drafter", "none"), drafter_params=np.where(drafts, 3e8, np.nan),
         acceptance_imposed=np.where(drafts, 0.7, np.nan), output_tokens=256, loop="closed",
-        requests=512, e2e_mean_s=1.0,
+        requests=512, e2e_mean_s=1.0, captured_tokens=8,
     )  # fmt: skip
     given = population.inputs(bsd.read(table, machine="H100", environment="made up"))
     terms = {p.name: p.a for p in population.population(population.FULL)} | TRUE
