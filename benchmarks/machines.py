@@ -12,6 +12,7 @@ name, `--without` leaves parts of the law out. Tables that are not beside the ch
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -109,6 +110,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     law = bsd.Law(tuple(name for name in DEFAULT if name not in options.without))
+    for path in (a100_data.path(), machines_data.GB200, static_data.path()):
+        if not path.is_file():
+            print(f"skipped: {path} is absent", file=sys.stderr)
     results = {}
     for name, runs in sources().items():
         if options.names and not any(each in name for each in options.names):
