@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bayes_sd.answers import break_even as _break_even
 from bayes_sd.answers import capacity as _capacity
 from bayes_sd.answers import compare as _compare
@@ -17,7 +19,8 @@ from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, one_o
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
 from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, TOGETHER, Prior
-from bayes_sd.model.sample import MAX_MINUTES, Refitter, Sampling, sample, start
+from bayes_sd.model.sample import MAX_MINUTES, Refitter, Sampling, sample
+from bayes_sd.model.start import start
 from bayes_sd.physics.law import FULL, Law
 from bayes_sd.runs.schema import Runs
 
@@ -165,25 +168,30 @@ class LatencyModel:
         """Levels and arrays of the runs that this model fits."""
         return build_design(runs, self.censored)
 
-    def graph(self, design: Design, keep_runs: bool = False) -> "pm.Model":
-        """PyMC model of a design; `keep_runs` as in :func:`bayes_sd.model.graph.build`."""
+    def graph(
+        self, design: Design, start: np.ndarray | None = None, keep_runs: bool = False
+    ) -> "pm.Model":
+        """PyMC model of a design; arguments as in :func:`bayes_sd.model.graph.build`."""
         from bayes_sd.model.graph import build
 
-        return build(design, self.priors, self.server_effects, self.law, self.pooling, keep_runs)
+        at = self._start(design) if start is None else start
+        how = (self.priors, self.server_effects, self.law, self.pooling, keep_runs)
+        return build(design, at, *how)
 
     def build(self, runs: Runs) -> "pm.Model":
         """PyMC model of the steady runs, for those who want to look inside."""
         return self.graph(self.design(runs))
 
-    def _start(self, design: Design) -> dict[str, Any]:
-        """Where chains start."""
+    def _start(self, design: Design) -> np.ndarray:
+        """Where chains start, logs of the law's coefficients."""
         own = tuple(p for p in self.priors if p.name in self.law.terms)
-        return {"log_law": start(design, design.told(own), self.law)}
+        return start(design, design.told(own), self.law)
 
     def refitter(self, runs: Runs) -> Refitter:
         """The model compiled so that refits without some runs cost sampling only."""
         design = self.design(runs)
-        return Refitter.of(self.graph(design, keep_runs=True), design, self._start(design))
+        at = self._start(design)
+        return Refitter.of(self.graph(design, at, keep_runs=True), design, {"log_law": at})
 
     def _warn(self, design: Design) -> None:
         """Say what stays at its prior: acceptances of runs, and effects."""
@@ -251,8 +259,9 @@ class LatencyModel:
         how = Sampling(draws, tune, chains, target_accept)
         design = self.design(runs)
         self._warn(design)
+        at = self._start(design)
         sampled, convergence, used = sample(
-            self.graph(design), how, seed, progress, self._start(design), max_minutes
+            self.graph(design, at), how, seed, progress, {"log_law": at}, max_minutes
         )
         steady = design.table[~design.table["saturated"]]
         provenance = {

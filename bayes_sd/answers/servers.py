@@ -13,6 +13,7 @@ from bayes_sd.model.design import (
     MACHINE,
     NONE,
     SERVER,
+    WEIGHT_BITS,
     coefficients,
     machine,
     same_key,
@@ -21,7 +22,7 @@ from bayes_sd.model.design import (
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
-from bayes_sd.runs.machine import captured
+from bayes_sd.runs.machine import Machine, captured
 from bayes_sd.runs.sizes import Size
 
 
@@ -40,9 +41,9 @@ class Server:
     acceptance : float or sequence of float, optional
         Acceptance rate per token, or one for each position, in [0, 1]. By default what was
         measured on this pair, with its uncertainty; a pair nobody measured needs it.
-    environment : str, optional
-        Where it runs, of the measured environments; may be left out when the verifier has run in
-        one only.
+    environment : str or Machine, optional
+        Where it runs: a measured environment, which may be left out when the verifier has run in
+        one only; or a machine by its data sheet, whose answers are labelled "data sheet".
     structure : Structure, optional
         What to assume of where drafting, verifying and prefill run, of :mod:`bayes_sd.structures`;
         by default all on one server, as measured. Answers are labelled "assumed structure".
@@ -63,7 +64,7 @@ class Server:
     drafter: str | Size | None = None
     k: int = 0
     acceptance: float | Sequence[float] | None = None
-    environment: str | None = None
+    environment: str | Machine | None = None
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
@@ -167,12 +168,19 @@ def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
     return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
 
 
-def machine_of(posterior: Posterior, environment: str, verifier: Any, k: int) -> dict[str, float]:
+def machine_of(
+    posterior: Posterior, environment: str | Machine, verifier: str | Size, k: int
+) -> dict[str, float]:
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
+    bits = np.nan
+    if isinstance(verifier, Size):
+        bits = verifier.weight_bits or np.nan
+    if isinstance(environment, Machine):
+        return _sheet(posterior, environment, bits, k)
     there = posterior.servers[posterior.servers["environment"] == environment]
     own = there[there["verifier"] == verifier] if isinstance(verifier, str) else there
     facts: dict[Any, Any] = there[list(MACHINE)].iloc[0].to_dict()
-    facts["weight_bits"] = np.nan
+    facts["weight_bits"] = bits
     if isinstance(verifier, str) and len(own):
         facts["weight_bits"] = own["weight_bits"].iloc[0]
     most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
@@ -182,9 +190,25 @@ def machine_of(posterior: Posterior, environment: str, verifier: Any, k: int) ->
     return {name: float(value) for name, value in machine(**facts).items()}
 
 
-def environment_of(posterior: Posterior, server: Server) -> str:
+def _sheet(posterior: Posterior, new: Machine, bits: float, k: int) -> dict[str, float]:
+    """What the law knows of a machine that nobody measured."""
+    if posterior.servers["gb_per_s"].isna().all():
+        raise EvidenceError(
+            f"{new} cannot be answered by its data sheet: that of the fitted machine is unknown; "
+            "fit its runs with <<machine>>, or with gb_per_s and tflops."
+        )
+    tflops = new.tflops_at(WEIGHT_BITS if np.isnan(bits) else bits)
+    if tflops is None:
+        raise EvidenceError(f"The arithmetic of {new} is unknown; give its tflops.")
+    facts = machine(new.gb_per_s, tflops, new.dies, captured(k), bits)
+    return {name: float(value) for name, value in facts.items()}
+
+
+def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
     known = posterior.environments
+    if isinstance(server.environment, Machine):
+        return server.environment
     if server.environment is not None:
         if server.environment not in known:
             raise InputError(
@@ -259,7 +283,7 @@ def resolve(
         "drafter": name_of(d) if d is None or isinstance(d, str) else "",
         "acceptance_imposed": pair["acceptance_imposed"] if pair and server.k else np.nan,
         "draft_tokens": server.k,
-        "environment": environment,
+        "environment": str(environment),
     }
     known = same_key(posterior.servers, SERVER, key)
     if server.k and pair is None:
@@ -276,13 +300,13 @@ def resolve(
         verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
         drafter=drafter,
         server=posterior.factors("server", index, label, seed),
-        environment=posterior.environment_factors(environment),
+        environment=posterior.environment_factors(str(environment), seed),
     )
     place = None
     if server.structure is not None and (d is not None or server.structure.changes_plain):
         place = server.structure.drawn(posterior.draws, lambda name: generator(seed, name))
     rates, positions = _acceptance(posterior, server, pair, seed)
-    return Resolved(server, terms, sizes, rates, environment, known, positions, place)
+    return Resolved(server, terms, sizes, rates, str(environment), known, positions, place)
 
 
 def _acceptance(

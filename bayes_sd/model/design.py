@@ -1,5 +1,6 @@
 """From runs or questions to the inputs of the law: one builder for the model and for answers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import tokens_in_pass
+from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import features
@@ -32,6 +33,8 @@ SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
 WEIGHT_BITS = 16.0
+COUNT = re.compile(r" / \d+x [^/]*$|\b\d+ ?x ")  # as runs carry it
+UNEVEN = 1.0  # of experts, where only the order of a cost matters
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
 
@@ -146,6 +149,11 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
     return inputs | {"pass_tokens": tokens_in_pass(others, inputs["k"])}
 
 
+def site(environment: str) -> str:
+    """An environment without the number of its devices: what they share is of one machine."""
+    return COUNT.sub("", environment)
+
+
 def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
     """Name of a server for people: never read back."""
     plain = server["drafter"] == NONE
@@ -187,6 +195,11 @@ class Design:
         return self.moe and not self.verifiers["moe"].all()
 
     @property
+    def sites(self) -> list[str]:
+        """Environments that have factors of their own, see :func:`site`."""
+        return sorted({site(name) for name in self.environments})
+
+    @property
     def untold(self) -> frozenset[str]:
         """Coefficients of the law that multiply nothing in these runs."""
         moe, past = self.verifiers["moe"] > 0, self.data["pass_tokens"] > self.data["captured"]
@@ -195,6 +208,14 @@ class Design:
         pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())
         alone = ("overhead_parallel",) if (self.data["dies"] <= 1).all() else ()
         return frozenset((*experts, *pace, *alone))
+
+    @property
+    def touched(self) -> pd.DataFrame:
+        """The verifiers, with as many experts as a usual pass of their runs touches."""
+        logs = pd.Series(np.log(self.data["pass_tokens"])).groupby(self.data["verifier_i"]).mean()
+        tokens = np.exp(logs.to_numpy())
+        share = coverage(self.verifiers, tokens, UNEVEN)[0]
+        return self.verifiers.assign(expert=self.verifiers["expert"] * share)
 
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
         """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
@@ -258,14 +279,15 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
     servers["server"] = labels
     servers = servers.join(groups[list(MACHINE)].first().reset_index(drop=True))
     table = table.assign(server=np.array(labels, object)[groups.ngroup()])
+    where = table.assign(site=table["environment"].map(site))
     levels = {
         "verifier": verifiers.index,
         "drafter": drafters.index,
         "server": pd.Index(labels),
-        "environment": pd.Index(environments),
+        "site": pd.Index(sorted(map(site, environments))).unique(),
     }
     indices = {  # 0 where a run has none (a plain run's drafter)
-        f"{name}_i": np.maximum(level.get_indexer(pd.Index(table[name])), 0)
+        f"{name}_i": np.maximum(level.get_indexer(pd.Index(where[name])), 0)
         for name, level in levels.items()
     }
     data = indices | run_workload(table) | run_machine(table) | _observed(table, steady)

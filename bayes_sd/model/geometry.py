@@ -17,7 +17,6 @@ from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import population
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import coverage
 
 # Coefficients that add up to a cost: of the first request, and of each other one.
 GROUPS = (
@@ -47,17 +46,13 @@ GROUPS = (
 WEIGHTLESS = 1e-3  # 1e9 parameters
 RATIOS = ("decode_token_ratio",)  # to prefill_token_others
 CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a factor
-# Share of an effect's scale that is left to its own value: 1 where its runs say more than the
-# scale does, 0 where they say less.
-CENTRED = {
-    "verifier": np.array([1.0, 1.0, 1.0, 1.0]),
-    "drafter": np.array([1.0, 0.0]),
-    "server": np.array([1.0, 0.0]),
-}
 
 
 class Centred(Transform):
-    r"""Between a value and its standardized one: ``x = mu + sd^(1 - c) (v - c mu)``."""
+    r"""Between a value and its standardized one: ``x = mu + sd^(1 - c) (v - c mu)``.
+
+    With `c` = 1 where the runs tell the value, with 0 where its population does.
+    """
 
     name = "centred"
 
@@ -94,10 +89,9 @@ class CostShares(Transform):
         self.law, self.design = law, design
         self.terms = tuple(p.name for p in design.told(population(law)))
         data, drafters = design.data, design.drafters["drafter_params"]
-        runs = design.verifiers.iloc[data["verifier_i"]]
-        touched = runs["expert"] * coverage(runs, data["pass_tokens"])[0]
+        runs = design.touched.iloc[data["verifier_i"]]
         machine = {name: np.mean(x) for name, x in run_machine(design.table).items()}
-        self.sizes = runs.assign(expert=touched).mean().to_dict() | machine
+        self.sizes = runs.mean().to_dict() | machine
         # A drafter without weights, or none, has no cost to take the log of.
         self.sizes["drafter"] = max(float(drafters.mean()) if len(drafters) else 0.0, WEIGHTLESS)
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}

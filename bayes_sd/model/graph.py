@@ -10,9 +10,10 @@ import pytensor.tensor as pt
 
 from bayes_sd.model import priors as known
 from bayes_sd.model.design import SPREADS, Design, coefficients, run_machine, run_workload
-from bayes_sd.model.geometry import CENTRED, Centred, CostShares
+from bayes_sd.model.geometry import Centred, CostShares
 from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
+from bayes_sd.model.start import told_shares
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
 from bayes_sd.physics.noise import NU, request_variance, run_scale, spread_error, t_cdf
@@ -22,13 +23,17 @@ TINY = 1e-12  # added to a probability, so that its logarithm stays finite
 
 def build(
     design: Design,
+    start: np.ndarray,
     priors: tuple[Prior, ...] = known.ALL,
     server_effects: tuple[str, ...] = known.SERVER_EFFECTS,
     law: Law = FULL,
     pooling: str = "partial",
     keep_runs: bool = False,
 ) -> pm.Model:
-    """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
+    """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run.
+
+    `start` are logs of the law's coefficients near which its axes are straight.
+    """
     by_name = {p.name: p for p in priors}
     told = design.told(tuple(by_name[p.name] for p in population(law)))
     with pm.Model(coords=_coords(design, server_effects, told)) as model:
@@ -39,15 +44,16 @@ def build(
         groups = {"law": Group([p.name for p in told], law_terms)}
         typical = _typical_costs(design, groups, law)
         groups["noise"] = Group(noise_terms, noise)
-        factors = _factors(design, typical, by_name, pooling)
+        shares = told_shares(design, told, start, law)
+        factors = _factors(design, typical, by_name, pooling, shares)
         for level, values in factors.items():
             if pooling != "complete":  # what only the family moves is no factor of its own
                 pm.Deterministic(f"factor_{level}", values, dims=EFFECT_DIMS[level])
             names = model.coords[EFFECT_DIMS[level][0]]
             groups[level] = Group(names, values, design.data[f"{level}_i"])
-        if len(design.environments) > 1:
+        if len(design.sites) > 1:
             factor = _environments(by_name)
-            names, index = model.coords["hardware"], design.data["environment_i"]
+            names, index = model.coords["hardware"], design.data["site_i"]
             groups["environment"] = Group(names, factor, index)
         said = per_run(partial(_of_run, law, design), groups, _inputs(design))
         _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
@@ -67,7 +73,7 @@ def _coords(
         "noise_term": [p.name for p in known.NOISE],
         "verifier": design.verifiers.index.tolist(),
         "server": design.servers["server"].tolist(),
-        "environment": design.environments,
+        "environment": design.sites,
     }
     if len(design.drafters):
         coords["drafter_cost"] = list(known.DRAFTER_COSTS)
@@ -173,7 +179,7 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
         mean = {n: np.full(len(sizes), value) for n, value in typical.items()}
         return pt.log(per_run(costs, group, _columns(sizes) | mean)["costs"])
 
-    verifiers = logs(known.VERIFIER_COSTS, design.verifiers)
+    verifiers = logs(known.VERIFIER_COSTS, design.touched)
     if not len(design.drafters):
         return {"verifier": verifiers}
     drafters = design.drafters.rename(columns={"drafter_params": "drafter"})
@@ -181,7 +187,11 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
 
 
 def _factors(
-    design: Design, typical_costs: dict[str, Any], by_name: dict[str, Prior], pooling: str
+    design: Design,
+    typical_costs: dict[str, Any],
+    by_name: dict[str, Prior],
+    pooling: str,
+    shares: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
     coords = pm.modelcontext(None).coords
@@ -199,7 +209,7 @@ def _factors(
     factors: dict[str, Any] = {}
     servers: Any = np.zeros((len(coords["server_effect"]), len(coords["server"])))
     if "server" in own:
-        centring: Any = Centred(CENTRED["server"][: len(servers), None])
+        centring: Any = Centred(shares["server"][: len(servers)])
         dims = EFFECT_DIMS["server"]
         sd = scatter["server"][:, None]
         servers = pm.Normal("log_server", 0.0, sd, dims=dims, default_transform=centring)
@@ -214,8 +224,7 @@ def _factors(
         # stay loose. It and the mean slowness of its servers are known only as a product.
         mean = (_server_means(design, level) * servers[0]).sum(axis=1)[None, :]  # needs no BLAS
         around, sd = typical + family + mean, scatter[level][:, None]
-        share = CENTRED[level][:, None]
-        centring = None if (share == 1).all() else Centred(share)
+        centring = Centred(shares[level])
         log_cost = pm.Normal(
             f"log_{level}", around, sd, dims=EFFECT_DIMS[level], default_transform=centring
         )

@@ -16,8 +16,8 @@ import xarray as xr
 
 from bayes_sd.errors import InputError, require
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
-from bayes_sd.model.design import Design
-from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, UNPOOLED_SD, VERIFIER_COSTS
+from bayes_sd.model.design import Design, site
+from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, UNPOOLED_SD, VERIFIER_COSTS
 from bayes_sd.physics.law import Law
 
 KIND = "bayes_sd fit"  # of the file
@@ -202,15 +202,22 @@ class Posterior:
 
     def _effects(self, level: str) -> int:
         """How many factors a member of a level has."""
-        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS}
+        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS, "environment": HARDWARE}
         return len(costs.get(level, self.spec["server_effects"]))
 
-    def environment_factors(self, environment: str) -> list[Any] | None:
-        """Factors of an environment on the groups of `HARDWARE`; None where there is only one."""
-        if "factor_environment" not in self.tree["posterior"]:
+    def environment_factors(self, environment: str, seed: int) -> list[Any] | None:
+        """Factors of an environment on the groups of `HARDWARE`, drawn anew for an unknown one;
+        None of the only one."""
+        fitted = "factor_environment" in self.posterior
+        names = self.posterior["environment"].values.tolist() if fitted else []
+        if site(environment) in names:
+            index = names.index(site(environment))
+            return _columns(self._values("factor_environment")[:, :, index])
+        if environment in self.environments:
             return None
-        index = self.posterior["environment"].values.tolist().index(environment)
-        return _columns(self._values("factor_environment")[:, :, index])
+        scatter = self.scatter("environment")
+        z = generator(seed, site(environment)).standard_normal(scatter.shape)
+        return _columns(np.exp(scatter * z * (1.0 if names else 2**0.5)))
 
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> list[Any] | None:
         """Draws of a pair's acceptance rate at `k` positions; None where nothing is known of it."""

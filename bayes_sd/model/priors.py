@@ -19,9 +19,11 @@ HARDWARE = {  # coefficients that share a factor of each environment
     "overhead": (
         *(f"host_{cost}" for cost in VERIFIER_COSTS),
         *(f"overhead_{cost}" for cost in (*VERIFIER_COSTS[:3], *DRAFTER_COSTS)),
-        *(f"overhead_{each}" for each in ("pass", "experts", "parallel", "token")),
+        *(f"overhead_{each}" for each in ("pass", "experts", "parallel")),
     ),
-    "memory": ("read_weights", "read_keys"),
+    "token": ("overhead_token",),
+    "memory": ("read_weights",),
+    "cache": ("read_keys",),
     "compute": ("prefill_token_alone", "prefill_token_others"),
 }
 EFFECT_DIMS = {

@@ -13,9 +13,8 @@ import xarray as xr
 
 from bayes_sd.errors import InputError
 from bayes_sd.model.compiled import compile_nutpie
-from bayes_sd.model.design import Design, coefficients, run_machine
-from bayes_sd.model.priors import Prior, in_plain_words, settled_by
-from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
+from bayes_sd.model.design import Design
+from bayes_sd.model.priors import in_plain_words, settled_by
 
 if TYPE_CHECKING:
     import pymc as pm
@@ -25,13 +24,6 @@ ESS_MIN = 400.0
 GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that of the tails"}
 MAX_MINUTES = 10.0
 STEP_TARGETS = (0.0, 0.95, 0.98, 0.99)  # at least, of one sample after the other
-
-# Priors reach from a laptop to an H200, so their median may lie far past the pole of every run,
-# where the likelihood has no useful slope; a chain that starts there may never come back.
-START_SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5)  # prior standard deviations
-START_ERROR = 0.1  # relative, of an observed latency; more near the pole
-START_PRIOR_WEIGHT = 0.25  # so that what the runs leave open stays near its median
-START_NUDGE = 0.1  # prior standard deviations
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
@@ -54,38 +46,6 @@ class Sampling:
                 raise InputError(f"{name} = {value!r}: must be a whole number of at least 1.")
         if not 0 < self.target_accept < 1:
             raise InputError(f"target_accept = {self.target_accept!r}: must lie between 0 and 1.")
-
-
-def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndarray:
-    """Logs of the population coefficients by regularised least squares on the run means."""
-    from scipy.optimize import least_squares
-
-    middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
-    data, verifier = design.data, design.data["verifier_i"]
-    sizes = {str(n): values.to_numpy(float)[verifier] for n, values in design.verifiers.items()}
-    drafters = design.drafters["drafter_params"].to_numpy(float)
-    sizes["drafter"] = (drafters[data["drafter_i"]] if len(drafters) else 0.0) * data["drafted"]
-    sizes |= {name: data[name] for name in run_machine(design.table)}
-    law = design.fitted_law(law)
-    alone = design.table.groupby(["server", "prompt_tokens", "output_tokens"])["e2e_mean_s"]
-    crowding = (design.table["e2e_mean_s"] / alone.transform("min")).to_numpy()
-
-    def errors(z: np.ndarray) -> np.ndarray:
-        terms = dict(zip((p.name for p in priors), np.exp(middle + sd * z), strict=True))
-        stages = law.stages(coefficients(design.all_terms(terms)), sizes, data)
-        said = outcome(stages, terms["queue_cycles"], sizes, data, SOFTNESS, law=law)
-        e2e = (np.log(said.e2e_s) - data["log_e2e"]) / (START_ERROR * crowding)
-        ttft = (np.log(said.ttft_s) - data["log_ttft"]) / (2 * START_ERROR * crowding)
-        rows = e2e[data["e2e_rows"]], ttft[data["ttft_rows"]]
-        return np.concatenate([*rows, START_PRIOR_WEIGHT * z])
-
-    costs = [np.log1p(errors(np.full(len(priors), s)) ** 2).sum() for s in START_SHIFTS]
-    best = START_SHIFTS[int(np.argmin(costs))]
-    solution = least_squares(errors, np.full(len(priors), best), loss="soft_l1", max_nfev=100)
-    # Rounded, so that the last digits of a sum on another machine do not change the draws.
-    logs = np.round(middle + sd * solution.x, 1)
-    # In the middle of its prior a coefficient that no run tells has no gradient: a fault to nutpie.
-    return np.where(np.isclose(logs, middle), logs + START_NUDGE * sd, logs)
 
 
 def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:
