@@ -21,6 +21,7 @@ from bayes_sd.model.design import (
     run_machine,
     same_key,
     server_label,
+    site,
     workload,
 )
 from bayes_sd.model.priors import population
@@ -52,13 +53,13 @@ def test_levels_of_the_corpus(runs: Runs, design: Design) -> None:
 
 def test_indices_point_at_the_levels_of_the_runs(design: Design) -> None:
     """PyMC on numba does not check bounds, so this must."""
-    table, data = design.table, design.data
+    table, data = design.table.assign(site=design.table["environment"].map(site)), design.data
     drafted = (table["drafter"] != NONE).to_numpy()
     names = {
         "verifier": (design.verifiers.index, np.full(len(table), True)),
         "drafter": (design.drafters.index, drafted),
         "server": (pd.Index(design.servers["server"]), np.full(len(table), True)),
-        "environment": (pd.Index(design.environments), np.full(len(table), True)),
+        "site": (pd.Index(design.sites), np.full(len(table), True)),
     }
     for level, (known, rows) in names.items():
         index = data[f"{level}_i"]
@@ -244,7 +245,7 @@ def test_an_environment_with_saturated_runs_only_is_kept() -> None:
     design = two_environments()
     assert design.environments == ["gpu a", "gpu b"]
     assert set(design.servers["environment"]) == {"gpu a", "gpu b"}
-    assert (design.data["environment_i"][design.data["censored_rows"]] == 1).all()
+    assert (design.data["site_i"][design.data["censored_rows"]] == 1).all()
 
 
 @pytest.mark.sample

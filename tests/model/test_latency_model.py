@@ -116,10 +116,8 @@ def test_what_is_fitted_comes_from_read() -> None:
 def test_settings_choose_what_is_sampled(
     runs: Runs, setting: dict[str, Any], has: set[str], lacks: set[str]
 ) -> None:
-    from bayes_sd.model.graph import build
-
     design = build_design(runs.select(verifier=["moe-e8k2", "dense-25m"]))
-    free = {variable.name for variable in build(design, **setting).free_RVs}
+    free = {variable.name for variable in LatencyModel(**setting).graph(design).free_RVs}
     assert has | {"log_law", "log_noise"} <= free and not lacks & free
     assert not {"log_environment", "scatter_environment"} & free
 
@@ -127,10 +125,11 @@ def test_settings_choose_what_is_sampled(
 @pytest.mark.sample
 @pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2"])
 def test_what_one_verifier_cannot_tell_is_not_sampled(runs: Runs, verifier: str) -> None:
-    from bayes_sd.model.graph import build
-
     design = build_design(runs.select(verifier=verifier, drafter=["none", "draft-3m"]))
-    free = {variable.name for variable in build(design).free_RVs}
+    free = {variable.name for variable in LatencyModel().graph(design).free_RVs}
     assert free == {"log_law", "log_noise", "scatter_server", "log_server"}
     plain = build_design(runs.select(verifier=verifier, drafter="none"))
-    assert {variable.name for variable in build(plain).free_RVs} == {"log_law", "log_noise"}
+    assert {variable.name for variable in LatencyModel().graph(plain).free_RVs} == {
+        "log_law",
+        "log_noise",
+    }

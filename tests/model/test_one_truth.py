@@ -14,7 +14,7 @@ from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import FACTORS, SAMPLED, assemble
 from bayes_sd.model.priors import population
-from bayes_sd.model.sample import start
+from bayes_sd.model.start import start
 from bayes_sd.physics.noise import explained, observed_scale
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.schema import Runs

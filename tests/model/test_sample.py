@@ -15,7 +15,8 @@ from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import Design, build_design, coefficients, machine
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
-from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample, start
+from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample
+from bayes_sd.model.start import EFFECTS_OF, start, told_shares
 from bayes_sd.physics.law import FULL, Outcome, outcome
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
@@ -69,6 +70,27 @@ def test_no_chain_starts_where_a_coefficient_has_no_gradient() -> None:
     priors = design.told(population(model.law))
     logs = start(design, priors, model.law)
     assert not np.isclose(logs, np.log([p.a for p in priors])).any()
+
+
+def test_runs_tell_more_of_an_effect_the_more_there_are_and_the_more_it_costs() -> None:
+    few = table(rate_rps=[0.1, 0.2, 0.3])
+    many = few + table(rate_rps=np.linspace(0.1, 0.3, 40), e2e_mean_s=1.0)
+    shares = []
+    for runs in (few, many):
+        design = build_design(runs)
+        told = design.told(population(FULL))
+        logs = np.log([p.a for p in told])
+        shares.append(told_shares(design, told, logs))
+    for level, effects in EFFECTS_OF.items():
+        if level == "drafter":
+            assert all(level not in share for share in shares)
+            continue
+        first, second = (share[level] for share in shares)
+        assert first.shape == (len(effects), 1)
+        assert (first >= 0).all() and (first <= second).all() and (second <= 1).all()
+        assert (first < second).any()
+    slowness, crowding = shares[0]["server"][:, 0]
+    assert slowness > crowding  # hardly anyone is beside a request at these rates
 
 
 # --- the gate -------------------------------------------------------------------------------
