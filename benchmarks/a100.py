@@ -1,17 +1,14 @@
 """The public A100 sweeps: five verifiers fitted jointly, against least squares, and left out.
 
-    uv run benchmarks/a100.py [--law sizes] [--folds 0.6B,1.7B,4B,8B,32B,fifth] [--json]
+    uv run benchmarks/a100.py [--pooling complete] [--folds 0.6B,1.7B,4B,8B,32B,fifth] [--json]
 
 Prints the in-sample error of each verifier, then that of each fold predicted by a fit of the rest.
-With the default law a fit takes about 10 minutes on 2 cores, with `--law sizes` one; `--folds ""`
-leaves none out. Fits are kept in `--cache`, so a run that was stopped goes on where it was.
+A fit takes minutes on 2 cores; `--folds ""` leaves none out. Fits are kept in `--cache`, so a run
+that was stopped goes on where it was.
 
-Throughput rows and the two highest rates of each sweep are not used. `--law tiles` fits arithmetic
-in tiles of 128 tokens, without context and attention, which prompts of one length cannot tell.
-`--law drafting` also gives the drafter's arithmetic its own price, and verifiers and drafters less
-room around the size laws. `--law sizes` is the same law with every model exactly on the size laws
-(complete pooling), fitted to mean latencies without TTFT. `--law host` adds overheads that are the
-same for all models. Skipped where the table is absent (see a100_data.path).
+Throughput rows and the two highest rates of each sweep are not used. `--pooling complete` takes
+every model exactly as the law has it, and mean latencies without TTFT. Skipped where the table is
+absent (see a100_data.path).
 """
 
 import argparse
@@ -29,26 +26,6 @@ import bayes_sd as bsd
 from bayes_sd.runs.schema import Runs
 
 SAMPLING = {"draws": 800, "tune": 900}
-FINER = {"draws": 1000, "target_accept": 0.95}  # draft_token_ratio mixes slowly
-TILES = ("depth", "tokens", "stalls")
-LAWS = {
-    "default": bsd.Law(),
-    "host": bsd.Law((*bsd.Law().parts, "host")),
-    "tiles": bsd.Law(TILES, tile_tokens=128),
-    "drafting": bsd.Law((*TILES, "drafting"), tile_tokens=128),
-    "sizes": bsd.Law((*TILES, "drafting"), tile_tokens=128),
-}
-ONE_FAMILY = "one architecture, engine and GPU: sizes differ by 1 to 9%"
-
-
-def model_of(name: str) -> bsd.LatencyModel:
-    """The model of that name; servers differ by one factor on all their times."""
-    pooling = "complete" if name == "sizes" else "partial"
-    model = bsd.LatencyModel(law=LAWS[name], server_effects=("slowness",), pooling=pooling)
-    if name in ("drafting", "sizes"):
-        for level in ("scatter_verifier", "scatter_drafter"):
-            model = model.with_prior(level, a=0.03, b=0.7, reason=ONE_FAMILY)
-    return model
 
 
 def cached(runs: Runs, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.Fit:
@@ -56,8 +33,7 @@ def cached(runs: Runs, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.F
     path = cache / f"{name}.nc"
     if path.is_file():
         return bsd.Fit.load(path)
-    how = SAMPLING | (FINER if "drafting" in model.law.parts else {})
-    fit = common.fitted(model, runs, seed=1, **how)
+    fit = common.fitted(model, runs, seed=1, **SAMPLING)
     fit.save(path)
     return fit
 
@@ -113,7 +89,7 @@ def left_out(runs: Runs, cache: Path, folds: list[str], model: bsd.LatencyModel)
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--law", default="default", choices=LAWS)
+    parser.add_argument("--pooling", default="partial", choices=("partial", "complete"))
     parser.add_argument("--folds", default="32B,1.7B,4B,0.6B,8B")
     parser.add_argument("--cache", type=Path, default=Path("bayes-sd-demo/a100"))
     parser.add_argument("--json", action="store_true")
@@ -122,10 +98,11 @@ def main() -> None:
         print(f"skipped: {a100_data.path()} is absent (set BAYES_SD_A100)")
         return
     warnings.simplefilter("ignore")
-    model = model_of(options.law)
-    cache = options.cache / options.law
+    # Servers differ by one factor on all their times.
+    model = bsd.LatencyModel(server_effects=("slowness",), pooling=options.pooling)
+    cache = options.cache / options.pooling
     cache.mkdir(parents=True, exist_ok=True)
-    runs = a100_data.runs(a100_data.table(), ttft=options.law != "sizes")
+    runs = a100_data.runs(a100_data.table(), ttft=options.pooling == "partial")
     in_sample, sampling = joint(runs, cache, model)
     folds = [fold for fold in options.folds.split(",") if fold]
     out_of_sample = left_out(runs, cache, folds, model)

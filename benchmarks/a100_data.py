@@ -43,8 +43,8 @@ def table(steady: bool = True) -> pd.DataFrame:
     )
 
 
-def runs(rows: pd.DataFrame, ttft: bool = True, **columns: str) -> Runs:
-    """Rows as runs, with their TTFT or without, and with further columns."""
+def runs(rows: pd.DataFrame, ttft: bool = True) -> Runs:
+    """Rows as runs, with their TTFT or without."""
     ms = {
         f"{metric}_{stat}_s": (f"{name}_ms_{column}", "ms")
         for metric, name in (("ttft", "time_to_first_token"), ("tpot", "inter_token_latency"))
@@ -63,9 +63,10 @@ def runs(rows: pd.DataFrame, ttft: bool = True, **columns: str) -> Runs:
             "failed": "n_errored", "achieved_rps": "requests_per_second_mean",
             "e2e_mean_s": "request_latency_mean", "e2e_std_s": "request_latency_std",
             "e2e_p50_s": "request_latency_median", "e2e_p90_s": "request_latency_p90",
-            "e2e_p99_s": "request_latency_p99", **ms, **columns,
+            "e2e_p99_s": "request_latency_p99", **ms,
         },
         environment="A100 80 GB / vLLM",
+        machine="A100 80GB",
         family="dense",
         duration_s=90.0,
     )  # fmt: skip

@@ -41,6 +41,8 @@ def design_table() -> pd.DataFrame:
     fixed = {
         "output_tokens": 64,
         "loop": "closed",
+        "gb_per_s": 40.0,
+        "tflops": 1.0,
         "duration_s": 60.0,
         "requests": 100,
         "e2e_mean_s": 1.0,

@@ -55,15 +55,12 @@ KEPT = ("completed", "num_prompts", "start_times", "latencies", "ttfts", "mean_e
 
 def fitted(folder: Path) -> bsd.Fit:
     """The fit of the calibration runs."""
-    # One verifier at one pair of lengths: context and attention show nowhere, and an overhead a
-    # layer cannot be told from reading the weights, so one of the two stays at its prior.
-    model = bsd.LatencyModel(law=bsd.Law(("depth", "tokens", "stalls")))
-    reason = "told from weights_per_pass by nothing here"
-    model = model.with_prior("overhead_verify_alone", b=0.1, reason=reason)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bsd.errors.EvidenceWarning)
         runs = bsd.read(folder / "calibration")
-        return common.fitted(model, runs, seed=1, draws=2500, tune=2000, target_accept=0.95)
+        return common.fitted(
+            bsd.LatencyModel(), runs, seed=1, draws=2500, tune=2000, target_accept=0.95
+        )
 
 
 def arms(fit: bsd.Fit) -> dict[str, bsd.Server]:

@@ -15,12 +15,12 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from bayes_sd.model.design import SIZES
-from bayes_sd.physics.costs import Stages, Totals, combine
-from bayes_sd.physics.law import SOFTNESS, latency_beside
-from bayes_sd.physics.queue import headroom, in_flight_at_rate
+from bayes_sd.physics import law as physics
+from bayes_sd.physics.costs import Stages
 from bayes_sd.runs import sizes
 
 STARTS = 12
+PAPER = physics.Law(("host",))  # reading and computing one after the other
 BOUNDS = (-14.0, 6.0)  # of the log coefficient, around a start that explains the whole latency
 SPARE_ROWS = 5  # rows beyond the coefficients that a fit of its own needs
 
@@ -35,13 +35,18 @@ class Law:
     stages: Callable[[Values, Values], Stages]
 
 
+def _stages(p1: Any, p2: Any, v1: Any, experts: Any, v2: Any, d1: Any, d2: Any) -> Stages:
+    return Stages(prefill_alone=p1, prefill_others=p2, verify_alone=v1, verify_others=v2,
+                  experts=experts, draft_alone=d1, draft_others=d2)  # fmt: skip
+
+
 def _six(t: Values, f: Values) -> Stages:
-    return Stages(t["1p"], t["2p"], t["1v"], 0.0, t["2v"], t["1d"], t["2d"])
+    return _stages(t["1p"], t["2p"], t["1v"], 0.0, t["2v"], t["1d"], t["2d"])
 
 
 def _with_lengths(t: Values, f: Values) -> Stages:
     p, context = f["prompt_tokens"], f["prompt_tokens"] + f["output_tokens"] / 2
-    return Stages(
+    return _stages(
         t["1p"] + t["1p_token"] * p,
         t["2p"] + t["2p_token"] * p,
         t["1v"],
@@ -55,7 +60,7 @@ def _with_lengths(t: Values, f: Values) -> Stages:
 def _with_sizes(t: Values, f: Values) -> Stages:
     p, context = f["prompt_tokens"], f["prompt_tokens"] + f["output_tokens"] / 2
     a, d = f["active"], f["drafter"]
-    return Stages(
+    return _stages(
         t["1p"] + t["1p_size"] * a * p,
         t["2p"] + t["2p_size"] * a * p,
         t["1v"] + t["1v_size"] * f["shared"],
@@ -76,42 +81,39 @@ LAWS = {
 
 
 def features(rows: pd.DataFrame) -> Values:
-    """Arrays over runs that the laws need."""
+    """Arrays over runs that the laws need; ``g / E`` cycles, as the paper has it."""
     closed = (rows["loop"] == "closed").to_numpy(float)
-    lengths = ("prompt_tokens", "output_tokens", "tokens_per_cycle")
+    k, output = rows["draft_tokens"].to_numpy(float), rows["output_tokens"].to_numpy(float)
     return {
-        **{name: rows[name].to_numpy(float) for name in lengths},
         **sizes.features(*(rows[name] for name in SIZES)),
-        "k": rows["draft_tokens"].to_numpy(float),
+        "prompt_tokens": rows["prompt_tokens"].to_numpy(float),
+        "output_tokens": output,
+        "k": k,
+        "draft_passes": k,
+        "cycles": output / rows["tokens_per_cycle"].to_numpy(float),
         "drafter": rows["drafter_params"].fillna(0.0).to_numpy(float) / 1e9,
+        "captured": np.inf,
         "closed": closed,
-        "rate": np.where(closed > 0, 0.0, rows["rate_rps"].to_numpy(float)),
+        "rate_rps": np.where(closed > 0, 0.0, rows["rate_rps"].to_numpy(float)),
         "others": np.where(closed > 0, rows["concurrency"].to_numpy(float) - 1, 0.0),
     }
 
 
-def columns(law: Law, f: Values) -> np.ndarray:
-    """C1, its part in the experts, and C2 per unit of each coefficient: (3, runs, coefficients).
-
-    The costs are linear in the coefficients, so their units are all there is to know.
-    """
-    k, parts = f["k"], []
+def columns(law: Law, f: Values, in_flight: np.ndarray) -> np.ndarray:
+    """Latency beside so many others per unit of each coefficient: (runs, coefficients)."""
+    parts = []
     for name in law.names:
-        unit = {other: float(other == name) for other in law.names}
-        stages = law.stages(unit, f)
-        # g / E cycles, as the paper has it.
-        cost = combine(stages, k, f["output_tokens"] / f["tokens_per_cycle"])
-        parts.append([np.broadcast_to(c, k.shape) for c in (cost.c1, cost.experts, cost.c2)])
-    return np.array(parts).transpose(1, 2, 0)
+        s = law.stages({other: float(other == name) for other in law.names}, f)
+        cycle = s.verify_alone + s.experts + f["k"] * s.draft_alone
+        alone = s.prefill_alone + f["cycles"] * cycle
+        parts.append(alone + in_flight * physics.most_added_s(s, f))
+    return np.stack([np.broadcast_to(part, f["k"].shape) for part in parts], axis=1)
 
 
-def latency(theta: np.ndarray, units: np.ndarray, f: Values) -> np.ndarray:
+def latency(law: Law, theta: Values, f: Values) -> np.ndarray:
     """Mean latency, s; past the pole large, not infinite (headroom is rounded as in the model)."""
-    totals = Totals(*(units @ theta))
-    room = headroom(f["rate"] * totals.c2, SOFTNESS)
-    at_rate = in_flight_at_rate(totals, f, f["rate"], room, f["k"])
-    others = np.where(f["closed"] > 0, f["others"], at_rate)
-    return latency_beside(totals, f, others, f["k"])
+    stages = law.stages(theta, f)
+    return physics.outcome(stages, 0.0, f, f, physics.SOFTNESS, law=PAPER).e2e_s
 
 
 @dataclass(frozen=True)
@@ -129,43 +131,37 @@ class PointFit:
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
         """Mean latency of each run, s."""
-        f = features(rows)
-        return latency(np.array(list(self.theta.values())), columns(LAWS[self.law], f), f)
+        return latency(LAWS[self.law], self.theta, features(rows))
 
 
 def fit(law: str, rows: pd.DataFrame, starts: int = STARTS, seed: int = 0) -> PointFit:
     """Best of several starts; a coefficient that no run depends on is 0."""
     f, observed = features(rows), rows["e2e_mean_s"].to_numpy(float)
-    units = columns(LAWS[law], f)
-    used = (units > 0).any(axis=(0, 1))
-    units = units[:, :, used]
+    in_flight = np.where(f["closed"] > 0, f["others"], f["rate_rps"] * observed)
     # A coefficient's start: what would explain half the typical latency with none beside it.
-    in_flight = np.where(f["closed"] > 0, f["others"], f["rate"] * observed)
-    effect = (units[0] + units[1] + in_flight[:, None] * units[2]) / observed[:, None]
-    whole = np.array([1 / np.median(e[e > 0]) if (e > 0).any() else 1.0 for e in effect.T])
+    effect = columns(LAWS[law], f, in_flight) / observed[:, None]
+    used = (effect > 0).any(axis=0)
+    names = [name for name, of_use in zip(LAWS[law].names, used, strict=True) if of_use]
+    scale = np.array([1 / np.median(e[e > 0]) for e in effect[:, used].T])
 
-    def errors(log_theta: np.ndarray) -> np.ndarray:
-        return latency(np.exp(log_theta), units, f) / observed - 1
+    def theta(x: np.ndarray) -> Values:
+        found = dict(zip(names, (np.exp(x) * scale).tolist(), strict=True))
+        return dict.fromkeys(LAWS[law].names, 0.0) | found
+
+    def errors(x: np.ndarray) -> np.ndarray:
+        return latency(LAWS[law], theta(x), f) / observed - 1
 
     rng = np.random.default_rng(seed)
     solutions = []
     for start in range(starts):
-        apart = (start > 0) * rng.normal(0, 1.5, whole.size)
-        x0 = np.clip(np.log(0.5 / whole.size) + apart, BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
-        solutions.append(
-            least_squares(lambda x: errors(x + np.log(whole)), x0, bounds=BOUNDS, max_nfev=300)
-        )
+        apart = (start > 0) * rng.normal(0, 1.5, scale.size)
+        x0 = np.clip(np.log(0.5 / scale.size) + apart, BOUNDS[0] + 0.1, BOUNDS[1] - 0.1)
+        solutions.append(least_squares(errors, x0, bounds=BOUNDS, max_nfev=300))
     best = min(solutions, key=lambda solution: solution.cost)
-    theta = np.zeros(used.size)
-    theta[used] = np.exp(best.x) * whole
-    residual = np.log1p(errors(best.x + np.log(whole)))
-    freedom = max(len(observed) - int(used.sum()), 1)
-    return PointFit(
-        law,
-        {n: float(v) for n, v in zip(LAWS[law].names, theta, strict=True)},
-        float(np.sqrt((residual**2).sum() / freedom)),
-        float(best.cost),
-    )
+    residual = np.log1p(errors(best.x))
+    freedom = max(len(observed) - len(names), 1)
+    log_sd = float(np.sqrt((residual**2).sum() / freedom))
+    return PointFit(law, theta(best.x), log_sd, float(best.cost))
 
 
 def six_coefficients(rows: pd.DataFrame) -> PointFit:
@@ -190,7 +186,7 @@ def per_verifier(rows: pd.DataFrame) -> dict[str, PointFit]:
     """
     fits = {}
     for name, group in rows.groupby("verifier"):
-        used = (columns(LAWS["lengths"], features(group)) > 0).any(axis=(0, 1)).sum()
+        used = (columns(LAWS["lengths"], features(group), 1.0) > 0).any(axis=0).sum()
         if len(group) >= used + SPARE_ROWS:
             fits[str(name)] = fit("lengths", group)
     return fits

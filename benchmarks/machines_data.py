@@ -4,17 +4,26 @@ The public tables are read where they are; nothing of them is kept in this proje
 batches hold a number of requests in flight: their mean latency is Little's.
 """
 
+import os
+from pathlib import Path
+
 import a100_data
 import numpy as np
 import pandas as pd
 import static_data
-from one_law_data import GB200, NAMES, SHEETS
 
 import bayes_sd as bsd
-from bayes_sd.runs.machine import captured
+from bayes_sd.runs.machine import captured, sheets
 from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
 
+TRACES = Path(__file__).parents[2] / "shared" / "traces"
+GB200 = Path(os.environ.get("BAYES_SD_GB200", TRACES / "dynamic-sd-gb200" / "runs.csv"))
+SHEETS = sheets()
+NAMES = {"Nvidia A100 GPU": "A100 40GB", "Nvidia H100 GPU": "H100", "AMD MI250 GPU": "MI250",
+         "Nvidia GH200 GPU": "GH200 96GB", "AMD MI300X GPU": "MI300X",
+         "Intel PVC GPU": "Max 1550"}  # fmt: skip
+PRESET = [1, 2, 4, 8, 16, 32, 64]  # captured where the limit is 64: it explains the slow cells
 UNPUBLISHED = {"openmath": 150.0, "swe_verified": 800.0}  # prompt tokens; guessed
 VOCABULARY, DRAFT_VOCABULARY = 151_936, 32_000
 HIDDEN = {"Qwen3-235B-A22B": 4096, "Qwen3-30B-A3B": 2048, "Qwen3-32B": 5120}
@@ -46,7 +55,7 @@ def gb200(workload: str = "") -> Runs:
     raw = raw[raw["workload"].str.startswith(workload)].reset_index(drop=True)
     hidden = raw["verifier"].str.split("/").str[-1].map(HIDDEN).to_numpy(float)
     plain = raw["k"] == 0
-    limits = zip(raw["k"], raw["cudagraph_max_tokens"], strict=True)
+    limits = zip(raw["k"], raw["cudagraph_max_tokens"].astype(int), strict=True)
     unread = hidden * VOCABULARY  # the input embedding
     lengths = raw["workload"].str.split().str[0]
     table = raw.assign(
@@ -57,9 +66,10 @@ def gb200(workload: str = "") -> Runs:
         drafter_params=np.where(plain, np.nan, 24 * hidden**2 + DRAFT_VOCABULARY * hidden),
         draft_tokens=raw["k"],
         loop="closed", concurrency=raw["batch"], prompt_tokens=lengths.map(UNPUBLISHED),
-        requests=(4 * raw["batch"]).clip(lower=64), e2e_mean_s=raw["batch"] * raw["output_tokens"] / raw["output_tokens_per_s"],
+        requests=(4 * raw["batch"]).clip(lower=64),
+        e2e_mean_s=raw["batch"] * raw["output_tokens"] / raw["output_tokens_per_s"],
         environment=raw["gpus"].astype(str) + " x GB200 / vLLM 0.24 / " + lengths,
-        captured_tokens=[captured(int(k), int(m)) for k, m in limits],
+        captured_tokens=[captured(k, m, PRESET if m == 64 else ()) for k, m in limits],
         experts=raw["experts"].fillna(0), experts_per_token=raw["experts_per_token"].fillna(0),
         **sheet(pd.Series(["GB200"] * len(raw)), raw["gpus"]),
     )  # fmt: skip
@@ -71,7 +81,7 @@ def static(machine: str = "") -> Runs:
     cells, _ = static_data.cells(pd.read_csv(static_data.path()))
     fits = 2 * cells["tokens"] * cells["batch"] <= cells["room_tokens"]
     names = cells["hardware"].map(NAMES)
-    cells = cells[(cells["engine"] == "vLLM") & fits & names.str.startswith(machine)]
+    cells = cells[fits & names.str.startswith(machine)]
     cells = cells.reset_index(drop=True)
     names = cells["hardware"].map(NAMES)
     shapes = [static_data.SHAPES[name] for name in cells["model"]]
@@ -96,9 +106,7 @@ def a100(most: float = np.inf, ttft: bool = True) -> Runs:
     """The A100 sweeps with at most so many requests in flight."""
     rows = a100_data.table()
     rows = rows[rows["request_concurrency_mean"] <= most].reset_index(drop=True)
-    rows = rows.assign(gb_per_s=SHEETS["A100 80GB"]["bandwidth"] / 1e9,
-                       tflops=SHEETS["A100 80GB"]["bf16"] / 1e12)  # fmt: skip
-    return a100_data.runs(rows, ttft, gb_per_s="gb_per_s", tflops="tflops")
+    return a100_data.runs(rows, ttft)
 
 
 def cpu() -> Runs:

@@ -3,28 +3,19 @@
 One row is one cycle: the seconds in which a batch of requests gets its next tokens.
 """
 
-from pathlib import Path
-
 import a100_data
+import machines_data
 import numpy as np
 import pandas as pd
 import static_data
+from machines_data import SHEETS
 
 import bayes_sd as bsd
-from bayes_sd.runs.machine import captured, sheets
 from bayes_sd.runs.read import corpus
+from bayes_sd.runs.schema import Runs
 
-ROOT = Path(__file__).parents[1]
-GB200 = ROOT.parent / "shared" / "traces" / "dynamic-sd-gb200" / "runs.csv"
-SHEETS = sheets()
-NAMES = {"Nvidia A100 GPU": "A100 40GB", "Nvidia H100 GPU": "H100", "AMD MI250 GPU": "MI250",
-         "Nvidia GH200 GPU": "GH200 96GB", "AMD MI300X GPU": "MI300X",
-         "Intel PVC GPU": "Max 1550"}  # fmt: skip
 # Nobody published a data sheet of the shared CPU: its efficiencies are of 40 GB/s and 1 TFLOP/s.
 CPU = {"bandwidth": 40e9, "bf16": 1e12}
-HIDDEN = {"Qwen3-235B-A22B": 4096, "Qwen3-30B-A3B": 2048, "Qwen3-32B": 5120}
-PRESET = [1, 2, 4, 8, 16, 32, 64]  # captured where the limit is 64: it explains the slow cells
-VOCABULARY, DRAFT_VOCABULARY = 151_936, 32_000
 
 
 def model(params: np.ndarray, active: np.ndarray, used_share: np.ndarray) -> dict[str, np.ndarray]:
@@ -33,46 +24,34 @@ def model(params: np.ndarray, active: np.ndarray, used_share: np.ndarray) -> dic
     return {"shared": 2 * (params - experts), "experts": 2 * experts, "idle": 1 - used_share}
 
 
+def batch_rows(source: str, runs: Runs) -> pd.DataFrame:
+    """Rows of runs that hold a number of requests in flight; their environments name machines."""
+    table = runs.table
+    named = table["environment"].str.extract(r"(\d+) x (.+?) / [^/]+(?: / (.+))?$")
+    experts = table["experts"].to_numpy(float)
+    share = np.where(experts > 0, table["experts_per_token"] / np.maximum(experts, 1), 1.0)
+    params, active = table[["verifier_params", "verifier_active_params"]].to_numpy(float).T
+    e, batch = table["tokens_per_cycle"], table["concurrency"]
+    return pd.DataFrame(model(params, active, share)).assign(
+        source=source, machine=named[1], devices=named[0].astype(int), workload=named[2].fillna(""),
+        system=table["verifier"].str.split("/").str[-1] + " x" + named[0], active=active,
+        layers=table["verifier_layers"], kv=table["verifier_kv_bytes"], batch=batch,
+        k=table["draft_tokens"], committed=e, rate=0.0, drafter=table["drafter_params"].fillna(0.0),
+        prompt=table["prompt_tokens"], output=table["output_tokens"],
+        joining=batch * e / table["output_tokens"],
+        past=batch * (table["draft_tokens"] + 1) > table["captured_tokens"].fillna(np.inf),
+        y=table["e2e_mean_s"] * e / table["output_tokens"],
+    )  # fmt: skip
+
+
 def gb200_rows() -> pd.DataFrame:
     """Fixed batches with EAGLE-3; the prompts' lengths are not published, so they are fitted."""
-    raw = pd.read_csv(GB200)
-    hidden = raw["verifier"].str.split("/").str[-1].map(HIDDEN).to_numpy(float)
-    unread = hidden * VOCABULARY  # the input embedding
-    share = np.where(raw["experts"] > 0, raw["experts_per_token"] / raw["experts"].clip(lower=1), 1)
-    params, active = raw["verifier_params"] - unread, raw["verifier_active_params"] - unread
-    e = raw["acceptance_length"].fillna(1.0)
-    drafter = 24 * hidden**2 + DRAFT_VOCABULARY * hidden
-    most = raw["cudagraph_max_tokens"].astype(int)
-    limit = [captured(k, m, PRESET if m == 64 else ()) for k, m in zip(raw["k"], most, strict=True)]
-    return pd.DataFrame(model(params.to_numpy(), active.to_numpy(), share)).assign(
-        source="GB200", machine="GB200", system=raw["system"], devices=raw["gpus"],
-        workload=raw["workload"].str.split().str[0], layers=raw["layers"], active=active,
-        kv=raw["kv_bytes_per_token"], batch=raw["batch"], k=raw["k"], committed=e,
-        prompt=np.nan, output=raw["output_tokens"], joining=raw["batch"] * e / raw["output_tokens"],
-        rate=0.0, drafter=drafter, past=raw["batch"] * (raw["k"] + 1) > limit,
-        y=raw["batch"] * e / raw["output_tokens_per_s"],
-    )  # fmt: skip
+    return batch_rows("GB200", machines_data.gb200()).assign(prompt=np.nan)
 
 
 def static_rows() -> pd.DataFrame:
-    """Static batches on vLLM of 2024, without those that do not fit into memory at once."""
-    cells, _ = static_data.cells(pd.read_csv(static_data.path()))
-    fits = 2 * cells["tokens"] * cells["batch"] <= cells["room_tokens"]
-    cells = cells[(cells["engine"] == "vLLM") & fits].reset_index(drop=True)
-    shapes = [static_data.SHAPES[name] for name in cells["model"]]
-    params = np.array([1e9 * shape.params_1e9 for shape in shapes])
-    moe = cells["moe"].to_numpy() > 0
-    active = np.where(moe, 12.9e9, params)
-    share = np.where(moe, 1 - cells["idle"], 1.0)
-    machine = cells["hardware"].map(NAMES)
-    return pd.DataFrame(model(params, active, share)).assign(
-        source="static", machine=machine, devices=cells["devices"], workload="",
-        system=cells["model"] + " x" + cells["devices"].astype(str), active=active,
-        layers=[shape.layers for shape in shapes], kv=[1e9 * shape.kv_gb for shape in shapes],
-        batch=cells["batch"], k=0, committed=1.0, prompt=cells["tokens"], output=cells["tokens"],
-        joining=cells["batch"] / cells["tokens"], drafter=0.0, past=False, rate=0.0,
-        y=cells["latency_s"] / cells["tokens"],
-    )  # fmt: skip
+    """Static batches on vLLM of 2024; no graph of a batch of theirs is known not to be captured."""
+    return batch_rows("static", machines_data.static()).assign(past=False)
 
 
 def served_rows(source: str, machine: str | np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +110,8 @@ def cpu_rows(most: float = 4.0) -> pd.DataFrame:
 
 def every_row() -> pd.DataFrame:
     """All rows whose tables are there."""
-    there = {gb200_rows: GB200, static_rows: static_data.path(), a100_rows: a100_data.path()}
+    there = {gb200_rows: machines_data.GB200, static_rows: static_data.path(),
+             a100_rows: a100_data.path()}  # fmt: skip
     read = [cpu_rows(), *(rows() for rows, path in there.items() if path.exists())]
     return with_sheets(pd.concat(read, ignore_index=True))
 

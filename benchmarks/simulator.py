@@ -8,7 +8,7 @@ Little's law, no mean number in flight. `benchmarks/stress.py` compares it with 
 from dataclasses import dataclass
 from functools import cache
 from heapq import heappop, heappush
-from math import ceil, isinf, log, sqrt
+from math import ceil, inf, isinf, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from scipy.special import ndtri
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.costs import Stages, Totals, combine
+from bayes_sd.physics.costs import Stages
+from bayes_sd.physics.law import Law, Outcome, outcome
 
+LAW = Law(("experts", "stalls"))  # arithmetic comes after reading, as here
 PARETO_LONGEST = 200
 
 
@@ -38,13 +40,23 @@ class SimulatedServer:
     chunk_tokens: int = 2048  # prompt tokens a pass takes at most
     max_sequences: int = 256  # at a time
 
-    def sizes(self) -> dict[str, float]:
-        """Its experts, as the law's fixed point takes them."""
-        return {"expert": self.experts_s, "idle": self.idle, "log_idle": log(self.idle)}
-
-    def law(self, k: int, prompt: float, output: float, acceptance: float) -> Totals:
-        """C1 and C2 that the latency law has for these costs."""
-        return combine(self.stages(k, prompt), k, cycles(output, [acceptance] * k, k))
+    def law(
+        self,
+        k: int,
+        prompt: Any,
+        output: Any,
+        acceptance: float,
+        rate_rps: float = 0.0,
+        passes: Any = None,
+    ) -> Outcome:
+        """What the latency law says of these costs, for passes as expected or as counted."""
+        counted = cycles(output, [acceptance] * k, k) if passes is None else passes
+        load = {"closed": 0.0, "rate_rps": np.float64(rate_rps), "others": 0.0}
+        work = load | {"k": k, "draft_passes": k, "cycles": counted}
+        sizes = {"expert": self.experts_s, "log_idle": log(self.idle), "idle": self.idle}
+        with np.errstate(all="ignore"):  # no latency past the pole
+            costs = self.stages(k, prompt)
+            return outcome(costs, 1.0, sizes | {"captured": inf}, work, law=LAW)
 
     def stages(self, k: int, prompt: Any) -> Stages:
         """Stage costs in seconds that the latency law has for these costs."""

@@ -18,7 +18,6 @@ scatter beside their Monte Carlo error. `--out` keeps finished rows and goes on 
 import argparse
 import itertools
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from unittest import mock
 
 import a100_data
 import arviz as az
+import machines_data
 import numpy as np
 import pandas as pd
 from common import part
@@ -39,8 +39,6 @@ from bayes_sd.model.priors import TOGETHER
 from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
 
-GB200 = Path(__file__).parents[2] / "shared" / "traces" / "dynamic-sd-gb200" / "runs.csv"
-GB200_PROMPT_TOKENS = 200.0  # mathematics problems; their lengths are not published
 SERVER = ["drafter", "acceptance_imposed", "draft_tokens"]
 PROB = 0.9
 SEED = 1
@@ -63,38 +61,13 @@ def a100() -> Runs:
 
 
 def gb200() -> Runs:
-    """Fixed batches within the captured sizes: closed loops, without TTFT."""
-    path = Path(os.environ.get("BAYES_SD_GB200", GB200))
-    rows = pd.read_csv(path)
-    rows = rows[rows["batch"] * (rows["k"] + 1) <= rows["cudagraph_max_tokens"]]
-    grouped = rows.groupby([*rows.columns.drop(["output_tokens_per_s", "acceptance_length"])],
-                           dropna=False, as_index=False).mean(numeric_only=True)  # fmt: skip
-    drafted = grouped["drafter"] != "none"
-    return bsd.read(
-        grouped.assign(
-            drafter_params=np.where(drafted, grouped["verifier_active_params"] / grouped["layers"],
-                                    np.nan),
-            drafter=("EAGLE-3 head of " + grouped["system"]).where(drafted, ""),
-            e2e=grouped["batch"] * grouped["output_tokens"] / grouped["output_tokens_per_s"],
-            rps=grouped["output_tokens_per_s"] / grouped["output_tokens"],
-            requests=2 * grouped["batch"],
-            drafts=(cycles := (2 * grouped["batch"] * grouped["output_tokens"]
-                    / grouped["acceptance_length"]).round()),
-            accepted=(cycles * (grouped["acceptance_length"] - 1)).round(),
-        ),
-        columns={
-            "verifier": "system", "verifier_params": "verifier_params", "family": "family",
-            "verifier_active_params": "verifier_active_params", "experts": "experts",
-            "experts_per_token": "experts_per_token", "verifier_layers": "layers",
-            "verifier_kv_bytes": "kv_bytes_per_token", "drafter": "drafter",
-            "drafter_params": "drafter_params", "draft_tokens": "k", "concurrency": "batch",
-            "drafts": "drafts", "accepted_tokens": "accepted", "output_tokens": "output_tokens",
-            "e2e_mean_s": "e2e", "achieved_rps": "rps", "requests": "requests",
-        },
-        prompt_tokens=GB200_PROMPT_TOKENS,
-        loop="closed",
-        environment="GB200 / vLLM",
-    )  # fmt: skip
+    """Fixed batches within captured graphs, a verifier a system: closed loops, without TTFT."""
+    runs = machines_data.gb200()
+    table = runs.table
+    captured = table["concurrency"] * (table["draft_tokens"] + 1) <= table["captured_tokens"]
+    gpus = table["environment"].str.split(" / ").str[0]
+    named = table.assign(verifier=table["verifier"] + " on " + gpus, environment=gpus)
+    return part(Runs(named, runs.set_aside), captured.to_numpy())
 
 
 def held(loop: str | None = None) -> Runs:

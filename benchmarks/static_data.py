@@ -1,8 +1,8 @@
 """The public static-batch table: rows to cells. Nothing of the data is kept in this project.
 
-One row is one batch of `n` equal requests on 2024 engines, no speculative decoding: its latency is
-that of the whole batch, prompt and output are equally long. Times of one cell (engine, hardware,
-devices, model, length, batch size) measured twice differ by 1% and are averaged.
+One row is one batch of `n` equal requests on vLLM of 2024, no speculative decoding: its latency is
+that of the whole batch, prompt and output are equally long. Times of one cell (hardware, devices,
+model, length, batch size) measured twice differ by 1% and are averaged.
 """
 
 import os
@@ -21,9 +21,9 @@ COLUMNS = {
     "Batch Size": "batch",
     "Latency": "latency_s",
 }
-SYSTEM = ["engine", "hardware", "devices", "model"]
+SYSTEM = ["hardware", "devices", "model"]
 CELL = [*SYSTEM, "tokens", "batch"]
-# A line a length says something only where it has more batch sizes than coefficients.
+# What a batch size and a length cost shows only where there are several.
 BATCH_SIZES, LENGTHS = 3, 3
 MEMORY_SHARE = 0.9  # of the device, vLLM's default
 BYTES = 2  # a weight, a key, a value
@@ -35,7 +35,6 @@ class Shape:
 
     params_1e9: float
     layers: int
-    heads: int
     kv_width: int
     positions: int = 4096  # or more
 
@@ -46,35 +45,32 @@ class Shape:
 
 
 SHAPES = {
-    "Llama-2-7b-hf": Shape(6.74, 32, 32, 4096),
-    "llama-7b": Shape(6.74, 32, 32, 4096, 2048),
-    "Meta-Llama-3-8B": Shape(8.03, 32, 32, 1024),
-    "Mistral-7B-v0.1": Shape(7.24, 32, 32, 1024),
-    "Mixtral-8x7B-v0.1": Shape(46.7, 32, 32, 1024),
-    "Qwen1.5-7B": Shape(7.72, 32, 32, 4096),
-    "Qwen2-7B": Shape(7.62, 28, 28, 512),
-    "Qwen2-72B": Shape(72.7, 80, 64, 1024),
-    "Llama-2-70b-hf": Shape(68.98, 80, 64, 1024),
-    "Meta-Llama-3-70B": Shape(70.55, 80, 64, 1024),
-    "DeciLM-7B": Shape(7.04, 32, 32, 512),  # 1 to 4 heads a layer; vLLM stores 4
-    "Aquila-7B": Shape(7.3, 32, 32, 4096, 2048),
-    "bloom-7b1": Shape(7.07, 30, 32, 4096, 2048),
-    "gpt-j-6b": Shape(6.05, 28, 16, 4096, 2048),
-    "opt-6.7b": Shape(6.66, 32, 32, 4096, 2048),
+    "Llama-2-7b-hf": Shape(6.74, 32, 4096),
+    "llama-7b": Shape(6.74, 32, 4096, 2048),
+    "Meta-Llama-3-8B": Shape(8.03, 32, 1024),
+    "Mistral-7B-v0.1": Shape(7.24, 32, 1024),
+    "Mixtral-8x7B-v0.1": Shape(46.7, 32, 1024),
+    "Qwen1.5-7B": Shape(7.72, 32, 4096),
+    "Qwen2-7B": Shape(7.62, 28, 512),
+    "Qwen2-72B": Shape(72.7, 80, 1024),
+    "Llama-2-70b-hf": Shape(68.98, 80, 1024),
+    "Meta-Llama-3-70B": Shape(70.55, 80, 1024),
+    "DeciLM-7B": Shape(7.04, 32, 512),  # 1 to 4 heads a layer; vLLM stores 4
+    "Aquila-7B": Shape(7.3, 32, 4096, 2048),
+    "bloom-7b1": Shape(7.07, 30, 4096, 2048),
+    "gpt-j-6b": Shape(6.05, 28, 4096, 2048),
+    "opt-6.7b": Shape(6.66, 32, 4096, 2048),
 }
-# GB of one device as the table counts them, and its dies: tensor parallelism splits over dies.
-HARDWARE = {
-    "Nvidia A100 GPU": (40, 1),
-    "Nvidia H100 GPU": (80, 1),
-    "Nvidia GH200 GPU": (96, 1),
-    "AMD MI250 GPU": (128, 2),
-    "AMD MI300X GPU": (192, 1),
-    "Intel PVC GPU": (128, 1),
-    "Intel Max 1550": (128, 1),
+GB = {  # of one device, as the table counts them
+    "Nvidia A100 GPU": 40,
+    "Nvidia H100 GPU": 80,
+    "Nvidia GH200 GPU": 96,
+    "AMD MI250 GPU": 128,
+    "AMD MI300X GPU": 192,
+    "Intel PVC GPU": 128,
+    "Intel Max 1550": 128,
 }
-# llama.cpp's latency falls as the batch grows, so it is not that of a whole batch.
-BESIDE = ("TensorRT-LLM", "Deepspeed-MII")  # for Mixtral only
-EXPERTS = {"Mixtral-8x7B-v0.1": (8, 2)}  # experts, of which one token uses so many
+MIXTURES = ("Mixtral-8x7B-v0.1",)
 
 
 def path() -> Path:
@@ -83,15 +79,15 @@ def path() -> Path:
 
 
 def cells(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Cells of every system that can be tested, and how many rows of vLLM were set aside and why.
+    """Cells of every system on vLLM with enough of them, and how many rows were set aside and why.
 
-    Beyond the columns of the table: ``idle`` (``1 - m/M``, 0.5 and ``moe`` 0 for dense models),
-    ``heads`` of one die, and ``room_tokens``, the tokens whose keys and values fit in memory.
+    Beyond the columns of the table: ``moe``, and ``room_tokens``, the tokens whose keys and values
+    fit in memory.
     """
     rows = table.rename(columns=COLUMNS)
     rows = rows.assign(model=rows["model"].str.split("/").str[-1])
-    beside = rows["engine"].isin(BESIDE) & rows["model"].isin(EXPERTS)
-    rows = rows[(rows["engine"] == "vLLM") | beside]
+    # llama.cpp's latency falls as the batch grows, so it is not that of a whole batch.
+    rows = rows[rows["engine"] == "vLLM"]
     positions = rows["model"].map({name: shape.positions for name, shape in SHAPES.items()})
     # Such requests are cut off after a token or so: 0.05 s for 2,048 tokens.
     too_long = 2 * rows["tokens"] > positions
@@ -100,27 +96,16 @@ def cells(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     enough = averaged.groupby(SYSTEM)["tokens"].transform(
         lambda tokens: (tokens.value_counts() >= BATCH_SIZES).sum() >= LENGTHS
     )
-    of_vllm, few = averaged["engine"] == "vLLM", averaged[~enough]
     aside = {
         "longer than the model's positions": int(too_long.sum()),
-        "averaged with another of their cell": int((averaged["rows"] - 1)[enough & of_vllm].sum()),
+        "averaged with another of their cell": int((averaged["rows"] - 1)[enough].sum()),
     }
-    for (_, hardware, devices, model), system in few[few["engine"] == "vLLM"].groupby(SYSTEM):
+    for (hardware, devices, model), system in averaged[~enough].groupby(SYSTEM):
         aside[f"too few batch sizes: {model}, {hardware} x{devices}"] = int(system["rows"].sum())
-    return features(averaged[enough].reset_index(drop=True)), aside
-
-
-def features(rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns that the law needs, from model and hardware."""
-    shapes = [SHAPES[model] for model in rows["model"]]
-    memory = rows["hardware"].map({name: gb for name, (gb, _) in HARDWARE.items()})
-    dies = rows["devices"] * rows["hardware"].map({name: n for name, (_, n) in HARDWARE.items()})
-    weights_gb = pd.Series([BYTES * shape.params_1e9 for shape in shapes])
-    kv_gb = pd.Series([shape.kv_gb for shape in shapes])
-    used = [EXPERTS.get(model) for model in rows["model"]]
-    return rows.assign(
-        moe=[float(experts is not None) for experts in used],
-        idle=[1 - experts[1] / experts[0] if experts else 0.5 for experts in used],
-        heads=pd.Series([shape.heads for shape in shapes]) / dies,
-        room_tokens=(MEMORY_SHARE * memory * rows["devices"] - weights_gb) / kv_gb,
-    )
+    kept = averaged[enough].reset_index(drop=True)
+    shapes = [SHAPES[model] for model in kept["model"]]
+    weights_gb = BYTES * pd.Series([shape.params_1e9 for shape in shapes], dtype=float)
+    kv_gb = pd.Series([shape.kv_gb for shape in shapes], dtype=float)
+    memory_gb = MEMORY_SHARE * kept["hardware"].map(GB) * kept["devices"]
+    moe = kept["model"].isin(MIXTURES).astype(float)
+    return kept.assign(moe=moe, room_tokens=(memory_gb - weights_gb) / kv_gb), aside

@@ -132,12 +132,12 @@ def arrivals_correction(tables: dict[str, pd.DataFrame]) -> CheckResult:
 def _corrected(assumption: Assumption, row: pd.Series) -> dict[str, Any]:
     """The law's error at one load with three corrections for the arrivals."""
     shape, rate = assumption.gap_shape, row["rate_rps"]
-    totals = Place(BASE, SERVERS[row["server"]], rate).totals(row["arm"])
+    law = Place(BASE, SERVERS[row["server"]], rate).costs(row["arm"])
     # E[min] / E of two log-normal lengths; 1/2 for exponential ones.
     overlap = float(2 * ndtr(-sqrt(log(1 + assumption.output_cv**2) / 2)))
 
     def latency_s(more: float) -> float:
-        return (totals.c1 + more * totals.c2) / (1 - rate * totals.c2)
+        return (law.c1_s + more * law.c2_s) / (1 - rate * law.c2_s)
 
     variance = 1.0
     for _ in range(4):  # what arrives within one latency depends on the latency

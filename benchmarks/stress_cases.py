@@ -15,8 +15,7 @@ from scipy.stats import t as student
 from simulator import SimulatedServer, lengths, simulate
 
 from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.costs import Totals, combine
-from bayes_sd.physics.queue import coverage, headroom, in_flight_at_rate, tokens_in_pass
+from bayes_sd.physics.law import Outcome
 
 PROMPT, OUTPUT = 128, 64  # tokens
 ARMS = {"plain": (0, 0.0), "sd": (3, 0.7)}  # draft tokens, acceptance
@@ -102,7 +101,7 @@ def measure(
     rows = []
     for name, plain in SERVERS.items():
         server = replace(plain, experts_s=assumption.experts_s, idle=1 - 2 / 16)
-        capacity = 1 / max(Place(assumption, server, 0.0).totals(arm).c2 for arm in ARMS)
+        capacity = 1 / max(Place(assumption, server, 0.0).costs(arm).c2_s for arm in ARMS)
         server = _narrowed(Place(assumption, server, SHARES[-1] * capacity))
         for share in SHARES:
             place = Place(assumption, server, share * capacity)
@@ -120,26 +119,19 @@ class Place:
     server: SimulatedServer
     rate_rps: float
 
-    def totals(self, arm: str) -> Totals:
-        """The law's costs of an arm."""
+    def costs(self, arm: str, passes: float | None = None) -> Outcome:
+        """The law of an arm, for the passes a request that it expects or that were counted."""
         k, alpha = ARMS[arm]
-        return self.server.law(k, self.assumption.prompt, OUTPUT, alpha)
+        prompt = self.assumption.prompt
+        return self.server.law(k, prompt, OUTPUT, alpha, self.rate_rps, passes)
 
-    def counted(self, arm: str, passes: float) -> Totals:
-        """The same with passes a request as counted."""
-        k = ARMS[arm][0]
-        return combine(self.server.stages(k, self.assumption.prompt), k, passes)
-
-    def law(self, arm: str, totals: Totals | None = None) -> tuple[float, float]:
+    def law(self, arm: str, passes: float | None = None) -> tuple[float, float]:
         """Mean latency (s), and the variance others give its log: ``B C2 / L * C2 / C1``."""
-        totals = totals or self.totals(arm)
-        room = headroom(self.rate_rps * totals.c2)
-        if room == 0:
+        said = self.costs(arm, passes)
+        if said.utilization >= 1:
             return inf, inf
-        sizes, k = self.server.sizes(), ARMS[arm][0]
-        others = in_flight_at_rate(totals, sizes, self.rate_rps, room, k)
-        mean, added = others / self.rate_rps, others * totals.c2
-        return float(mean), float(added / mean * totals.c2 / (mean - added))
+        added = said.others * said.c2_s
+        return float(said.e2e_s), float(added / said.e2e_s * said.c2_s / (said.e2e_s - added))
 
     def in_flight(self, arm: str) -> float:
         """Requests in flight by the law."""
@@ -177,7 +169,7 @@ def _arm(place: Place, arm: str, runs: pd.DataFrame) -> dict[str, float]:
     """One arm at one load, simulated and by the law."""
     mean, (law_s, others_variance) = runs.mean(), place.law(arm)
     half = student.ppf(0.975, len(runs) - 1) * runs["mean_s"].std() / sqrt(len(runs))
-    counted_s = place.law(arm, place.counted(arm, mean["cycles"]))[0]
+    counted_s = place.law(arm, mean["cycles"])[0]
     variance = mean["own_variance"] + others_variance
     return {
         "simulated_s": mean["mean_s"],
@@ -248,8 +240,8 @@ def _arrivals(assumption: Assumption, n: int, rng: np.random.Generator) -> np.nd
 def _summary(server: SimulatedServer, k: int, served: pd.DataFrame) -> dict[str, float]:
     """Mean and 95th percentile, cycles, and by how much others slow short and long requests."""
     latency = served["e2e_s"].to_numpy()
-    own = combine(server.stages(k, served["prompt_tokens"]), k, served["cycles"])
-    alone = (own.c1 + coverage(server.idle, tokens_in_pass(0, k)) * own.experts).to_numpy()
+    prompt, passes = (served[name].to_numpy() for name in ("prompt_tokens", "cycles"))
+    alone = server.law(k, prompt, OUTPUT, 0.0, passes=passes).c1_s
     slowdown = (latency / alone)[np.argsort(alone, kind="stable")]
     quarter = max(1, len(slowdown) // 4)
     return {

@@ -1,7 +1,7 @@
 """Percentiles of single requests, of e2e latency, TTFT and TPOT, predicted beside measured.
 
     uv run benchmarks/tails.py [--splits 2] [--json]          # random fifths; two fits, minutes
-    uv run benchmarks/tails.py --fit bayes-sd-demo/a100/tiles/joint.nc       # of a saved fit's runs
+    uv run benchmarks/tails.py --fit bayes-sd-demo/a100/partial/joint.nc     # of a saved fit's runs
 
 Prints, for every metric and percentile, the median error and how many runs lie inside their 90%
 interval. The spread of TPOT is that of e2e latency, accepted lengths apart. `tpot, own spread` fits

@@ -61,5 +61,5 @@ def test_a_few_fits_rank_every_parameter() -> None:
     result = calibration(fits=3, seed=1)
     counts = result.table.filter(like="bin_").sum(axis=1)
     assert (counts == 3).all() and len(counts) >= 20
-    assert {"weights_per_pass", "queue_cycles", "run_sd"} <= set(result.table["parameter"])
+    assert {"read_weights", "queue_cycles", "run_sd"} <= set(result.table["parameter"])
     assert result.passed and "3 fits" in str(result)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.queue import coverage, tokens_in_pass
+from bayes_sd.physics.queue import coverage
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from simulator import SimulatedServer, dispersion, lengths, poisson_arrivals, simulate
@@ -19,7 +19,7 @@ SERVER = SimulatedServer()
 
 def latency_open(law, rate_rps: float) -> float:
     """Equation (1), C1 / (1 - rate C2)."""
-    return law.c1 / (1 - rate_rps * law.c2)
+    return law.c1_s / (1 - rate_rps * law.c2_s)
 
 
 @settings(max_examples=30, deadline=None)
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_tokens() -> None:
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_the_law_holds_where_its_assumptions_do(k: int, alpha: float, share: float) -> None:
     law = SERVER.law(k, 128, 64, alpha)
-    rate = share / law.c2
+    rate = share / law.c2_s
     arrivals = poisson_arrivals(rate, 1500, np.random.default_rng(3))
     mean = simulate(SERVER, arrivals, 128, 64, k, alpha)["e2e_s"].iloc[200:].mean()
     assert mean == pytest.approx(latency_open(law, rate), rel=0.06)
@@ -80,14 +80,15 @@ def test_experts_are_read_as_they_are_touched() -> None:
     server = SimulatedServer(experts_s=0.04, idle=1 - 2 / 16)
     for n in (1, 40):
         per_pass = simulate(server, [0.0] * n, 8, 200)["e2e_s"].mean() / 200
-        cost = server.pass_s + server.experts_s * coverage(server.idle, tokens_in_pass(n - 1, 0))
+        share, _ = coverage({"idle": server.idle, "log_idle": np.log(server.idle)}, n)
+        cost = server.pass_s + server.experts_s * share
         cost += n * (server.sequence_s + server.token_s)
         assert per_pass == pytest.approx(cost, rel=0.05)
 
 
 def test_bursts_make_latencies_longer_than_the_law_says() -> None:
     law = SERVER.law(0, 128, 64, 0.0)
-    rate = 0.6 / law.c2
+    rate = 0.6 / law.c2_s
     bursts = poisson_arrivals(rate, 2500, np.random.default_rng(5), burstiness=0.2)
     mean = simulate(SERVER, bursts, 128, 64)["e2e_s"].iloc[200:].mean()
     assert mean > 1.1 * latency_open(law, rate)
