@@ -13,12 +13,15 @@ from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
+from bayes_sd.runs.machine import Machine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
 
 # From the farthest to the nearest.
-LABELS = np.array(["assumed structure", "extrapolated", "interpolated", "measured"], dtype=object)
+LABELS = np.array(
+    ["assumed structure", "data sheet", "extrapolated", "interpolated", "measured"], dtype=object
+)
 FACTOR = 4.0  # beyond the measured range, after which an answer has to be asked for by name
 SLACK = 1.001  # of a measured range: rates are rounded in files
 WORST = 20.0  # latencies and bills count up to this many times the best: some have no bound
@@ -172,7 +175,9 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
     table = posterior.servers
-    undrafted = table[(table["draft_tokens"] == 0) & (table["environment"] == resolved.environment)]
+    new = isinstance(server.environment, Machine)
+    here = new | (table["environment"] == resolved.environment)
+    undrafted = table[(table["draft_tokens"] == 0) & here]
     undrafted = of_verifier(undrafted, server.verifier)
     own = isinstance(server.drafter, str)
     drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
@@ -203,7 +208,8 @@ def support(
     Measured: this very server ran, at rates, lengths and utilizations that bracket the cell.
     Interpolated: k, the positions of its acceptance, both sizes, the lengths and the median
     utilization lie inside what the fit has seen, and it is not `far_outside`. Extrapolated: all
-    else, past every measured utilization included. Assumed structure: what a structure changes.
+    else, past every measured utilization included. Data sheet: a machine that nobody measured.
+    Assumed structure: what a structure changes.
     """
     needed = ["server", "prompt_tokens", "output_tokens", "rate_rps", "concurrency", "utilization"]
     runs = posterior.runs[[*needed, "draft_tokens"]]  # fewer columns are filtered sooner
@@ -224,8 +230,9 @@ def support(
     counted = resolved.positions is None or resolved.server.k <= resolved.positions
     near = near & inside(runs, *lengths) & ~far
     near = near & (counted and _size_inside(posterior, resolved))
-    assumed = resolved.place is not None
-    reach = np.where(assumed, 0, np.where(measured, 3, np.where(near, 2, 1)))
+    reach = np.where(measured, 4, np.where(near, 3, 2))
+    reach = np.where(isinstance(resolved.server.environment, Machine), 1, reach)
+    reach = np.where(resolved.place is not None, 0, reach)
     return np.broadcast_to(LABELS[reach], np.shape(cells["prompt_tokens"]))
 
 

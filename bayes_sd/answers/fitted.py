@@ -26,6 +26,7 @@ from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.check import place
+from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
 
@@ -54,7 +55,11 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
     if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
-    return Server(verifier, drafter, k, acceptance, str(row["environment"]))
+    name, gpus = str(row["environment"]), int(row["gpus"])
+    if name in posterior.environments:
+        return Server(verifier, drafter, k, acceptance, name)
+    one = {"gb_per_s": row["gb_per_s"] / gpus, "tflops": row["tflops"] / gpus}
+    return Server(verifier, drafter, k, acceptance, Machine(name, gpus, **one))
 
 
 def run_outcome(
@@ -69,11 +74,14 @@ def run_outcome(
     """
     table = table.reset_index(drop=True)
     known = posterior.environments
-    foreign = sorted(set(table["environment"].astype(str)) - set(known))
+    unknown = table[["gb_per_s", "tflops"]].isna().any(axis=1)
+    unknown |= bool(posterior.servers["gb_per_s"].isna().all())
+    foreign = sorted(set(table["environment"][unknown].astype(str)) - set(known))
     if foreign:
         raise EvidenceError(
             f"Runs of environment {foreign[0]!r} cannot be predicted: the fit knows "
-            f"{'; '.join(known)}; fit some runs of the other one too."
+            f"{'; '.join(known)}; fit some runs of the other one too, or give the <<machine>> of "
+            "both, so that data sheets tell how they differ."
         )
     shape = (posterior.draws, len(table))
     columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
@@ -159,12 +167,13 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     -------
     pandas.DataFrame
         The runs with ``predicted_s`` (median), ``low_s``, ``high_s``, ``inside``, ``log_score``
-        (log density of the log mean) and ``pit``.
+        (log density of the log mean), ``pit`` and ``support``: "data sheet" of an environment
+        that the fit does not know.
 
     Raises
     ------
     EvidenceError
-        If a run is of an environment that the fit does not know.
+        If a run is of an environment that the fit does not know, and data sheets do not tell.
     """
     from scipy.special import logsumexp
 
@@ -186,6 +195,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         inside=(observed >= low) & (observed <= high),
         log_score=logsumexp(density, axis=0) - np.log(len(density)),
         pit=(drawn < np.log(observed)).mean(axis=0),
+        support=np.where(table["environment"].isin(fit.environments), "run", "data sheet"),
     )
 
 

@@ -138,7 +138,7 @@ class Latency(answer.Answer):
         Dims (chain, draw, server, load): ``mean_s``, the long-run mean; ``run_s``, the mean that
         one run of so many requests as its attribute ``requests`` says would show; ``request_s``,
         one request drawn at random; seconds, infinite where ``saturated``. ``support`` (server,
-        load) is measured, interpolated, extrapolated or assumed structure.
+        load) is measured, interpolated, extrapolated, data sheet or assumed structure.
     metric : str
         "e2e", "ttft" or "tpot".
     measured : pandas.DataFrame

@@ -18,6 +18,7 @@ from bayes_sd.model.design import (
     machine,
     same_key,
     server_label,
+    site,
 )
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
@@ -278,6 +279,9 @@ def resolve(
         sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])
     environment, pair = environment_of(posterior, server), find_pair(posterior, server)
     sizes |= machine_of(posterior, environment, v, server.k)
+    if isinstance(environment, Machine):
+        weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
+        environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
     key = {
         "verifier": v if isinstance(v, str) else "",
         "drafter": name_of(d) if d is None or isinstance(d, str) else "",
@@ -293,14 +297,15 @@ def resolve(
     if started_anew is None:
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
         label = server_label(names, len(posterior.environments) > 1)
-    ones = [1.0, 1.0]
+    ones, where = [1.0, 1.0], site(str(environment))
+    site_i = posterior.sites.index(where) if where in posterior.sites else None
     drafter = ones if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
     terms = coefficients(
         posterior.law_terms,
         verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
         drafter=drafter,
         server=posterior.factors("server", index, label, seed),
-        environment=posterior.environment_factors(str(environment), seed),
+        environment=posterior.factors("environment", site_i, where, seed),
     )
     place = None
     if server.structure is not None and (d is not None or server.structure.changes_plain):

@@ -16,6 +16,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
 from bayes_sd.physics.structures import NAMES
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.sizes import Size
 
@@ -24,6 +25,7 @@ SIZE = (
     "Unmeasured: a config.json, a known name (Qwen3-32B), or params=8e9, with commas "
     "active_params, experts, experts_per_token, layers, kv_bytes."
 )
+MACHINE = "Machine nobody measured, by its data sheet: H100, or gb_per_s=1000,tflops=200."
 STRUCTURE = f"Assume {', '.join(NAMES)}; terms as edge:round_trip_s=0.02..0.05."
 
 
@@ -44,6 +46,8 @@ class Asked:
     new_verifier: Annotated[o.Text, o.server_option(SIZE, "SIZE")] = None
     new_drafter: Annotated[o.Text, o.server_option("Unmeasured drafter, likewise.", "SIZE")] = None
     environment: Annotated[o.Text, o.server_option("Where it runs, if several.", "NAME")] = None
+    machine: Annotated[o.Text, o.server_option(MACHINE, "NAME")] = None
+    gpus: Annotated[int, o.server_option("How many of that machine.", "N")] = 1
     structure: Annotated[o.Text, o.server_option(STRUCTURE, "KIND:TERMS")] = None
     extrapolate: Annotated[
         bool, o.server_option("Answer far from what was measured.", None, "--extrapolate")
@@ -107,14 +111,22 @@ class Asked:
         verifier, drafter = self._models()
         structure = o.structure_of(self.structure)
         if k <= 0 and not drafter_loaded:
-            return Server(verifier, environment=self.environment, structure=structure)
+            return Server(verifier, environment=self._place(), structure=structure)
         if drafter is None:
             runs = self.fit.runs
             known = sorted({*runs["drafter"][runs["verifier"] == verifier]} - {"none"})
             drafter = only("drafter", known, f"of {verifier} the fit knows")
         rates = None if self.acceptance is None else o.numbers(self.acceptance, "--acceptance")
         accepted = rates[0] if rates and len(rates) == 1 else rates
-        return Server(verifier, drafter, k, accepted, self.environment, structure)
+        return Server(verifier, drafter, k, accepted, self._place(), structure)
+
+    def _place(self) -> str | Machine | None:
+        """Where it runs: a measured environment, or a machine by its data sheet."""
+        if self.machine is None:
+            return self.environment
+        if self.environment:
+            raise typer.BadParameter("name a measured --environment or a --machine, not both.")
+        return o.machine_of(self.machine, self.gpus)
 
     @property
     def servers(self) -> list[Server]:

@@ -21,6 +21,7 @@ import typer
 from bayes_sd.errors import EvidenceError, InputError, in_words
 from bayes_sd.physics.structures import NAMES, Structure
 from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.sizes import Size
 
 if TYPE_CHECKING:
@@ -173,6 +174,20 @@ def size_of(text: str | None, flag: str) -> Size | None:
     if text is None:
         return None
     return built(Size, pairs(text, flag), flag) if "=" in text else Size.read(text)
+
+
+def machine_of(text: str, gpus: int) -> Machine:
+    """A machine from its name, or ``gb_per_s=number,tflops=number`` of one accelerator."""
+    if "=" not in text:
+        return Machine(text, gpus)
+    given = pairs(text, "--machine")
+    try:
+        return Machine(
+            given.pop("name", "machine"), gpus, **{n: float(x) for n, x in given.items()}
+        )
+    except (TypeError, ValueError):
+        allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
+        raise typer.BadParameter(f"--machine {text}: write {allowed}.") from None
 
 
 def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], where: str) -> Kind:

@@ -21,7 +21,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, UNPOOLED
 from bayes_sd.physics.law import Law
 
 KIND = "bayes_sd fit"  # of the file
-FORMAT = 7  # raised when a reader must know
+FORMAT = 8  # raised when a reader must know
 SEAL = b"bayes_sd sha256 "
 SEAL_BYTES = len(SEAL) + 64
 TABLES = ("runs", "verifiers", "drafters", "servers")
@@ -101,6 +101,11 @@ class Posterior:
     def environments(self) -> list[str]:
         """Where the runs were made."""
         return sorted(str(e) for e in self.servers["environment"].unique())
+
+    @cached_property
+    def sites(self) -> list[str]:
+        """The environments, however many devices each has: these have factors of their own."""
+        return sorted({site(name) for name in self.environments})
 
     @cached_property
     def law(self) -> Law:
@@ -188,7 +193,7 @@ class Posterior:
         if index is None:
             # A new one is drawn from its population. One alone is where the law was measured, and
             # may itself lie as far off its population.
-            alone = len(getattr(self, f"{level}s")) == 1
+            alone = len(self.sites if level == "environment" else getattr(self, f"{level}s")) == 1
             z = generator(seed, label).standard_normal(log.shape)
             log = self.scatter(level) * z * (2**0.5 if alone else 1.0)
         if level == "verifier" and moe != self.family:
@@ -204,20 +209,6 @@ class Posterior:
         """How many factors a member of a level has."""
         costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS, "environment": HARDWARE}
         return len(costs.get(level, self.spec["server_effects"]))
-
-    def environment_factors(self, environment: str, seed: int) -> list[Any] | None:
-        """Factors of an environment on the groups of `HARDWARE`, drawn anew for an unknown one;
-        None of the only one."""
-        fitted = "factor_environment" in self.posterior
-        names = self.posterior["environment"].values.tolist() if fitted else []
-        if site(environment) in names:
-            index = names.index(site(environment))
-            return _columns(self._values("factor_environment")[:, :, index])
-        if environment in self.environments:
-            return None
-        scatter = self.scatter("environment")
-        z = generator(seed, site(environment)).standard_normal(scatter.shape)
-        return _columns(np.exp(scatter * z * (1.0 if names else 2**0.5)))
 
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> list[Any] | None:
         """Draws of a pair's acceptance rate at `k` positions; None where nothing is known of it."""
