@@ -5,6 +5,7 @@ from .checks.compare import compare_models as compare_models
 from .checks.validate import validate as validate
 from .fit import Fit as Fit
 from .fit import LatencyModel as LatencyModel
+from .fit import reference as reference
 from .physics import structures as structures
 from .physics.law import Law as Law
 from .plan.design import plan_sweep as plan_sweep

@@ -3,7 +3,9 @@
 import warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from bayes_sd.runs.schema import Runs
 if TYPE_CHECKING:
     import pymc as pm
 
+REFERENCE = Path(__file__).with_name("reference.nc")
 POOLINGS = ("partial", "none", "complete")
 PACKAGES = ("bayes_sd", "pymc", "nutpie", "arviz", "numpy", "xarray")
 
@@ -71,6 +74,32 @@ class Fit(Posterior):
     plot_collapse = _fitted.plot_collapse
 
 
+@cache
+def reference() -> Fit:
+    """The shipped reference posterior: what public runs of many machines say of any of them.
+
+    It answers about machines by their data sheets (``Server(..., environment=Machine("H100"))``),
+    and is a prior for runs of one's own (``LatencyModel(prior=reference())``). Its
+    ``provenance["card"]`` names what it was fitted to; ``benchmarks/reference.py`` builds it again.
+
+    Returns
+    -------
+    Fit
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> h100, size = bsd.Machine("H100"), bsd.Size.read("Qwen3-8B")
+    >>> plain = bsd.Server(size, environment=h100)
+    >>> eagle = bsd.Server(size, bsd.Size.drafter("eagle3", "Qwen3-8B"), 3, 0.7, h100)
+    >>> load = bsd.Load(concurrency=[1, 64], prompt=512, output=256)
+    >>> answer = bsd.reference().compare(load, eagle, plain)
+    >>> answer.table["support"].unique().tolist()
+    ['data sheet']
+    """
+    return Fit.load(REFERENCE)
+
+
 @dataclass(frozen=True, repr=False)
 class LatencyModel:
     r"""Hierarchical latency model of plain and speculative decoding, dense and MoE.
@@ -99,6 +128,9 @@ class LatencyModel:
         far as the priors say.
     censored : bool
         Whether runs past saturation count as lower bounds, or not at all.
+    prior : Fit, optional
+        Take the priors from what another fit, as :func:`bayes_sd.reference`, says of a machine that
+        it has not seen.
 
     Examples
     --------
@@ -111,8 +143,12 @@ class LatencyModel:
     law: Law = FULL
     pooling: str = "partial"
     censored: bool = True
+    prior: Posterior | None = None
 
     def __post_init__(self) -> None:
+        if self.prior is not None:  # which the priors then say
+            object.__setattr__(self, "priors", self.prior.as_priors(self.priors))
+            object.__setattr__(self, "prior", None)
         own, allowed = self.server_effects, (SERVER_EFFECTS, SERVER_EFFECTS[:1])
         require("server_effects", own, own in allowed, " or ".join(map(str, allowed)))
         one_of("pooling", self.pooling, POOLINGS)
@@ -128,7 +164,7 @@ class LatencyModel:
         Examples
         --------
         >>> import bayes_sd as bsd
-        >>> model = bsd.LatencyModel().with_prior("weights_per_pass", a=5e-4, b=0.5)
+        >>> model = bsd.LatencyModel().with_prior("read_weights", a=1.1, b=0.2)
         """
         known, allowed = [p.name for p in self.priors], ("a", "b", "reason")
         if name not in known:
@@ -171,7 +207,20 @@ class LatencyModel:
     def graph(
         self, design: Design, start: np.ndarray | None = None, keep_runs: bool = False
     ) -> "pm.Model":
-        """PyMC model of a design; arguments as in :func:`bayes_sd.model.graph.build`."""
+        """PyMC model of a design.
+
+        Parameters
+        ----------
+        design : Design
+        start : numpy.ndarray, optional
+            Logs of the law's coefficients near which the sampler's axes are straight.
+        keep_runs : bool
+            Whether to keep what the law says of every run.
+
+        Returns
+        -------
+        pymc.Model
+        """
         from bayes_sd.model.graph import build
 
         at = self._start(design) if start is None else start

@@ -38,13 +38,13 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
     """The server a run was measured on; models that the fit does not know are given by size."""
     verifier: str | Size = str(row["verifier"])
     if verifier not in posterior.verifiers.index:
-        optional = [row["verifier_layers"], row["verifier_kv_bytes"]]
+        optional = row[["verifier_layers", "verifier_kv_bytes", "weight_bits"]]
         verifier = Size(
             row["verifier_params"],
             row["verifier_active_params"],
             int(row["experts"]),
             int(row["experts_per_token"]),
-            *(None if np.isnan(x) else float(x) for x in optional),
+            *[None if np.isnan(x) else float(x) for x in optional],  # type: ignore[arg-type]
         )
     drafter: str | Size | None = None if row["drafter"] == NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in posterior.drafters.index:
@@ -63,7 +63,11 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
 
 
 def run_outcome(
-    posterior: Posterior, table: pd.DataFrame, metric: str = "e2e", seed: int = 0
+    posterior: Posterior,
+    table: pd.DataFrame,
+    metric: str = "e2e",
+    seed: int = 0,
+    held_out: bool = False,
 ) -> tuple[Outcome, np.ndarray, np.ndarray]:
     """What the law says of every run: arrays (draws, runs).
 
@@ -89,6 +93,8 @@ def run_outcome(
     for _, rows in table.groupby(SERVER, dropna=False):
         resolved = resolve(posterior, _server_of(rows.iloc[0], posterior), seed)
         inputs = run_workload(rows)
+        if held_out:  # at a rate, from the latency that is to be predicted
+            del inputs["pass_tokens"]
         terms, law = resolved.coefficients, posterior.law
         stages = law.stages(terms, resolved.sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], resolved.sizes, inputs, SOFTNESS, law=law)
@@ -180,7 +186,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
     table = build_design(runs, censored=False).table
-    said, scale, _ = run_outcome(fit, table, seed=seed)
+    said, scale, _ = run_outcome(fit, table, seed=seed, held_out=True)
     log_mean = np.log(said.e2e_s)
     rng = np.random.default_rng(seed)
     drawn = log_mean + scale * rng.standard_t(NU, log_mean.shape)

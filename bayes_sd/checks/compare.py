@@ -17,7 +17,6 @@ from bayes_sd.runs.schema import Runs
 
 PARETO_K = 0.7  # above it, importance sampling is not to be trusted
 STEPS = 2000  # of the weights' fixed point
-NEEDED_BY = {"depth": "context"}  # parts of the law that go with another
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +56,7 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     Examples
     --------
     >>> sorted(standard_models())[:3]
-    ['and drafting', 'and host', 'complete pooling']
+    ['and host', 'complete pooling', 'families alike']
     """
     base = base or LatencyModel()
     parts = base.law.parts
@@ -68,7 +67,7 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     models = {"full": base, "paper's law": using("host")}
     models["paper's law + experts"] = using("host", "experts")
     for part in parts:
-        models[f"no {part}"] = using(*(p for p in parts if p not in (part, NEEDED_BY.get(part))))
+        models[f"no {part}"] = using(*(p for p in parts if p != part))
     models |= {f"and {part}": using(*parts, part) for part in OPTIONAL if part not in parts}
     return models | {
         "no pooling": replace(base, pooling="none"),

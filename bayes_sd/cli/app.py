@@ -10,6 +10,7 @@ import typer
 
 from bayes_sd.cli import ask
 from bayes_sd.cli import options as o
+from bayes_sd.cli.reference import ask as ask_reference
 from bayes_sd.errors import InputError
 
 DEMO_FOLDER = Path("bayes-sd-demo")
@@ -60,7 +61,7 @@ def fit(
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
     from bayes_sd.fit import LatencyModel
-    from bayes_sd.model.posterior import writable
+    from bayes_sd.model.file import writable
 
     writable(output)
     runs = source.read(paths)
@@ -196,6 +197,7 @@ def validate(
 
 
 PANELS = {
+    "Before measuring": (ask_reference,),
     "Measure and fit": (check, fit, plan, demo),
     "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs),
     "Doubt the model": (compare_models, validate),

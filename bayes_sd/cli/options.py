@@ -192,7 +192,7 @@ def machine_of(text: str, gpus: int) -> Machine:
 
 def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], where: str) -> Kind:
     """A size or a structure from names and numbers; a structure's may be ``low..high``."""
-    known = [field.name for field in fields(kind)]
+    known = [field.name for field in fields(kind) if field.name != "name"]
     form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
     terms: dict[str, Any] = {}
     for name, value in given.items():

@@ -1,11 +1,9 @@
-"""The posterior as data: draws, the runs they come from, what was fitted and how; and its file."""
+"""The posterior as data: draws, the runs they come from, what was fitted and how."""
 
-import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,28 +12,23 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import InputError, require
+from bayes_sd.errors import require
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
 from bayes_sd.model.design import Design, site
-from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, UNPOOLED_SD, VERIFIER_COSTS
+from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
+from bayes_sd.model.priors import (
+    DRAFTER_COSTS,
+    EFFECT_DIMS,
+    HARDWARE,
+    UNPOOLED_SD,
+    VERIFIER_COSTS,
+    Prior,
+)
 from bayes_sd.physics.law import Law
 
-KIND = "bayes_sd fit"  # of the file
-FORMAT = 8  # raised when a reader must know
-SEAL = b"bayes_sd sha256 "
-SEAL_BYTES = len(SEAL) + 64
-TABLES = ("runs", "verifiers", "drafters", "servers")
-GROUPS = ("posterior", "acceptance", *TABLES)
+REFERENCE = "runs of other machines"
 SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
 FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
-
-
-def writable(path: Path) -> None:
-    """Refuse a file that cannot be written, before minutes are spent on what goes into it."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist.")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the file to write.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +59,7 @@ class Posterior:
 
     @property
     def run_requests(self) -> int:
-        """Requests of a run like those that were fitted: their median."""
+        """Median requests of a fitted run."""
         return int(self.runs["requests"].median())
 
     @cached_property
@@ -104,7 +97,9 @@ class Posterior:
 
     @cached_property
     def sites(self) -> list[str]:
-        """The environments, however many devices each has: these have factors of their own."""
+        """What has factors of its own: environments, however many devices each has."""
+        if "factor_environment" in self.posterior:
+            return [str(name) for name in self.posterior["environment"].values]
         return sorted({site(name) for name in self.environments})
 
     @cached_property
@@ -172,6 +167,20 @@ class Posterior:
         if "moe_effect" in self.tree["posterior"]:
             return self._values("moe_effect")
         return self._from_prior("moe_effect", len(VERIFIER_COSTS))
+
+    def as_priors(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
+        """These priors, with medians and scales as the fit says of a machine it has not seen."""
+        logs = {n: np.log(x.ravel()) for n, x in (self.law_terms | self.noise).items()}
+        names, factors = [*HARDWARE.values()], self.factors("environment", None, "any", 0)
+        for members, factor in zip(names, factors, strict=True):
+            logs |= {n: logs[n] + np.log(factor.ravel()) for n in members if n in logs}
+        logs |= {n: np.log(self._values(n)) for n in SAMPLED if n.startswith("scatter")}
+        return tuple(
+            replace(p, a=float(np.exp(x.mean())), b=float(x.std()), reason=REFERENCE)
+            if (x := logs.get(p.name)) is not None and p.name != "scatter_environment"
+            else p
+            for p in priors
+        )
 
     def scatter(self, level: str) -> np.ndarray:
         """Draws (draws, effects) of how far levels lie off the size laws (log)."""
@@ -241,18 +250,7 @@ class Posterior:
         path : path
             Overwritten if it exists; its folder must.
         """
-        writable(path := Path(path))
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            _packed(self.tree).to_netcdf(draft, engine="h5netcdf")
-            content = draft.read_bytes()
-            with draft.open("ab") as file:
-                file.write(_seal(content))
-            os.replace(draft, path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        return path
+        return write(self.tree, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -263,55 +261,7 @@ class Posterior:
         InputError
             If the file is missing, damaged, not a fit, or was saved in another format.
         """
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file.")
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-        content, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
-        damaged = InputError(
-            f"{path}: was changed or damaged after it was saved; take a copy that was not, or fit "
-            "the runs again."
-        )
-        sealed = seal.startswith(SEAL)
-        # Before it is read: the library may wait for ever on a damaged file.
-        if sealed and seal != _seal(content):
-            raise damaged
-        try:
-            with xr.open_datatree(io.BytesIO(content + seal), engine="h5netcdf") as opened:
-                tree = opened.load()
-        except Exception as error:  # of whichever library the content reaches
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: not a netCDF file of a fit ({reason}).") from None
-        version, is_fit = tree.attrs.get("format"), str(tree.attrs.get("kind")) == KIND
-        if is_fit and version != FORMAT:
-            older = isinstance(version, int | np.integer) and version < FORMAT
-            said = f"was saved in format {version} by {'an older' if older else 'another'} version"
-            said = "does not say in which format it was saved" if version is None else said
-            raise InputError(f"{path}: {said}; this one reads {FORMAT}: fit the runs again.")
-        if not is_fit or any(group not in tree for group in GROUPS):
-            raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
-        if not sealed:
-            raise damaged
-        return cls(_unpacked(tree))
-
-
-def _packed(tree: xr.DataTree) -> xr.DataTree:
-    """The tree with each table as one JSON text: a hundred variables take a second to read."""
-    texts = {n: json.dumps(tree[n].to_dataset().to_dict()) for n in TABLES}
-    return tree.assign({n: xr.DataTree(xr.Dataset({"json": text})) for n, text in texts.items()})
-
-
-def _unpacked(tree: xr.DataTree) -> xr.DataTree:
-    """The tree with the tables that `_packed` put into texts."""
-    read = {name: json.loads(str(tree[name]["json"].item())) for name in TABLES}
-    return tree.assign({n: xr.DataTree(xr.Dataset.from_dict(data)) for n, data in read.items()})
-
-
-def _seal(content: bytes) -> bytes:
-    """What a saved fit ends with, behind all that netCDF reads: the hash of the rest."""
-    return SEAL + hashlib.sha256(content).hexdigest().encode()
+        return cls(read(Path(path)))
 
 
 def _columns(values: np.ndarray) -> list[np.ndarray]:

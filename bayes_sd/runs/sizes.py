@@ -99,6 +99,8 @@ class Size:
     weight_bits : float, optional
         Bits of a weight on average, with the scales of blocks of weights; by default 16. The
         weights are ``params * weight_bits / 8`` bytes.
+    name : str
+        What it is called in answers.
 
     Examples
     --------
@@ -114,9 +116,10 @@ class Size:
     layers: float | None = None
     kv_bytes: float | None = None
     weight_bits: float | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(self)[:-1]:
             value, zero_allowed = getattr(self, field.name), field.default == 0
             if value is None and field.default is None:
                 continue
@@ -148,7 +151,7 @@ class Size:
         path : path
             The checkpoint's folder, its ``config.json``, or a name such as ``Qwen/Qwen3-32B``.
         """
-        return cls._of(path, sizes_of)
+        return cls._of(path, sizes_of, Path(path).name)
 
     @classmethod
     def drafter(cls, method: str, verifier: str | Path) -> "Size":
@@ -156,10 +159,10 @@ class Size:
 
         `method` is ``eagle`` or ``eagle3``, one dense block, or ``mtp``, one like the verifier's.
         """
-        return cls._of(verifier, lambda content: drafter_of(content, method))
+        return cls._of(verifier, lambda content: drafter_of(content, method), method)
 
     @classmethod
-    def _of(cls, path: str | Path, sizes: Callable[[Any], dict[str, Any]]) -> "Size":
+    def _of(cls, path: str | Path, sizes: Callable[[Any], dict[str, Any]], name: str) -> "Size":
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
         beside = file.with_name("hf_quant_config.json")
@@ -175,7 +178,7 @@ class Size:
         except ValueError:
             raise InputError(f"{file}: is not JSON; a checkpoint's config.json is needed") from None
         try:
-            return cls(**sizes(config))
+            return cls(**sizes(config), name=name.removesuffix("/config.json"))
         except InputError as error:
             problem = f"{file}: {error.message.rstrip('.')}"
             raise InputError(f"{problem}; give the model's sizes instead") from None
@@ -188,6 +191,8 @@ class Size:
     @property
     def label(self) -> str:
         """Name for display; equal for all answers about one new model."""
+        if self.name:
+            return self.name
         moe = f", {self.experts_per_token}/{self.experts} experts" if self.experts else ""
         depth = "" if self.layers is None else f", {self.layers:g} layers"
         bits = "" if self.weight_bits in (None, 16) else f", {self.weight_bits:.3g} bits"

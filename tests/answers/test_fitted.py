@@ -60,10 +60,10 @@ def test_coefficients_have_interval_unit_and_meaning(fit: Fit) -> None:
     assert table["name"].is_unique and not table.isna().any(axis=None)
     assert (table["low"] < table["median"]).all() and (table["median"] < table["high"]).all()
     assert (wide["low"] <= table["low"]).all() and (table["high"] <= wide["high"]).all()
-    row = table.set_index("name").loc["weights_per_pass"]
-    draws = fit.posterior["law"].sel(law_term="weights_per_pass")
+    row = table.set_index("name").loc["read_weights"]
+    draws = fit.posterior["law"].sel(law_term="read_weights")
     assert row["median"] == pytest.approx(float(draws.median()))
-    assert row["unit"] == "s per 1e9 params" and "weights" in row["meaning"]
+    assert row["unit"] == "times the data sheet's" and "weights" in row["meaning"]
     known = {p.name for p in ALL}
     assert {name.split("[")[0] for name in table["name"]} <= known
     two = set(with_two_environments(fit).coefficients()["name"])

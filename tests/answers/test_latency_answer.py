@@ -33,14 +33,20 @@ def test_draws_have_the_dims_of_what_was_asked(fit: Fit) -> None:
     assert set(answer.prob_saturated.dims) == {"server", "rate_rps", "output_tokens"}
 
 
-def test_a_dense_server_obeys_the_closed_forms(fit: Fit) -> None:
-    idle = law(fit, SD)
-    open_s = fit.latency(rps(1.0, 2.0), SD).draws["mean_s"].values.reshape(fit.draws, 2)
-    np.testing.assert_allclose(open_s, latency_open(idle.c1_s, idle.c2_s, [1.0, 2.0]), rtol=1e-9)
-    answer = fit.latency(in_flight(1, 4, 64), SD)
-    closed_s = answer.draws["mean_s"].values.reshape(fit.draws, 3)
-    np.testing.assert_allclose(closed_s, idle.c1_s + np.array([0, 3, 63]) * idle.c2_s, rtol=1e-9)
+def test_a_rate_is_the_concurrency_that_it_keeps_in_flight(fit: Fit) -> None:
+    open_s = fit.latency(rps(1.0, 2.0), SD).draws["mean_s"].isel(chain=0, draw=0, server=0).values
+    answer = fit.latency(in_flight(*(1 + open_s * [1.0, 2.0])), SD)
+    closed_s = answer.draws["mean_s"].isel(chain=0, draw=0, server=0).values
+    np.testing.assert_allclose(closed_s, open_s, rtol=1e-9)
     assert (answer.prob_saturated == 0).all()
+
+
+def test_alone_and_in_a_crowd_a_server_obeys_the_linear_law(fit: Fit) -> None:
+    idle = law(fit, SD)
+    answer = fit.latency(in_flight(1, 50_000, 60_000), SD, extrapolate=True)
+    alone_s, many_s, more_s = answer.draws["mean_s"].values.reshape(fit.draws, 3).T
+    np.testing.assert_allclose(alone_s, idle.c1_s.ravel(), rtol=1e-9)
+    np.testing.assert_allclose((more_s - many_s) / 10_000, idle.c2_s.ravel(), rtol=1e-3)
 
 
 def test_a_mixture_under_load_touches_more_experts(fit: Fit) -> None:

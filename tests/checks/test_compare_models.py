@@ -41,7 +41,6 @@ def test_standard_models_differ_in_one_thing_each() -> None:
     full = models["full"].law.parts
     assert models["paper's law"].law.parts == ("host",)
     assert models["no experts"].law.parts == tuple(p for p in full if p != "experts")
-    assert "context" not in models["no depth"].law.parts  # which needs depth
     assert models["complete pooling"].pooling == "complete"
     assert len({repr(m) for m in models.values()}) == len(models) - 1  # censoring is not a prior
     assert not models["no censoring"].censored
@@ -96,8 +95,6 @@ def test_progress_is_told_after_each_model(many: Runs, stand_ins: dict) -> None:
         ({"models": {"one": bsd.LatencyModel()}}, InputError, "at least two models"),
         ({"by": "colour"}, InputError, "by= = 'colour'"),
         ({"by": "drafter"}, EvidenceError, "at least two"),
-        ({"models": dict.fromkeys("ab", bsd.LatencyModel(law=bsd.Law(tile_tokens=128.0)))},
-         InputError, "without tiles"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(

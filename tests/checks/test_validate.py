@@ -16,7 +16,12 @@ from bayes_sd.model.sample import Refitter
 from bayes_sd.physics.noise import T_VARIANCE, replicate, sample_quantile_s
 from bayes_sd.runs.schema import Runs
 
-TILES = bsd.LatencyModel(law=bsd.Law(tile_tokens=128.0))
+
+class Unfit(bsd.LatencyModel):
+    """A model that says when it is to be fitted."""
+
+    def design(self, runs: Runs) -> Any:
+        raise InputError("fitted: this model")
 
 
 def left_out(error: float, width: float) -> LeftOut:
@@ -93,8 +98,8 @@ def test_a_result_is_a_sentence_and_json() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_check_is_made_of_the_model_that_is_given(few: Runs, name: str) -> None:
-    with pytest.raises(InputError, match="without tiles"):
-        validate(few, TILES, only=name)
+    with pytest.raises(InputError, match="fitted: this model"):
+        validate(few, Unfit(), only=name)
 
 
 @pytest.mark.parametrize("only", [["colour"], "colour", ["runs", "calibration"]])
@@ -169,7 +174,7 @@ def test_recovery_and_fifths_of_a_model_that_made_the_data(
     how = {"draws": 150, "tune": 200, "chains": 2}
     recovered, *fifths = validate(few, only=["recovery", "runs"], **how)
     assert recovered.name == "recovery" and recovered.value > 0.6  # of few runs and draws
-    assert set(recovered.table["parameter"]) >= {"weights_per_pass", "run_sd"}
+    assert set(recovered.table["parameter"]) >= {"read_weights", "run_sd"}
     by_name = {r.name: r for r in fifths}
     assert by_name["held_out_error"].value < 0.3
     assert by_name["held_out_coverage"].value > 0.7

@@ -14,7 +14,7 @@ import xarray as xr
 from bayes_sd import __version__
 from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
-from bayes_sd.model.posterior import FORMAT, GROUPS, SEAL_BYTES, _seal
+from bayes_sd.model.file import FORMAT, GROUPS, SEAL_BYTES, _seal
 from bayes_sd.runs.schema import Runs
 
 

@@ -1,0 +1,88 @@
+"""What the shipped reference says of models and machines that nobody measured."""
+
+from typing import Annotated
+
+import numpy as np
+
+from bayes_sd.answers.answer import SAMPLE, best_of
+from bayes_sd.answers.servers import Server
+from bayes_sd.cli import options as o
+from bayes_sd.errors import InputError
+from bayes_sd.fit import reference
+from bayes_sd.runs.config import WEIGHTLESS
+from bayes_sd.runs.drafting import usual_acceptance
+from bayes_sd.runs.load import Load
+from bayes_sd.runs.sizes import Size
+
+IN_FLIGHT = "1,4,16,64"
+HEADS = ("eagle", "eagle2", "eagle3", "mtp")  # drafters that are sized by their verifier
+NO_WEIGHTS = 1.0  # parameters of what has none
+
+
+def ask(
+    verifier: Annotated[str, o.option("Name, config.json or params=8e9,...", "MODEL")],
+    machine: Annotated[str, o.option("H100, or gb_per_s=1000,tflops=200.", "NAME")],
+    gpus: Annotated[int, o.option("How many of it serve the model together.", "N")] = 1,
+    drafter: Annotated[str, o.option("eagle3, mtp, ngram, or a model.", "MODEL")] = "eagle3",
+    acceptance: Annotated[o.Text, o.option("Per token, as 0.7 or 0.8,0.6,0.5.", "A")] = None,
+    concurrency: Annotated[o.Text, o.load_option(f"Default: {IN_FLIGHT}.", "LIST")] = None,
+    rps: Annotated[o.Text, o.load_option("Requests/s, instead.", "LIST")] = None,
+    prompt: Annotated[float, o.load_option("Prompt tokens of a request.", "N")] = 512.0,
+    output: Annotated[float, o.load_option("Output tokens of a request.", "N")] = 256.0,
+    k: Annotated[str, o.option("Draft tokens to compare; plain is always one.", "LIST", "-k")] = (
+        "1,3,5"
+    ),
+) -> o.Reply:
+    """Answer before measuring, from data sheets: is drafting worth it, and with how many tokens?"""
+    where = o.machine_of(machine, gpus)
+    size = o.size_of(verifier, "--verifier") or Size.read(verifier)
+    small, assumed = _drafter(drafter, verifier), ""
+    if acceptance is None:
+        a, b = usual_acceptance(drafter, drafter, small.params if small.params > 1 else 0)
+        rates, assumed = [round(a / (a + b), 2)], " (usual of its kind; --acceptance says yours)"
+    else:
+        rates = o.numbers(acceptance, "--acceptance")
+    lengths = [int(x) for x in o.numbers(k, "-k") if x > 0]
+    if not lengths:
+        raise InputError("-k must name a draft length above 0 to compare with plain.")
+    accepted = rates[0] if len(rates) == 1 else rates
+    plain = Server(size, environment=where)
+    drafting = [Server(size, small, n, accepted, where) for n in lengths]
+    if concurrency and rps:
+        raise InputError("Give one of <<concurrency>> and <<rps>>.")
+    in_flight = None if rps else o.numbers(concurrency or IN_FLIGHT, "--concurrency")
+    rates_rps = o.numbers(rps, "--rps") if rps else None
+    load = Load(concurrency=in_flight, rps=rates_rps, prompt=prompt, output=output)
+    answer = reference().compare(load, drafting, plain, extrapolate=True)
+    seconds = reference().latency(load, [plain, *drafting], extrapolate=True).draws["mean_s"]
+    flat = seconds.stack(sample=SAMPLE).transpose(..., "server", "sample").values
+    best = []
+    for each in flat.reshape(-1, *flat.shape[-2:]):
+        _, regret, _ = best_of(each, np.ones(len(each), bool))
+        best.append(int(np.nan_to_num(regret, nan=np.inf).argmin()))
+    axis = str(load.axis)
+    values = [f"{x:g}" for x in np.ravel(load.cells[axis].values)]
+    unit = "in flight" if axis == "concurrency" else "requests/s"
+    chosen = [f"k = {[0, *lengths][i]}" if i else "plain" for i in best]
+    verdict = "Least expected latency: " + "; ".join(
+        f"{each} at {value} {unit}" for each, value in zip(chosen, values, strict=True)
+    )
+    told = (
+        f"Assumed: acceptance {', '.join(f'{r:g}' for r in rates)} a token{assumed}, {prompt:g} + "
+        f"{output:g} tokens, vLLM with captured graphs. From public runs of other machines and the "
+        f"data sheet of {where}; a handful of runs of your own make it sharp."
+    )
+    title = f"SD against plain {size.label} on {where}: faster, slower and both saturated sum to 1"
+    reply = o.Reply.of(answer, title, verdict=verdict, assumed=told, best=chosen)
+    return o.Reply(reply.data, [f"{verdict}.", told, *reply.shown[1:]])
+
+
+def _drafter(drafter: str, verifier: str) -> Size:
+    """Size of a drafter: a head of its verifier, a model, or nothing to read."""
+    if drafter.lower() in WEIGHTLESS:
+        return Size(NO_WEIGHTS, name=drafter)
+    if drafter.lower() in HEADS:
+        if "=" in verifier:
+            raise InputError(f"--drafter {drafter} is sized by a verifier's name or config.json.")
+        return Size.drafter(drafter.lower(), verifier)
+    return o.size_of(drafter, "--drafter") or Size.read(drafter)

@@ -1,0 +1,244 @@
+"""The shipped reference posterior: what public runs of many machines say of one nobody measured.
+
+    uv run benchmarks/reference.py [--cache FOLDER] [--out bayes_sd/reference.nc] [--without NAME]
+
+Each machine is fitted by itself, under the gate of every fit (10 minutes in all on two cores; kept
+in the cache). Then a coefficient of the law is taken to vary between machines about a mean,
+``log theta_m ~ Normal(mu, s)``: what the runs of a machine tell of it, its posterior with the prior
+taken out, is one observation of ``theta_m``. Machines without a data sheet tell nothing of
+efficiencies and of overheads. Kept are draws of the population and the ranges that were measured,
+and no row of the tables.
+"""
+
+import argparse
+import json
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+
+import machines_data
+import numpy as np
+import pandas as pd
+import xarray as xr
+from common import fitted
+
+import bayes_sd as bsd
+from bayes_sd.model.file import TABLES
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.model.priors import ALL, EFFECTS, HARDWARE, NOISE, correlation
+from bayes_sd.physics.law import FULL
+from bayes_sd.runs.read import corpus
+from bayes_sd.runs.schema import Runs
+
+OUT = Path(__file__).parents[1] / "bayes_sd" / "reference.nc"
+MOST = 300  # rows of a machine: more would say the same
+TOLD = 0.9  # posterior sd over prior sd, above which a machine does not tell a coefficient
+SCATTER = (0.5, 0.7)  # of machines, log: median and log-sd
+DRAWS = 1000
+STATIC = ("A100 40GB", "H100", "GH200 96GB", "MI250", "MI300X")
+NOTE = "Max 1550 is left out: its static batches have no credible efficiencies (docs/one_law.md)."
+RANGES = ("prompt_tokens", "output_tokens", "in_flight", "rate_rps", "concurrency", "draft_tokens",
+          "utilization", "requests")  # fmt: skip
+SOURCES = {
+    "A100 80GB": "Qwen3 on A100, public sweeps (qwen3-sd-a100)",
+    "GB200": "Qwen3 with EAGLE-3 on GB200, public (dynamic-sd-gb200)",
+    "CPU": "the shipped runs", "CPU eager": "the shipped runs",
+    **dict.fromkeys(STATIC, "static batches of vLLM 2024, public (llm-inference-bench)"),
+}  # fmt: skip
+
+
+def runs_of(name: str) -> Runs:
+    """Runs of a machine, at most `MOST` of them, spread over the table."""
+    if name == "A100 80GB":
+        runs = machines_data.a100()
+    elif name == "GB200":
+        runs = machines_data.gb200()
+        runs.table["environment"] = runs.table["environment"].str.rpartition(" / ")[0]
+    elif name.startswith("CPU"):
+        runs = bsd.read(corpus("vllm-cpu-2" if name.endswith("eager") else "vllm-cpu"))
+    else:
+        runs = machines_data.static(name)
+    every = np.linspace(0, len(runs) - 1, min(MOST, len(runs))).astype(int)
+    return Runs(runs.table.iloc[every].reset_index(drop=True), runs.set_aside)
+
+
+def fit_of(name: str, cache: Path) -> bsd.Fit:
+    """Fit of one machine, kept in the cache."""
+    path = cache / f"{name.replace(' ', '-')}.nc"
+    if not path.is_file():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted(bsd.LatencyModel(), runs_of(name), seed=1).save(path)
+    return bsd.Fit.load(path)
+
+
+def quantities(fit: Posterior) -> dict[str, np.ndarray]:
+    """Draws on the scale of the normal population: logs, and effects of families as they are."""
+    draws, data = {}, fit.posterior
+    for group, dim in (("law", "law_term"), ("noise", "noise_term")):
+        draws |= {n: np.log(data[group].sel({dim: n}).values.ravel()) for n in data[dim].values}
+    for prior in EFFECTS:
+        if prior.name in data and prior.name != "scatter_environment":
+            dim = prior.dims[0]
+            for n in data[dim].values:
+                x = data[prior.name].sel({dim: n}).values.ravel()
+                draws[f"{prior.name}[{n}]"] = x if prior.kind == "normal" else np.log(x)
+    return draws
+
+
+def told(fit: Posterior) -> dict[str, tuple[float, float]]:
+    """Of each quantity that the runs tell: estimate and error, with the prior taken out."""
+    by_name = {p["name"]: p for p in fit.spec["priors"]}
+    known = bool(fit.servers["gb_per_s"].notna().all())
+    out = {}
+    for name, x in quantities(fit).items():
+        prior = by_name[name.partition("[")[0]]
+        machine = any(name in members for members in HARDWARE.values()) or name.startswith("pace")
+        a = prior["a"] if prior["kind"] == "normal" else np.log(prior["a"])
+        sd = x.std()
+        if (machine and not known) or sd > TOLD * prior["b"]:
+            continue
+        precision = sd**-2 - prior["b"] ** -2
+        out[name] = ((x.mean() / sd**2 - a / prior["b"] ** 2) / precision, precision**-0.5)
+    return out
+
+
+def population(fits: dict[str, Posterior], seed: int = 1) -> tuple[xr.Dataset, dict]:
+    """Draws of mean and scatter of every quantity over machines."""
+    import pymc as pm
+
+    from bayes_sd.model.sample import Sampling, sample
+
+    estimates = {name: told(fit) for name, fit in fits.items()}
+    names = list(dict.fromkeys(n for fit in fits.values() for n in quantities(fit)))
+    names += [n for n in FULL.terms if n not in names]
+    prior = {p.name: p for p in ALL}
+    rows = [(names.index(n), m, *x) for m, each in enumerate(estimates.values())
+            for n, x in each.items()]  # fmt: skip
+    which, machine, estimate, error = (np.array(column) for column in zip(*rows, strict=True))
+    of = [prior[n.partition("[")[0]] for n in names]
+    middle = np.array([p.a if p.kind == "normal" else np.log(p.a) for p in of])
+    with pm.Model(coords={"quantity": names, "row": np.arange(len(rows))}) as model:
+        mu = pm.Normal("mu", middle, np.array([p.b for p in of]), dims="quantity")
+        scatter = pm.LogNormal("scatter", np.log(SCATTER[0]), SCATTER[1], dims="quantity")
+        z = pm.Normal("z", dims="row")
+        theta = mu[which] + scatter[which] * z
+        pm.Normal("estimate", theta, error, observed=estimate)
+    tree, convergence, _ = sample(model, Sampling(), seed, False)
+    if convergence.complaints:
+        raise RuntimeError(" ".join(convergence.complaints))
+    counts = np.bincount(which, minlength=len(names))
+    print(pd.DataFrame({
+        "machines": counts,
+        "median": np.exp(tree["posterior"]["mu"].mean(("chain", "draw")).values),
+        "scatter": tree["posterior"]["scatter"].median(("chain", "draw")).values,
+    }, names).to_string(float_format="{:.3g}".format))  # fmt: skip
+    return tree["posterior"].to_dataset(), convergence.summary
+
+
+def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
+    """Draws of what a fit holds, of a machine nobody measured."""
+    every = posterior.sizes["draw"] * posterior.sizes["chain"] // DRAWS
+    posterior = posterior.isel(draw=slice(None, None, every))
+    shape = posterior.sizes["chain"], posterior.sizes["draw"]
+    mu, scatter = posterior["mu"], posterior["scatter"]
+    rng = np.random.default_rng(1)
+    like = next(iter(fits.values())).posterior
+    terms = list(FULL.terms)
+    root = np.linalg.cholesky(correlation(tuple(terms)))
+    z = rng.standard_normal((*shape, len(terms))) @ root.T
+    # What all members of a group scatter by is drawn for every machine anew, as in any fit.
+    own = np.array(scatter.sel(quantity=terms).values)
+    shared = np.zeros((*shape, len(HARDWARE)))
+    for g, members in enumerate(HARDWARE.values()):
+        inside = [terms.index(n) for n in members if n in terms]
+        shared[..., g] = own[..., inside].min(axis=-1)
+        rest = own[..., inside] ** 2 - shared[..., [g]] ** 2
+        own[..., inside] = np.sqrt(np.maximum(rest, 0.0))
+    data = {"law": (("law_term",), terms, np.exp(mu.sel(quantity=terms).values + own * z))}
+
+    def of(names: list[str]) -> np.ndarray:
+        x = mu.sel(quantity=names).values
+        return x + scatter.sel(quantity=names).values * rng.standard_normal(x.shape)
+
+    noise = [p.name for p in NOISE]
+    data["noise"] = ("noise_term",), noise, np.exp(of(noise))
+    for prior in EFFECTS:
+        if prior.name == "scatter_environment":
+            data[prior.name] = prior.dims, list(HARDWARE), shared
+            continue
+        cost = next(f.posterior[prior.dims[0]].values for f in fits.values()
+                    if prior.dims[0] in f.posterior.dims)  # fmt: skip
+        x = of([f"{prior.name}[{n}]" for n in cost])
+        data[prior.name] = prior.dims, list(cost), x if prior.kind == "normal" else np.exp(x)
+    del like
+    return xr.Dataset(
+        {n: (("chain", "draw", *dims), x) for n, (dims, _, x) in data.items()},
+        {dims[0]: names for dims, names, _ in data.values()},
+    )
+
+
+def ranges(fits: dict[str, Posterior]) -> dict[str, xr.Dataset]:
+    """Tables with two rows, the least and the most of all that was measured."""
+    first = next(iter(fits.values()))
+    tables = {}
+    for table in TABLES:
+        rows = pd.concat([f.tree[table].to_dataset().to_dataframe() for f in fits.values()])
+        numeric = rows.select_dtypes("number")
+        if table == "verifiers":
+            groups = [part for _, part in numeric.groupby(rows["moe"])]
+        else:
+            groups = [numeric]
+        ends = pd.concat([x.agg(["min", "max"]) for x in groups], ignore_index=True)
+        ends = ends if table != "runs" else ends[[n for n in RANGES if n in ends]]
+        ends = ends.assign(
+            **{n: "" for n in rows if n not in ends and n in rows.select_dtypes("str")}
+        )
+        if table == "runs":
+            ends = ends.assign(saturated=False)
+        if table == "servers":
+            ends = ends.assign(environment=list(SOURCES)[0], verifier="", drafter=["none", "any"])
+        ends.index = pd.Index([f"range {i}" for i in range(len(ends))], name=table[:-1])
+        tables[table] = xr.Dataset.from_dataframe(ends)
+    del first
+    return tables
+
+
+def build(names: list[str], cache: Path) -> bsd.Fit:
+    """The reference of these machines."""
+    fits: dict[str, Posterior] = {name: fit_of(name, cache) for name in names}
+    for name, fit in fits.items():
+        s = fit.sampling
+        print(f"{name}: {len(fit.runs)} runs, R-hat {s['rhat_max']}, ESS {s['ess_bulk_min']}, "
+              f"mean error {fit.accuracy()['mean_error']:.1%}")  # fmt: skip
+    posterior, summary = population(fits)
+    parts = {"posterior": drawn(posterior, fits), "acceptance": xr.Dataset(), **ranges(fits)}
+    spec = next(iter(fits.values())).spec
+    card = {"sources": {n: SOURCES[n] for n in names}, "note": NOTE}
+    provenance = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": "machines by their data sheets", "card": card,
+        "runs": sum(len(f.runs) for f in fits.values()),
+        "requests": int(sum(f.runs["requests"].sum() for f in fits.values())),
+    }  # fmt: skip
+    tree = xr.DataTree.from_dict(parts)
+    like = fits[names[0]].tree.attrs
+    tree.attrs |= {**like, "spec": json.dumps(spec), "provenance": json.dumps(provenance),
+                   "sampling": json.dumps(summary)}  # fmt: skip
+    return bsd.Fit(tree)
+
+
+def main() -> None:
+    """Build and save it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=Path("bayes-sd-demo/reference"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--without", default="")
+    given = parser.parse_args()
+    given.cache.mkdir(parents=True, exist_ok=True)
+    fit = build([n for n in SOURCES if n != given.without], given.cache)
+    print(fit.save(given.out), given.out.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
