@@ -113,9 +113,8 @@ def population(fits: dict[str, Posterior], seed: int = 1) -> tuple[xr.Dataset, d
     names = list(dict.fromkeys(n for fit in fits.values() for n in quantities(fit)))
     names += [n for n in FULL.terms if n not in names]
     prior = {p.name: p for p in ALL}
-    rows = [(names.index(n), m, *x) for m, each in enumerate(estimates.values())
-            for n, x in each.items()]  # fmt: skip
-    which, machine, estimate, error = (np.array(column) for column in zip(*rows, strict=True))
+    rows = [(names.index(n), *x) for each in estimates.values() for n, x in each.items()]
+    which, estimate, error = (np.array(column) for column in zip(*rows, strict=True))
     of = [prior[n.partition("[")[0]] for n in names]
     middle = np.array([p.a if p.kind == "normal" else np.log(p.a) for p in of])
     with pm.Model(coords={"quantity": names, "row": np.arange(len(rows))}) as model:
@@ -143,7 +142,6 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
     shape = posterior.sizes["chain"], posterior.sizes["draw"]
     mu, scatter = posterior["mu"], posterior["scatter"]
     rng = np.random.default_rng(1)
-    like = next(iter(fits.values())).posterior
     terms = list(FULL.terms)
     root = np.linalg.cholesky(correlation(tuple(terms)))
     z = rng.standard_normal((*shape, len(terms))) @ root.T
@@ -171,7 +169,6 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
                     if prior.dims[0] in f.posterior.dims)  # fmt: skip
         x = of([f"{prior.name}[{n}]" for n in cost])
         data[prior.name] = prior.dims, list(cost), x if prior.kind == "normal" else np.exp(x)
-    del like
     return xr.Dataset(
         {n: (("chain", "draw", *dims), x) for n, (dims, _, x) in data.items()},
         {dims[0]: names for dims, names, _ in data.values()},
@@ -180,7 +177,6 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
 
 def ranges(fits: dict[str, Posterior]) -> dict[str, xr.Dataset]:
     """Tables with two rows, the least and the most of all that was measured."""
-    first = next(iter(fits.values()))
     tables = {}
     for table in TABLES:
         rows = pd.concat([f.tree[table].to_dataset().to_dataframe() for f in fits.values()])
@@ -195,12 +191,14 @@ def ranges(fits: dict[str, Posterior]) -> dict[str, xr.Dataset]:
             **{n: "" for n in rows if n not in ends and n in rows.select_dtypes("str")}
         )
         if table == "runs":
-            ends = ends.assign(saturated=False)
+            unsaid = dict.fromkeys(("e2e_mean_s", "ttft_mean_s", "tpot_mean_s"), np.nan)
+            ends = ends.assign(saturated=False, **unsaid)
         if table == "servers":
-            ends = ends.assign(environment=list(SOURCES)[0], verifier="", drafter=["none", "any"])
+            ends = ends.assign(
+                environment=["one machine", "another"], verifier="", drafter=["none", "any"]
+            )
         ends.index = pd.Index([f"range {i}" for i in range(len(ends))], name=table[:-1])
         tables[table] = xr.Dataset.from_dataframe(ends)
-    del first
     return tables
 
 

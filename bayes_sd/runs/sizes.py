@@ -151,7 +151,7 @@ class Size:
         path : path
             The checkpoint's folder, its ``config.json``, or a name such as ``Qwen/Qwen3-32B``.
         """
-        return cls._of(path, sizes_of, Path(path).name)
+        return cls._of(path, sizes_of)
 
     @classmethod
     def drafter(cls, method: str, verifier: str | Path) -> "Size":
@@ -162,7 +162,9 @@ class Size:
         return cls._of(verifier, lambda content: drafter_of(content, method), method)
 
     @classmethod
-    def _of(cls, path: str | Path, sizes: Callable[[Any], dict[str, Any]], name: str) -> "Size":
+    def _of(
+        cls, path: str | Path, sizes: Callable[[Any], dict[str, Any]], name: str = ""
+    ) -> "Size":
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
         beside = file.with_name("hf_quant_config.json")
@@ -178,7 +180,8 @@ class Size:
         except ValueError:
             raise InputError(f"{file}: is not JSON; a checkpoint's config.json is needed") from None
         try:
-            return cls(**sizes(config), name=name.removesuffix("/config.json"))
+            there = file.parent if file.is_file() else file
+            return cls(**sizes(config), name=name or there.name)
         except InputError as error:
             problem = f"{file}: {error.message.rstrip('.')}"
             raise InputError(f"{problem}; give the model's sizes instead") from None
