@@ -105,13 +105,14 @@ class LatencyModel:
     r"""Hierarchical latency model of plain and speculative decoding, dense and MoE.
 
     .. math::
-        L = C_1 + B\,C_2,\quad B = \lambda L,\qquad
-        C_i = c_{i,prefill} + \tfrac{g}{E}(c_{i,verify} + k\,c_{i,draft})
+        L(B) = c_{1,prefill} + B\,c_{2,prefill} + \tfrac{g}{E}\,cycle(B),\quad B = \lambda L,\qquad
+        cycle = \sqrt{read^2 + compute^2} + overheads + k\,draft
 
-    as in arXiv 2605.15051, (1)-(4). Each stage cost is (overhead + slope x size x length) x a
-    factor of its verifier or drafter, and each server has a slowness and a crowding of its own; all
-    factors are partially pooled. Means and spreads of end-to-end latency and TTFT are fitted
-    jointly; an open-loop run cut before it had settled bounds its latency from below.
+    as in arXiv 2605.15051, with costs in bytes and arithmetic over what the machine offers, see
+    :class:`bayes_sd.Law`. Each stage has a factor of its verifier or drafter, each server a
+    slowness and a crowding of its own, and each machine factors of its overheads and efficiencies;
+    all are partially pooled. Means and spreads of end-to-end latency and TTFT are fitted jointly;
+    an open-loop run cut before it had settled bounds its latency from below.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ class LatencyModel:
 
     def __repr__(self) -> str:
         lines = [
-            "LatencyModel: L = C1 + B C2, B = rate x L;  C = prefill + g/E (verify + k draft)",
+            "LatencyModel: L = prefill + B prefill' + g/E cycle(B), B = rate x L",
             f"parts: {', '.join(self.law.parts) or 'none'}; {self.pooling} pooling; servers differ "
             f"in {' and '.join(self.server_effects)}",
             "",

@@ -47,6 +47,8 @@ class Schedule(answer.Answer):
         The drafter's name, and the draft lengths that were compared.
     method, model : str
         Of vLLM's ``--speculative-config``: as recorded with the runs; "" where unknown.
+    beyond_graphs : int
+        First batch size whose passes have no captured CUDA graph, 0 if all have one.
     """
 
     rows: pd.DataFrame
@@ -55,6 +57,7 @@ class Schedule(answer.Answer):
     candidates: tuple[int, ...]
     method: str = ""
     model: str = ""
+    beyond_graphs: int = 0
 
     @property
     def draws(self) -> xr.Dataset:  # type: ignore[override]
@@ -68,7 +71,9 @@ class Schedule(answer.Answer):
         top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
         plain = f"Serve plain, with no drafter loaded: that is faster for 1 to {top}. "
         said = f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)}"
-        return f"{plain * (not self.pays)}{said} ({label}); beyond {top} vLLM keeps the last."
+        past = f" From {self.beyond_graphs} on passes lie beyond the captured graphs."
+        past *= self.beyond_graphs > 0
+        return f"{plain * (not self.pays)}{said} ({label}); beyond {top} vLLM keeps the last.{past}"
 
     @property
     def pays(self) -> bool:
@@ -207,7 +212,10 @@ def schedule(
     mean, lengths = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T
     followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
     method, model = _recorded(fit, server)
-    return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model)
+    captured = np.array([arm.resolved.sizes["captured"] for arm in arms])[chosen]
+    past = (at + 1) * (np.array(ks)[chosen] + 1) > captured
+    beyond = int(past.argmax()) + 1 if past.any() else 0
+    return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model, beyond)
 
 
 def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:

@@ -1,0 +1,111 @@
+"""The shipped reference: what it holds, what it answers before anything is measured, as a prior."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import bayes_sd as bsd
+from bayes_sd.cli.app import app
+from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.fit import REFERENCE
+from bayes_sd.model.file import TABLES
+
+H100 = bsd.Machine("H100")
+LOAD = bsd.Load(concurrency=[1, 64], prompt=512, output=256)
+
+
+def servers(machine: bsd.Machine, acceptance: float = 0.7) -> tuple[bsd.Server, bsd.Server]:
+    """Qwen3-8B plain and with three tokens of EAGLE-3."""
+    size, head = bsd.Size.read("Qwen3-8B"), bsd.Size.drafter("eagle3", "Qwen3-8B")
+    plain = bsd.Server(size, environment=machine)
+    return plain, bsd.Server(size, head, 3, acceptance, machine)
+
+
+def test_it_is_small_and_holds_no_row_of_what_it_was_fitted_to() -> None:
+    assert REFERENCE.stat().st_size < 5 * 2**20
+    fit = bsd.reference()
+    for table in TABLES:
+        assert fit.tree[table].sizes[table[:-1]] <= 4, table
+    card = fit.provenance["card"]
+    assert {"GB200", "A100 80GB"} <= set(card["sources"]) and card["note"]
+
+
+def test_an_answer_is_by_the_data_sheet_and_says_so() -> None:
+    plain, sd = servers(H100)
+    table = bsd.reference().compare(LOAD, sd, plain).table
+    assert set(table["support"]) == {"data sheet"}
+    assert table["prob_faster"].iloc[0] > 0.9  # alone, 2.5 tokens a pass that reads 14 GB
+    seconds = bsd.reference().latency(LOAD, plain).table["mean_p50_s"]
+    read_s = 256 * bsd.Size.read("Qwen3-8B").params * 2 / (H100.gb_per_s * 1e9)
+    assert read_s < seconds.iloc[0] < 4 * read_s
+
+
+def test_drafts_that_are_not_accepted_do_not_pay_anywhere() -> None:
+    plain, sd = servers(H100, acceptance=0.0)
+    assert (bsd.reference().compare(LOAD, sd, plain).table["prob_faster"] < 0.05).all()
+
+
+def test_faster_memory_serves_sooner() -> None:
+    cards = [bsd.Machine(name) for name in ("L4", "A100", "H100", "B200")]
+    alone = [bsd.reference().latency(LOAD, servers(card)[0]).table["mean_p50_s"].iloc[0]
+             for card in cards]  # fmt: skip
+    assert alone == sorted(alone, reverse=True)
+
+
+def test_what_it_cannot_say_is_refused() -> None:
+    plain, sd = servers(H100)
+    with pytest.raises(InputError, match="do not fit into the 24 GB of L4"):
+        bsd.reference().latency(LOAD, bsd.Server(bsd.Size.read("Qwen3-32B"),
+                                                 environment=bsd.Machine("L4")))  # fmt: skip
+    with pytest.raises(EvidenceError, match="No acceptance was measured"):
+        bsd.reference().compare(LOAD, bsd.Server(sd.verifier, sd.drafter, 3, None, H100), plain)
+
+
+def test_as_a_prior_it_says_more_than_the_default_and_about_the_same() -> None:
+    wide = {p.name: p for p in bsd.LatencyModel().priors}
+    near = {p.name: p for p in bsd.LatencyModel(prior=bsd.reference()).priors}
+    assert wide.keys() == near.keys()
+    for name in ("read_weights", "overhead_verify_alone", "run_sd"):
+        assert near[name].b < 1.05 * wide[name].b
+        assert abs(np.log(near[name].a / wide[name].a)) < 2 * wide[name].b
+
+
+def ask(*arguments: str) -> str:
+    """What `bayes-sd ask` prints."""
+    result = CliRunner().invoke(app, ["ask", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_ask_answers_before_measuring_and_says_what_it_assumed() -> None:
+    said = ask("--verifier", "Qwen3-8B", "--machine", "H100", "--concurrency", "1,64")
+    assert said.startswith("Least expected latency: k = ") and "at 64 in flight" in said
+    assert "acceptance 0.65 a token (usual of its kind" in said and "data sheet of H100" in said
+    answer = json.loads(ask("--verifier", "Qwen3-8B", "--machine", "H100", "--gpus", "2", "--rps",
+                            "1", "-k", "2", "--acceptance", "0.8", "--json"))  # fmt: skip
+    assert {row["support"] for row in answer["rows"]} == {"data sheet"}
+    assert len(answer["best"]) == 1
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "mtp", "Qwen3-0.6B", "params=5e8,layers=20"])
+def test_ask_takes_drafters_of_every_kind(drafter: str) -> None:
+    said = ask("--verifier", "Qwen3-8B", "--machine", "A100", "--drafter", drafter, "-k", "2")
+    assert "Least expected latency" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--machine", "H10"], "known are H100"),
+        (["--machine", "H100", "--gpus", "0"], "gpus"),
+        (["--machine", "H100", "-k", "0"], "draft length above 0"),
+        (["--machine", "tflops=10"], "write a name, or numbers"),
+        (["--machine", "H100", "--drafter", "Qwen3-99B"], "Qwen3-99B"),
+    ],
+)
+def test_ask_refuses_in_the_users_words(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["ask", "--verifier", "Qwen3-8B", *arguments])
+    assert result.exit_code in (1, 2) and says in result.output.replace("\n", " "), os.linesep
