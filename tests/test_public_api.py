@@ -14,7 +14,7 @@ from bayes_sd.runs.schema import Runs
 
 NAMES = {
     *("Fit", "LatencyModel", "Law", "Load", "Machine", "Server", "Size"),
-    *("compare_models", "plan_sweep", "read", "validate"),
+    *("compare_models", "plan_sweep", "read", "reference", "validate"),
     *("errors", "structures"),
 }
 QUESTIONS = ("latency", "compare", "break_even", "schedule", "capacity", "next_runs")

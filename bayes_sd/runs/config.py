@@ -249,7 +249,8 @@ def _same(a: Any, b: Any) -> bool:
 def verifier_sizes(sizes: Values) -> dict[str, Any]:
     """Fields of a Size as those of a verifier."""
     plain = ("experts", "experts_per_token", "weight_bits")
-    return {n if n in plain else f"verifier_{n}": x for n, x in sizes.items()}
+    known = {n: x for n, x in sizes.items() if n != "name"}
+    return {n if n in plain else f"verifier_{n}": x for n, x in known.items()}
 
 
 def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dict[str, Any]:
