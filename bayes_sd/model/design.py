@@ -207,7 +207,8 @@ class Design:
         experts = ("overhead_experts", "uneven_experts") if not self.moe else ()
         pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())
         alone = ("overhead_parallel",) if (self.data["dies"] <= 1).all() else ()
-        return frozenset((*experts, *pace, *alone))
+        drafts = tuple(f"overhead_{cost}" for cost in DRAFTER_COSTS) if self.drafters.empty else ()
+        return frozenset((*experts, *pace, *alone, *drafts))
 
     @property
     def touched(self) -> pd.DataFrame:

@@ -148,6 +148,7 @@ def test_machines_of_runs_and_typical_ones_where_they_are_not_known() -> None:
 
 
 EXPERTS, PACES = {"overhead_experts", "uneven_experts"}, {"pace_dense", "pace_experts"}
+DRAFTS = {"overhead_draft_alone", "overhead_draft_others"}
 BEYOND = {"captured_tokens": 8, "loop": "closed", "rate_rps": None, "concurrency": [4, 8, 9]}
 
 
@@ -166,7 +167,7 @@ BEYOND = {"captured_tokens": 8, "loop": "closed", "rate_rps": None, "concurrency
     ids=["dense", "two dies", "experts", "beyond", "just within", "experts beyond", "all", "mixed"],
 )
 def test_what_multiplies_nothing_in_the_runs_is_not_told(runs: Runs, untold: set[str]) -> None:
-    design, priors = build_design(runs), population(FULL)
+    design, priors, untold = build_design(runs), population(FULL), untold | DRAFTS  # all are plain
     assert design.untold == untold
     told = [p.name for p in design.told(priors)]
     assert told == [p.name for p in priors if p.name not in untold]
@@ -178,6 +179,10 @@ def test_what_multiplies_nothing_in_the_runs_is_not_told(runs: Runs, untold: set
     others = dict.fromkeys(untold, 3.0) | dict.fromkeys(told, 1.0)
     e2e = [said(design, some).e2e_s for some in (terms, others)]
     np.testing.assert_allclose(*e2e, rtol=1e-12)
+
+
+def test_runs_with_drafts_tell_what_drafts_cost(runs: Runs) -> None:
+    assert not DRAFTS & build_design(runs).untold
 
 
 def said(design: Design, terms: dict[str, float]) -> Outcome:
