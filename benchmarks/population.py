@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from bayes_sd.model.design import Design, build_design, coefficients, run_machine
+from bayes_sd.model.design import Design, build_design, coefficients
 from bayes_sd.model.priors import population
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, Outcome, outcome
 from bayes_sd.runs.schema import Runs
@@ -47,12 +47,9 @@ def inputs(runs: Runs) -> Inputs:
     """Steady runs as the law takes them."""
     design = build_design(runs, censored=False)
     table, data = design.table, design.data
-    sizes = {str(n): x.to_numpy(float)[data["verifier_i"]] for n, x in design.verifiers.items()}
-    drafters = np.append(design.drafters["drafter_params"].to_numpy(float), 0.0)
-    sizes |= {"drafter": drafters[data["drafter_i"]] * data["drafted"]} | run_machine(table)
     # Indices of rows say nothing of a part of the runs.
     workload = {n: x for n, x in data.items() if not n.endswith("_rows")}
-    return Inputs(design, table, workload, sizes)
+    return Inputs(design, table, workload, design.inputs)
 
 
 @dataclass(frozen=True)

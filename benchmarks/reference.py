@@ -20,7 +20,7 @@ import machines_data
 import numpy as np
 import pandas as pd
 import xarray as xr
-from common import fitted
+from common import converged, fitted
 
 import bayes_sd as bsd
 from bayes_sd.model.file import TABLES
@@ -213,6 +213,8 @@ def build(names: list[str], cache: Path) -> bsd.Fit:
     """The reference of these machines."""
     fits: dict[str, Posterior] = {name: fit_of(name, cache) for name in names}
     for name, fit in fits.items():
+        if not converged(fit):
+            raise RuntimeError(f"the fit of {name} did not converge")
         s = fit.sampling
         print(f"{name}: {len(fit.runs)} runs, R-hat {s['rhat_max']}, ESS {s['ess_bulk_min']}, "
               f"mean error {fit.accuracy()['mean_error']:.1%}")  # fmt: skip

@@ -35,6 +35,9 @@ class Comparison(answer.Answer):
         is farther from the data.
     servers, baseline, of, requests
         As asked: what is compared is the "mean", a "run" of so many requests, or a "request".
+    least_loss : xarray.DataArray
+        By load, the name of the server or baseline whose latency is expected to be least above the
+        best one's, as a ratio (counted up to `WORST`); "all saturated" where that is likelier.
     """
 
     draws: xr.Dataset
@@ -42,6 +45,7 @@ class Comparison(answer.Answer):
     baseline: Server
     of: str
     requests: int
+    least_loss: xr.DataArray
 
     @property
     def table(self) -> pd.DataFrame:
@@ -152,6 +156,9 @@ def compare(
     ties = (value == lowest) & np.isfinite(lowest)
     with np.errstate(invalid="ignore"):
         speedup = plain / value
+        lost = (value / lowest).clip(max=answer.WORST).fillna(answer.WORST).mean(answer.SAMPLE)
+    served = xr.apply_ufunc(np.isfinite, lowest).mean(answer.SAMPLE) >= 0.5
+    least = value["server"][lost.argmin("server")].drop_vars("server")
     farther = np.vectorize(lambda *pair: answer.farthest(pair), otypes=[object])
     parts = {
         "speedup": speedup,
@@ -161,7 +168,8 @@ def compare(
         "support": labels.copy(data=farther(labels, labels.isel(server=-1))),
     }
     own, of_run = xr.Dataset(parts).isel(server=slice(-1)), draws["run_s"].attrs["requests"]
-    return Comparison(own, tuple(asked), baseline, of, of_run)
+    least = least.where(served, "all saturated")
+    return Comparison(own, tuple(asked), baseline, of, of_run, least)
 
 
 def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:

@@ -174,7 +174,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     pandas.DataFrame
         The runs with ``predicted_s`` (median), ``low_s``, ``high_s``, ``inside``, ``log_score``
         (log density of the log mean), ``pit`` and ``support``: "data sheet" of an environment
-        that the fit does not know.
+        that the fit does not know, else "fitted environment".
 
     Raises
     ------
@@ -201,7 +201,9 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         inside=(observed >= low) & (observed <= high),
         log_score=logsumexp(density, axis=0) - np.log(len(density)),
         pit=(drawn < np.log(observed)).mean(axis=0),
-        support=np.where(table["environment"].isin(fit.environments), "run", "data sheet"),
+        support=np.where(
+            table["environment"].isin(fit.environments), "fitted environment", "data sheet"
+        ),
     )
 
 

@@ -18,7 +18,6 @@ from bayes_sd.model.design import (
     machine,
     same_key,
     server_label,
-    site,
 )
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
@@ -169,7 +168,7 @@ def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
     return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
 
 
-def machine_of(
+def machine_facts(
     posterior: Posterior, environment: str | Machine, verifier: str | Size, k: int
 ) -> dict[str, float]:
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
@@ -200,7 +199,8 @@ def _sheet(posterior: Posterior, new: Machine, bits: float, k: int) -> dict[str,
         )
     tflops = new.tflops_at(WEIGHT_BITS if np.isnan(bits) else bits)
     if tflops is None:
-        raise EvidenceError(f"The arithmetic of {new} is unknown; give its tflops.")
+        how = f"name={new.name},tflops=..."
+        raise EvidenceError(f"The arithmetic of {new} is unknown; give its tflops ({how}).")
     facts = machine(new.gb_per_s, tflops, new.dies, captured(k), bits)
     return {name: float(value) for name, value in facts.items()}
 
@@ -278,7 +278,7 @@ def resolve(
     if drafter_i is not None:
         sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])
     environment, pair = environment_of(posterior, server), find_pair(posterior, server)
-    sizes |= machine_of(posterior, environment, v, server.k)
+    sizes |= machine_facts(posterior, environment, v, server.k)
     if isinstance(environment, Machine):
         weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
         environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
@@ -297,7 +297,8 @@ def resolve(
     if started_anew is None:
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
         label = server_label(names, len(posterior.environments) > 1)
-    ones, where = [1.0, 1.0], site(str(environment))
+    where = environment.name if isinstance(environment, Machine) else posterior.site_of(environment)
+    ones = [1.0, 1.0]
     site_i = posterior.sites.index(where) if where in posterior.sites else None
     drafter = ones if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
     terms = coefficients(

@@ -181,10 +181,11 @@ def machine_of(text: str, gpus: int) -> Machine:
     if "=" not in text:
         return Machine(text, gpus)
     given = pairs(text, "--machine")
+    name = given.pop("name", "machine")
     try:
-        return Machine(
-            given.pop("name", "machine"), gpus, **{n: float(x) for n, x in given.items()}
-        )
+        return Machine(name, gpus, **{n: float(x) for n, x in given.items()})
+    except InputError:  # which says what is wrong
+        raise
     except (TypeError, ValueError):
         allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
         raise typer.BadParameter(f"--machine {text}: write {allowed}.") from None

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import numpy as np
 
-from bayes_sd.answers.answer import SAMPLE, WORST
+from bayes_sd.answers.answer import UNITS
 from bayes_sd.answers.servers import Server
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
@@ -38,7 +38,8 @@ def ask(
     size = o.size_of(verifier, "--verifier") or Size.read(verifier)
     small, assumed = _drafter(drafter, verifier), ""
     if acceptance is None:
-        a, b = usual_acceptance(drafter, drafter, small.params if small.params > 1 else 0)
+        weights = 0.0 if drafter.lower() in WEIGHTLESS else small.params
+        a, b = usual_acceptance(drafter, drafter, weights)
         rates, assumed = [round(a / (a + b), 2)], " (usual of its kind; --acceptance says yours)"
     else:
         rates = o.numbers(acceptance, "--acceptance")
@@ -54,21 +55,17 @@ def ask(
     rates_rps = o.numbers(rps, "--rps") if rps else None
     load = Load(concurrency=in_flight, rps=rates_rps, prompt=prompt, output=output)
     answer = reference().compare(load, drafting, plain, extrapolate=True)
-    seconds = reference().latency(load, [plain, *drafting], extrapolate=True).draws["mean_s"]
-    flat = seconds.stack(sample=SAMPLE).transpose(..., "server", "sample").values
-    # Relative: machines differ by more than servers do.
-    with np.errstate(invalid="ignore"):  # where all are saturated
-        lost = np.minimum(flat / flat.min(axis=-2, keepdims=True), WORST)
-    best = (
-        np.nan_to_num(lost, nan=WORST).mean(axis=-1).reshape(-1, len(lengths) + 1).argmin(axis=-1)
-    )
+    least = answer.least_loss.values.ravel()
+    short = {str(server): f"k = {server.k}" for server in drafting} | {str(plain): "plain"}
+    chosen = [short.get(str(name), str(name)) for name in least]
     axis = str(load.axis)
-    values = [f"{x:g}" for x in np.ravel(load.cells[axis].values)]
-    unit = "in flight" if axis == "concurrency" else "requests/s"
-    chosen = [f"k = {[0, *lengths][i]}" if i else "plain" for i in best]
+    values = np.ravel(load.cells[axis].values)
     verdict = "Least expected loss of latency: " + "; ".join(
-        f"{each} at {value} {unit}" for each, value in zip(chosen, values, strict=True)
+        f"{each} at {value:g} {UNITS[axis]}" for each, value in zip(chosen, values, strict=True)
     )
+    bits = size.weight_bits or 16
+    if bits < 16 and where.tflops_at(bits) == where.tflops_at(16):
+        assumed += f", weights of {bits:.3g} bits computed in 16 on {where.name}"
     told = (
         f"Assumed: acceptance {', '.join(f'{r:g}' for r in rates)} a token{assumed}, {prompt:g} + "
         f"{output:g} tokens, vLLM with captured graphs. From public runs of other machines and the "

@@ -1,8 +1,8 @@
 """From runs or questions to the inputs of the law: one builder for the model and for answers."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.runs.check import fitted_as
+from bayes_sd.runs.machine import site
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import features
 
@@ -33,7 +34,6 @@ SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
 WEIGHT_BITS = 16.0
-COUNT = re.compile(r" / \d+x [^/]*$|\b\d+ ?x ")  # as runs carry it
 UNEVEN = 1.0  # of experts, where only the order of a cost matters
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
@@ -149,9 +149,10 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
     return inputs | {"pass_tokens": tokens_in_pass(others, inputs["k"])}
 
 
-def site(environment: str) -> str:
-    """An environment without the number of its devices: what they share is of one machine."""
-    return COUNT.sub("", environment)
+def sites_of(table: pd.DataFrame) -> dict[str, str]:
+    """Of each environment of runs what has factors of its own: its machine, however many."""
+    machines = table.groupby("environment")["machine"].first()
+    return {str(name): site(str(name), str(one)) for name, one in machines.items()}
 
 
 def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
@@ -184,6 +185,21 @@ class Design:
     environments: list[str]
     data: dict[str, np.ndarray]  # arrays over runs; ``*_rows`` say which runs a likelihood takes
 
+    @cached_property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """What the law takes of every run beside coefficients: its workload, sizes, machine."""
+        data, drafters = self.data, self.drafters["drafter_params"].to_numpy(float)
+        drafter = drafters[data["drafter_i"]] if len(drafters) else 0.0
+        verifier = self.verifiers.iloc[data["verifier_i"]]
+        sizes = {str(name): values.to_numpy(float) for name, values in verifier.items()}
+        return {
+            **run_workload(self.table),
+            **run_machine(self.table),
+            **sizes,
+            **{name: data[name] for name in ("requests", "drafted")},
+            "drafter": drafter * data["drafted"],
+        }
+
     @property
     def moe(self) -> bool:
         """Whether there is a mixture of experts among the verifiers."""
@@ -196,8 +212,8 @@ class Design:
 
     @property
     def sites(self) -> list[str]:
-        """Environments that have factors of their own, see :func:`site`."""
-        return sorted({site(name) for name in self.environments})
+        """What has factors of its own, see :func:`sites_of`."""
+        return sorted({*sites_of(self.table).values()})
 
     @property
     def untold(self) -> frozenset[str]:
@@ -280,12 +296,13 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
     servers["server"] = labels
     servers = servers.join(groups[list(MACHINE)].first().reset_index(drop=True))
     table = table.assign(server=np.array(labels, object)[groups.ngroup()])
-    where = table.assign(site=table["environment"].map(site))
+    sites = sites_of(table)
+    where = table.assign(site=table["environment"].astype(str).map(sites))
     levels = {
         "verifier": verifiers.index,
         "drafter": drafters.index,
         "server": pd.Index(labels),
-        "site": pd.Index(sorted(map(site, environments))).unique(),
+        "site": pd.Index(sorted({*sites.values()})),
     }
     indices = {  # 0 where a run has none (a plain run's drafter)
         f"{name}_i": np.maximum(level.get_indexer(pd.Index(where[name])), 0)

@@ -9,7 +9,7 @@ import pymc as pm
 import pytensor.tensor as pt
 
 from bayes_sd.model import priors as known
-from bayes_sd.model.design import SPREADS, Design, coefficients, run_machine, run_workload
+from bayes_sd.model.design import SPREADS, Design, coefficients, run_machine
 from bayes_sd.model.geometry import Centred, CostShares
 from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
@@ -55,7 +55,7 @@ def build(
             factor = _environments(by_name)
             names, index = model.coords["hardware"], design.data["site_i"]
             groups["environment"] = Group(names, factor, index)
-        said = per_run(partial(_of_run, law, design), groups, _inputs(design))
+        said = per_run(partial(_of_run, law, design), groups, design.inputs)
         _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
     return model
 
@@ -123,18 +123,7 @@ def _environments(by_name: dict[str, Prior]) -> Any:
 
 def _observations(design: Design) -> dict[str, np.ndarray]:
     """What likelihoods take beside the law."""
-    law = _inputs(design)
-    return {n: v for n, v in design.data.items() if n not in law and not n.endswith("_i")}
-
-
-def _inputs(design: Design) -> dict[str, np.ndarray]:
-    """What the law takes of every run beside parameters: its workload, and sizes of its models."""
-    data, drafters = design.data, design.drafters["drafter_params"].to_numpy(float)
-    drafter = drafters[data["drafter_i"]] if len(drafters) else 0.0
-    verifier = _columns(design.verifiers.iloc[data["verifier_i"]])
-    known_too = {name: data[name] for name in ("requests", "pass_tokens", "drafted")}
-    return {**run_workload(design.table), **run_machine(design.table), **verifier, **known_too,
-            "drafter": drafter * data["drafted"]}  # fmt: skip
+    return {n: v for n, v in design.data.items() if n not in design.inputs and not n.endswith("_i")}
 
 
 def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import xarray as xr
 
 from bayes_sd.errors import require
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
-from bayes_sd.model.design import Design, site
+from bayes_sd.model.design import Design, sites_of
 from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
 from bayes_sd.model.priors import (
     DRAFTER_COSTS,
@@ -100,7 +100,15 @@ class Posterior:
         """What has factors of its own: environments, however many devices each has."""
         if "factor_environment" in self.posterior:
             return [str(name) for name in self.posterior["environment"].values]
-        return sorted({site(name) for name in self.environments})
+        return sorted({self.site_of(name) for name in self.environments})
+
+    def site_of(self, environment: str) -> str:
+        """The site of an environment; one that the fit does not know is its own."""
+        return self._site_of.get(environment, environment)
+
+    @cached_property
+    def _site_of(self) -> dict[str, str]:
+        return sites_of(pd.concat([self.runs, self.censored_runs]))
 
     @cached_property
     def law(self) -> Law:

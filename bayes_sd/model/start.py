@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_sd.model.design import Design, coefficients, run_machine
+from bayes_sd.model.design import Design, coefficients
 from bayes_sd.model.priors import DRAFTER_COSTS, EFFECTS, SERVER_EFFECTS, VERIFIER_COSTS, Prior
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, Outcome, outcome
 
@@ -24,14 +24,9 @@ def _outcome(
     design: Design, law: Law, terms: Mapping[str, Any], factors: Mapping[str, Any]
 ) -> Outcome:
     """What the law says of every run with these coefficients, and factors of single runs."""
-    data, verifier = design.data, design.data["verifier_i"]
-    sizes = {str(n): values.to_numpy(float)[verifier] for n, values in design.verifiers.items()}
-    drafters = design.drafters["drafter_params"].to_numpy(float)
-    sizes["drafter"] = (drafters[data["drafter_i"]] if len(drafters) else 0.0) * data["drafted"]
-    sizes |= {name: data[name] for name in run_machine(design.table)}
-    law = design.fitted_law(law)
-    stages = law.stages(coefficients(design.all_terms(terms)) | dict(factors), sizes, data)
-    return outcome(stages, terms["queue_cycles"], sizes, data, SOFTNESS, law=law)
+    law, inputs = design.fitted_law(law), design.inputs
+    stages = law.stages(coefficients(design.all_terms(terms)) | dict(factors), inputs, inputs)
+    return outcome(stages, terms["queue_cycles"], inputs, inputs, SOFTNESS, law=law)
 
 
 def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndarray:

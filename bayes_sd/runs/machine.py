@@ -14,7 +14,7 @@ from bayes_sd.errors import LARGEST, InputError, require
 
 GRAPH_TOKENS = 512  # of the largest graph that vLLM captures by default
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "fp4")
-UNITS = {4: ("fp4",), 8: ("fp8", "int8")}  # what computes with weights of so many bits
+UNITS = {4: "fp4", 8: "fp8"}  # what computes with weights of so many bits
 PARTS, VARIANT = re.compile("[/,;()|]"), re.compile(r" \d+gb| pcie")  # of a text; of a sheet's name
 COUNT = (
     r"(?<![a-z\d])(?:(\d{1,4})\s*[x×*]\s*)?(?:(?:nvidia|tesla|geforce|amd|instinct|intel)[\s_-]+)*"
@@ -63,6 +63,17 @@ def named(text: str) -> tuple[str, int | None]:
     if len({name for name, _ in hits}) != 1:
         return "", None
     return hits[0][0], next((count for _, count in hits if count), None)
+
+
+def site(environment: str, machine: str) -> str:
+    """An environment without how many accelerators it has: what their runs share is one machine.
+
+    An environment whose machine has no data sheet stays itself: nothing says how many do more.
+    """
+    if machine not in sheets():
+        return environment
+    other = [part.strip() for part in environment.split(" / ") if named(part)[0] != machine]
+    return " / ".join([machine, *other])
 
 
 def one_named(name: str, gpus: int | None, by_numbers: bool) -> tuple[str, int | None]:
@@ -162,9 +173,9 @@ class Machine:
     def tflops_at(self, bits: float | str = 16) -> float | None:
         """Dense arithmetic of all together with weights of so many bits, None where unknown.
 
-        8 bits are computed in fp8, else in int8, and 4 bits in fp4. Where a card has no units for
-        them, and for other numbers of bits, weights are unpacked and computed in 16 bits. A
-        precision by name (``"fp8"``) is refused on a card whose data sheet does not have it.
+        8 bits are computed in fp8 and 4 bits in fp4. Where a card has no units for them, and for
+        other numbers of bits, weights are unpacked and computed in 16 bits, as engines do. A
+        precision by name (``"int8"``) is refused on a card whose data sheet does not have it.
         """
         rates = dict(self.rates)
         half = rates.get("bf16", rates.get("fp16"))
@@ -175,12 +186,13 @@ class Machine:
             one = rates.get(bits)
         else:
             require("bits", bits, 2 <= bits <= 64, "a number from 2 to 64")
-            there = [rates[unit] for unit in UNITS.get(int(bits), ()) if unit in rates]
-            one = None if bits > 16 else next(iter(there), half)
+            one = None if bits > 16 else rates.get(UNITS.get(int(bits), ""), half)
         return None if one is None else one * self.gpus
 
     def fits(self, weights_gb: float, kv_gb: float = 0.0) -> None:
         """Refuse weights, with keys and values, that need more than the memory of all together."""
         if self.memory_gb is not None and weights_gb + kv_gb > self.memory_gb:
-            need = f"{weights_gb:g} GB of weights and {kv_gb:g} GB of keys and values"
+            need = f"{weights_gb:g} GB of weights" + f" and {kv_gb:g} GB of keys and values" * (
+                kv_gb > 0
+            )
             raise InputError(f"{need} do not fit into the {self.memory_gb:g} GB of {self}.")

@@ -132,9 +132,9 @@ class Size:
                 rule = f"must be {least} number from {low} to {high:g}{form}"
                 raise InputError(f"{field.name} = {value!r}: {rule}.")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
-            raise InputError(f"{self}: a mixture of experts needs active_params.")
+            raise InputError(f"{self.label}: a mixture of experts needs active_params.")
         for text in contradictions(self.params, self.active, self.experts, self.experts_per_token):
-            raise InputError(f"{self}: {text}.")
+            raise InputError(f"{self.label}: {text}.")
 
     @classmethod
     def read(cls, path: str | Path) -> "Size":
@@ -175,6 +175,7 @@ class Size:
                 config.setdefault("quantization_config", quantized)
         except OSError as error:
             problem = f"{file}: cannot be read ({error.strerror}){near(str(path))}"
+            problem += "; the sizes of another can be given, as params=8e9,layers=32"
             if file.exists() or (config := config_of(str(path))) is None:
                 raise InputError(problem) from None
         except ValueError:

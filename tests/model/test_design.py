@@ -21,7 +21,7 @@ from bayes_sd.model.design import (
     run_machine,
     same_key,
     server_label,
-    site,
+    sites_of,
     workload,
 )
 from bayes_sd.model.priors import population
@@ -53,7 +53,8 @@ def test_levels_of_the_corpus(runs: Runs, design: Design) -> None:
 
 def test_indices_point_at_the_levels_of_the_runs(design: Design) -> None:
     """PyMC on numba does not check bounds, so this must."""
-    table, data = design.table.assign(site=design.table["environment"].map(site)), design.data
+    sites, data = sites_of(design.table), design.data
+    table = design.table.assign(site=design.table["environment"].map(sites))
     drafted = (table["drafter"] != NONE).to_numpy()
     names = {
         "verifier": (design.verifiers.index, np.full(len(table), True)),

@@ -13,7 +13,7 @@ from bayes_sd import Machine
 from bayes_sd.errors import InputError
 from bayes_sd.runs.checkpoint import bits_of
 from bayes_sd.runs.config import Configuration, configure
-from bayes_sd.runs.machine import captured, named, sheets
+from bayes_sd.runs.machine import captured, named, sheets, site
 from bayes_sd.runs.read import read
 
 SERVER = {"verifier": "v", "verifier_params": 8e9, "draft_tokens": 0}
@@ -85,7 +85,8 @@ def test_numbers_are_those_of_all_together() -> None:
 def test_weights_of_fewer_bits_are_unpacked_where_there_are_no_units() -> None:
     assert Machine("V100").tflops_at(16) == 125  # it has no bf16
     assert Machine("V100").tflops_at(8) == 125
-    assert Machine("A100").tflops_at(8) == 624  # in int8
+    assert Machine("A100").tflops_at(8) == 312  # unpacked
+    assert Machine("A100").tflops_at("int8") == 624
     assert Machine("B200").tflops_at(4.5) == 9000
     assert Machine("H100").tflops_at(32) is None
     assert Machine("RTX PRO 6000").tflops_at(16) is None  # its sheet gives fp4 alone
@@ -279,3 +280,12 @@ def test_bad_parameters_of_vllm_serve(tmp_path: Path) -> None:
     path.write_text(json.dumps(raw(PLAIN) | {"gpus": 1, "tensor_parallel_size": 2}))
     with pytest.raises(InputError, match="gpus is 1 in the metadata but 2 in the parameters of"):
         read(path)
+
+
+def test_counts_of_one_card_are_one_site_and_those_of_an_unknown_one_are_not() -> None:
+    names = ("1 x GB200 / vLLM 0.24", "4 x GB200 / vLLM 0.24", "vLLM 0.24 / 2x GB200")
+    assert {site(name, "GB200") for name in names} == {"GB200 / vLLM 0.24"}
+    assert site("GB200 / vLLM 0.25", "GB200") != site(names[0], "GB200")
+    unknown = ("2 x EPYC / vLLM", "8 x EPYC / vLLM")  # nothing says how many do more
+    assert [site(name, "") for name in unknown] == [*unknown]
+    assert site("2x my card", "my card") == "2x my card"
