@@ -181,14 +181,15 @@ def machine_of(text: str, gpus: int) -> Machine:
     if "=" not in text:
         return Machine(text, gpus)
     given = pairs(text, "--machine")
-    name = given.pop("name", "machine")
+    name = given.pop("name", "")
     try:
-        return Machine(name, gpus, **{n: float(x) for n, x in given.items()})
-    except InputError:  # which says what is wrong
-        raise
-    except (TypeError, ValueError):
+        known = {n: float(given.pop(n)) for n in ("gb_per_s", "tflops", "memory_gb") if n in given}
+    except ValueError:
+        known = {}
+    if given or not (name or "gb_per_s" in known):
         allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
-        raise typer.BadParameter(f"--machine {text}: write {allowed}.") from None
+        raise typer.BadParameter(f"--machine {text}: write {allowed}.")
+    return Machine(name or "machine", gpus, **known)
 
 
 def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], where: str) -> Kind:
