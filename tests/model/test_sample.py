@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from tables import table
 
-from bayes_sd.errors import ConvergenceError, EvidenceError, InputError
+from bayes_sd.errors import ConvergenceError, EvidenceError, EvidenceWarning, InputError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import Design, build_design, coefficients, machine
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
@@ -318,3 +318,13 @@ def test_nothing_is_compiled_with_fast_math(monkeypatch: pytest.MonkeyPatch) -> 
     with pm.Model() as model:
         pm.Normal("x")
     assert compile_nutpie(model, {}) is False
+
+
+@pytest.mark.sample
+def test_ten_runs_of_one_small_model_are_enough_at_default_settings() -> None:
+    """What `plan` makes of two servers; a prior too narrow for a slow host gave two modes."""
+    measured = Path(__file__).parents[1] / "data" / "sweep" / "measured"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvidenceWarning)
+        fit = LatencyModel().fit(read(measured), progress=False)
+    assert len(fit.runs) == 10 and fit.accuracy()["mean_error"] < 0.1
