@@ -52,9 +52,12 @@ class Comparison(answer.Answer):
         """A row a server and load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``,
         which sum to 1; of several servers ``prob_best``, of which the baseline and saturation of
         all have the rest; median and 90% interval of the speedup; support."""
-        faster, both = (self.draws[n].mean(answer.SAMPLE) for n in ("faster", "both_saturated"))
+        which = self.draws[["faster", "both_saturated"]]
+        faster, both = which["faster"], which["both_saturated"]
+        slower = (~(faster | both)).mean(answer.SAMPLE)
+        faster, both = faster.mean(answer.SAMPLE), both.mean(answer.SAMPLE)
         q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95]).where(both < 1)
-        parts = {"prob_faster": faster, "prob_slower": 1 - faster - both}
+        parts = {"prob_faster": faster, "prob_slower": slower}
         parts |= {"prob_both_saturated": both}
         if len(self.servers) > 1:
             parts["prob_best"] = self.draws["best"].mean(answer.SAMPLE)
@@ -73,7 +76,7 @@ class Comparison(answer.Answer):
             loads = rows.groupby(axis) if axis else [("", rows)]
             chosen = [(place, self._choice(own, short)) for place, own in loads]
             where = ", ".join(f"{n.split('_')[0]} {v:g}" for n, v in zip(lengths, at, strict=True))
-            parts.append(f"with {where} tokens " * bool(where) + _stretches(chosen, axis))
+            parts.append(f"with {where} tokens " * bool(where) + stretches(chosen, axis))
         run = f"mean latency of a run of {self.requests} requests"
         what = run if self.of == "run" else f"{self.of} latency"
         sure = f"{what}, with probability {answer.SURE:g} or more"
@@ -101,7 +104,7 @@ class Comparison(answer.Answer):
         return answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
 
 
-def _stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:
+def stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:
     """Neighbouring loads of one choice joined: "k = 3 at 1 to 4 requests/s, unclear at 5"."""
     if axis is None:
         return chosen[0][1]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import numpy as np
 
-from bayes_sd.answers.answer import UNITS
+from bayes_sd.answers.compare import stretches
 from bayes_sd.answers.servers import Server
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
@@ -58,11 +58,9 @@ def ask(
     least = answer.least_loss.values.ravel()
     short = {str(server): f"k = {server.k}" for server in drafting} | {str(plain): "plain"}
     chosen = [short.get(str(name), str(name)) for name in least]
-    axis = str(load.axis)
-    values = np.ravel(load.cells[axis].values)
-    verdict = "Least expected loss of latency: " + "; ".join(
-        f"{each} at {value:g} {UNITS[axis]}" for each, value in zip(chosen, values, strict=True)
-    )
+    values = np.ravel(load.cells[str(load.axis)].values).tolist()
+    where_best = stretches(list(zip(values, chosen, strict=True)), load.axis)
+    verdict = f"Least expected loss of latency: {where_best}"
     bits = size.weight_bits or 16
     if bits < 16 and where.tflops_at(bits) == where.tflops_at(16):
         assumed += f", weights of {bits:.3g} bits computed in 16 on {where.name}"
