@@ -35,6 +35,12 @@ MARKERS = ("o", "^", "s", "D", "v", "P")
 TICKS = np.outer(10.0 ** np.arange(-6, 7), (1, 2, 5)).ravel()
 
 
+def with_unit(value: str, axis: str) -> str:
+    """A load as it is said: "2.5 requests/s", "1 request in flight"."""
+    unit = UNITS[axis]
+    return f"{value} {unit.replace('requests', 'request') if value == '1' else unit}"
+
+
 def positive(name: str, value: Any) -> None:
     """Refuse what is not a number above 0, of any size that a quantity can have."""
     number = isinstance(value, Real) and not isinstance(value, bool)

@@ -108,12 +108,11 @@ def stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:
     """Neighbouring loads of one choice joined: "k = 3 at 1 to 4 requests/s, unclear at 5"."""
     if axis is None:
         return chosen[0][1]
-    said, unit = [], f" {answer.UNITS[axis]}"
+    said: list[str] = []
     for name, group in groupby(chosen, key=itemgetter(1)):
         loads = [load for load, _ in group]
         ends = f"{loads[0]:.3g}" + f" to {loads[-1]:.3g}" * (len(loads) > 1)
-        said.append(f"{name} at {ends}{unit}")
-        unit = ""
+        said.append(f"{name} at {ends if said else answer.with_unit(ends, axis)}")
     return ", ".join(said)
 
 

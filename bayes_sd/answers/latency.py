@@ -177,7 +177,7 @@ class Latency(answer.Answer):
         for name, rows in self.table.groupby("server", sort=False):
             served = rows[rows["prob_saturated"] < SATURATED]
             row, last = (served if len(served) else rows).iloc[-1], rows.iloc[-1]
-            where = "" if axis is None else f" at {row[axis]:.3g} {answer.UNITS[axis]}"
+            where = "" if axis is None else f" at {answer.with_unit(f'{row[axis]:.3g}', axis)}"
             full = "" if axis is None else f" at {last[axis]:.3g}"
             sentences.append(
                 f"{name}{where}: mean {self.metric} {row['mean_p50_s']:.3g} s (90%: "

@@ -137,11 +137,11 @@ class NextRuns(answer.Answer):
         said = f"Deciding now is expected to cost {self.regret_ms:.3g} ms a request"
         if self.rows.empty:
             return f"{said}; no run would pay."
-        first = self.rows.iloc[0]
+        first, axis = self.rows.iloc[0], str(self.load.axis)
+        load = answer.with_unit(f"{first[axis]:g}", axis)
         return (
-            f"{said}; measure first {first['server']} at {first[self.load.axis]:g} "
-            f"{answer.UNITS[self.load.axis]}, which saves {first['saves_ms']:.3g} ms of it in "
-            f"{first['minutes']:.3g} minutes."
+            f"{said}; measure first {first['server']} at {load}, which saves "
+            f"{first['saves_ms']:.3g} ms of it in {first['minutes']:.3g} minutes."
         )
 
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":

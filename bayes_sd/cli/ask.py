@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayes_sd.answers.answer import UNITS
+from bayes_sd.answers.answer import with_unit
 from bayes_sd.answers.compare import default_loads
 from bayes_sd.answers.servers import Server, of_verifier
 from bayes_sd.cli import options as o
@@ -308,8 +308,9 @@ def next_runs(
         plan = plan_next(answer, asked.fit, to, **takes)
         path = str(plan.path)
         o.say(str(plan))
+    axis = str(wanted.axis)
     full = [
-        f"At {row[wanted.axis]:g} {UNITS[wanted.axis]} every server saturates: no choice."
+        f"At {with_unit(f'{row[axis]:g}', axis)} every server saturates: no choice."
         for row in choices
         if row["prob_all_saturated"] > 0.5
     ]

@@ -69,8 +69,8 @@ def test_speedup_is_the_ratio_of_latencies_also_where_one_or_both_saturate(fit: 
 
 def test_speculation_that_accepts_nothing_does_not_pay_and_the_perfect_does(fit: Fit) -> None:
     bad, good = (fit.compare(rps(1.0), each, PLAIN) for each in (USELESS, PERFECT))
-    assert bad.table["prob_faster"].item() < 0.01 and "plain at 1 requests/s" in str(bad)
-    assert good.table["prob_faster"].item() > 0.99 and "k = 5 at 1 requests/s" in str(good)
+    assert bad.table["prob_faster"].item() < 0.01 and "plain at 1 request/s" in str(bad)
+    assert good.table["prob_faster"].item() > 0.99 and "k = 5 at 1 request/s" in str(good)
 
 
 def test_the_label_of_two_is_that_of_the_farther(fit: Fit) -> None:
@@ -103,7 +103,7 @@ def test_a_verdict_names_lengths_where_they_differ_and_past_capacity_nobody(fit:
     load = Load(rps=[1.0, 1e4], prompt=[64, 256], output=64)
     said = str(fit.compare(load, SD, PLAIN))
     for prompt in (64, 256):
-        verdict = "k = 5 at 1 requests/s, all saturated at 1e+04"
+        verdict = "k = 5 at 1 request/s, all saturated at 1e+04"
         assert f"with prompt {prompt} tokens {verdict}" in said
 
 
