@@ -33,9 +33,9 @@ class Server:
     Parameters
     ----------
     verifier : str or Size
-        A measured verifier by name, or an unmeasured one by size.
+        A measured verifier or a public model by name, or an unmeasured one by size.
     drafter : str or Size, optional
-        Likewise. Without one the server is plain.
+        Likewise, or as "eagle3", "mtp" or "ngram". Without one the server is plain.
     k : int
         Draft tokens per cycle; 0 with a drafter is a server that could draft and does not.
     acceptance : float or sequence of float, optional
@@ -270,6 +270,11 @@ def resolve(
     is not known or a choice is open, EvidenceError where no acceptance was given or measured.
     """
     v, d = server.verifier, server.drafter
+    if isinstance(d, str) and d not in posterior.drafters.index:
+        d = Size.public(d, name_of(v)) or d
+    if isinstance(v, str) and v not in posterior.verifiers.index:
+        v = Size.public(v) or v
+    server = replace(server, verifier=v, drafter=d)
     verifier_i = _row_of(posterior.verifiers, "verifier", v)
     known_sizes = v.features() if isinstance(v, Size) else posterior.verifiers.loc[v].to_dict()
     sizes = {str(name): float(value) for name, value in known_sizes.items()}

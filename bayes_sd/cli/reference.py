@@ -9,14 +9,12 @@ from bayes_sd.answers.servers import Server
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import reference
-from bayes_sd.runs.config import WEIGHTLESS
 from bayes_sd.runs.drafting import usual_acceptance
 from bayes_sd.runs.load import Load
-from bayes_sd.runs.sizes import Size
+from bayes_sd.runs.sizes import WEIGHTLESS, Size
 
 IN_FLIGHT = "1,4,16,64"
 HEADS = ("eagle", "eagle2", "eagle3", "mtp")  # drafters that are sized by their verifier
-NO_WEIGHTS = 1.0  # parameters of what has none
 
 
 def ask(
@@ -76,10 +74,8 @@ def ask(
 
 def _drafter(drafter: str, verifier: str) -> Size:
     """Size of a drafter: a head of its verifier, a model, or nothing to read."""
-    if drafter.lower() in WEIGHTLESS:
-        return Size(NO_WEIGHTS, name=drafter)
     if drafter.lower() in HEADS:
         if "=" in verifier:
             raise InputError(f"--drafter {drafter} is sized by a verifier's name or config.json.")
         return Size.drafter(drafter.lower(), verifier)
-    return o.size_of(drafter, "--drafter") or Size.read(drafter)
+    return Size.public(drafter) or o.size_of(drafter, "--drafter") or Size.read(drafter)

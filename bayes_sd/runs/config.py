@@ -11,7 +11,7 @@ from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.runs.checkpoint import bits_of, near, of_name
 from bayes_sd.runs.machine import Machine, captured, named, one_named, so_many
-from bayes_sd.runs.sizes import contradictions
+from bayes_sd.runs.sizes import WEIGHTLESS, contradictions
 
 ALIASES = {
     "num_speculative_tokens": "draft_tokens",
@@ -191,7 +191,6 @@ class Configuration(BaseModel):
 
 
 ROUNDING = 1 + 1e-4  # of figures that tools print
-WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
 # Engines and accelerators whose graphs are captured by other rules than vLLM's on NVIDIA and AMD.
 OTHER_GRAPHS = re.compile(
     "(?i)sglang|tensorrt|trt|tgi|llama[._]cpp|lmdeploy|mlc|gaudi|tpu|max 1550"

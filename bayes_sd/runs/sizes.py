@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import LARGEST, InputError
-from bayes_sd.runs.checkpoint import config_of, drafter_of, near, sizes_of
+from bayes_sd.runs.checkpoint import EAGLE, config_of, drafter_of, near, sizes_of
 
 GIGA = 1e9
+WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
+NO_WEIGHTS = 1.0  # parameters of what has none
 KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
 
 
@@ -186,6 +188,22 @@ class Size:
         except InputError as error:
             problem = f"{file}: {error.message.rstrip('.')}"
             raise InputError(f"{problem}; give the model's sizes instead") from None
+
+    @classmethod
+    def public(cls, name: str, verifier: str = "") -> "Size | None":
+        """Size of a public model by name, or of what drafts for one, by method; else None.
+
+        Examples
+        --------
+        >>> import bayes_sd as bsd
+        >>> bsd.Size.public("eagle3", "Qwen3-8B") == bsd.Size.drafter("eagle3", "Qwen3-8B")
+        True
+        """
+        if name.lower() in WEIGHTLESS:
+            return cls(NO_WEIGHTS, name=name)
+        if name.lower() in (*EAGLE, "mtp"):
+            return cls.drafter(name.lower(), verifier) if config_of(verifier) else None
+        return cls.read(name) if config_of(name) else None
 
     @property
     def active(self) -> float:
