@@ -13,6 +13,7 @@ import numpy as np
 from bayes_sd.answers import break_even as _break_even
 from bayes_sd.answers import capacity as _capacity
 from bayes_sd.answers import compare as _compare
+from bayes_sd.answers import contexts as _contexts
 from bayes_sd.answers import fitted as _fitted
 from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
@@ -63,6 +64,7 @@ class Fit(Posterior):
     compare = _compare.compare
     break_even = _break_even.break_even
     schedule = _schedule.schedule
+    contexts = _contexts.contexts
     capacity = _capacity.capacity
     next_runs = _next_runs.next_runs
     predict = _fitted.predict

@@ -1,5 +1,6 @@
 """The law at measured runs: fitted values and predictions; and tables of what was learned."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model.design import (
     MACHINE,
     NONE,
+    PAIR,
     SERVER,
     build_design,
     coefficients,
@@ -51,15 +53,16 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
         drafter = Size(row["drafter_params"])
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
-    pair = {n: row[n] for n in ("verifier", "drafter", "acceptance_imposed")}
+    pair = {n: row[n] for n in PAIR}
     if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
     name, gpus = str(row["environment"]), int(row["gpus"])
+    asked = Server(verifier, drafter, k, acceptance, name, workload=str(row["workload"]))
     if name in posterior.environments:
-        return Server(verifier, drafter, k, acceptance, name)
+        return asked
     one = {"gb_per_s": row["gb_per_s"] / gpus, "tflops": row["tflops"] / gpus}
-    return Server(verifier, drafter, k, acceptance, Machine(name, gpus, **one))
+    return replace(asked, environment=Machine(name, gpus, **one))
 
 
 def run_outcome(

@@ -118,6 +118,11 @@ def arm_of(
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
     require("load", load, isinstance(load, Load), "bsd.Load(...)")
+    known = sorted({*posterior.servers["workload"]} - {""})
+    if server.workload and server.workload not in known:
+        raise InputError(
+            f"No run was of workload {server.workload!r}; known are {', '.join(known) or 'none'}."
+        )
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
     why = answer.far_outside(posterior, resolved, cells)

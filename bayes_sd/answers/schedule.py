@@ -47,6 +47,8 @@ class Schedule(answer.Answer):
         The drafter's name, and the draft lengths that were compared.
     method, model : str
         Of vLLM's ``--speculative-config``: as recorded with the runs; "" where unknown.
+    losses : numpy.ndarray
+        Expected loss, seconds or the chance to miss the SLO, by candidate and batch size from 1.
     beyond_graphs : int
         First batch size whose passes have no captured CUDA graph, 0 if all have one.
     """
@@ -55,6 +57,7 @@ class Schedule(answer.Answer):
     latency: Latency
     drafter: str
     candidates: tuple[int, ...]
+    losses: np.ndarray
     method: str = ""
     model: str = ""
     beyond_graphs: int = 0
@@ -209,13 +212,13 @@ def schedule(
     rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
     told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
     at = np.arange(top)
-    mean, lengths = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T
-    followed = _followed(thin, load, arms[0], mean, lengths, labels[chosen, at], seed)
-    method, model = _recorded(fit, server)
+    along = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T, labels[chosen, at]
+    followed = _followed(thin, load, arms[0], *along, seed)
     captured = np.array([arm.resolved.sizes["captured"] for arm in arms])[chosen]
     past = (at + 1) * (np.array(ks)[chosen] + 1) > captured
     beyond = int(past.argmax()) + 1 if past.any() else 0
-    return Schedule(rows, followed, name_of(server.drafter), tuple(ks), method, model, beyond)
+    facts = name_of(server.drafter), tuple(ks), losses.mean(axis=1), *_recorded(fit, server)
+    return Schedule(rows, followed, *facts, beyond)
 
 
 def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:

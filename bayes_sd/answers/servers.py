@@ -7,22 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bayes_sd.answers.machines import machine_facts, of_verifier
 from bayes_sd.errors import EvidenceError, InputError, require
 from bayes_sd.model.acceptance import generator
-from bayes_sd.model.design import (
-    MACHINE,
-    NONE,
-    SERVER,
-    WEIGHT_BITS,
-    coefficients,
-    machine,
-    same_key,
-    server_label,
-)
+from bayes_sd.model.design import NONE, SERVER, coefficients, same_key, server_label
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
-from bayes_sd.runs.machine import Machine, captured
+from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.sizes import Size
 
 
@@ -47,6 +39,8 @@ class Server:
     structure : Structure, optional
         What to assume of where drafting, verifying and prefill run, of :mod:`bayes_sd.structures`;
         by default all on one server, as measured. Answers are labelled "assumed structure".
+    workload : str, optional
+        Which of the data sets that its runs name, whose acceptance it then has.
 
     Raises
     ------
@@ -66,6 +60,7 @@ class Server:
     acceptance: float | Sequence[float] | None = None
     environment: str | Machine | None = None
     structure: Structure | None = None
+    workload: str | None = None
 
     def __post_init__(self) -> None:
         either = "the name of a measured one, or the size of a new one"
@@ -93,7 +88,7 @@ class Server:
             rates = () if self.acceptance is None else np.atleast_1d(self.acceptance)
             at = " @ " * bool(len(rates)) + ", ".join(f"{rate:g}" for rate in rates)
             words += f" + {name_of(self.drafter)}{at}, k = {self.k}"
-        return words + (f", {self.environment}" if self.environment else "")
+        return ", ".join([words, *(str(x) for x in (self.environment, self.workload) if x)])
 
     def with_k(self, k: int) -> "Server":
         """The same server with another draft length, its drafter loaded."""
@@ -163,48 +158,6 @@ class Resolved:
     place: Callable[..., Placed] | None
 
 
-def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
-    """Rows of a measured verifier; all rows for a new one."""
-    return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
-
-
-def machine_facts(
-    posterior: Posterior, environment: str | Machine, verifier: str | Size, k: int
-) -> dict[str, float]:
-    """What the law knows of an environment's machine, for passes that draft `k` tokens."""
-    bits = np.nan
-    if isinstance(verifier, Size):
-        bits = verifier.weight_bits or np.nan
-    if isinstance(environment, Machine):
-        return _sheet(posterior, environment, bits, k)
-    there = posterior.servers[posterior.servers["environment"] == environment]
-    own = there[there["verifier"] == verifier] if isinstance(verifier, str) else there
-    facts: dict[Any, Any] = there[list(MACHINE)].iloc[0].to_dict()
-    facts["weight_bits"] = bits
-    if isinstance(verifier, str) and len(own):
-        facts["weight_bits"] = own["weight_bits"].iloc[0]
-    most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
-    known = len(same) or not 0 < most < np.inf
-    facts["captured_tokens"] = same["captured_tokens"].max() if len(same) else most
-    facts["captured_tokens"] = facts["captured_tokens"] if known else captured(k, int(most))
-    return {name: float(value) for name, value in machine(**facts).items()}
-
-
-def _sheet(posterior: Posterior, new: Machine, bits: float, k: int) -> dict[str, float]:
-    """What the law knows of a machine that nobody measured."""
-    if posterior.servers["gb_per_s"].isna().all():
-        raise EvidenceError(
-            f"{new} cannot be answered by its data sheet: that of the fitted machine is unknown; "
-            "fit its runs with <<machine>>, or with gb_per_s and tflops."
-        )
-    tflops = new.tflops_at(WEIGHT_BITS if np.isnan(bits) else bits)
-    if tflops is None:
-        how = f"name={new.name},tflops=..."
-        raise EvidenceError(f"The arithmetic of {new} is unknown; give its tflops ({how}).")
-    facts = machine(new.gb_per_s, tflops, new.dies, captured(k), bits)
-    return {name: float(value) for name, value in facts.items()}
-
-
 def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
     known = posterior.environments
@@ -226,15 +179,29 @@ def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     return own[0]
 
 
+def workload_of(posterior: Posterior, server: Server) -> str:
+    """What requests a server is asked for; "" where its runs name none."""
+    if server.workload is not None or not isinstance(server.verifier, str):
+        return server.workload or ""
+    known = sorted(of_verifier(posterior.servers, server.verifier)["workload"].unique())
+    if len(known) > 1:
+        raise InputError(
+            f"{server.verifier} ran with workloads {', '.join(known)}; choose one with "
+            "<<workload>>."
+        )
+    return known[0] if known else ""
+
+
 def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
     """The measured pair of a server; None if it is new or nothing is drafted."""
     v, d, given = server.verifier, server.drafter, server.acceptance
     if server.k == 0 or not isinstance(v, str) or not isinstance(d, str):
         return None
-    table = posterior.servers
+    workload, table = workload_of(posterior, server), posterior.servers
     rows = table[(table["verifier"] == v) & (table["drafter"] == d) & (table["draft_tokens"] > 0)]
+    rows = rows[rows["workload"] == workload]
     imposed = sorted(rows["acceptance_imposed"].dropna().unique())
-    pair: dict[str, Any] = {"verifier": v, "drafter": d}
+    pair: dict[str, Any] = {"verifier": v, "drafter": d, "workload": workload}
     if rows["acceptance_imposed"].isna().any():
         return pair | {"acceptance_imposed": np.nan}
     if isinstance(given, float):
@@ -291,6 +258,7 @@ def resolve(
         "verifier": v if isinstance(v, str) else "",
         "drafter": name_of(d) if d is None or isinstance(d, str) else "",
         "acceptance_imposed": pair["acceptance_imposed"] if pair and server.k else np.nan,
+        "workload": workload_of(posterior, server),
         "draft_tokens": server.k,
         "environment": str(environment),
     }

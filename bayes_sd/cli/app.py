@@ -15,6 +15,7 @@ from bayes_sd.errors import InputError
 
 DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
+BEFORE = ("Qwen3-32B", "H100", 2, "eagle3", "0.7", "1,8,64")  # asked before anything is measured
 SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
 COMPILING = "compiling, ten seconds to a minute, then sampling ..."
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
@@ -91,12 +92,14 @@ def demo(
     seed: o.Seed = 1,
     draws: o.Draws = 1200,
 ) -> o.Reply:
-    """Fit the shipped vLLM measurements and decide for every server in them."""
+    """Answer for a public model from data sheets; fit the shipped runs and decide for them."""
     import pandas as pd
 
     from bayes_sd.fit import LatencyModel
     from bayes_sd.runs.read import corpus, read
 
+    before = ask_reference(*BEFORE)
+    o.say(f"Before any measurement. {before.shown[0]}")
     runs = read(corpus(campaign))
     o.say(f"{runs!r}\n{COMPILING}")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
@@ -116,8 +119,9 @@ def demo(
     )
     coefficients = ("Fitted coefficients: median and 90% interval", result.coefficients())
     wrote = "wrote " + ", ".join(files)
-    shown = [str(result), told, coefficients, (title, pd.DataFrame(rows)), wrote]
-    data = {"fit": result.sampling, "accuracy": accuracy, "decisions": rows, "files": files}
+    shown = [*before.shown, str(result), told, coefficients, (title, pd.DataFrame(rows)), wrote]
+    data: dict[str, Any] = {"before": before.data, "fit": result.sampling, "accuracy": accuracy}
+    data |= {"decisions": rows, "files": files}
     return o.Reply(data, shown)
 
 

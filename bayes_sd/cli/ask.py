@@ -19,6 +19,7 @@ from bayes_sd.runs.load import Load
 from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.sizes import Size
+from bayes_sd.runs.table import LENGTHS
 
 LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
 SIZE = (
@@ -36,8 +37,8 @@ class Asked:
     file: Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
     rps: Annotated[o.Text, o.load_option("Requests/s: 1,2,4 or START:STOP:COUNT.", "LIST")] = None
     concurrency: Annotated[o.Text, o.load_option("Requests in flight, instead.", "LIST")] = None
-    prompt: Annotated[float | None, o.load_option("Prompt tokens of a request.", "N")] = None
-    output: Annotated[float | None, o.load_option("Output tokens of a request.", "N")] = None
+    prompt: Annotated[o.Text, o.load_option("Prompt tokens of a request, or several.", "N")] = None
+    output: Annotated[o.Text, o.load_option("Output tokens of a request, or several.", "N")] = None
     verifier: Annotated[o.Text, o.server_option("Measured verifier.", "NAME")] = None
     drafter: Annotated[o.Text, o.server_option("Measured drafter.", "NAME")] = None
     acceptance: Annotated[o.Text, o.server_option("If not as measured: 0.7, or 0.8,0.6.", "A")] = (
@@ -48,6 +49,7 @@ class Asked:
     environment: Annotated[o.Text, o.server_option("Where it runs, if several.", "NAME")] = None
     machine: Annotated[o.Text, o.server_option(MACHINE, "NAME")] = None
     gpus: Annotated[int, o.server_option("How many of that machine.", "N")] = 1
+    workload: Annotated[o.Text, o.server_option("Data set of its runs, if several.", "NAME")] = None
     structure: Annotated[o.Text, o.server_option(STRUCTURE, "KIND:TERMS")] = None
     extrapolate: Annotated[
         bool, o.server_option("Answer far from what was measured.", None, "--extrapolate")
@@ -61,7 +63,7 @@ class Asked:
         """The fit in the file."""
         return Fit.load(self.file)
 
-    def load(self, default: Callable[[tuple[float, float]], Load] | None = None) -> Load:
+    def load(self, default: Callable[[tuple[Any, Any]], Load] | None = None) -> Load:
         """The load; without rates or concurrencies the `default` at these lengths."""
         lengths = self._lengths()
         given = {"rps": self.rps, "concurrency": self.concurrency}
@@ -76,18 +78,20 @@ class Asked:
         """The load; without rates or concurrencies what this server can take."""
         return self.load(lambda lengths: default_loads(self.fit, server, lengths))
 
-    def _lengths(self) -> tuple[float, float]:
+    def _lengths(self) -> tuple[Any, Any]:
         """Prompt and output tokens; by default those of all runs, where they are alike."""
-        if self.prompt is not None and self.output is not None:
-            return self.prompt, self.output
+        named = {"--prompt": self.prompt, "--output": self.output}
+        lists = [None if text is None else o.numbers(text, flag) for flag, text in named.items()]
+        asked: list[Any] = [x[0] if x and len(x) == 1 else x for x in lists]
+        if None not in asked:
+            return asked[0], asked[1]
         measured = self.fit.runs[["prompt_tokens", "output_tokens"]]
         if (measured.max() > LENGTHS_ALIKE * measured.min()).any():
             known = sorted({f"{prompt:.0f} + {output:.0f}" for prompt, output in measured.values})
             some = ", ".join(known[:6]) + " and others" * (len(known) > 6)
             raise typer.BadParameter(f"give --prompt and --output, in tokens; runs had {some}.")
         usual = [float(value) for value in measured.median().round()]
-        given = zip((self.prompt, self.output), usual, strict=True)
-        prompt, output = (length if asked is None else asked for asked, length in given)
+        prompt, output = (u if x is None else x for x, u in zip(asked, usual, strict=True))
         return prompt, output
 
     @property
@@ -111,14 +115,14 @@ class Asked:
         verifier, drafter = self._models()
         structure = o.structure_of(self.structure)
         if k <= 0 and not drafter_loaded:
-            return Server(verifier, environment=self._place(), structure=structure)
+            return Server(verifier, None, 0, None, self._place(), structure, self.workload)
         if drafter is None:
             runs = self.fit.runs
             known = sorted({*runs["drafter"][runs["verifier"] == verifier]} - {"none"})
             drafter = only("drafter", known, f"of {verifier} the fit knows")
         rates = None if self.acceptance is None else o.numbers(self.acceptance, "--acceptance")
         accepted = rates[0] if rates and len(rates) == 1 else rates
-        return Server(verifier, drafter, k, accepted, self._place(), structure)
+        return Server(verifier, drafter, k, accepted, self._place(), structure, self.workload)
 
     def _place(self) -> str | Machine | None:
         """Where it runs: a measured environment, or a machine by its data sheet."""
@@ -204,7 +208,14 @@ def schedule(
     wanted = asked.load(lambda at: Load(concurrency=1.0, prompt=at[0], output=at[1]))
     how: dict[str, Any] = {"loss": loss, "slo_s": slo, "confidence": confidence}
     how |= {"max_batch": max_batch, "extrapolate": asked.extrapolate}
-    answer = asked.fit.schedule(wanted, asked.server(max(ks), drafter_loaded=True), k=ks, **how)
+    server = asked.server(max(ks), drafter_loaded=True)
+    if any(wanted.cells[name].size > 1 for name in LENGTHS):
+        several = asked.fit.contexts(wanted, server, k=ks, **how)
+        tables = [one.to_vllm() for one in several.schedules.values()]
+        told: dict[str, Any] = {"num_speculative_tokens_per_batch_size": tables}
+        told["lengths"] = [*several.loses]
+        return o.Reply.of(several, "Draft tokens by lengths and requests in flight", **told)
+    answer = asked.fit.schedule(wanted, server, k=ks, **how)
     keys = {"method": method, "model": draft_model}
     config, line = None, "Serve without --speculative-config."
     if answer.pays:
@@ -216,7 +227,7 @@ def schedule(
         "faster than plain: than a server with no drafter loaded, at lo and at hi"
     )
     shown = [("Latency under this schedule, seconds", table)] * bool(asked.rps or asked.concurrency)
-    told: dict[str, Any] = {"speculative_config": config, "latency": table.to_dict("records")}
+    told = {"speculative_config": config, "latency": table.to_dict("records")}
     told["num_speculative_tokens_per_batch_size"] = answer.to_vllm()
     return o.Reply.of(answer, title, *shown, line, **told)
 

@@ -56,7 +56,7 @@ def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> 
         "by_position": (("chain", "draw", "pair", "position"), by_position),
         "positions": ("pair", positions),
         "acceptance_imposed": ("pair", keys["acceptance_imposed"].to_numpy(float)),
-        **{name: ("pair", keys[name].to_numpy(object)) for name in ("verifier", "drafter")},
+        **{n: ("pair", keys[n].to_numpy(object)) for n in PAIR if n != "acceptance_imposed"},
     }
     return xr.Dataset(variables, coords={"position": np.arange(1, last + 1)})
 

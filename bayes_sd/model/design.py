@@ -29,7 +29,7 @@ SIZES = (
     *("verifier_layers", "verifier_kv_bytes"),
 )
 MACHINE = ("gb_per_s", "tflops", "dies", "captured_tokens", "weight_bits")
-PAIR = ["verifier", "drafter", "acceptance_imposed"]
+PAIR = ["verifier", "drafter", "acceptance_imposed", "workload"]
 SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
@@ -162,6 +162,7 @@ def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
     if not pd.isna(server["acceptance_imposed"]):
         name += f" @ {server['acceptance_imposed']:g}"
     name += "" if plain else f" k={int(server['draft_tokens'])}"
+    name += f", {server['workload']}" if server["workload"] else ""
     return f"{name} [{server['environment']}]" if several_environments else name
 
 

@@ -52,7 +52,10 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
 
-    return nutpie.sample(compiled, seed=seed, progress_bar=progress, **asdict(how))
+    # The few directions that costs trade off along are turned: a third of the steps.
+    return nutpie.sample(
+        compiled, seed=seed, progress_bar=progress, adaptation="low_rank", **asdict(how)
+    )
 
 
 def sample(

@@ -180,6 +180,7 @@ class Configuration(BaseModel):
     drafter_path: Text = column("what vLLM calls the drafter's model; '' if unknown", "")
     draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)] = column("per cycle, k", ...)
     arm: Annotated[Literal["plain", "sd"] | None, Lower] = column("sd: a drafter is loaded", None)
+    workload: Text = column("data set that requests are of; '' if all are alike", "")
     acceptance_imposed: Fraction = column("acceptance per token known by construction")
     machine: Text = column("accelerator, as in its data sheet; '' if unknown", "")
     gpus: PositiveCount = column("accelerators that serve the model together", 1)

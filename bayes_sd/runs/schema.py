@@ -48,7 +48,8 @@ COLUMNS = {
 TEXTS = ("run_id", "source", "environment", "verifier", "family", "drafter", "drafter_method")
 DTYPES = {
     **dict.fromkeys(
-        (*TEXTS, "drafter_path", "machine", "arm", "loop", "acceptance_from", "flags"), "str"
+        (*TEXTS, "drafter_path", "machine", "workload", "arm", "loop", "acceptance_from", "flags"),
+        "str",
     ),
     **dict.fromkeys(("row", "experts", "experts_per_token", "draft_tokens"), "int64"),
     **dict.fromkeys(("requests", "failed", "incomplete", "gpus", "dies"), "int64"),

@@ -16,6 +16,8 @@ from bayes_sd.runs.sizes import Size
 
 OF = ("mean_s", "run_s", "request_s")
 
+PAIR = {"verifier": "moe-e8k2", "drafter": "draft-3m", "acceptance_imposed": 0.9, "workload": ""}
+
 
 def poles(fit: Fit, server: Server) -> np.ndarray:
     return 1 / law(fit, server).c2_s
@@ -175,9 +177,7 @@ def test_positions_nobody_measured_are_extrapolated(fit: Fit) -> None:
     """The pair ran at k = 3 with counts of three positions; another ran at k = 7."""
     three, five = (fit.latency(rps(1.0), MOE.with_k(k)).table["support"].item() for k in (3, 5))
     assert (three, five) == ("interpolated", "extrapolated")
-    rates = fit.acceptance(
-        {"verifier": "moe-e8k2", "drafter": "draft-3m", "acceptance_imposed": 0.9}, 5
-    )
+    rates = fit.acceptance(PAIR, 5)
     assert rates is not None and len(rates) == 5
     assert rates[4].std() > rates[3].std() > 2 * rates[2].std()
 
@@ -185,15 +185,14 @@ def test_positions_nobody_measured_are_extrapolated(fit: Fit) -> None:
 def test_acceptance_measured_as_falling_is_not_held_up_beyond(fit: Fit) -> None:
     """0.9, 0.6, 0.3 measured: the fourth and fifth draft token are accepted less, not as 0.656."""
     acceptance = fit.tree["acceptance"].to_dataset()
-    pair = {"verifier": "moe-e8k2", "drafter": "draft-3m", "acceptance_imposed": 0.9}
-    keys = acceptance[list(pair)].to_dataframe()
-    i = int(np.flatnonzero((keys == list(pair.values())).all(axis=1))[0])
+    keys = acceptance[list(PAIR)].to_dataframe()
+    i = int(np.flatnonzero((keys == list(PAIR.values())).all(axis=1))[0])
     rng, values = np.random.default_rng(0), acceptance["by_position"].values.copy()
     for j, rate in enumerate((0.9, 0.6, 0.3)):
         values[:, :, i, j] = rng.normal(rate, 0.005, fit.shape)
     acceptance["by_position"] = (acceptance["by_position"].dims, values)
     falling = changed(fit, acceptance=acceptance)
-    rates = falling.acceptance(pair, 5)
+    rates = falling.acceptance(PAIR, 5)
     assert rates is not None
     assert 0.3 > rates[3].mean() > rates[4].mean() and rates[3].std() > 0.03
     slower = falling.latency(rps(1.0), MOE.with_k(5)).draws["mean_s"]

@@ -318,7 +318,8 @@ def test_demo_prints_tables_and_writes_its_figures(
     monkeypatch.setattr(Fit, "decisions", lambda *_: [pair])
     result = run("demo", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
-    for text in ("Fitted coefficients", "reading the weights once", "P(SD beats plain)", "wrote "):
+    said = ("Qwen3-32B on 2x H100", "Fitted coefficients", "reading the weights once")
+    for text in (*said, "P(SD beats plain)", "wrote "):
         assert text in result.stdout
     assert result.stdout.count("dense-115m + draft-12m @ 0.7, k = 7") == 1
     assert all(

@@ -11,7 +11,7 @@ from bayes_sd.model.design import build_design
 from bayes_sd.physics.acceptance import tokens_per_cycle
 from bayes_sd.runs.schema import Runs
 
-PAIR = {"verifier": "m", "drafter": "d", "acceptance_imposed": np.nan}
+PAIR = {"verifier": "m", "drafter": "d", "acceptance_imposed": np.nan, "workload": ""}
 
 
 def rates(runs: Runs, k: int, pair: dict[str, Any] = PAIR) -> np.ndarray:
@@ -41,6 +41,15 @@ def test_totals_without_positions_tell_the_tokens_of_a_cycle() -> None:
     tokens = tokens_per_cycle(list(rates(runs, 3)), 3)
     assert tokens.mean() == pytest.approx(3.1, abs=0.05)
     assert tokens.std() < 0.05
+
+
+def test_workloads_of_one_server_keep_their_own_acceptance() -> None:
+    """Mathematics is drafted well, chat is not: together they are neither."""
+    runs = counted(900, 810, workload="math") + counted(300, 90, workload="chat")
+    design = build_design(runs)
+    assert design.servers["server"].tolist() == ["m + d k=2, chat", "m + d k=2, math"]
+    for name, rate in (("math", 0.9), ("chat", 0.3)):
+        assert rates(runs, 2, PAIR | {"workload": name}).mean() == pytest.approx(rate, abs=0.02)
 
 
 def test_totals_of_many_runs_are_added_up() -> None:

@@ -29,7 +29,7 @@ from bayes_sd.physics.acceptance import cycles
 from bayes_sd.physics.law import FULL, Outcome, outcome
 from bayes_sd.runs.schema import Runs
 
-LEVELS = ["verifier", "drafter", "acceptance_imposed", "draft_tokens", "environment"]
+LEVELS = ["verifier", "drafter", "acceptance_imposed", "workload", "draft_tokens", "environment"]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_priors_are_wide_where_a_machine_is_not_known(
 
 
 def test_labels_are_for_people_and_keys_are_columns() -> None:
-    server = {"verifier": "org/m@v2", "drafter": "d", "acceptance_imposed": np.nan}
+    server = {"verifier": "org/m@v2", "drafter": "d", "acceptance_imposed": np.nan, "workload": ""}
     server |= {"draft_tokens": 3, "environment": "gpu"}
     assert server_label(server, False) == "org/m@v2 + d k=3"
     assert (

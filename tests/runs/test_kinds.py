@@ -79,6 +79,7 @@ def test_a_prior_of_its_kind_stands_in_for_an_acceptance(
     runs = bsd.read(tmp_path / "a.json", **MODEL, **server, **given, draft_tokens=3)
     group = acceptance_draws(build_design(runs).table, (4, 5000), 1)
     pair = {"verifier": "v8b", "drafter": runs.table["drafter"][0], "acceptance_imposed": np.nan}
+    pair["workload"] = ""
     draws = at_positions(group, pair, 3, seed=0)
     assert draws is not None and draws[0].mean() == pytest.approx(mean, abs=0.01)
     assert draws[0].std() > 0.12

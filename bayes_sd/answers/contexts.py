@@ -1,0 +1,127 @@
+"""Draft schedules for several prompt and output lengths, and how far one table does for all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from bayes_sd.answers import answer
+from bayes_sd.answers.schedule import Schedule, schedule
+from bayes_sd.answers.servers import Server
+from bayes_sd.errors import InputError
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.runs.load import Load
+from bayes_sd.runs.table import LENGTHS
+
+ALIKE = 0.02  # share of latency that a table may lose where another would be best
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contexts(answer.Answer):
+    """A schedule for every pair of lengths, as :func:`bayes_sd.Fit.contexts` returns.
+
+    Parameters
+    ----------
+    schedules : dict
+        From (prompt, output) tokens to its :class:`Schedule`.
+    loses : pandas.DataFrame
+        A row a table, a column the lengths it is followed at: the largest share of expected latency
+        (or of the loss asked for) that it loses at any batch size to the table of those lengths.
+    """
+
+    schedules: dict[tuple[float, float], Schedule]
+    loses: pd.DataFrame
+
+    @property
+    def draws(self) -> xr.Dataset:  # type: ignore[override]
+        """Latency under each schedule, as in :class:`Latency`, by ``lengths``."""
+        each = [s.draws.drop_vars(LENGTHS, errors="ignore") for s in self.schedules.values()]
+        return xr.concat(each, pd.Index(list(self.loses), name="lengths"), join="override")
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows of every schedule below its lengths."""
+        parts = [
+            s.rows.assign(**dict(zip(LENGTHS, at, strict=True)))[[*LENGTHS, *s.rows]]
+            for at, s in self.schedules.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def one_for_all(self) -> str:
+        """Lengths, as in `loses`, whose table loses least where it is worst."""
+        return str(self.loses.max(axis=1).idxmin())
+
+    def __str__(self) -> str:
+        best = self.one_for_all
+        rows: Any = self.loses.to_dict("index")
+        lost = {at: x for at, x in rows[best].items() if at != best}
+        far = {at: x for at, x in lost.items() if x > ALIKE}
+        said = f"The table of {best} tokens"
+        if not far:
+            most = max(lost.values(), default=0.0)
+            return f"{said} does for all lengths asked about: at most {most:.1%} slower."
+        places = ", ".join(f"{at} ({x:.1%} slower)" for at, x in far.items())
+        return f"{said} stops being right at {places}; those need tables of their own."
+
+    def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
+        """Draft length against requests in flight, a line a pair of lengths."""
+        ax = answer.axes_of(ax)
+        for number, (name, one) in enumerate(zip(self.loses, self.schedules.values(), strict=True)):
+            edges = np.append(one.rows["lo"], one.rows["hi"].iloc[-1] + 1)
+            style = answer.STYLES[number % len(answer.STYLES)]
+            color = answer.COLORS[number % len(answer.COLORS)]
+            # Apart by a hair, so that equal tables do not hide each other.
+            ax.stairs(one.rows["k"] + 0.04 * number, edges, color=color, ls=style, lw=1.6,
+                      baseline=None, label=f"{name} tokens")  # fmt: skip
+        return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
+
+
+def contexts(
+    fit: Posterior, load: Load, server: Server, *, k: Sequence[int], **how: Any
+) -> Contexts:
+    """A schedule for every pair of prompt and output lengths of a load.
+
+    Parameters
+    ----------
+    load : Load
+        Rates or concurrencies and lengths, one or more of each.
+    server, k
+        As of :func:`bayes_sd.Fit.schedule`, which also says what it raises.
+    **how
+        Its other arguments; all tables then reach as far.
+
+    Examples
+    --------
+    >>> import bayes_sd as bsd
+    >>> load = bsd.Load(concurrency=[1, 8], prompt=[512, 8192], output=256)
+    >>> eagle = bsd.Server("Qwen3-32B", "eagle3", 3, 0.7, bsd.Machine("H100", gpus=2))
+    >>> answer = bsd.reference().contexts(load, eagle, k=[0, 1, 3, 5], max_batch=16)
+    >>> list(answer.loses)
+    ['512 + 256', '8192 + 256']
+    """
+    if load.is_traffic:
+        raise InputError("Schedules by length are for lists of lengths, not for traffic over time.")
+    values = load.cells
+    axis = {str(load.axis).replace("rate_rps", "rps"): np.atleast_1d(values[load.axis]).tolist()}
+    prompts, outputs = (np.atleast_1d(values[name]).tolist() for name in LENGTHS)
+    made = {
+        (p, o): schedule(fit, Load(**axis, prompt=p, output=o), server, k=k, **how)
+        for p in prompts
+        for o in outputs
+    }
+    names = [f"{p:g} + {o:g}" for p, o in made]
+    chosen = [
+        np.concatenate([[one.candidates.index(n)] * (hi - lo + 1) for lo, hi, n in one.to_vllm()])
+        for one in made.values()
+    ]
+    top, loses = min(map(len, chosen)), np.zeros((len(made), len(made)))
+    for at, (there, own) in enumerate(zip(made.values(), chosen, strict=True)):
+        batch = np.arange(top)
+        best = there.losses[own[:top], batch]
+        for which, ks in enumerate(chosen):
+            loses[which, at] = (there.losses[ks[:top], batch] / best - 1).max()
+    return Contexts(made, pd.DataFrame(loses, names, names))
