@@ -30,7 +30,7 @@ from bayes_sd.runs.schema import Runs
 
 CLEAR = 0.05  # SD and plain differ by more
 NEAR = 0.2
-BATCH = ["environment", "verifier", "concurrency"]
+BATCH = ["environment", "workload", "verifier", "concurrency"]
 
 
 def sources() -> dict[str, Callable[[], Runs]]:

@@ -29,7 +29,7 @@ VOCABULARY, DRAFT_VOCABULARY = 151_936, 32_000
 HIDDEN = {"Qwen3-235B-A22B": 4096, "Qwen3-30B-A3B": 2048, "Qwen3-32B": 5120}
 COMMON = ("verifier", "drafter", "drafter_params", "draft_tokens", "acceptance_imposed", "loop",
           "verifier_params", "verifier_active_params", "verifier_layers", "verifier_kv_bytes",
-          "experts", "experts_per_token", "family", "concurrency", "prompt_tokens",
+          "experts", "experts_per_token", "family", "workload", "concurrency", "prompt_tokens",
           "output_tokens", "requests", "e2e_mean_s", "environment", "gb_per_s", "tflops", "dies",
           "captured_tokens", "acceptance_length")  # fmt: skip
 
@@ -68,7 +68,7 @@ def gb200(workload: str = "") -> Runs:
         loop="closed", concurrency=raw["batch"], prompt_tokens=lengths.map(UNPUBLISHED),
         requests=(4 * raw["batch"]).clip(lower=64),
         e2e_mean_s=raw["batch"] * raw["output_tokens"] / raw["output_tokens_per_s"],
-        environment=raw["gpus"].astype(str) + " x GB200 / vLLM 0.24 / " + lengths,
+        environment=raw["gpus"].astype(str) + " x GB200 / vLLM 0.24", workload=lengths,
         captured_tokens=[captured(k, m, PRESET if m == 64 else ()) for k, m in limits],
         experts=raw["experts"].fillna(0), experts_per_token=raw["experts_per_token"].fillna(0),
         **sheet(pd.Series(["GB200"] * len(raw)), raw["gpus"]),
