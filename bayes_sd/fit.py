@@ -268,7 +268,7 @@ class LatencyModel:
         *,
         seed: int = 1,
         draws: int = 1200,
-        tune: int = 1000,
+        tune: int = 700,
         chains: int = 4,
         target_accept: float = 0.9,
         max_minutes: float = MAX_MINUTES,

@@ -56,7 +56,7 @@ def fit(
     source: o.Source,
     seed: o.Seed = 1,
     draws: o.Draws = 1200,
-    tune: o.Tune = 1000,
+    tune: o.Tune = 700,
     target_accept: Annotated[float, o.sampling_option("Nearer 1: fewer divergences.", "P")] = 0.9,
     max_minutes: Annotated[float, o.sampling_option("Draw again for so long.", "M")] = 10.0,
 ) -> o.Reply:

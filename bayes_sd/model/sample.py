@@ -34,7 +34,7 @@ class Sampling:
     """Draws kept and discarded of each chain, chains, step size target and cores; as of nutpie."""
 
     draws: int = 1200
-    tune: int = 1000
+    tune: int = 700
     chains: int = 4
     target_accept: float = 0.9
     cores: int | None = None
