@@ -9,6 +9,8 @@ reference and with the default ones. On GB200 the runs are those that `next_runs
 what is known so far (the reference at first), where it proposes too few and elsewhere they are
 spread over draft lengths and loads. Half an hour of two cores in all.
 
+Last, likewise, all runs of two of its systems (verifiers), at most forty.
+
 Per row: median error; share inside 90% intervals and their width (high over low); how often SD is
 rightly called faster or slower than plain where they differ by more than 5%, and how many such
 cells; the latency lost, in the mean, by running the draft length predicted to be best.
@@ -33,7 +35,7 @@ from bayes_sd.runs.schema import Runs
 CLEAR = 0.05  # SD and plain differ by more
 CELL = ["verifier", "environment", "workload", "acceptance_imposed", "concurrency",
         "prompt_tokens", "output_tokens"]  # fmt: skip
-RATE = "rate_rps"
+SYSTEMS = "2 systems"
 
 
 def system(table: pd.DataFrame) -> pd.DataFrame:
@@ -53,6 +55,16 @@ def spread(own: pd.DataFrame, count: int) -> list[int]:
         server = own[own["draft_tokens"] == k].sort_values("in_flight")
         take = min(count // len(ks) + (i < count % len(ks)), len(server))
         rows += server.index[np.linspace(0, len(server) - 1, take).round().astype(int)].tolist()
+    return rows
+
+
+def two_systems(table: pd.DataFrame) -> list[int]:
+    """Rows of the smallest and the largest verifier, spread over each."""
+    sizes = table.groupby("verifier")["verifier_params"].first().sort_values()
+    rows: list[int] = []
+    for name in (sizes.index[0], sizes.index[-1]):
+        own = table.index[table["verifier"] == name]
+        rows += own[np.linspace(0, len(own) - 1, min(20, len(own))).astype(int)].tolist()
     return rows
 
 
@@ -114,7 +126,7 @@ def scores(table: pd.DataFrame) -> dict[str, float]:
     }  # fmt: skip
 
 
-def rows_of(name: str, counts: list[int], cache: Path) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, counts: list[Any], cache: Path) -> Iterator[dict[str, Any]]:
     """A row a number of runs and prior."""
     runs = reference.runs_of(name)
     others = [n for n in reference.SOURCES if n.partition(" ")[0] != name.partition(" ")[0]]
@@ -123,13 +135,14 @@ def rows_of(name: str, counts: list[int], cache: Path) -> Iterator[dict[str, Any
     own, sheet = system(runs.table), runs.table["gb_per_s"].notna().all()
     for which, model in models.items():
         known, taken = prior, list[int]()
-        for count in counts:
+        for count in (*counts, SYSTEMS):
             row = {"machine": name, "runs": count, "prior": which}
             if count:
-                more = count - len(taken)
-                asked = name == "GB200" and which == "reference"
-                taken += proposed(known, own, taken, more) if asked else []
-                taken = taken if asked else spread(own, count)
+                asked = name == "GB200" and which == "reference" and count != SYSTEMS
+                if asked:
+                    taken += proposed(known, own, taken, count - len(taken))
+                else:
+                    taken = two_systems(runs.table) if count == SYSTEMS else spread(own, count)
                 few = Runs(runs.table.loc[taken].reset_index(drop=True), runs.set_aside)
                 known = fitted(model, few, seed=1)
                 row["converged"] = converged(known)
