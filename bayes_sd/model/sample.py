@@ -23,7 +23,8 @@ RHAT_MAX = 1.01
 ESS_MIN = 400.0
 GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that of the tails"}
 MAX_MINUTES = 10.0
-STEP_TARGETS = (0.0, 0.95, 0.98, 0.99)  # at least, of one sample after the other
+SAMPLES = 4  # at most, one after the other
+STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
@@ -68,9 +69,9 @@ def sample(
 ) -> tuple[xr.DataTree, "Convergence", dict[str, Any]]:
     """Draw until the gate is passed; chains start at `initial`.
 
-    Where a sample does not pass, the compiled model is drawn from again with a smaller step, and
-    twice as long if more than divergences was wrong, as long as that is expected to end within
-    `max_minutes` of the first start.
+    Where a sample does not pass, the compiled model is drawn from again, twice as long if the draws
+    were too few and with a smaller step after divergences, as long as that is expected to end
+    within `max_minutes` of the first start.
 
     Returns
     -------
@@ -83,9 +84,8 @@ def sample(
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
     samples: list[dict[str, Any]] = []
-    more = 1
-    for accept in STEP_TARGETS:
-        accept = max(how.target_accept, accept)
+    more, accept = 1, how.target_accept
+    for _ in range(SAMPLES):
         now = replace(how, draws=more * how.draws, tune=more * how.tune, target_accept=accept)
         if samples:
             last = samples[-1]
@@ -116,6 +116,8 @@ def sample(
         if not convergence.complaints or convergence.table[list(GATES)].isna().any(axis=None):
             break
         more *= 2 if convergence.too_short else 1
+        if convergence.divergences:
+            accept = next((t for t in STEP_TARGETS if t > accept), accept)
     seconds = {"seconds_compile": compiled_at - begun}
     seconds |= {"seconds_sample": time.perf_counter() - compiled_at}
     # Of more draws as many are kept as were asked for, which carry nearly as much.
