@@ -130,7 +130,7 @@ def population(fits: dict[str, Posterior], seed: int = 1) -> tuple[xr.Dataset, d
         z = pm.Normal("z", dims="row")
         theta = mu[which] + scatter[which] * z
         pm.Normal("estimate", theta, error, observed=estimate)
-    tree, convergence, _ = sample(model, Sampling(), seed, False)
+    tree, convergence, _ = sample(model, Sampling(adaptation="diag"), seed, False)
     if convergence.complaints:
         raise RuntimeError(" ".join(convergence.complaints))
     counts = np.bincount(which, minlength=len(names))

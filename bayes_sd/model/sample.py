@@ -39,6 +39,8 @@ class Sampling:
     chains: int = 4
     target_accept: float = 0.9
     cores: int | None = None
+    # Turns the few directions along which costs trade off: a third of the steps of "diag".
+    adaptation: str = "low_rank"
 
     def __post_init__(self) -> None:
         for name in ("draws", "tune", "chains"):
@@ -53,10 +55,7 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
 
-    # The few directions that costs trade off along are turned: a third of the steps.
-    return nutpie.sample(
-        compiled, seed=seed, progress_bar=progress, adaptation="low_rank", **asdict(how)
-    )
+    return nutpie.sample(compiled, seed=seed, progress_bar=progress, **asdict(how))
 
 
 def sample(
