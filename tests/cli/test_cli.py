@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,8 @@ def test_metrics_of_a_server_are_checked_without_a_benchmark(tmp_path: Path) -> 
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["summary"][0]["drafter"] == "draft-3m"
     assert run(*words, "--window", "-1").exit_code == 1
+
+
+def test_the_version_and_completion_are_said() -> None:
+    assert run("--version").stdout == f"bayes-sd {version('bayes-sd')}\n"
+    assert "schedule" in run("--help").stdout and "--show-completion" in run("--help").stdout
