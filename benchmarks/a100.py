@@ -25,15 +25,13 @@ import pandas as pd
 import bayes_sd as bsd
 from bayes_sd.runs.schema import Runs
 
-SAMPLING = {"draws": 800, "tune": 900}
-
 
 def cached(runs: Runs, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.Fit:
     """Fit, or read the fit kept under `name`."""
     path = cache / f"{name}.nc"
     if path.is_file():
         return bsd.Fit.load(path)
-    fit = common.fitted(model, runs, seed=1, **SAMPLING)
+    fit = common.fitted(model, runs, seed=1)
     fit.save(path)
     return fit
 
