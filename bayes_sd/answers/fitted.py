@@ -20,6 +20,7 @@ from bayes_sd.model.design import (
     build_design,
     coefficients,
     machine,
+    run_machine,
     run_workload,
 )
 from bayes_sd.model.posterior import Posterior
@@ -28,7 +29,7 @@ from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.check import place
-from bayes_sd.runs.machine import Machine
+from bayes_sd.runs.machine import Machine, site
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
 
@@ -94,13 +95,15 @@ def run_outcome(
     columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
     scale, variance = np.empty(shape), np.empty(shape)
     for _, rows in table.groupby(SERVER, dropna=False):
-        resolved = resolve(posterior, _server_of(rows.iloc[0], posterior), seed)
-        inputs = run_workload(rows)
+        first, inputs = rows.iloc[0], run_workload(rows)
+        place = site(str(first["environment"]), str(first["machine"]))
+        resolved = resolve(posterior, _server_of(first, posterior), seed, site=place)
+        sizes = {**resolved.sizes, **run_machine(rows)}  # as a run has them, captured graphs too
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
         terms, law = resolved.coefficients, posterior.law
-        stages = law.stages(terms, resolved.sizes, inputs)
-        said = outcome(stages, terms["queue_cycles"], resolved.sizes, inputs, SOFTNESS, law=law)
+        stages = law.stages(terms, sizes, inputs)
+        said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)
         requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
         for name, values in said._asdict().items():
             columns[name][:, at] = values

@@ -228,13 +228,19 @@ def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | 
 
 
 def resolve(
-    posterior: Posterior, server: Server, seed: int = 0, started_anew: str | None = None
+    posterior: Posterior,
+    server: Server,
+    seed: int = 0,
+    started_anew: str | None = None,
+    site: str = "",
 ) -> Resolved:
     """Coefficients, sizes and acceptance of a server.
 
     By default it is the one that was measured, if it was; with `started_anew` it is another of
-    that name, whose own effect is drawn, the same for every draft length. InputError where a name
-    is not known or a choice is open, EvidenceError where no acceptance was given or measured.
+    that name, whose own effect is drawn, the same for every draft length. A machine by its data
+    sheet has the factors of `site`, by default of the only fitted one of that machine. InputError
+    where a name is not known or a choice is open, EvidenceError where no acceptance was given or
+    measured.
     """
     v, d = server.verifier, server.drafter
     if isinstance(d, str) and d not in posterior.drafters.index:
@@ -270,7 +276,11 @@ def resolve(
     if started_anew is None:
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
         label = server_label(names, len(posterior.environments) > 1)
-    where = environment.name if isinstance(environment, Machine) else posterior.site_of(environment)
+    if isinstance(environment, Machine):
+        alike = [s for s in posterior.sites if s.partition(" / ")[0] == environment.name]
+        where = site or (alike[0] if len(alike) == 1 else environment.name)
+    else:
+        where = posterior.site_of(environment)
     ones = [1.0, 1.0]
     site_i = posterior.sites.index(where) if where in posterior.sites else None
     drafter = ones if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
