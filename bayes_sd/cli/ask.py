@@ -15,6 +15,7 @@ from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
 from bayes_sd.physics.structures import NAMES
+from bayes_sd.report.page import best_measured
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.read import load_yaml
@@ -268,6 +269,22 @@ def capacity(
         f"({answer.prob_none:.2g}) sum to 1"
     )
     return o.Reply.of(answer, title, *beats * (len(named) > 1), **told)
+
+
+def report(
+    asked: Asked, page: Annotated[Path, o.option("Page to write, HTML.", "FILE", "-o", "--page")]
+) -> o.Reply:
+    """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
+    names = ("k", "acceptance", "structure", "machine", "environment")
+    models = ("verifier", "drafter", "new_verifier", "new_drafter")
+    how: dict[str, Any] = {"extrapolate": asked.extrapolate}
+    if any(getattr(asked, name) is not None for name in names + models):
+        plain = asked.server(0)
+        how |= {"baseline": plain, "servers": [asked.server(k) for k in asked.draft_lengths if k]}
+    if asked.rps or asked.concurrency or asked.prompt or asked.output:
+        how["load"] = asked.load_near(how.get("baseline") or best_measured(asked.fit)[1])
+    path = str(asked.fit.report(page, **how))
+    return o.Reply({"page": path}, [f"wrote {path}"])
 
 
 def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float]]:
