@@ -275,15 +275,16 @@ def report(
     asked: Asked, page: Annotated[Path, o.option("Page to write, HTML.", "FILE", "-o", "--page")]
 ) -> o.Reply:
     """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
-    names = ("k", "acceptance", "structure", "machine", "environment")
-    models = ("verifier", "drafter", "new_verifier", "new_drafter")
-    how: dict[str, Any] = {"extrapolate": asked.extrapolate}
-    if any(getattr(asked, name) is not None for name in names + models):
-        plain = asked.server(0)
-        how |= {"baseline": plain, "servers": [asked.server(k) for k in asked.draft_lengths if k]}
-    if asked.rps or asked.concurrency or asked.prompt or asked.output:
-        how["load"] = asked.load_near(how.get("baseline") or best_measured(asked.fit)[1])
-    path = str(asked.fit.report(page, **how))
+    asks: dict[str, Any] = {"extrapolate": asked.extrapolate}
+    baseline = best_measured(asked.fit)[1]
+    loads = ("file", "extrapolate", "rps", "concurrency", "prompt", "output", "gpus")
+    if any(getattr(asked, f.name) is not None for f in fields(Asked) if f.name not in loads):
+        baseline = asked.server(0)
+        drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
+        asks |= {"servers": drafting, "baseline": baseline}
+    if baseline and any(getattr(asked, name) is not None for name in loads[2:6]):
+        asks["load"] = asked.load_near(baseline)
+    path = str(asked.fit.report(page, **asks))
     return o.Reply({"page": path}, [f"wrote {path}"])
 
 

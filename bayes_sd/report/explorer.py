@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,50 +10,48 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.answers.latency import Arm
-from bayes_sd.answers.servers import Resolved, Server, resolve
-from bayes_sd.model.design import NONE, PAIR
+from bayes_sd.answers.servers import Resolved, Server, name_of, resolve
+from bayes_sd.model.design import PAIR
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.law import Law
-from bayes_sd.report.script import DRAW, LOAD, QUESTION, Value, javascript, named
+from bayes_sd.physics.noise import METRICS
+from bayes_sd.report.script import DRAW, LOAD, QUESTION, Tape
+from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.load import Load
 
-BYTES = 1_300_000  # of draws in a page; in its text they take a third more
+BYTES = 1_000_000  # of draws in a page; in its text they take a third more
 FEWEST, MOST = 200, 1000  # draws
 AXES = ("rate_rps", "concurrency")
 LENGTHS = ("prompt_tokens", "output_tokens")
 K_MOST = 16  # draft tokens
-POINTS = 2000  # measured runs
+ACCEPTANCE = "acceptance_"
+POINTS = 500  # measured runs of a server
+UNLIKE = 0.123456789  # an acceptance that nobody imposed: stands for any that is given
 
 
-def law_source(
-    law: Law, axis: str, resolved: Resolved, k_most: int, name: str
-) -> tuple[str, dict[str, list[str]]]:
+def law_source(fit: Posterior, axis: str, resolved: Resolved, k_most: int, name: str) -> Any:
     """The law of servers like this one as a JavaScript function, and what that takes.
 
     Alike are servers that draft, of one family, and with captured graphs: others need no code.
     """
-    drafting, sizes = resolved.server.k > 0, resolved.sizes
-    fixed = {n: sizes[n] for n in ("moe", "expert") if not sizes["moe"]}
-    fixed |= {"captured": np.inf} if np.isinf(sizes["captured"]) else {}
-    terms = named([*resolved.coefficients], DRAW)
-    rates = named([f"acceptance_{j}" for j in range(1, k_most + 1) if drafting], DRAW)
-    numbers = named([*sizes, *LENGTHS], QUESTION)
-    k, load = Value(QUESTION, "k", most=k_most), Value(LOAD, axis)
-    server = SimpleNamespace(k=k if drafting else 0, drafter=resolved.server.drafter)
-    traced = SimpleNamespace(
+    tape, sizes, drafting = Tape(k_most), resolved.sizes, resolved.server.k > 0
+    numbers: dict[str, Any] = tape(QUESTION, "k", *LENGTHS, *sizes)
+    numbers |= {n: 0.0 for n in ("moe", "expert") if not sizes["moe"]}
+    numbers |= {"captured": np.inf} if np.isinf(sizes["captured"]) else {}
+    rates = tape(DRAW, *(f"{ACCEPTANCE}{j}" for j in range(k_most if drafting else 0)))
+    server: Any = SimpleNamespace(**vars(resolved.server))
+    server.k = numbers["k"] if drafting else 0
+    traced = replace(
+        resolved,
         server=server,
-        coefficients=terms,
-        sizes=numbers | fixed,
+        coefficients=tape(DRAW, *resolved.coefficients),
+        sizes=numbers,
         acceptance=[*rates.values()],
-        place=None,
     )
-    cells: dict[str, Any] = {n: numbers[n] for n in LENGTHS} | {axis: load}
-    arm: Any = Arm(SimpleNamespace(law=law), traced, cells, np.array([]))  # type: ignore[arg-type]
-    said, inputs = arm.outcome()
-    means = {m: said.mean_s(m, inputs["output_tokens"]) for m in ("e2e", "ttft", "tpot")}
-    full = said.utilization >= 1
-    outputs = {n: np.where(full, np.inf, v) for n, v in means.items()} | {"c2": said.c2_s}
-    given = [*terms.values(), *rates.values(), *numbers.values(), k, load]
-    return javascript(name, {v.name: v for v in given}, outputs)
+    cells = {n: numbers[n] for n in LENGTHS} | tape(LOAD, axis)
+    said, inputs = Arm(fit, traced, cells, np.array([])).outcome()
+    means = [said.mean_s(metric, inputs["output_tokens"]) for metric in METRICS]
+    means = [np.where(said.utilization >= 1, np.inf, mean) for mean in means]
+    return tape.javascript(name, [*means, said.c2_s])
 
 
 class Columns:
@@ -74,83 +73,85 @@ class Columns:
         return {"numbers": numbers, "columns": base64.b64encode(columns).decode()}
 
 
-def explorer(fit: Posterior) -> dict[str, Any] | None:
-    """Servers that the fit knows, with thinned draws, and the law; None where none drafts."""
-    ran, runs = fit.servers, fit.runs
-    drafting = ran[ran["draft_tokens"] > 0]
+def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
+    """Servers that the fit knows, with thinned draws, and the law; None where none drafts.
+
+    The page begins with `lead` at the middle of `load`.
+    """
+    drafting = fit.servers[fit.servers["draft_tokens"] > 0]
     if drafting.empty:
         return None
-    ks = drafting.groupby("drafter")["draft_tokens"].max().clip(upper=K_MOST)
-    draws = _draws(fit, drafting, ks)
-    thin = fit.thin(draws)
-    columns, functions, systems = Columns(), dict[str, Any](), dict[Any, Any]()
-    several, left_out = len(fit.environments) > 1, 0
+    most = drafting.groupby("drafter")["draft_tokens"].max().clip(upper=K_MOST)
+    pairs = drafting.assign(runs=drafting["server"].map(fit.runs["server"].value_counts()))
+    pairs = pairs.groupby([*PAIR, "environment"], dropna=False)
+    pairs = pairs.agg({"runs": "sum", "draft_tokens": sorted}).reset_index()
+    pairs = pairs.sort_values("runs", ascending=False, kind="stable")
+    # Of a pair about four columns a draft length: factors, and those with a given acceptance.
+    sizes = 4 * most[pairs["drafter"]].to_numpy() + 8
+    terms = len(fit.law.terms)
+    shown = pairs[terms + np.cumsum(sizes) <= BYTES / 8 / FEWEST].sort_values(PAIR)
+    thin = fit.thin(int(np.clip(BYTES / 8 / (terms + sizes.sum()), FEWEST, MOST)))
+    columns, laws, systems = Columns(), dict[str, Any](), dict[Any, Any]()
 
-    def said(server: Server) -> dict[str, Any]:
+    @cache
+    def told(server: Server) -> dict[str, Any]:
         resolved = resolve(thin, server)
         moe, graphs = resolved.sizes["moe"] > 0, np.isfinite(resolved.sizes["captured"])
         key = f"law_{int(server.k > 0)}{int(moe)}{int(graphs)}"
-        if key not in functions:
-            functions[key] = {
-                axis: law_source(fit.law, axis, resolved, int(ks.max()), f"{key}_{axis}")
-                for axis in AXES
-            }
-        terms = {n: columns.place(v) for n, v in resolved.coefficients.items()}
+        for axis in AXES if f"{key}_{AXES[0]}" not in laws else ():
+            made = law_source(fit, axis, resolved, int(most.max()), f"{key}_{axis}")
+            laws[f"{key}_{axis}"] = made
+        terms = [columns.place(value) for value in resolved.coefficients.values()]
         rates = [columns.place(rate) for rate in resolved.acceptance]
-        return {"law": key, "terms": terms, "sizes": resolved.sizes, "acceptance": rates}
+        own = thin.servers["server"][resolved.measured]
+        about = {"sizes": [*resolved.sizes.values()], "points": _points(fit.runs, own)}
+        return {"law": key, "terms": terms, "acceptance": rates, **about}
 
-    for key, rows in drafting.groupby([*PAIR, "environment"], dropna=False):
-        verifier, drafter, imposed, environment = key
-        if len(columns.kept) * draws * 8 > BYTES:
-            left_out += 1
-            continue
-        where = str(environment) if several else None
-        here = ran[(ran["verifier"] == verifier) & (ran["environment"] == environment)]
-        plain = Server(str(verifier), environment=where)
-        if (verifier, environment) not in systems:
-            bare = here["server"][here["drafter"] == NONE]
-            systems[verifier, environment] = {
-                "name": str(verifier) + (f" [{environment}]" if several else ""),
-                "plain": said(plain) | {"points": _points(runs, bare), "measured": len(bare) > 0},
-                "pairs": [],
-            }
-        own = None if pd.isna(imposed) else float(imposed)
-        pair = replace(plain, drafter=str(drafter), k=1, acceptance=own)
-        servers = {}
-        for k in range(1, int(ks[drafter]) + 1):
-            given = said(replace(pair, k=k, acceptance=_unlike(drafting)))
-            same = rows["server"][rows["draft_tokens"] == k]
-            about = {"given": given["terms"], "points": _points(runs, same)}
-            servers[k] = said(replace(pair, k=k)) | about
-        name = str(drafter) + ("" if own is None else f" @ {own:g}")
-        measured = sorted(int(k) for k in rows["draft_tokens"])
-        systems[verifier, environment]["pairs"].append(
-            {"name": name, "measured": measured, "servers": servers}
+    for row in shown.to_dict("records"):
+        where = row["environment"] if len(fit.environments) > 1 else None
+        plain = Server(row["verifier"], environment=where)
+        system = systems.setdefault(
+            plain, {"name": str(plain).replace(", plain", ""), "plain": told(plain), "pairs": []}
         )
-    takes = {f: {a: takes for a, (_, takes) in by.items()} for f, by in functions.items()}
-    source = "\n".join(code for by in functions.values() for code, _ in by.values())
-    ranges = {n: [float(runs[n].min()), float(runs[n].max())] for n in (*LENGTHS, "in_flight")}
-    data = {"systems": [*systems.values()], "takes": takes, "ranges": ranges, "draws": draws}
-    return {"source": source, "left_out": left_out, "data": data | columns.to_json()}
-
-
-def _unlike(drafting: pd.DataFrame) -> float:
-    """An acceptance that no pair was measured with, for servers whose acceptance is given."""
-    return 0.5 + 1e-9 * float(np.pi) * (0.5 in set(drafting["acceptance_imposed"]))
-
-
-def _draws(fit: Posterior, drafting: pd.DataFrame, ks: pd.Series) -> int:
-    """As many draws as a page holds, of those that the fit has."""
-    pairs = drafting.drop_duplicates([*PAIR, "environment"])["drafter"]
-    columns = len(fit.law.terms) + 8 * len(fit.verifiers) + 4 * int(ks[pairs].sum())
-    wanted = int(np.clip(BYTES / 8 / columns, FEWEST, MOST))
-    every = -(-fit.draws // wanted)
-    return fit.thin(max(fit.draws // every, 1)).draws
+        own = None if np.isnan(row["acceptance_imposed"]) else row["acceptance_imposed"]
+        pair = replace(plain, drafter=row["drafter"], k=1, acceptance=own)
+        servers = {
+            k: told(replace(pair, k=k))
+            | {"given": told(replace(pair, k=k, acceptance=UNLIKE))["terms"]}
+            for k in range(1, int(most[row["drafter"]]) + 1)
+        }
+        name = row["drafter"] + ("" if own is None else f" @ {own:g}")
+        about = {"name": name, "measured": row["draft_tokens"], "servers": servers}
+        system["pairs"].append(about)
+    resolved = resolve(thin, plain)
+    runs, axis = fit.runs, str(load.axis)
+    drafter = name_of(lead.drafter) + ("" if lead.acceptance is None else f" @ {lead.acceptance:g}")
+    middle = float(np.ravel(load.cells[axis].values)[(load.cells[axis].size - 1) // 2])
+    start = {"v": str(replace(lead, drafter=None, k=0)).replace(", plain", ""), "d": drafter}
+    start |= {"k": lead.k, "a": None, "axis": axis, "x": float(f"{middle:.3g}"), "m": "e2e"}
+    start |= dict(zip("pg", load.lengths, strict=True))
+    data = {
+        "systems": [*systems.values()],
+        "takes": {name: takes for name, (_, takes) in laws.items()},
+        "terms": [*resolved.coefficients],
+        "sizes": [*resolved.sizes],
+        "ranges": {n: [runs[n].min(), runs[n].max()] for n in (*LENGTHS, "in_flight")},
+        "start": start,
+        "draws": thin.draws,
+        **columns.to_json(),
+    }
+    source = [code for code, _ in laws.values()] + [f"const LAWS = {{{', '.join(laws)}}};"]
+    return {
+        "source": "\n".join(source),
+        "left_out": len(pairs) - len(shown),
+        "data": finite_or_none(data),
+    }
 
 
 def _points(runs: pd.DataFrame, servers: pd.Series) -> list[list[float | None]]:
     """Measured runs of these servers: lengths, loads, and mean latency, TTFT and TPOT."""
+    if servers.empty:
+        return []
     own = runs[runs["server"].isin(servers)].head(POINTS)
-    means = [f"{metric}_mean_s" for metric in ("e2e", "ttft", "tpot")]
-    table = own[[*LENGTHS, *AXES, *means]].to_numpy(float)
+    table = own[[*LENGTHS, *AXES, *(f"{m}_mean_s" for m in METRICS)]].to_numpy(float)
     return [[float(f"{v:.7g}") if np.isfinite(v) else None for v in row] for row in table]

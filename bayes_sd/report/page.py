@@ -5,18 +5,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from itertools import count, groupby
-from operator import itemgetter
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import break_even
-from bayes_sd.answers.compare import Comparison, compare, default_loads
+from bayes_sd.answers.compare import Comparison, compare, default_loads, stretches
 from bayes_sd.answers.fitted import accuracy, coefficient_table, families, misfits, plot_collapse
 from bayes_sd.answers.latency import latency
 from bayes_sd.answers.next_runs import next_runs
@@ -24,50 +22,42 @@ from bayes_sd.answers.schedule import schedule
 from bayes_sd.answers.servers import Server, listed, shared_name
 from bayes_sd.errors import EvidenceError, InputError, shown
 from bayes_sd.model.design import NONE
+from bayes_sd.model.file import writable
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.report import figures
-from bayes_sd.report.explorer import explorer
+from bayes_sd.report.explorer import LENGTHS, explorer
 from bayes_sd.runs.load import Load
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-FOLDER = Path(__file__).parent
-LINES = 4  # servers in a figure
-ROWS, CSV_BYTES = 200, 300_000  # of a table on the page, and in its file
+LINES = 4  # servers in a figure, beside the plain one
+CSV_BYTES = 300_000  # of a table's file
 RUN_COLUMNS = (
-    *("source", "row", "server", "prompt_tokens", "output_tokens", "rate_rps", "concurrency"),
-    *("requests", "e2e_mean_s", "fitted_e2e_s", "ttft_mean_s", "tpot_mean_s", "tokens_per_cycle"),
+    *("source", "row", "server", *LENGTHS, "rate_rps", "concurrency", "requests", "e2e_mean_s"),
+    *("fitted_e2e_s", "ttft_mean_s", "tpot_mean_s", "tokens_per_cycle"),
 )
 
 
-def best_measured(fit: Posterior) -> tuple[list[Server], Server | None]:
-    """Of the verifier with most runs, of those that ran plain and drafting: all servers that draft,
-    and the plain one."""
+def best_measured(fit: Posterior) -> tuple[list[Server], Server | None, Load]:
+    """All servers of the verifier with most runs, of those that ran plain and drafting: those that
+    draft, the plain one if it ran, and a load of the lengths of most runs."""
     ran = fit.servers.assign(runs=fit.servers["server"].map(fit.runs["server"].value_counts()))
     ran = ran.assign(plain=ran["drafter"] == NONE, drafts=ran["draft_tokens"] > 0)
-    by = ran.groupby(["verifier", "environment"])[["plain", "drafts", "runs"]]
+    by = ran.groupby(["verifier", "environment"])
     rank = by.agg({"plain": "any", "drafts": "any", "runs": "sum"})
-    rank["both"] = rank["plain"] & rank["drafts"]
-    verifier, environment = rank.sort_values(["both", "runs"], kind="stable").index[-1]
-    own = ran[(ran["verifier"] == verifier) & (ran["environment"] == environment)]
-    plain = Server(verifier, environment=environment if len(fit.environments) > 1 else None)
+    rank = rank.assign(both=rank["plain"] & rank["drafts"]).sort_values(["both", "runs"])
+    own = by.get_group(rank.index[-1])
+    verifier, where = rank.index[-1]
+    plain = Server(verifier, environment=where if len(fit.environments) > 1 else None)
     columns = own[own["drafts"]][["drafter", "draft_tokens", "acceptance_imposed"]]
     drafting = [
-        Server(verifier, d, k, None if np.isnan(a) else a, plain.environment)
-        for d, k, a in columns.itertuples(index=False)
+        replace(plain, drafter=drafter, k=k, acceptance=None if np.isnan(imposed) else imposed)
+        for drafter, k, imposed in columns.itertuples(index=False)
     ]
-    return drafting, plain if own["plain"].any() or not drafting else None
-
-
-def usual_lengths(fit: Posterior, server: Server) -> tuple[float, float]:
-    """Prompt and output tokens of most runs of a verifier; their medians where no two are alike."""
-    runs = fit.runs[fit.runs["verifier"] == server.verifier]
-    table = (runs if len(runs) else fit.runs)[["prompt_tokens", "output_tokens"]]
-    counts = table.value_counts()
-    alike = counts.iloc[0] > 1
-    prompt, output = counts.index[0] if alike else table.median().round()
-    return float(prompt), float(output)
+    lengths = fit.runs[fit.runs["server"].isin(own["server"])][[*LENGTHS]]
+    usual = lengths.value_counts()
+    prompt, output = usual.index[0] if usual.iloc[0] > 1 else lengths.median().round()
+    baseline = plain if own["plain"].any() or not drafting else None
+    load = default_loads(fit, baseline or drafting[0], (float(prompt), float(output)))
+    return drafting, baseline, load
 
 
 def report(
@@ -82,14 +72,15 @@ def report(
     """Write a page about this fit: one HTML file that needs nothing else.
 
     It says whether speculative decoding is worth it, why, how sure that is and how good the fit;
-    and computes answers to other questions, from a part of the draws, where it is opened.
+    and where it is opened it answers other questions, from a part of the draws.
 
     Parameters
     ----------
     path : path
         Overwritten if it exists; its folder must.
     load : Load, optional
-        By default the lengths of most runs, at up to 95% of the baseline's capacity.
+        Of one prompt and one output length; by default those of most runs, and up to 95% of the
+        baseline's capacity.
     servers, baseline : optional
         Those that draft, and what they are compared with; by default all of the verifier with most
         runs.
@@ -99,57 +90,49 @@ def report(
     Raises
     ------
     InputError, EvidenceError
-        If the question cannot be answered.
+        If the question cannot be answered, or the file not be written.
     """
     from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
 
-    drafting, plain = best_measured(fit)
+    writable(path := Path(path))
+    drafting, plain, usual = best_measured(fit)
+    load = usual if load is None else load
     if servers is not None:
         drafting, plain = listed(servers), baseline
-    first = plain or drafting[0]
-    if load is None:
-        load = default_loads(fit, first, usual_lengths(fit, first))
-    prompt, output = load.lengths
     far: dict[str, Any] = {"extrapolate": extrapolate}
     compared = compare(fit, load, drafting, plain, **far) if drafting and plain else None
     if compared:  # the best first, whose colour it has in every figure
-        drafting = sorted(drafting, key=_worth(compared))
-        ordered = compared.draws.sel(server=[*map(str, drafting)])
-        compared = replace(compared, draws=ordered, servers=tuple(drafting))
-    lead = (drafting or [first])[0]
+        compared = _ranked(compared)
+        drafting = [*compared.servers]
     named = [*([plain] if plain else []), *drafting]
-    own = named[: LINES + 1]
-    said: dict[str, Any] = {"compared": compared, "lead": lead, "plain": plain, "load": load}
-    said["latency"] = latency(fit, load, own, **far)
+    lead, own = (drafting or named)[0], named[: LINES + 1]
+    said: dict[str, Any] = {"latency": latency(fit, load, own, **far)}
     if compared and plain:
         said["even"] = attempt(lambda: break_even(fit, load, lead, plain, **far))
-        said["verdict"] = verdict(compared, lead)
+        said["verdict"] = verdict(compared)
     if drafting:
-        ks = fit.servers["draft_tokens"][fit.servers["drafter"] == lead.drafter]
-        ks = sorted({0, lead.k, *map(int, ks)})
-        batches = Load(concurrency=1.0, prompt=prompt, output=output)
-        said["schedule"] = attempt(lambda: schedule(fit, batches, lead, k=ks, **far))
+        ks = {0, lead.k, *fit.servers["draft_tokens"][fit.servers["drafter"] == lead.drafter]}
+        batches = Load(concurrency=1.0, prompt=load.lengths[0], output=load.lengths[1])
+        said["schedule"] = attempt(lambda: schedule(fit, batches, lead, k=[*map(int, ks)], **far))
     if len(named) > 1:
         said["next"] = attempt(lambda: next_runs(fit, load, named, **far))
-    said["stages"] = figures.stages(fit, load, own[:2])
-    said["families"] = attempt(lambda: families(fit))
-    data = {"coefficients": coefficient_table(fit), "accuracy": accuracy(fit)}
-    data |= {"misfits": misfits(fit), "runs": fit.runs[[c for c in RUN_COLUMNS if c in fit.runs]]}
+    said |= {"families": attempt(lambda: families(fit)), "coefficients": coefficient_table(fit)}
+    said |= {"stages": figures.stages(fit, load, own[:2]), "accuracy": accuracy(fit)}
+    said |= {"misfits": misfits(fit), "runs": fit.runs[[n for n in RUN_COLUMNS if n in fit.runs]]}
     numbers = count()
-    page = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, finalize=_safe, trim_blocks=True
-    )
-    page.tests["markup"] = lambda value: hasattr(value, "__html__")
-    page.filters |= {"table": table_of, "csv": csv, "svg": lambda plot: drawn(plot, next(numbers))}
-    plots = {n: partial(getattr(figures, n), said["latency"]) for n in ("tails",)}
-    plots |= {"stages": partial(figures.bars, said["stages"])}
-    plots |= {"fitted": partial(figures.fitted, fit), "collapse": partial(plot_collapse, fit)}
-    plots |= {"speedup": partial(figures.speedup, compared)} if compared else {}
-    text = page.get_template("page.html").render(
-        fit=fit, plots=plots, explorer=explorer(fit), version=version("bayes_sd"), **said, **data
-    )
-    path = Path(path)
-    path.write_text(text, encoding="utf-8")
+    folder = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=folder, autoescape=True, finalize=_safe, trim_blocks=True)
+    page.filters |= {"csv": csv, "cell": answer.cell}
+    page.filters["svg"] = lambda plot: attempt(lambda: Markup(figures.svg(plot, next(numbers))))
+    page.globals |= {"lines": partial(partial, figures.lines), "stages_of": figures.STAGES}
+    page.globals |= {
+        "fitted": partial(figures.fitted, fit),
+        "collapse": partial(plot_collapse, fit),
+    }
+    ask = {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
+    about = explorer(fit, lead, load)
+    path.write_text(page.get_template("page.html").render(**ask, **said, explorer=about), "utf-8")
     return path
 
 
@@ -161,45 +144,34 @@ def attempt(make: Callable[[], Any]) -> Any:
         return str(error)
 
 
-def _worth(compared: Comparison) -> Callable[[Server], Any]:
-    """Sorts servers: those that have the least expected loss most often, then by P(faster)."""
+def _ranked(compared: Comparison) -> Comparison:
+    """With the server first that most often has the least expected loss, then by P(faster)."""
     least = pd.Series(np.ravel(compared.least_loss.values)).value_counts()
     faster = compared.table.groupby("server")["prob_faster"].mean()
-    return lambda server: (-least.get(str(server), 0), -faster[str(server)])
+    order = sorted(compared.servers, key=lambda s: (-least.get(str(s), 0), -faster[str(s)]))
+    draws = compared.draws.sel(server=[*map(str, order)])
+    return replace(compared, draws=draws, servers=tuple(order))
 
 
-def verdict(compared: Comparison, lead: Server) -> dict[str, Any]:
-    """Where a server surely is faster, slower or neither, for the first line of the page."""
-    own = compared.table[compared.table["server"] == str(lead)]
-    sure = (own["prob_faster"] >= answer.SURE).to_numpy()
-    slower = (own["prob_slower"] >= answer.SURE).to_numpy()
-    rows = own[sure] if sure.any() else own
-    low = rows.iloc[0]
-    kind = "yes" if sure.all() else "no" if slower.all() else "unclear"
-    if sure.any() and not sure.all():
-        kind = "up to" if sure[0] and (np.diff(sure.astype(int)) != 0).sum() == 1 else "some"
-    ends = [f"{v:.3g}" for v in rows[compared.axis].iloc[[0, -1]]] if compared.axis else []
-    prob = rows["prob_faster"].min() if sure.any() else own["prob_slower"].min()
+def verdict(compared: Comparison) -> dict[str, Any]:
+    """Of the first server: whether and where it surely is faster; and the best choice by load."""
+    own = compared.table[compared.table["server"] == str(compared.servers[0])]
+    sure, no = own["prob_faster"] >= answer.SURE, own["prob_slower"] >= answer.SURE
+    kind = "yes" if sure.all() else "no" if no.all() else "some" if sure.any() else "unclear"
+    if kind == "some" and sure.iloc[0] and sure.is_monotonic_decreasing:
+        kind = "up to"
+    rows, axis = own[sure] if sure.any() else own, compared.axis
+    both = [*compared.servers, compared.baseline]
+    names = dict(zip(map(str, both), shared_name(both)[1], strict=True))
+    best = [names.get(str(n), str(n)) for n in np.ravel(compared.least_loss.values)]
+    loads = compared.draws[axis].values if axis else [0]
     return {
         "kind": kind,
-        "ends": ends,
-        "prob": prob,
-        "row": low.to_dict(),
-        "stretches": stretches(compared),
+        "ends": [f"{v:.3g}" for v in rows[axis].iloc[[0, -1]].unique()] if axis else [],
+        "prob": rows["prob_slower" if kind == "no" else "prob_faster"].min(),
+        "row": rows.iloc[0].to_dict(),
+        "best": stretches([*zip(loads, best, strict=True)], axis),
     }
-
-
-def stretches(compared: Comparison) -> list[tuple[str, str]]:
-    """Neighbouring loads at which one server has the least expected loss, and its name."""
-    names, axis = np.ravel(compared.least_loss.values), compared.axis
-    short = shared_name([*compared.servers, compared.baseline])[1]
-    known = dict(zip(map(str, [*compared.servers, compared.baseline]), short, strict=True))
-    loads = ["any"] if axis is None else [f"{v:.3g}" for v in compared.draws[axis].values]
-    said = []
-    for name, group in groupby(zip(names, loads, strict=True), key=itemgetter(0)):
-        ends = [load for _, load in group]
-        said.append((" to ".join(dict.fromkeys((ends[0], ends[-1]))), known.get(name, str(name))))
-    return said
 
 
 def _safe(value: Any) -> Any:
@@ -207,41 +179,17 @@ def _safe(value: Any) -> Any:
     return value if hasattr(value, "__html__") else shown(str(value))
 
 
-def cell(value: Any) -> str:
-    """A cell of a table: four digits of a number, nothing for what is missing."""
-    if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
-        return shown(str(value))
-    number = float(value)  # type: ignore[arg-type]
-    if not np.isfinite(number):
-        return "" if np.isnan(number) else "no limit"
-    return f"{number:.0f}" if number.is_integer() else f"{number:.4g}"
-
-
-def table_of(table: pd.DataFrame) -> dict[str, Any]:
-    """Heads and the first rows of a table, and which columns are numbers."""
-    heads = [str(name).replace("_", " ") for name in table]
-    rows = [[cell(v) for v in row] for row in table.head(ROWS).itertuples(index=False)]
-    return {"heads": heads, "rows": rows, "numeric": [table[n].dtype.kind in "fiu" for n in table]}
-
-
 def csv(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as a link to itself, as far as a page should carry it."""
-    texts = table.select_dtypes(["object", "str"]).columns
-    plain = table.assign(**{n: table[n].map(lambda v: _formula(shown(str(v)))) for n in texts})
-    size = len(plain.to_csv(index=False, float_format="%.7g")) or 1
-    kept = min(len(plain), int(len(plain) * CSV_BYTES / size))
-    text = plain.head(kept).to_csv(index=False, float_format="%.7g").encode()
-    return {"href": f"data:text/csv;base64,{base64.b64encode(text).decode()}", "rows": kept}
-
-
-def _formula(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-
-def drawn(plot: "figures.Plot", number: int) -> "Markup | str":
-    """A figure for the page, or why there is none."""
-    from markupsafe import Markup
-
-    made = attempt(lambda: Markup(figures.svg(plot, number)))
-    return made
+    """A table as the address of a file, as many of its rows as a page should carry."""
+    texts = table.select_dtypes(["object", "str"])
+    # Names as they may be printed, and none that a spreadsheet takes for a formula.
+    safe = table.assign(
+        **{
+            n: v.astype(str).map(shown).str.replace(r"^(?=[=+@-])", "'", regex=True)
+            for n, v in texts.items()
+        }
+    )
+    size = len(safe.to_csv(index=False, float_format="%.7g"))
+    rows = min(len(safe), len(safe) * CSV_BYTES // size)
+    text = safe.head(rows).to_csv(index=False, float_format="%.7g").encode()
+    return {"href": f"data:text/csv;base64,{base64.b64encode(text).decode()}", "rows": rows}
