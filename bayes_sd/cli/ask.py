@@ -277,13 +277,16 @@ def report(
     """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
     asks: dict[str, Any] = {"extrapolate": asked.extrapolate}
     baseline = best_measured(asked.fit)[1]
-    loads = ("file", "extrapolate", "rps", "concurrency", "prompt", "output", "gpus")
-    if any(getattr(asked, f.name) is not None for f in fields(Asked) if f.name not in loads):
+    about = {f.name for f in fields(Asked) if getattr(asked, f.name) is not None}
+    loads = {"rps", "concurrency", "prompt", "output"}
+    if about - loads - {"file", "gpus", "extrapolate"}:
         baseline = asked.server(0)
-        drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
-        asks |= {"servers": drafting, "baseline": baseline}
-    if baseline and any(getattr(asked, name) is not None for name in loads[2:6]):
-        asks["load"] = asked.load_near(baseline)
+        asks |= {
+            "baseline": baseline,
+            "servers": [asked.server(k) for k in asked.draft_lengths if k],
+        }
+    if about & loads:
+        asks["load"] = asked.load_near(baseline) if baseline else asked.load()
     path = str(asked.fit.report(page, **asks))
     return o.Reply({"page": path}, [f"wrote {path}"])
 

@@ -29,12 +29,12 @@ function law(server, state, loads) {
   const given = state.a === null ? null : new Float64Array(n).fill(state.a);
   const terms = given && server.given ? server.given : server.terms;
   const draws = takes[1].map((name) => {
-    if (!name.startsWith("acceptance_")) return columns[terms[data.terms.indexOf(name)]];
+    if (!name.startsWith("acceptance_")) return columns[terms[name]];
     const place = Number(name.slice(11));
     return place >= state.k ? new Float64Array(n) : given || columns[server.acceptance[place]];
   });
   const asked = { k: state.k, prompt_tokens: state.p, output_tokens: state.g };
-  const question = takes[0].map((name) => asked[name] ?? server.sizes[data.sizes.indexOf(name)]);
+  const question = takes[0].map((name) => asked[name] ?? server.sizes[name]);
   const into = [0, 1, 2, 3].map(() => new Float64Array(n * loads.length));
   LAWS[`${server.law}_${state.axis}`](question, draws, loads, into, n);
   return into;

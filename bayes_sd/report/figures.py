@@ -34,7 +34,7 @@ def svg(plot: Callable[[Any], Any], number: int) -> str:
         name = name if len(name) <= LONGEST else f"{name[: LONGEST - 15]} ... {name[-10:]}"
         text.set(text=name, parse_math=False)
     for many in ax.collections:
-        many.set_rasterized(len(many.get_offsets()) > POINTS)
+        many.set_rasterized(np.size(many.get_offsets()) > 2 * POINTS)
     style = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bayes_sd"})
     with style, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that its own font lacks
@@ -53,6 +53,11 @@ def lines(
     axis = said.axis_to_plot()
     for number, (name, own) in enumerate(said.table.groupby("server", sort=False), start=first):
         answer.band(ax, own[axis], own[[*columns]].to_numpy().T, number, str(name))
+    # A band of no bound is not to make the lines flat.
+    middle = said.table[columns[1]]
+    middle = middle[np.isfinite(middle) & (middle > 0)]
+    if len(middle):
+        ax.set_ylim(middle.min() / 3, 3 * middle.max())
     answer.finish(ax, answer.UNITS[axis], label, log=True)
 
 

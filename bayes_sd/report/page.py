@@ -14,22 +14,25 @@ import pandas as pd
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import break_even
-from bayes_sd.answers.compare import Comparison, compare, default_loads, stretches
+from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.fitted import accuracy, coefficient_table, families, misfits, plot_collapse
 from bayes_sd.answers.latency import latency
+from bayes_sd.answers.machines import of_verifier
 from bayes_sd.answers.next_runs import next_runs
-from bayes_sd.answers.schedule import schedule
-from bayes_sd.answers.servers import Server, listed, shared_name
+from bayes_sd.answers.schedule import DRAWS, schedule
+from bayes_sd.answers.servers import Server, listed
 from bayes_sd.errors import EvidenceError, InputError, shown
 from bayes_sd.model.design import NONE
 from bayes_sd.model.file import writable
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.report import figures
-from bayes_sd.report.explorer import LENGTHS, explorer
+from bayes_sd.report.explorer import explorer
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.table import LENGTHS
 
 LINES = 4  # servers in a figure, beside the plain one
-CSV_BYTES = 300_000  # of a table's file
+CSV_ROWS = 2000  # of a table's file
+FORMULA = ("=", "+", "-", "@")  # what spreadsheets take for the beginning of one
 RUN_COLUMNS = (
     *("source", "row", "server", *LENGTHS, "rate_rps", "concurrency", "requests", "e2e_mean_s"),
     *("fitted_e2e_s", "ttft_mean_s", "tpot_mean_s", "tokens_per_cycle"),
@@ -41,12 +44,13 @@ def best_measured(fit: Posterior) -> tuple[list[Server], Server | None, Load]:
     draft, the plain one if it ran, and a load of the lengths of most runs."""
     ran = fit.servers.assign(runs=fit.servers["server"].map(fit.runs["server"].value_counts()))
     ran = ran.assign(plain=ran["drafter"] == NONE, drafts=ran["draft_tokens"] > 0)
-    by = ran.groupby(["verifier", "environment"])
+    by = ran.groupby(["verifier", "environment", "workload"])
     rank = by.agg({"plain": "any", "drafts": "any", "runs": "sum"})
     rank = rank.assign(both=rank["plain"] & rank["drafts"]).sort_values(["both", "runs"])
     own = by.get_group(rank.index[-1])
-    verifier, where = rank.index[-1]
-    plain = Server(verifier, environment=where if len(fit.environments) > 1 else None)
+    verifier, where, workload = rank.index[-1]
+    where = where if len(fit.environments) > 1 else None
+    plain = Server(verifier, environment=where, workload=workload)
     columns = own[own["drafts"]][["drafter", "draft_tokens", "acceptance_imposed"]]
     drafting = [
         replace(plain, drafter=drafter, k=k, acceptance=None if np.isnan(imposed) else imposed)
@@ -109,10 +113,10 @@ def report(
     lead, own = (drafting or named)[0], named[: LINES + 1]
     said: dict[str, Any] = {"latency": latency(fit, load, own, **far)}
     if compared and plain:
-        said["even"] = attempt(lambda: break_even(fit, load, lead, plain, **far))
-        said["verdict"] = verdict(compared)
+        said["even"] = attempt(lambda: break_even(fit.thin(DRAWS), load, lead, plain, **far))
     if drafting:
-        ks = {0, lead.k, *fit.servers["draft_tokens"][fit.servers["drafter"] == lead.drafter]}
+        own_k = of_verifier(fit.servers, lead.verifier)
+        ks = {0, lead.k, *own_k["draft_tokens"][own_k["drafter"] == lead.drafter]}
         batches = Load(concurrency=1.0, prompt=load.lengths[0], output=load.lengths[1])
         said["schedule"] = attempt(lambda: schedule(fit, batches, lead, k=[*map(int, ks)], **far))
     if len(named) > 1:
@@ -126,6 +130,7 @@ def report(
     page.filters |= {"csv": csv, "cell": answer.cell}
     page.filters["svg"] = lambda plot: attempt(lambda: Markup(figures.svg(plot, next(numbers))))
     page.globals |= {"lines": partial(partial, figures.lines), "stages_of": figures.STAGES}
+    page.globals |= {"SURE": answer.SURE, "CSV_ROWS": CSV_ROWS}
     page.globals |= {
         "fitted": partial(figures.fitted, fit),
         "collapse": partial(plot_collapse, fit),
@@ -153,43 +158,22 @@ def _ranked(compared: Comparison) -> Comparison:
     return replace(compared, draws=draws, servers=tuple(order))
 
 
-def verdict(compared: Comparison) -> dict[str, Any]:
-    """Of the first server: whether and where it surely is faster; and the best choice by load."""
-    own = compared.table[compared.table["server"] == str(compared.servers[0])]
-    sure, no = own["prob_faster"] >= answer.SURE, own["prob_slower"] >= answer.SURE
-    kind = "yes" if sure.all() else "no" if no.all() else "some" if sure.any() else "unclear"
-    if kind == "some" and sure.iloc[0] and sure.is_monotonic_decreasing:
-        kind = "up to"
-    rows, axis = own[sure] if sure.any() else own, compared.axis
-    both = [*compared.servers, compared.baseline]
-    names = dict(zip(map(str, both), shared_name(both)[1], strict=True))
-    best = [names.get(str(n), str(n)) for n in np.ravel(compared.least_loss.values)]
-    loads = compared.draws[axis].values if axis else [0]
-    return {
-        "kind": kind,
-        "ends": [f"{v:.3g}" for v in rows[axis].iloc[[0, -1]].unique()] if axis else [],
-        "prob": rows["prob_slower" if kind == "no" else "prob_faster"].min(),
-        "row": rows.iloc[0].to_dict(),
-        "best": stretches([*zip(loads, best, strict=True)], axis),
-    }
-
-
 def _safe(value: Any) -> Any:
     """What the template shows: control and direction characters of names escaped."""
     return value if hasattr(value, "__html__") else shown(str(value))
 
 
-def csv(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as the address of a file, as many of its rows as a page should carry."""
-    texts = table.select_dtypes(["object", "str"])
-    # Names as they may be printed, and none that a spreadsheet takes for a formula.
-    safe = table.assign(
-        **{
-            n: v.astype(str).map(shown).str.replace(r"^(?=[=+@-])", "'", regex=True)
-            for n, v in texts.items()
-        }
-    )
-    size = len(safe.to_csv(index=False, float_format="%.7g"))
-    rows = min(len(safe), len(safe) * CSV_BYTES // size)
-    text = safe.head(rows).to_csv(index=False, float_format="%.7g").encode()
-    return {"href": f"data:text/csv;base64,{base64.b64encode(text).decode()}", "rows": rows}
+def csv(table: pd.DataFrame) -> str:
+    """The first rows of a table as the address of a file; no name in it becomes a formula."""
+
+    def safe(value: Any) -> Any:
+        return (
+            value
+            if not isinstance(value, str)
+            else f"'{shown(value)}"
+            if value.startswith(FORMULA)
+            else shown(value)
+        )
+
+    text = table.head(CSV_ROWS).map(safe).to_csv(index=False, float_format="%.7g").encode()
+    return f"data:text/csv;base64,{base64.b64encode(text).decode()}"
