@@ -195,7 +195,8 @@ function draw() {
   const bound = (which) => [0, 2, 1].map((q) => rows.map((r) => finite(r[which][q])));
   // A band that has no upper end goes on to the top of what is drawn.
   const high = Math.max(...rows.map((r) => Math.max(finite(r.plain[1]) || 0, finite(r.sd[1]) || 0)), ...now.points.flat().map((p) => p[1])) * 3;
-  const cut = (values) => [values[0], values[1].map((v, i) => values[0][i] === null ? null : Math.min(v ?? high, high)), values[2].map((v) => v !== null && v > high ? null : v)];
+  const below = (v) => v !== null && v > high ? null : v;
+  const cut = ([low, top, middle]) => [low.map(below), top.map((v, i) => below(low[i]) === null ? null : Math.min(v ?? high, high)), middle.map(below)];
   charts[0].setData([xs, ...cut(bound("plain")), ...cut(bound("sd"))]);
   charts[1].setData([xs, rows.map((r) => r.faster + r.slower ? r.faster : null)]);
 }

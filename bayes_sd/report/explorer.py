@@ -21,7 +21,7 @@ from bayes_sd.runs.table import LENGTHS
 BYTES = 1_000_000  # of draws in a page; in its text they take a third more
 FEWEST, MOST, MOST_MOE = 200, 1000, 250  # draws: experts take eight times as long to compute
 K_MOST = 16  # draft tokens
-POINTS = 500  # measured runs of a server
+POINTS = 100  # measured runs of a server
 AXES = ("rate_rps", "concurrency")
 GIVEN = 0.123456789  # an acceptance that nobody imposed: stands for any that is given
 MEASURED = [*LENGTHS, *AXES, *(f"{metric}_mean_s" for metric in METRICS)]

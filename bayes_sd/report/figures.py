@@ -18,7 +18,7 @@ from bayes_sd.runs.load import Load
 
 STAGES = ("own_prefill_s", "verify_s", "draft_s", "others_s")
 LONGEST = 44  # characters of a name in a figure
-POINTS = 1500  # of one scatter, from which it is drawn as pixels
+POINTS = 300  # of one scatter, from which it is drawn as pixels
 
 
 def svg(plot: Callable[[Any], Any], number: int) -> str:

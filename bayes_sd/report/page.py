@@ -91,6 +91,10 @@ def report(
     extrapolate
         See :class:`bayes_sd.Fit`.
 
+    Returns
+    -------
+    pathlib.Path
+
     Raises
     ------
     InputError, EvidenceError
