@@ -276,17 +276,14 @@ def report(
 ) -> o.Reply:
     """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
     asks: dict[str, Any] = {"extrapolate": asked.extrapolate}
-    baseline = best_measured(asked.fit)[1]
     about = {f.name for f in fields(Asked) if getattr(asked, f.name) is not None}
     loads = {"rps", "concurrency", "prompt", "output"}
     if about - loads - {"file", "gpus", "extrapolate"}:
-        baseline = asked.server(0)
-        asks |= {
-            "baseline": baseline,
-            "servers": [asked.server(k) for k in asked.draft_lengths if k],
-        }
+        drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
+        asks |= {"baseline": asked.server(0), "servers": drafting}
     if about & loads:
-        asks["load"] = asked.load_near(baseline) if baseline else asked.load()
+        plain = asks.get("baseline") or best_measured(asked.fit)[1]
+        asks["load"] = asked.load_near(plain) if plain else asked.load()
     path = str(asked.fit.report(page, **asks))
     return o.Reply({"page": path}, [f"wrote {path}"])
 

@@ -104,10 +104,16 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
         servers = {}
         for k in range(1, int(most[row["drafter"]]) + 1):
             server = replace(plain, drafter=row["drafter"], k=k, acceptance=own)
-            given = told(replace(server, acceptance=GIVEN))["terms"]
-            servers[k] = told(server) | {"given": given}
+            servers[k] = told(server)
+            if k in row["ks"]:  # that very server is another one's with an acceptance not its own
+                server = replace(server, acceptance=GIVEN)
+                servers[k] = servers[k] | {"given": told(server)["terms"]}
         system = systems.setdefault(plain, {"plain": told(plain), "pairs": []})
-        pair = {"name": _drafter(server), "measured": row["ks"], "servers": servers}
+        pair = {
+            "name": _drafter(replace(server, acceptance=own)),
+            "measured": row["ks"],
+            "servers": servers,
+        }
         system["pairs"].append(pair)
     axis, middle = str(load.axis), np.ravel(load.cells[load.axis].values)
     start = {"v": _system(lead), "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
