@@ -58,6 +58,8 @@ def best_measured(fit: Posterior) -> tuple[list[Server], Server | None, Load]:
     ]
     lengths = fit.runs[fit.runs["server"].isin(own["server"])][[*LENGTHS]]
     usual = lengths.value_counts()
+    if usual.empty:
+        raise EvidenceError("The fit holds no measured run, so there is nothing to report.")
     prompt, output = usual.index[0] if usual.iloc[0] > 1 else lengths.median().round()
     baseline = plain if own["plain"].any() or not drafting else None
     load = default_loads(fit, baseline or drafting[0], (float(prompt), float(output)))

@@ -133,6 +133,11 @@ def test_a_file_that_is_no_fit_leaves_the_page_that_was_there(
         assert done.exit_code == 1 and page.read_text() == "kept"
 
 
+def test_a_fit_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(bsd.errors.EvidenceError, match="holds no measured run"):
+        bsd.reference().report(tmp_path / "page.html")
+
+
 def test_the_verb_asks_as_the_others_do(fit_path: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     asked = (
