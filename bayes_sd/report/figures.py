@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
@@ -21,8 +21,11 @@ LONGEST = 44  # characters of a name in a figure
 POINTS = 300  # of one scatter, from which it is drawn as pixels
 
 
-def svg(plot: Callable[[Any], Any], number: int) -> str:
-    """A plot as SVG whose text is text, whose colours are the page's, and whose ids are its own."""
+def svg(plot: Callable[[Any], Any], number: int, names: Mapping[str, str]) -> str:
+    """A plot as SVG whose text is text, whose colours are the page's, and whose ids are its own.
+
+    `names` are what servers are called in it, where what they have in common goes without saying.
+    """
     import matplotlib
     from matplotlib.text import Text
 
@@ -30,7 +33,10 @@ def svg(plot: Callable[[Any], Any], number: int) -> str:
     plot(ax)
     figure: Any = ax.figure
     for text in figure.findobj(Text):
-        name = shown(text.get_text())
+        name = text.get_text()
+        for server in sorted(names, key=len, reverse=True):
+            name = name.replace(server, names[server])
+        name = shown(name)
         name = name if len(name) <= LONGEST else f"{name[: LONGEST - 15]} ... {name[-10:]}"
         text.set(text=name, parse_math=False)
     for many in ax.collections:
