@@ -25,6 +25,7 @@ from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFEC
 from bayes_sd.model.sample import MAX_MINUTES, Refitter, Sampling, sample
 from bayes_sd.model.start import start
 from bayes_sd.physics.law import FULL, Law
+from bayes_sd.report import page as _page
 from bayes_sd.runs.schema import Runs
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Fit(Posterior):
     contexts = _contexts.contexts
     capacity = _capacity.capacity
     next_runs = _next_runs.next_runs
+    report = _page.report
     predict = _fitted.predict
     coefficients = _fitted.coefficient_table
     families = _fitted.families

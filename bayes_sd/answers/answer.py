@@ -41,6 +41,15 @@ def with_unit(value: str, axis: str) -> str:
     return f"{value} {unit.replace('requests', 'request') if value == '1' else unit}"
 
 
+def cell(value: Any) -> str:
+    """A number in four digits, a whole one in full; what is missing or infinite in words."""
+    if not isinstance(value, float):
+        return str(value)
+    if not np.isfinite(value):
+        return "-" if np.isnan(value) else "no limit"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+
+
 def positive(name: str, value: Any) -> None:
     """Refuse what is not a number above 0, of any size that a quantity can have."""
     number = isinstance(value, Real) and not isinstance(value, bool)

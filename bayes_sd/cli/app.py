@@ -204,7 +204,7 @@ def validate(
 PANELS = {
     "Before measuring": (ask_reference,),
     "Measure and fit": (check, fit, plan, demo),
-    "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs),
+    "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs, ask.report),
     "Doubt the model": (compare_models, validate),
 }
 app = typer.Typer(

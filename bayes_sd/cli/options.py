@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import numpy as np
 import typer
 
+from bayes_sd.answers.answer import cell
 from bayes_sd.errors import EvidenceError, InputError, in_words
 from bayes_sd.physics.structures import NAMES, Structure
 from bayes_sd.runs.config import finite_or_none
@@ -233,7 +234,7 @@ def fill(text: str) -> str:
 
 def show(title: str, table: "pd.DataFrame") -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
-    cells, names, numeric = table.map(_cell), [], []
+    cells, names, numeric = table.map(cell), [], []
     for place, name in enumerate(table):
         head = str(name).replace("_", " ")
         if table[name].dtype.kind in "fiu":
@@ -255,12 +256,3 @@ def show(title: str, table: "pd.DataFrame") -> None:
         count = next((n for n in counts if len(block(n).split("\n", 1)[0]) <= width()), 1)
         print(f"{block(count)}\n")
         rest, names = rest[count:], []
-
-
-def _cell(value: Any) -> str:
-    """A number in four digits, a whole one in full; what is missing or infinite in words."""
-    if not isinstance(value, float):
-        return str(value)
-    if not np.isfinite(value):
-        return "-" if np.isnan(value) else "no limit"
-    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"

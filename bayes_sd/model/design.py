@@ -63,7 +63,7 @@ def workload(
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
         "rate_rps": np.where(closed, 0.0, rate_rps),
-        "others": np.where(closed, np.asarray(concurrency, float) - 1, 0.0),  # beside one's own
+        "others": np.where(closed, np.subtract(concurrency, 1.0), 0.0),  # beside one's own
     }
 
 

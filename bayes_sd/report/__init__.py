@@ -1,0 +1,1 @@
+"""The page that shows a fit: one HTML file, and the law in it as JavaScript."""

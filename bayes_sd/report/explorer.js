@@ -1,0 +1,309 @@
+// Asks the law of the fit: LAWS holds functions made from its Python, #x-data the draws.
+const data = JSON.parse(document.getElementById("x-data").textContent);
+const n = data.draws, POINTS = 100, FACTOR = 4;
+const by = (id) => document.getElementById(id);
+const UNIT = { rate_rps: "requests/s", concurrency: "requests in flight" };
+const METRIC = { e2e: "Mean latency, s", ttft: "Mean time to first token, s", tpot: "Mean time per output token, s" };
+const PLACE = { e2e: 0, ttft: 1, tpot: 2, c2: 3 };
+const QUANTILES = [0.05, 0.5, 0.95];
+
+// Columns of draws; a quantity that does not vary is one number.
+const all = new Float64Array(Uint8Array.from(atob(data.columns), (c) => c.charCodeAt(0)).buffer);
+let next = 0;
+data.systems.flatMap((s) => [s.plain, ...s.pairs.flatMap((p) => Object.values(p.servers))]).forEach((server, i) => { server.place = i; });
+const columns = data.numbers.map((x) => x === null ? all.subarray(next * n, ++next * n) : new Float64Array(n).fill(x));
+
+let kept = [];
+/** As `law`, which is not asked again for curves that are still known. */
+function curves(server, state, loads) {
+  if (loads.length < POINTS) return law(server, state, loads);
+  const key = [server.place, state.k, state.a, state.axis, state.p, state.g, loads[0], loads.at(-1)].join();
+  const known = kept.find((one) => one.key === key) || { key, said: law(server, state, loads) };
+  kept = [known, ...kept.filter((one) => one !== known)].slice(0, 4);
+  return known.said;
+}
+
+/** Means of a server at loads: arrays [load * n + draw] of latency, TTFT, TPOT and C2, s. */
+function law(server, state, loads) {
+  const takes = data.takes[`${server.law}_${state.axis}`];
+  const given = state.a === null ? null : new Float64Array(n).fill(state.a);
+  const terms = given && server.given ? server.given : server.terms;
+  const draws = takes[1].map((name) => {
+    if (!name.startsWith("acceptance_")) return columns[terms[name]];
+    const place = Number(name.slice(11));
+    return place >= state.k ? new Float64Array(n) : given || columns[server.acceptance[place]];
+  });
+  const asked = { k: state.k, prompt_tokens: state.p, output_tokens: state.g };
+  const question = takes[0].map((name) => asked[name] ?? server.sizes[name]);
+  const into = [0, 1, 2, 3].map(() => new Float64Array(n * loads.length));
+  LAWS[`${server.law}_${state.axis}`](question, draws, loads, into, n);
+  return into;
+}
+
+/** The value with so many others below it; orders the array in part. */
+function select(a, place) {
+  let low = 0, high = a.length - 1;
+  while (low < high) {
+    const pivot = a[(low + high) >> 1];
+    let i = low, j = high;
+    while (i <= j) {
+      while (a[i] < pivot) i++;
+      while (a[j] > pivot) j--;
+      if (i <= j) { const t = a[i]; a[i++] = a[j]; a[j--] = t; }
+    }
+    if (place <= j) high = j; else if (place >= i) low = i; else break;
+  }
+  return a[place];
+}
+/** Quantiles that are observed values, as in Python. */
+const quantiles = (a) => QUANTILES.map((q) => select(a, Math.max(Math.ceil(n * q - 1), 0)));
+
+const servers = (state) => {
+  const system = data.systems.find((s) => s.name === state.v);
+  return [system, system.pairs.find((p) => p.name === state.d)];
+};
+
+/** Quantiles of both servers and of the speedup, and probabilities, load by load. */
+function answer(state, loads) {
+  const [system, pair] = servers(state), place = PLACE[state.m];
+  const plain = curves(system.plain, { ...state, k: 0, a: null }, loads)[place];
+  const sd = curves(pair.servers[state.k], state, loads)[place];
+  const ratio = new Float64Array(n);
+  return Array.from(loads, (load, j) => {
+    const a = plain.subarray(j * n, j * n + n), b = sd.subarray(j * n, j * n + n);
+    let faster = 0, slower = 0, full = [0, 0];
+    for (let i = 0; i < n; i++) {
+      const none = a[i] === Infinity && b[i] === Infinity;
+      ratio[i] = none ? 1 : a[i] / b[i];
+      faster += b[i] < a[i];
+      slower += !none && !(b[i] < a[i]);
+      full[0] += a[i] === Infinity;
+      full[1] += b[i] === Infinity;
+    }
+    return { load, faster: faster / n, slower: slower / n, full: full.map((x) => x / n),
+      speedup: faster + slower ? quantiles(ratio) : [NaN, NaN, NaN], plain: quantiles(a), sd: quantiles(b) };
+  });
+}
+
+/** The range of loads that a chart shows: up to a little above the larger capacity. */
+function range(state) {
+  if (state.axis === "concurrency") return [1, Math.max(16, 2 ** Math.ceil(Math.log2(FACTOR * data.ranges.in_flight[1])))];
+  const [system, pair] = servers(state);
+  const most = [law(system.plain, { ...state, a: null }, [0.001]), law(pair.servers[state.k], state, [0.001])]
+    .map((said) => 1 / select(said[PLACE.c2], n >> 1));
+  // A round number, so that curves are known still when it moves a little.
+  const top = 1.04 * Math.max(...most), ten = 10 ** Math.floor(Math.log10(top));
+  const round = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((x) => x * ten >= top) * ten;
+  return [round / POINTS, round];
+}
+const between = ([low, high], share, log) => log ? low * (high / low) ** share : low + (high - low) * share;
+const share = ([low, high], value, log) => log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
+const lengths = (name) => [Math.max(data.ranges[name][0] / FACTOR, 2), data.ranges[name][1] * FACTOR];
+const round = (x) => +x.toPrecision(3);
+const said = (x) => Number.isNaN(x) ? "–" : x === Infinity ? "no limit" : String(x >= 1000 ? Math.round(x) : round(x));
+const times = (q) => `${said(q[1])} (90%: ${said(q[0])} to ${said(q[2])})`;
+const chance = (p) => p > 0.995 && p < 1 ? "above 0.99" : p < 0.005 && p > 0 ? "below 0.01" : p.toFixed(2);
+
+// State: what is asked, in the page's address.
+const start = data.start;
+let state = { ...start };
+/** A state that can be asked: what is not known or not a number becomes what it was. */
+function sane(asked) {
+  const s = { ...state, ...asked };
+  const system = data.systems.find((x) => x.name === s.v) || data.systems.find((x) => x.name === start.v);
+  s.v = system.name;
+  const pair = system.pairs.find((x) => x.name === s.d) || system.pairs[0];
+  s.d = pair.name;
+  const ks = Object.keys(pair.servers).map(Number);
+  const number = (value, low, high, otherwise) => Number.isFinite(value) ? Math.min(Math.max(value, low), high) : otherwise;
+  s.k = Math.round(number(s.k, 1, Math.max(...ks), start.k));
+  if (!pair.servers[s.k]) s.k = ks[0];
+  s.a = s.a === null ? null : number(s.a, 0, 1, null);
+  s.axis = UNIT[s.axis] ? s.axis : start.axis;
+  s.m = METRIC[s.m] ? s.m : "e2e";
+  s.p = number(s.p, 1, 1e7, start.p);
+  s.g = number(s.g, s.m === "tpot" ? 2 : 1, 1e7, start.g);
+  s.x = number(s.x, s.axis === "concurrency" ? 1 : 1e-9, 1e9, s.axis === start.axis ? start.x : 8);
+  return s;
+}
+function fromAddress() {
+  if (!location.hash.includes("=")) return false;
+  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  for (const name of ["k", "a", "x", "p", "g"]) if (name in given) given[name] = given[name] === "" ? null : Number(given[name]);
+  for (const name of ["k", "x", "p", "g"]) if (given[name] === null) delete given[name];
+  state = sane(given);
+  return true;
+}
+
+// Charts.
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const ticks = (low, high) => {
+  const found = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
+    for (const m of [1, 2, 5]) if (m * 10 ** e >= low * 0.999 && m * 10 ** e <= high * 1.001) found.push(+(m * 10 ** e).toPrecision(3));
+  return found.length > 12 ? found.filter((x) => Number.isInteger(Math.round(Math.log10(x) * 1e6) / 1e6)) : found;
+};
+const stroke = (name) => () => css(name);
+const wash = (name) => () => css(name) + "30";
+const axis = (more) => ({ stroke: stroke("--soft"), grid: { stroke: stroke("--line"), width: 1 }, ticks: { stroke: stroke("--line") },
+  font: "13px system-ui, sans-serif", labelFont: "13px system-ui, sans-serif", labelSize: 24, values: (u, found) => found.map(said), ...more });
+const line = (color, dash) => ({ stroke: stroke(color), width: 2.25, dash, pxAlign: 0, points: { show: false } });
+const edge = { stroke: "transparent", points: { show: false } };
+let now = { points: [[], []] };
+/** The load that is asked about, as a line, and measured runs. */
+function marks(u) {
+  const ctx = u.ctx, x = u.valToPos(state.x, "x", true);
+  ctx.save();
+  ctx.beginPath(); ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height); ctx.clip();
+  ctx.strokeStyle = css("--soft"); ctx.lineWidth = devicePixelRatio; ctx.setLineDash([4, 4]);
+  ctx.beginPath(); ctx.moveTo(x, u.bbox.top); ctx.lineTo(x, u.bbox.top + u.bbox.height); ctx.stroke();
+  ctx.setLineDash([]);
+  if (u === charts[0]) now.points.forEach((points, which) => {
+    ctx.fillStyle = css(which ? "--c1" : "--c0");
+    for (const [a, b] of points) {
+      const px = u.valToPos(a, "x", true), py = u.valToPos(b, "y", true), r = 4.5 * devicePixelRatio;
+      ctx.beginPath();
+      if (which) { ctx.moveTo(px, py - r); ctx.lineTo(px + r, py + r * 0.8); ctx.lineTo(px - r, py + r * 0.8); ctx.closePath(); }
+      else ctx.arc(px, py, r * 0.85, 0, 7);
+      ctx.fill();
+    }
+  });
+  ctx.restore();
+}
+function chart(id, height, y, yAxis, series, bands) {
+  const logX = state.axis === "concurrency";
+  const u = new uPlot({ width: by(id).clientWidth, height, series: [{}, ...series], bands, legend: { show: false }, pxAlign: 0,
+    cursor: { drag: { x: false, y: false }, points: { show: false }, y: false }, hooks: { draw: [marks] },
+    scales: { x: { time: false, distr: logX ? 3 : 1, range: () => now.range }, y },
+    axes: [axis({ label: UNIT[state.axis], size: 30, labelSize: 20, labelGap: 0, ...(logX ? { splits: (u, i, a, b) => ticks(a, b), filter: (u, s) => s } : {}) }), axis(yAxis)] }, [[], ...series.map(() => [])], by(id));
+  u.over.addEventListener("click", () => change({ x: round(u.posToVal(u.cursor.left, "x")) }));
+  return u;
+}
+let charts = [], drawn = "";
+function draw() {
+  const kind = `${state.axis}`;
+  if (kind !== drawn) {
+    charts.forEach((u) => u.destroy());
+    drawn = kind;
+    const log = { distr: 3, range: (u, a, b) => Number.isFinite(a) && Number.isFinite(b) ? [a * 0.85, b * 1.15] : [0.1, 10] };
+    charts = [];
+    charts.push(chart("c-latency", 340, log, { size: 62, splits: (u, i, a, b) => ticks(a, b), filter: (u, s) => s },
+      [edge, edge, line("--c0"), edge, edge, line("--c1", [8, 5])], [{ series: [2, 1], fill: wash("--c0") }, { series: [5, 4], fill: wash("--c1") }]));
+    charts.push(chart("c-faster", 200, { range: () => [-0.02, 1.02] }, { size: 62, splits: () => [0, 0.25, 0.5, 0.75, 1] }, [line("--c1", [8, 5])], []));
+  }
+  const rows = now.rows, xs = rows.map((r) => r.load), finite = (x) => Number.isFinite(x) ? x : null;
+  const bound = (which) => [0, 2, 1].map((q) => rows.map((r) => finite(r[which][q])));
+  // A band that has no upper end goes on to the top of what is drawn.
+  const high = Math.max(...rows.map((r) => Math.max(finite(r.plain[1]) || 0, finite(r.sd[1]) || 0)), ...now.points.flat().map((p) => p[1])) * 3;
+  const below = (v) => v !== null && v > high ? null : v;
+  const cut = ([low, top, middle]) => [low.map(below), top.map((v, i) => below(low[i]) === null ? null : Math.min(v ?? high, high)), middle.map(below)];
+  charts[0].setData([xs, ...cut(bound("plain")), ...cut(bound("sd"))]);
+  charts[1].setData([xs, rows.map((r) => r.faster + r.slower ? r.faster : null)]);
+}
+
+/** What the answer rests on, where that is less than a measurement. */
+function cautions(pair, system) {
+  const found = [];
+  if (!system.plain.points.length) found.push("its plain server never ran");
+  if (!pair.measured.includes(state.k)) found.push(`k = ${state.k} was not measured with this drafter (${pair.measured.join(", ")} was)`);
+  for (const [name, value, words] of [["prompt_tokens", state.p, "prompts"], ["output_tokens", state.g, "answers"]]) {
+    const [low, high] = data.ranges[name];
+    if (value < low / 1.001 || value > high * 1.001) found.push(`${words} of ${said(value)} tokens lie outside the measured ${said(low)} to ${said(high)}`);
+  }
+  if (state.axis === "concurrency" && state.x > data.ranges.in_flight[1]) found.push(`no run had more than ${said(data.ranges.in_flight[1])} requests in flight`);
+  if (state.a !== null) found.push("the acceptance is yours, not measured");
+  return found.length ? ` Beyond the runs: ${found.join("; ")}.` : "";
+}
+function sentence(row) {
+  const [system, pair] = servers(state), name = `${state.d}, k = ${state.k}`;
+  const metric = METRIC[state.m].replace(", s", "").toLowerCase();
+  const both = row.faster + row.slower < 0.005;
+  const first = both ? `At ${said(state.x)} ${UNIT[state.axis]} both are saturated.`
+    : `At ${said(state.x)} ${UNIT[state.axis]} ${name} is faster than plain with probability ${chance(row.faster)}; speedup ${times(row.speedup)}.`;
+  return `${first} ${metric[0].toUpperCase()}${metric.slice(1)}: plain ${times(row.plain)} s, drafting ${times(row.sd)} s.${cautions(pair, system)}`;
+}
+let speaking = 0;
+function show() {
+  const [system, pair] = servers(state), ks = Object.keys(pair.servers).map(Number);
+  const fill = (id, names, chosen) => by(id).replaceChildren(...names.map((x) => new Option(x, x, false, x === chosen)));
+  if (by("x-system").value !== state.v || !by("x-system").length) fill("x-system", data.systems.map((s) => s.name), state.v);
+  fill("x-pair", system.pairs.map((p) => p.name), state.d);
+  const set = (id, value, text) => { if (document.activeElement !== by(id)) by(id).value = value; if (text) by(id).setAttribute("aria-valuetext", text); };
+  for (const id of ["r-k", "x-k"]) { by(id).max = Math.max(...ks); set(id, state.k); }
+  by("x-measured").checked = state.a === null;
+  const typical = pair.servers[state.k].acceptance.length ? columns[pair.servers[state.k].acceptance[0]][0] : 0.7;
+  for (const id of ["r-a", "x-a"]) set(id, round(state.a ?? typical));
+  set("r-load", share(now.range, state.x, state.axis === "concurrency"), `${said(state.x)} ${UNIT[state.axis]}`);
+  set("x-load", round(state.x)); set("x-axis", state.axis); set("x-metric", state.m);
+  for (const [name, key] of [["prompt_tokens", "p"], ["output_tokens", "g"]]) {
+    set(`r-${key}`, share(lengths(name), state[key], true), `${said(state[key])} tokens`);
+    set(`x-${key}`, round(state[key]));
+  }
+  const text = sentence(now.row);
+  by("x-answer").textContent = text;
+  clearTimeout(speaking);
+  speaking = setTimeout(() => { by("x-live").textContent = text; }, 600);
+  by("x-key").textContent = `${state.d}, k = ${state.k}`;
+  by("h-latency").textContent = METRIC[state.m];
+  by("c-latency").setAttribute("aria-label", `${METRIC[state.m]} of plain and drafting against load. ${text} All values are in the table below.`);
+  by("c-faster").setAttribute("aria-label", `Probability that drafting is faster, against load. At ${said(state.x)}: ${chance(now.row.faster)}.`);
+}
+function table() {
+  const heads = [UNIT[state.axis], "plain, s", "90%", "drafting, s", "90%", "P(drafting faster)", "speedup", "90%"];
+  const rows = now.rows.filter((_, i) => i % 9 === 0).map((r) => [said(r.load), ...["plain", "sd"].flatMap((w) => [said(r[w][1]), `${said(r[w][0])} to ${said(r[w][2])}`]),
+    r.faster + r.slower ? chance(r.faster) : "–", said(r.speedup[1]), `${said(r.speedup[0])} to ${said(r.speedup[2])}`]);
+  const row = (cells, kind) => { const tr = document.createElement("tr"); tr.append(...cells.map((c) => { const td = document.createElement(kind); if (kind === "th") td.scope = "col"; td.className = "n"; td.textContent = c; return td; })); return tr; };
+  const head = document.createElement("thead"), body = document.createElement("tbody");
+  head.append(row(heads, "th")); body.append(...rows.map((r) => row(r, "td")));
+  by("x-table").replaceChildren(head, body);
+}
+/** Everything that a change of the state changes. */
+function update() {
+  const [system, pair] = servers(state), log = state.axis === "concurrency";
+  const shown = range(state);
+  now.range = [shown[0], Math.max(shown[1], Math.min(state.x * 1.05, shown[1] * 3))];
+  const key = JSON.stringify([{ ...state, x: 0 }, now.range]), known = key === now.key;
+  now.key = key;
+  if (!known) now.rows = answer(state, Float64Array.from({ length: POINTS }, (_, i) => between(now.range, i / (POINTS - 1), log)));
+  now.row = answer(state, [state.x])[0];
+  const close = (a, b) => Math.abs(a / b - 1) < 0.01, mean = 4 + PLACE[state.m], at = log ? 3 : 2;
+  now.points = [system.plain, pair.servers[state.k]].map((s) => s.points
+    .filter((p) => close(p[0], state.p) && close(p[1], state.g) && p[at] !== null && p[mean] !== null).map((p) => [p[at], p[mean]]));
+  draw(); show();
+  if (!known) table();
+}
+let waiting = 0;
+function change(asked) {
+  state = sane(asked);
+  history.replaceState(null, "", "#" + new URLSearchParams(Object.entries(state).map(([name, v]) => [name, v ?? ""])));
+  cancelAnimationFrame(waiting);
+  waiting = requestAnimationFrame(update);
+}
+
+const number = (id) => by(id).value === "" ? NaN : Number(by(id).value);
+const on = (id, asked) => by(id).addEventListener("input", () => { const given = asked(); if (Object.values(given).every((v) => !Number.isNaN(v))) change(given); });
+on("x-system", () => ({ v: by("x-system").value }));
+on("x-pair", () => ({ d: by("x-pair").value }));
+on("x-axis", () => ({ axis: by("x-axis").value, x: by("x-axis").value === "concurrency" ? 8 : start.axis === "rate_rps" ? start.x : 1 }));
+on("x-metric", () => ({ m: by("x-metric").value }));
+on("x-measured", () => ({ a: by("x-measured").checked ? null : number("x-a") }));
+for (const side of ["r", "x"]) {
+  on(`${side}-k`, () => ({ k: number(`${side}-k`) }));
+  on(`${side}-a`, () => ({ a: number(`${side}-a`) }));
+}
+on("x-load", () => ({ x: number("x-load") }));
+on("r-load", () => ({ x: round(between(now.range, number("r-load"), state.axis === "concurrency")) }));
+for (const [name, key] of [["prompt_tokens", "p"], ["output_tokens", "g"]]) {
+  on(`x-${key}`, () => ({ [key]: number(`x-${key}`) }));
+  on(`r-${key}`, () => ({ [key]: round(between(lengths(name), number(`r-${key}`), true)) }));
+}
+// What a field shows when it is left is what was asked.
+for (const field of document.querySelectorAll("#explorer input")) field.addEventListener("change", () => { field.blur === document.activeElement || show(); });
+addEventListener("hashchange", () => { if (fromAddress()) update(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((u) => u.redraw(false)));
+state = sane({});
+by("explorer").hidden = false;
+if (fromAddress()) by("explore").scrollIntoView();
+update();
+new ResizeObserver(() => charts.forEach((u) => u.setSize({ width: by("c-latency").clientWidth, height: u.height }))).observe(by("c-latency"));
+window.explorer = { answer: (asked, loads) => answer(sane(asked), loads), update, change, get state() { return { ...state }; } };

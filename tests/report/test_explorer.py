@@ -1,0 +1,175 @@
+"""The explorer in a real browser: it loads alone, computes what Python does, and can be used."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bayes_sd as bsd
+from bayes_sd.answers.answer import quantile
+from bayes_sd.fit import Fit
+
+pytestmark = pytest.mark.browser
+PLAIN, DRAFT = "moe-e8k2", "draft-3m @ 0.9"
+ANSWER = "#x-answer"
+QUESTIONS = 40
+
+
+def test_it_loads_without_an_error_or_a_request(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.tab.wait_for_timeout(300)
+    assert page.complaints == [] and len(page.requests) == 1
+    assert "is faster than plain with probability" in page.text(ANSWER)
+    assert page.tab.locator("canvas").count() == 2
+
+
+def test_numbers_are_those_of_python(opened: Callable[..., Any], fit: Fit) -> None:
+    page, rng = opened(), np.random.default_rng(19)
+    data = page.tab.evaluate("JSON.parse(document.getElementById('x-data').textContent)")
+    thin = fit.thin(data["draws"])
+    assert thin.draws == data["draws"]
+    for _ in range(QUESTIONS):
+        system = data["systems"][rng.integers(len(data["systems"]))]
+        pair = system["pairs"][rng.integers(len(system["pairs"]))]
+        k = int(rng.choice([int(k) for k in pair["servers"]]))
+        axis = str(rng.choice(["rate_rps", "concurrency"]))
+        given = round(float(rng.uniform(0.05, 0.98)), 6) if rng.random() < 0.4 else None
+        prompt, output = (float(round(np.exp(rng.uniform(1.5, 7)))) for _ in range(2))
+        load = float(rng.uniform(1, 40) if axis == "concurrency" else np.exp(rng.uniform(-4, 2.5)))
+        metric = str(rng.choice(["e2e", "ttft", "tpot"]))
+        asked = {"v": system["name"], "d": pair["name"], "k": k, "a": given, "axis": axis}
+        asked |= {"p": prompt, "g": output, "x": load, "m": metric}
+        (said,) = page.tab.evaluate(
+            "([asked, load]) => explorer.answer(asked, [load])", [asked, load]
+        )
+        drafter, _, imposed = pair["name"].partition(" @ ")
+        acceptance = given if given is not None else float(imposed) if imposed else None
+        plain = bsd.Server(system["name"])
+        server = bsd.Server(system["name"], drafter, k, acceptance)
+        name = "rps" if axis == "rate_rps" else axis
+        wanted = bsd.Load(**{name: load}, prompt=prompt, output=output)
+        both = thin.latency(wanted, [plain, server], metric=metric, extrapolate=True).draws[
+            "mean_s"
+        ]
+        own, other = both.isel(server=1), both.isel(server=0)
+        for which, draws in (("plain", other), ("sd", own)):
+            values = quantile(draws, [0.05, 0.5, 0.95]).values
+            heard = [np.inf if v is None else float(v) for v in said[which]]
+            np.testing.assert_allclose(heard, values, rtol=1e-6, err_msg=f"{asked}")
+        assert said["faster"] == pytest.approx(float((own < other).mean()), abs=1e-9)
+        if metric == "e2e":
+            table = thin.compare(wanted, server, plain, extrapolate=True).table.iloc[0]
+            heard = [float(v) for v in said["speedup"]]
+            own_table = table[["speedup_p05", "speedup_p50", "speedup_p95"]].to_numpy(float)
+            np.testing.assert_allclose(heard, own_table, rtol=1e-6, err_msg=f"{asked}")
+
+
+def test_a_slider_moves_the_curves(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.tab.locator("#explorer details summary").click()
+    pixels = "() => document.querySelector('#c-latency canvas').toDataURL()"
+    before = (page.text(ANSWER), page.text("#x-table"), page.tab.evaluate(pixels))
+    page.tab.locator("#r-k").focus()
+    page.tab.keyboard.press("ArrowRight")  # as a reader without a mouse
+    page.tab.wait_for_timeout(200)
+    after = (page.text(ANSWER), page.text("#x-table"), page.tab.evaluate(pixels))
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert page.tab.input_value("#x-k") == "4" and "k = 4 was not measured" in after[0]
+    assert page.text("#x-key") == f"{DRAFT}, k = 4"
+
+
+def test_every_control_changes_what_is_asked(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.tab.locator("#x-a").fill("0.25")
+    page.tab.locator("#x-p").fill("500")
+    page.tab.locator("#x-g").fill("33")
+    page.tab.locator("#x-load").fill("1.5")
+    page.tab.locator("#x-metric").select_option("ttft")
+    state = page.tab.evaluate("explorer.state")
+    assert [state[name] for name in "apgxm"] == [0.25, 500, 33, 1.5, "ttft"]
+    assert not page.tab.is_checked("#x-measured")
+    page.tab.locator("#x-measured").check()
+    page.tab.locator("#x-axis").select_option("concurrency")
+    page.tab.locator("#x-system").select_option("dense-60m")
+    state = page.tab.evaluate("explorer.state")
+    assert (state["a"], state["axis"], state["v"]) == (None, "concurrency", "dense-60m")
+    page.tab.wait_for_timeout(200)
+    assert "requests in flight" in page.text(ANSWER) and page.complaints == []
+
+
+def test_a_field_without_a_number_asks_nothing(opened: Callable[..., Any]) -> None:
+    page = opened()
+    before = page.tab.evaluate("explorer.state")
+    for field in ("#x-p", "#x-load", "#x-k"):
+        page.tab.locator(field).fill("")
+    page.tab.locator("#x-load").press("Tab")
+    assert page.tab.evaluate("explorer.state") == before and page.complaints == []
+
+
+def test_the_address_restores_the_state(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.tab.locator("#x-system").select_option("dense-115m")
+    page.tab.locator("#x-load").fill("2.25")
+    page.tab.locator("#x-a").fill("0.6")
+    page.tab.wait_for_timeout(200)
+    address = page.tab.evaluate("location.hash")
+    again = opened(address)
+    assert again.tab.evaluate("explorer.state") == page.tab.evaluate("explorer.state")
+    assert again.text(ANSWER) == page.text(ANSWER)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "#v=nobody&d=<b>&k=99&a=2&x=-1&p=0&g=x&axis=up&m=all",
+        "#k=&x=&p=",
+        "#=&=",
+        "#%E0%A4=1",
+        "#latency",
+    ],
+)
+def test_an_address_that_says_nothing_usable(opened: Callable[..., Any], address: str) -> None:
+    page = opened(address)
+    assert page.complaints == [] and "plain" in page.text(ANSWER)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_no_violation(opened: Callable[..., Any], scheme: str, width: int) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(color_scheme=scheme, viewport={"width": width, "height": 844})
+    page.tab.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    found = Axe().run(page.tab).response["violations"]
+    told = [(v["id"], [n["html"][:100] for n in v["nodes"][:3]]) for v in found]
+    assert told == []
+    assert page.tab.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_without_scripts_it_says_what_it_cannot_show(opened: Callable[..., Any]) -> None:
+    page = opened(java_script_enabled=False)
+    assert "Without scripts this part is not shown" in page.text("#explore")
+    assert not page.tab.locator("#explorer").is_visible()
+    assert page.tab.locator("figure svg").count() >= 5 and "Yes" in page.text("h1")
+
+
+def test_hostile_names_run_nothing(
+    opened: Callable[..., Any], fit: Fit, renamed: Any, tmp_path: Path
+) -> None:
+    bad = "</script><img src=x onerror=alert(1)>\"'\u202e\x1b[31m" + "long" * 300
+    path = renamed(fit, PLAIN, bad).report(tmp_path / "page.html")
+    page = opened(path=path, viewport={"width": 390, "height": 844})
+    page.tab.wait_for_timeout(300)
+    assert page.complaints == [] and len(page.requests) == 1
+    assert page.tab.locator("img").count() == 0
+    assert page.tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_it_prints_on_a_few_sheets(opened: Callable[..., Any]) -> None:
+    page = opened(color_scheme="dark")
+    sheets = page.tab.pdf(format="A4").count(b"/Type /Page\n")
+    assert 3 <= sheets <= 12
+    page.tab.emulate_media(media="print")
+    color = page.tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert color == "rgb(255, 255, 255)"
