@@ -23,6 +23,7 @@ import xarray as xr
 from common import converged, fitted
 
 import bayes_sd as bsd
+from bayes_sd.model.acceptance import acceptance_draws
 from bayes_sd.model.file import TABLES
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECTS, HARDWARE, NOISE, correlation
@@ -222,8 +223,11 @@ def build(names: list[str], cache: Path) -> bsd.Fit:
         print(f"{name}: {len(fit.runs)} runs, R-hat {s['rhat_max']}, ESS {s['ess_bulk_min']}, "
               f"mean error {fit.accuracy()['mean_error']:.1%}")  # fmt: skip
     posterior, summary = population(fits)
-    parts = {"posterior": drawn(posterior, fits), "acceptance": xr.Dataset(), **ranges(fits)}
-    spec = next(iter(fits.values())).spec
+    draws, first = drawn(posterior, fits), next(iter(fits.values()))
+    shape = draws.sizes["chain"], draws.sizes["draw"]
+    acceptance = acceptance_draws(first.runs.iloc[:0], shape, seed=1)  # nobody's
+    parts = {"posterior": draws, "acceptance": acceptance, **ranges(fits)}
+    spec = first.spec
     card = {"sources": {n: SOURCES[n] for n in names}, "note": NOTE}
     provenance = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
