@@ -165,8 +165,9 @@ def answers(fit: bsd.Fit) -> dict[str, dict[str, float]]:
     lengths = {"prompt": runs["prompt_tokens"].median(), "output": runs["output_tokens"].median()}
     imposed = drafting["acceptance_imposed"]
     server = bsd.Server(drafting["verifier"], drafting["drafter"], int(drafting["draft_tokens"]),
-                        None if np.isnan(imposed) else imposed)  # fmt: skip
-    plain = bsd.Server(drafting["verifier"])
+                        None if np.isnan(imposed) else imposed,
+                        workload=drafting["workload"])  # fmt: skip
+    plain = bsd.Server(drafting["verifier"], workload=drafting["workload"])
     try:
         draws = fit.compare(bsd.Load(**load, **lengths), server, plain, extrapolate=True).draws
     except EvidenceError:  # no plain server
