@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
-from bayes_sd.runs import logs
+from bayes_sd.runs import log_files, logs
 from bayes_sd.runs.read import find_files
 from bayes_sd.runs.table import LENGTHS, TRAFFIC, Source, checked, read_windows, require
 
@@ -107,8 +107,8 @@ class Load:
         sources, name, columns = [source], "table", columns or {}
         if isinstance(source, str | Path):
             sources, name = find_files(source), shown(str(source))
-        there = logs.columns_of(sources[0])
-        require(columns, (*TRAFFIC, *logs.INPUTS[:-1]), there or columns.values())
+        there = log_files.columns_of(sources[0])
+        require(columns, (*TRAFFIC, *log_files.INPUTS[:-1]), there or columns.values())
         if not there or "rate_rps" in (*there, *columns):
             return cls._traffic(*read_windows(source, columns))
         log = logs.Log(name, sources, columns)

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from bayes_sd.errors import InputError, shown
-from bayes_sd.runs import aiperf, guidellm, logs, metrics, table, vllm
+from bayes_sd.runs import aiperf, guidellm, log_files, logs, metrics, table, vllm
 from bayes_sd.runs.check import place
 from bayes_sd.runs.config import KNOWN, Values, canonical, merge
 from bayes_sd.runs.rows import Rows, run_id
@@ -109,7 +109,7 @@ def read(
         if name not in (*KNOWN, *table.INPUTS, *table.POSITIONS):
             raise InputError(f"unknown argument {name!r}; known are {', '.join(KNOWN)}")
     for_tables = {k: v for k, v in constants.items() if k not in KNOWN}
-    is_table = isinstance(paths, pd.DataFrame) or logs.is_lazy(paths)
+    is_table = isinstance(paths, pd.DataFrame) or log_files.is_lazy(paths)
     sources = [paths] if is_table else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
     reader = _Reader(sidecar, canonical(constants), environment, [], [])
@@ -210,7 +210,7 @@ def _nothing(aside: list[dict[str, Any]]) -> str:
 
 def _content(source: Any, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
     """Kind of a source and what is in it, but of a log, which may be large."""
-    if logs.is_log(source, columns):
+    if log_files.is_log(source, columns):
         return "log", []
     if isinstance(source, pd.DataFrame):
         return "table", [table.load_table(source)[0]]

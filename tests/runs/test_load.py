@@ -358,7 +358,7 @@ def test_few_windows_are_left_alone() -> None:
         (LOG.drop(columns="timestamp"), "no column timestamp; .* the table has prompt_tokens"),
         (LOG.drop(columns="prompt_tokens"), "no column prompt_tokens"),
         (LOG.assign(timestamp=[0, 1, np.nan, 5]), "timestamp in row 2 is missing"),
-        (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is 'noon'"),
+        (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is noon"),
         (LOG.assign(timestamp=[-1e308, 0, 1, 1e308]), "timestamp in row 0 is -1e"),
         (LOG.assign(timestamp=7.0), "all timestamps are equal"),
         (LOG.assign(timestamp=LOG["timestamp"] * 1e9), "are the timestamps in seconds"),
