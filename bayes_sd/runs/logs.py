@@ -236,7 +236,7 @@ def _survey(rows: Any) -> Any:
     found = {"n": t.count(), "row": t.row.min(), "late": late.sum()}
     found |= {"first": time.min(), "last": time.max(), "size": time.abs().max()}
     found |= {"late_row": t.row.min(where=late), "back": (t.before - time).max(where=late)}
-    found["given"] = t.given.argmin(t.row, where=t.given.notnull())
+    found["given"] = t.given.argmin(t.row.fill_null(0), where=t.given.notnull())
     return t.group_by("file", "kind").agg(**found)
 
 
@@ -255,7 +255,8 @@ def statistics(rows: Any) -> Any:
     known = {k: ibis.ifelse(done, t[k], None) for k in f.NUMBERS[1:] if k in t.columns}
     quarter = ((t.at - t.window) * QUARTERS).floor().clip(upper=QUARTERS - 1)
     t = t.mutate(**known, quarter=quarter)
-    metrics = {m: t[f"{m}_s"] for m in ("e2e", "ttft") if f"{m}_s" in t.columns}
+    timed = ("e2e", "ttft") if "e2e_s" in t.columns else ()
+    metrics = {m: t[f"{m}_s"] for m in timed if f"{m}_s" in t.columns}
     if len(metrics) == 2:
         decode_s = t.e2e_s - t.ttft_s
         measured = (t.output_tokens > 1) & (decode_s > 0)
