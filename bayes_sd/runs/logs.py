@@ -21,7 +21,7 @@ from bayes_sd.runs.consistency import QUANTILES
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import FAILED_SHARE, METRICS, Latency, Rows, fingerprint, run_id, run_row
 from bayes_sd.runs.table import LENGTHS, UNITS, WINDOW, has
-from bayes_sd.runs.windows import E2E, GAUGES, QUARTERS, Window, check_steady
+from bayes_sd.runs.windows import QUARTERS, check_steady
 
 LEAST = {"timestamp": -LARGEST, **dict.fromkeys(LENGTHS, 1.0), "e2e_s": 1e-9, "ttft_s": 1e-9}
 RULES = {
@@ -141,6 +141,8 @@ class Log:
 
     def windows(self, window_s: float, kinds: Collection[str]) -> pd.DataFrame:
         """Statistics of windows of equal length that cover all requests of some kinds."""
+        import ibis
+
         survey = self._survey[self._survey["kind"].isin(kinds)]
         n, unit_s = int(survey["n"].sum()), self._unit_s
         first_s, last_s = survey["first"].min() * unit_s, survey["last"].max() * unit_s
@@ -155,10 +157,13 @@ class Log:
         count = max(1, round(span_s / window_s))
         width_s = span_s / count
         rows = self._rows.filter(self._rows.kind.isin(kinds))
+        if (self._survey["kind"] == DONE).all():  # so it need not be found out again
+            rows = self._rows.mutate(kind=ibis.literal(DONE))
         at = (rows.timestamp * unit_s - first_s) / width_s
         rows = rows.mutate(at=at, window=at.floor().cast("int64").clip(upper=count - 1))
         ends, parts = [0, count], []
         with f.in_words(self.name):
+            copies = self._may_have_copies(rows)
             if n > AT_A_TIME:
                 sizes = self._engine.execute(rows.group_by("window").agg(n=rows.count()))
                 before = sizes.set_index("window")["n"].reindex(range(count), fill_value=0).cumsum()
@@ -168,11 +173,25 @@ class Log:
                 low, high = ((first_s + k * width_s) / unit_s for k in (start - 1, end + 1))
                 near = rows.timestamp.between(low, high)
                 part = rows.filter(near, rows.window.between(start, end - 1))
-                parts.append(self._engine.execute(statistics(part)))
+                parts.append(self._engine.execute(statistics(part, copies)))
                 if parts[-1]["again"].sum():
                     self._find_copies(part)
         windows = pd.concat(parts).set_index("window").reindex(range(count))
         return windows.assign(seconds=width_s, start_s=first_s + width_s * np.arange(count))
+
+    def _may_have_copies(self, rows: Any) -> bool:
+        """Whether to look for copies; in a log in order there are none without equal times."""
+        if not {"e2e_s", "request_id"} & {*rows.columns}:
+            return False  # two requests may have one time and the same lengths
+        files = self._survey.groupby("file").agg({"first": "min", "last": "max"})
+        files = files.sort_values("first")
+        overlap = files["first"].iloc[1:].to_numpy() <= files["last"].cummax().iloc[:-1].to_numpy()
+        if self._survey["row"].isna().any() or self._survey["late"].any() or overlap.any():
+            return True
+        t = rows.mutate(before=rows.timestamp.lag(), after=rows.timestamp.lead())
+        t = t.filter((t.timestamp == t.before) | (t.timestamp == t.after))
+        t = t.group_by(_same(rows)).agg(n=t.count())
+        return bool(self._engine.execute((t.n > 1).any().fill_null(False)))
 
     def _find_copies(self, rows: Any) -> None:
         """Say which requests are there more than once; :func:`statistics` counts them once."""
@@ -240,8 +259,8 @@ def _survey(rows: Any) -> Any:
     return t.group_by("file", "kind").agg(**found)
 
 
-def statistics(rows: Any) -> Any:
-    """All that is kept of the requests of each window; copies of a request count once.
+def statistics(rows: Any, copies: bool = True) -> Any:
+    """All that is kept of the requests of each window; where there may be copies they count once.
 
     Lengths of answered requests (mean, sample sd), latencies (mean, moments of the log, exact
     percentiles), sums of counts; for each quarter of a window, arrivals and seconds in flight.
@@ -249,7 +268,7 @@ def statistics(rows: Any) -> Any:
     import ibis
 
     t = rows.mutate(copies=1)
-    if {"e2e_s", "request_id"} & {*rows.columns}:  # two requests may have one time and lengths
+    if copies:
         t = rows.group_by(_same(rows)).agg(copies=rows.count())
     done = t.kind == DONE
     known = {k: ibis.ifelse(done, t[k], None) for k in f.NUMBERS[1:] if k in t.columns}
@@ -278,10 +297,8 @@ def _run(w: Mapping[Any, Any], configuration: c.Values) -> dict[str, Any]:
     width_s, start_s, n = w["seconds"], w["start_s"], int(w["requests"])
     arrived = np.cumsum([0, *(w[f"n_{i}"] for i in range(QUARTERS))])
     busy_s = np.nan_to_num([w[f"busy_{i}"] for i in range(QUARTERS)])
-    in_flight = [np.nan, *busy_s * QUARTERS / width_s]
-    readings = {(f"{E2E}_count", ""): arrived, (GAUGES[0], ""): in_flight, (GAUGES[1], ""): 0.0}
     times = start_s + width_s / QUARTERS * np.arange(QUARTERS + 1)
-    check_steady(Window(pd.DataFrame(readings, times)))
+    check_steady(times, arrived, busy_s * QUARTERS / width_s)
     latencies = {}
     for m in METRICS:
         known = {k: w.get(f"{m}_{k}") for k in ("mean_s", "log_mean", "log_var")}
