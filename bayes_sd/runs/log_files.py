@@ -29,6 +29,7 @@ MEMORY = "500MB"  # of DuckDB, which goes on on disk
 HEAD = 1 << 16  # bytes that show what is in a file
 CSV = {"header": True, "delim": ",", "auto_detect": False, "null_padding": True, "parallel": False}
 CSV |= {"ignore_errors": True, "store_rejects": True}
+PLACES: dict[str, Any] = {"filename": True, "file_row_number": True, "union_by_name": True}
 HAS_REJECTED = "FROM duckdb_tables() WHERE table_name = 'reject_errors'"
 REJECTED = "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) ORDER BY line"
 
@@ -117,23 +118,19 @@ def read(engine: Any, name: str, sources: Sequence[Any], names: Mapping[str, str
     if is_lazy(first):
         return first.mutate(file=ibis.literal(name), row=ibis.null("int64"))
     if isinstance(first, pd.DataFrame):
-        texts: dict[str, Any] = {
-            k: first[k].astype("string") for k in used if first[k].dtype == object
-        }
-        places: dict[str, Any] = {"file": name, "row": np.arange(len(first))}
-        return ibis.memtable(first[list(used)].assign(**texts, **places))
+        ours = first[list(used)].assign(file=name, row=np.arange(len(first)))
+        return ibis.memtable(ours.astype(dict.fromkeys(ours.columns[ours.dtypes == "O"], "string")))
     if is_parquet(first):
-        how: dict[str, Any] = {"filename": True, "file_row_number": True, "union_by_name": True}
-        found = engine.read_parquet(list(map(str, sources)), **how)
+        found = engine.read_parquet(list(map(str, sources)), **PLACES)
         return found.mutate(file=found.filename, row=found.file_row_number)
     head, tables = _head(first), []
-    lines = head[:1] != b"["
+    kind = "array" if head[:1] == b"[" else "newline_delimited"
     # Where the first lines have no quotes, a stray one is part of a cell and swallows no lines.
     quote = '"' if b'"' in b"".join(head.splitlines()[:2]) else ""
     for path in map(str, sources):
         if head[:1] in b"{[":
-            how = {"format": "newline_delimited" if lines else "array", "ignore_errors": lines}
-            found = engine.read_json(path, columns=used, **how)
+            skip = kind != "array"
+            found = engine.read_json(path, columns=used, format=kind, ignore_errors=skip)
         else:
             types = dict.fromkeys(columns_of(Path(path)), "VARCHAR")
             found = engine.read_csv(path, columns=types, quote=quote, escape=quote, **CSV)
@@ -144,7 +141,7 @@ def read(engine: Any, name: str, sources: Sequence[Any], names: Mapping[str, str
 
 def malformed_lines(engine: Any) -> pd.DataFrame:
     """Lines of CSV files that are no row: file_path, line, error_message, n (lines swallowed)."""
-    if not engine.raw_sql(HAS_REJECTED).fetchall():
-        return pd.DataFrame()
+    if engine is None or not engine.raw_sql(HAS_REJECTED).fetchall():
+        return pd.DataFrame({"file_path": [], "line": [], "error_message": [], "n": []})
     lines = engine.raw_sql(REJECTED).df().drop_duplicates(["file_path", "line"])
     return lines.assign(n=lines["csv_line"].str.strip().str.count("\n") + 1)

@@ -81,32 +81,29 @@ class Log:
         """Say what is no request, how often and where first."""
         for file in sorted({*files} - {*self._survey["file"]}):
             self._leave_out(file, math.nan, 0, "has no requests")
-        self._lines = f.malformed_lines(self._engine) if files else pd.DataFrame()
-        for bad in self._lines.drop_duplicates("file_path").itertuples():
-            n = int(self._lines["n"][self._lines["file_path"] == bad.file_path].sum())
-            reason = f"line {bad.line} is malformed: {bad.error_message}"
-            self._leave_out(str(bad.file_path), math.nan, n, reason)
-        for bad in self._survey[~self._survey["kind"].isin(REQUESTS)].itertuples():
-            kind = str(bad.kind)
+        self._lines = f.malformed_lines(self._engine if files else None)
+        for path, bad in self._lines.groupby("file_path"):
+            first = bad.iloc[0]
+            why = f"line {first['line']} is malformed: {first['error_message']}"
+            self._leave_out(path, math.nan, bad["n"].sum(), why)
+        faults = self._survey[~self._survey["kind"].isin(REQUESTS)]
+        for file, kind, n, row, given in faults[["file", "kind", "n", "row", "given"]].to_numpy():
             rule = f"must be a finite number of at least {LEAST.get(kind, 0.0):g}"
-            what = "missing" if pd.isna(bad.given) else str(bad.given)[:40]
-            reason = f"{kind}{{}} is {what}; it {RULES.get(kind, rule)}"
-            self._leave_out(bad.file, bad.row, bad.n, reason)
+            what = "missing" if pd.isna(given) else given[:40]
+            self._leave_out(file, row, n, f"{kind}{{}} is {what}; it {RULES.get(kind, rule)}")
 
     def _leave_out(self, file: Any, row: Any, n: Any, reason: str) -> None:
         """Set rows aside; ``{}`` in the reason is for where the first one is."""
-        where, row = "", -1 if pd.isna(row) else self._row(file, row)
-        if row >= 0:
-            where = f" in row {row}"
+        row = -1 if pd.isna(row) else self._row(file, row)
+        where = f" in row {row}" if row >= 0 else ""
         more = f"; {n} rows are like this" if n > 1 else ""
         reason = shown(reason.replace("{}", where, 1) + more)
         self.aside.append({"source": shown(file), "row": row, "n": int(n), "reason": reason})
 
     def _row(self, file: str, row: float) -> int:
         """Where a row of those that could be read is in its file."""
-        before = self._lines[self._lines["file_path"] == file] if len(self._lines) else self._lines
-        for at in before.get("line", ()):
-            row += at - 2 <= row
+        for line in self._lines["line"][self._lines["file_path"] == file]:
+            row += line - 2 <= row
         return int(row)
 
     def traffic(self, window_s: float) -> pd.DataFrame:
@@ -183,10 +180,11 @@ class Log:
         """Whether to look for copies; in a log in order there are none without equal times."""
         if not {"e2e_s", "request_id"} & {*rows.columns}:
             return False  # two requests may have one time and the same lengths
-        files = self._survey.groupby("file").agg({"first": "min", "last": "max"})
-        files = files.sort_values("first")
-        overlap = files["first"].iloc[1:].to_numpy() <= files["last"].cummax().iloc[:-1].to_numpy()
-        if self._survey["row"].isna().any() or self._survey["late"].any() or overlap.any():
+        s = self._survey
+        files = s.groupby("file").agg({"first": "min", "last": "max"}).sort_values("first")
+        overlap = files["first"].shift(-1) <= files["last"].cummax()
+        faults = s["row"].isna() | ~s["kind"].isin(REQUESTS)
+        if faults.any() or s["late"].any() or overlap.any():
             return True
         t = rows.mutate(before=rows.timestamp.lag(), after=rows.timestamp.lead())
         t = t.filter((t.timestamp == t.before) | (t.timestamp == t.after))

@@ -209,27 +209,23 @@ def read_windows(source: Source, columns: Mapping[str, str]) -> tuple[str, pd.Da
     return name, checked(renamed, name)
 
 
-def _floats(column: pd.Series, what: str) -> np.ndarray:
-    """Numbers, NaN where there is none."""
-    try:
-        return pd.to_numeric(column, errors="coerce").to_numpy(float)
-    except OverflowError:
-        raise InputError(f"{what} has a number of hundreds of digits") from None
-
-
 def _numbers(
     column: pd.Series, what: str, least: float, missing_ok: np.ndarray | bool = False
 ) -> np.ndarray:
     """Numbers of at least `least`, not absurdly large, missing only where that is allowed."""
-    values = _floats(column, what)
+    try:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    except OverflowError:
+        raise InputError(f"{what} has a number of hundreds of digits") from None
     size = np.abs(values)
     fits = (values == 0) | (size >= SMALLEST) & (size <= LARGEST)
     allowed = (values >= least) & fits | column.isna().to_numpy() & missing_ok
     if not allowed.all():
         row = int((~allowed).argmax())
-        bound = f" of at least {least:g}" if least > -LARGEST else ""
         given = "missing" if pd.isna(column.iloc[row]) else str(column.iloc[row])[:40]
-        raise InputError(f"{what} in row {row} is {given}; it must be a finite number{bound}")
+        raise InputError(
+            f"{what} in row {row} is {given}; it must be a finite number of at least {least:g}"
+        )
     return values
 
 
