@@ -69,13 +69,12 @@ class Log:
         unit = next((unit for most, unit in EPOCHS.items() if size < most), "s")
         unit = "ms" if "hash_ids" in columns else str(named[1]) if named else unit  # Mooncake's
         self._unit_s = UNITS[units.get("timestamp", unit)]
-        late = self._survey[self._survey["late"] > 0]
-        if len(late):
-            back_s = late["back"].max() * self._unit_s
+        if len(late := self._survey[self._survey["late"] > 0]):
+            n, back_s = late["late"].sum(), late["back"].max() * self._unit_s
             file, row = late[["file", "late_row"]].iloc[0]
-            where = f"by up to {back_s:.4g} s, first in row {self._row(file, row)}"
-            n = f"{late['late'].sum():.0f} requests"
-            _warn(f"{file}: {n} are earlier than the one above ({where}); each counts at its time")
+            what = f"{n:.0f} requests are earlier than the one above (by up to {back_s:.4g} s"
+            where = f"first in row {self._row(file, row)}); each counts at its time"
+            _warn(f"{file}: {what}, {where}")
 
     def _find_faults(self, files: Collection[str]) -> None:
         """Say what is no request, how often and where first."""
@@ -83,9 +82,8 @@ class Log:
             self._leave_out(file, math.nan, 0, "has no requests")
         self._lines = f.malformed_lines(self._engine if files else None)
         for path, bad in self._lines.groupby("file_path"):
-            first = bad.iloc[0]
-            why = f"line {first['line']} is malformed: {first['error_message']}"
-            self._leave_out(path, math.nan, bad["n"].sum(), why)
+            line, why = (bad[k].iloc[0] for k in ("line", "error_message"))
+            self._leave_out(path, math.nan, bad["n"].sum(), f"line {line} is malformed: {why}")
         faults = self._survey[~self._survey["kind"].isin(REQUESTS)]
         for file, kind, n, row, given in faults[["file", "kind", "n", "row", "given"]].to_numpy():
             rule = f"must be a finite number of at least {LEAST.get(kind, 0.0):g}"
@@ -95,9 +93,8 @@ class Log:
     def _leave_out(self, file: Any, row: Any, n: Any, reason: str) -> None:
         """Set rows aside; ``{}`` in the reason is for where the first one is."""
         row = -1 if pd.isna(row) else self._row(file, row)
-        where = f" in row {row}" if row >= 0 else ""
-        more = f"; {n} rows are like this" if n > 1 else ""
-        reason = shown(reason.replace("{}", where, 1) + more)
+        reason = reason.replace("{}", f" in row {row}" if row >= 0 else "", 1)
+        reason = shown(reason + f"; {n} rows are like this" * (n > 1))
         self.aside.append({"source": shown(file), "row": row, "n": int(n), "reason": reason})
 
     def _row(self, file: str, row: float) -> int:
@@ -125,9 +122,8 @@ class Log:
     def runs(self, configuration: c.Values, window_s: float) -> Rows:
         """Run of each steady window, or why it has none."""
         windows = self.windows(window_s, REQUESTS)
-        idle = windows[windows["n"].isna()]
-        if len(idle):
-            first = f"the first from {idle['start_s'].iloc[0]:.0f}"
+        if len(idle := windows["start_s"][windows["n"].isna()]):
+            first = f"the first from {idle.iloc[0]:.0f}"
             yield -1, InputError(f"{len(idle)} windows, {first}, have no requests")
         for i, window in enumerate(windows.to_dict("records")):
             if window["n"] > 0:
@@ -168,8 +164,8 @@ class Log:
             for start, end in pairwise(map(int, ends)):
                 # The times themselves let an engine skip what is stored elsewhere.
                 low, high = ((first_s + k * width_s) / unit_s for k in (start - 1, end + 1))
-                near = rows.timestamp.between(low, high)
-                part = rows.filter(near, rows.window.between(start, end - 1))
+                near = rows.window.between(start, end - 1) & rows.timestamp.between(low, high)
+                part = rows.filter(near)
                 parts.append(self._engine.execute(statistics(part, copies)))
                 if parts[-1]["again"].sum():
                     self._find_copies(part)

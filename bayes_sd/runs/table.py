@@ -238,10 +238,7 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
         if f"{c}_sd" in table:
             result[f"{c}_sd"] = _numbers(table[f"{c}_sd"], f"{name}: {c}_sd", 0.0, missing_ok=True)
     seconds = table["seconds"] if "seconds" in table else pd.Series(1.0, table.index)
-    result["seconds"] = _numbers(seconds, f"{name}: seconds", 0.0)
-    if not result["seconds"].all():
-        row = int(np.argmin(result["seconds"]))
-        raise InputError(f"{name}: seconds in row {row} is 0; it must be a number above 0")
+    result["seconds"] = _numbers(seconds, f"{name}: seconds", 1e-9)
     if not rate.any():
         raise InputError(f"{name}: rate_rps is 0 in every row; one window must have requests")
     return pd.DataFrame(result)

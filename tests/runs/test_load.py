@@ -352,7 +352,7 @@ def test_few_windows_are_left_alone() -> None:
         (WINDOWS.assign(rate_rps=[1, 2, 1e-308]), "rate_rps in row 2 is 1e-308; .* finite"),
         (WINDOWS.assign(output_tokens_sd=1e300), "output_tokens_sd in row 0 is 1e"),
         (WINDOWS.assign(seconds=math.inf), "seconds in row 0 is inf; .* finite number"),
-        (WINDOWS.assign(seconds=[1, 0, 1]), "seconds in row 1 is 0; .* above 0"),
+        (WINDOWS.assign(seconds=[1, 0, 1]), "seconds in row 1 is 0; .* at least 1e-09"),
         (WINDOWS.assign(rate_rps=0.0), "rate_rps is 0 in every row"),
         (WINDOWS.iloc[:0], "has no rows"),
         (LOG.drop(columns="timestamp"), "no column timestamp; .* the table has prompt_tokens"),
