@@ -94,7 +94,7 @@ class Log:
         """Set rows aside; ``{}`` in the reason is for where the first one is."""
         row = -1 if pd.isna(row) else self._row(file, row)
         reason = reason.replace("{}", f" in row {row}" if row >= 0 else "", 1)
-        reason = shown(reason + f"; {n} rows are like this" * (n > 1))
+        reason = shown(reason + (f"; {n} rows are like this" if n > 1 else ""))
         self.aside.append({"source": shown(file), "row": row, "n": int(n), "reason": reason})
 
     def _row(self, file: str, row: float) -> int:
