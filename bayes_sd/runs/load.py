@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import LARGEST, SMALLEST, InputError
-from bayes_sd.runs.table import LENGTHS, Source, read_windows
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
+from bayes_sd.runs import log_files, logs
+from bayes_sd.runs.read import find_files
+from bayes_sd.runs.table import LENGTHS, TRAFFIC, Source, checked, read_windows, require
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,14 +78,15 @@ class Load:
 
         Parameters
         ----------
-        source : path or pandas.DataFrame
-            A file (CSV or JSON lines) or a table. With a column ``rate_rps`` it has a window a row,
-            with ``prompt_tokens`` and ``output_tokens`` (means, missing only where the rate is 0)
-            and, if known, ``prompt_tokens_sd``, ``output_tokens_sd`` and ``seconds`` (by default
-            all windows are alike). Otherwise it has a request a row, in order of ``timestamp``
-            (ISO 8601, or seconds; ms, us or ns where its header ends so, or where times since 1970
-            have that size), with both lengths; requests of no output are left out with a warning.
-            The public logs of Azure, BurstGPT and Mooncake are read as they are.
+        source : path, folder, pattern, pandas.DataFrame or ibis.Table
+            Files (Parquet, CSV or JSON lines) or a table. With a column ``rate_rps`` it has a
+            window a row, with ``prompt_tokens`` and ``output_tokens`` (means, missing only where
+            the rate is 0) and, if known, ``prompt_tokens_sd``, ``output_tokens_sd`` and ``seconds``
+            (by default all windows are alike). Otherwise it has a request a row: ``timestamp`` (ISO
+            8601, or seconds; ms, us or ns where its header ends so, or where times since 1970 have
+            that size) and both lengths. What is no request is left out with a warning, and refused
+            where it is over 5%. The public logs of Azure, BurstGPT and Mooncake are read as they
+            are.
         window_s : float
             Seconds of the windows a log is cut into; the load is taken to be steady in each.
         columns : mapping, optional
@@ -97,7 +102,17 @@ class Load:
         1      0.00            NaN      4.0
         2      0.25           50.0      4.0
         """
-        return cls._traffic(*read_windows(source, window_s, columns or {}))
+        if not (isinstance(window_s, Real) and 0 < window_s <= LARGEST):
+            raise InputError(f"window_s must be a positive number of seconds, got {window_s!r}")
+        sources, name, columns = [source], "table", columns or {}
+        if isinstance(source, str | Path):
+            sources, name = find_files(source), shown(str(source))
+        there = log_files.columns_of(sources[0])
+        require(columns, (*TRAFFIC, *log_files.INPUTS[:-1]), there or columns.values())
+        if not there or "rate_rps" in (*there, *columns):
+            return cls._traffic(*read_windows(source, columns))
+        log = logs.Log(name, sources, columns)
+        return cls._traffic(name, checked(log.traffic(window_s), name))
 
     @classmethod
     def _traffic(cls, name: str, windows: pd.DataFrame) -> "Load":

@@ -76,7 +76,7 @@ def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: flo
             try:
                 if isinstance(window, InputError):
                     raise window
-                w.check_steady(window)
+                w.check_steady(window.times, window.values(f"{E2E}_count"), window.in_flight())
                 row = _run(window, values)
                 # Two windows may have the same numbers: when they were tells them apart.
                 when = {"run": run_id(row), "start_s": float(window.times[0])}

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from bayes_sd.errors import InputError, shown
-from bayes_sd.runs import aiperf, guidellm, metrics, table, vllm
+from bayes_sd.runs import aiperf, guidellm, log_files, logs, metrics, table, vllm
 from bayes_sd.runs.check import place
 from bayes_sd.runs.config import KNOWN, Values, canonical, merge
 from bayes_sd.runs.rows import Rows, run_id
@@ -23,7 +23,7 @@ PathLike = str | Path
 Sidecar = list[tuple[str, Values]]
 LONG_NUMBER = re.compile(r"\b(0x)?[\da-fA-F_]{500}")  # Python would not print it
 # What a file in a folder is called if it may hold runs.
-PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.prom", "*.txt")
+PATTERNS = ("*.json", "*.jsonl", "*.csv", "*.parquet", "*.prom", "*.txt")
 TOOLS = {"vLLM": vllm, "GuideLLM": guidellm, "AIPerf": aiperf}
 # Tools whose results are not read, and what is written in those of no other.
 UNREAD = {
@@ -48,7 +48,7 @@ CAMPAIGN = "vllm-cpu"
 
 
 def read(
-    paths: PathLike | pd.DataFrame | Iterable[PathLike],
+    paths: Any,
     *,
     config: PathLike | None = None,
     environment: str | None = None,
@@ -62,24 +62,27 @@ def read(
 
     Parameters
     ----------
-    paths : path, folder, glob pattern, several of them, or pandas.DataFrame
+    paths : path, folder, glob pattern, several of them, pandas.DataFrame or ibis.Table
         Results of ``vllm bench serve`` (one or several in a file), ``vllm bench sweep serve``,
         SGLang's ``bench_serving``, GuideLLM and AIPerf; tables (CSV, JSON lines) with a run a row;
         scrapes of ``/metrics``, timed by the file name (seconds since 1970) or a line ``# time
-        SECONDS`` before each, or answers to ``query_range``, all of them one record. A folder means
-        all that is below it.
+        SECONDS`` before each, or answers to ``query_range``, all of them one record; logs (Parquet,
+        CSV, JSON lines, an Ibis table) with a request a row: ``timestamp`` of its arrival (as in
+        :meth:`bayes_sd.Load.read`), ``prompt_tokens``, ``output_tokens``, ``e2e_s`` (missing: still
+        in flight), if known ``ttft_s``, ``drafts``, ``drafted_tokens``, ``accepted_tokens``. A
+        folder means all that is below it.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files that do not state it.
     environment : str, optional
         Name of hardware and engine for all files, instead of what they state.
     columns : mapping, optional
-        For tables: our column name to theirs, or to (theirs, unit) with unit "s", "ms", "us", "%"
-        or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or ``e2e_log_mean``;
-        ``output_tokens_per_s`` at a concurrency stands in for the latency, ``acceptance_length``
-        (bonus token included) for counts of drafts.
+        For tables and logs: our column name to theirs, or to (theirs, unit) with unit "s", "ms",
+        "us", "%" or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or
+        ``e2e_log_mean``; ``output_tokens_per_s`` at a concurrency stands in for the latency,
+        ``acceptance_length`` (bonus token included) for counts of drafts.
     window_s : float
-        For metrics: length of a window in seconds; each steady window is a run.
+        For metrics and logs: seconds of a window; each steady window is a run.
     **constants
         Configuration of all files: ``verifier``, ``verifier_params`` (count), ``draft_tokens``,
         ``machine`` (see :class:`bayes_sd.Machine`), ``gpus`` ...
@@ -106,18 +109,22 @@ def read(
         if name not in (*KNOWN, *table.INPUTS, *table.POSITIONS):
             raise InputError(f"unknown argument {name!r}; known are {', '.join(KNOWN)}")
     for_tables = {k: v for k, v in constants.items() if k not in KNOWN}
-    sources = [paths] if isinstance(paths, pd.DataFrame) else find_files(paths, leave_out=config)
+    is_table = isinstance(paths, pd.DataFrame) or log_files.is_lazy(paths)
+    sources = [paths] if is_table else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
     reader = _Reader(sidecar, canonical(constants), environment, [], [])
     kinds: dict[str, str] = {}
     scrapes: dict[Path, Any] = {}
+    requests: dict[str, list[Any]] = {}
     for source in sources:
-        path = Path("table") if isinstance(source, pd.DataFrame) else source
+        path = Path("table") if is_table else source
         name = shown(str(path))
         try:
             kinds[name], contents = _content(source, columns or {})
             if kinds[name] == "metrics":
                 scrapes[path] = contents[0]
+            elif kinds[name] == "log":
+                requests.setdefault(path.suffix, []).append(source)
             elif kinds[name] == "table":
                 values = reader.configuration(path, {}) | for_tables
                 reader.add(name, table.runs_of(contents[0], columns or {}, values))
@@ -132,14 +139,25 @@ def read(
         values = merge((str(path), reader.configuration(path, {})) for path in scrapes)
         name = shown(str(first if len(scrapes) == 1 else first.parent))
         reader.add(name, metrics.runs_of(scrapes, values, window_s))
+    for parts in requests.values():
+        names = [Path("table")] if is_table else parts
+        name = shown(str(names[0] if len(names) == 1 else names[0].parent))
+        try:
+            values = merge((str(path), reader.configuration(path, {})) for path in names)
+            log = logs.Log(name, parts, columns or {}, "e2e_s")
+            reader.add(name, log.runs(values, window_s))
+            reader.aside.extend(log.aside)
+        except InputError as error:
+            reader.leave_out(name, error)
     # GuideLLM and AIPerf write their results as CSV too, beside the JSON that is read.
     reports = {name for name, kind in kinds.items() if kind in ("GuideLLM", "AIPerf")}
     copies = {str(Path(name).with_suffix(".csv")) for name in reports}
     aside = [bad for bad in reader.aside if bad["source"] not in copies]
     if not reader.rows:
         raise InputError(_nothing(aside))
-    if "table" not in kinds.values() and (columns or for_tables):
-        name = "columns" if columns else next(iter(for_tables))
+    tables = {*kinds.values()} & {"table", "log"}
+    if (columns and not tables) or (for_tables and "table" not in tables):
+        name = "columns" if columns and not tables else next(iter(for_tables))
         raise InputError(f"{name} is for tables only, and no table was read")
     return tidy(reader.rows, aside)
 
@@ -190,8 +208,10 @@ def _nothing(aside: list[dict[str, Any]]) -> str:
     return several + "; ".join(reasons[:3])
 
 
-def _content(source: Path | pd.DataFrame, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Kind of a source and what is in it."""
+def _content(source: Any, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Kind of a source and what is in it, but of a log, which may be large."""
+    if log_files.is_log(source, columns):
+        return "log", []
     if isinstance(source, pd.DataFrame):
         return "table", [table.load_table(source)[0]]
     try:

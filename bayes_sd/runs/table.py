@@ -1,17 +1,14 @@
 """Tables, CSV or JSON lines: one run a row, and windows or single requests of traffic."""
 
 import json
-import re
-import warnings
-from collections.abc import Hashable, Iterable, Mapping
-from numbers import Real
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import LARGEST, SMALLEST, EvidenceWarning, InputError, shown
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
@@ -20,7 +17,7 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "%": 1e-2, "1": 1.0}
 FIELDS = tuple(Latency.model_fields)
 LATENCIES = tuple(f"{metric}_{name}" for metric in METRICS for name in FIELDS)
 LENGTHS = ("prompt_tokens", "output_tokens")
-Source = str | Path | pd.DataFrame
+Source = Any  # a path, a data frame or an Ibis table
 WORKLOAD = tuple(Workload.model_fields)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens", "acceptance_length")
 POSITIONS = tuple(f"accepted_{j}" for j in range(1, 65))
@@ -31,18 +28,7 @@ TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0"
 Mapped = str | tuple[str, str]
 
 WINDOW = ("rate_rps", *LENGTHS)
-LOG = ("timestamp", *LENGTHS)
-TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds", "timestamp")
-# Public logs that are read as they are: Azure's, BurstGPT's, Mooncake's (in milliseconds).
-PUBLIC = (
-    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-    ("Timestamp", "Request tokens", "Response tokens"),
-    ("timestamp", "input_length", "output_length"),
-)
-NAMED_UNIT = re.compile(r"[_ (](ms|us|ns)\)?$")
-# Times since 1970 up to the year 5000 are below each of these in its unit.
-EPOCHS = {1e11: 1.0, 1e14: 1e-3, 1e17: 1e-6, np.inf: 1e-9}
-WINDOWS_MAX = 1_000_000
+TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds")
 
 
 def load_table(source: Source, **options: Any) -> tuple[pd.DataFrame, str]:
@@ -90,17 +76,21 @@ def json_objects(text: str) -> list[dict[str, Any]]:
     return values
 
 
-def _require(table: pd.DataFrame, header: str, ours: str, known: Iterable[str]) -> None:
-    """Refuse an entry of `columns` whose name is not ours, or whose header is not there."""
-    if ours not in known:
-        listed = [name for name in known if name not in POSITIONS[1:]]
-        raise InputError(f"columns has the unknown name {ours!r}; known are {', '.join(listed)}")
-    if header not in table.columns:
-        raise InputError(f"columns: {ours} names {header!r}, but {_has(table)}")
+def require(columns: Mapping[str, Mapped], known: Sequence[str], there: Iterable[Any]) -> None:
+    """Refuse entries of `columns` whose name is not ours, or whose header is not there."""
+    there = list(there)
+    for ours, given in columns.items():
+        if ours not in known:
+            names = [name for name in known if name not in POSITIONS[1:]]
+            raise InputError(f"columns has the unknown name {ours!r}; known are {', '.join(names)}")
+        header = given if isinstance(given, str) else given[0]
+        if header not in there:
+            raise InputError(f"columns: {ours} names {header!r}, but {has(there)}")
 
 
-def _has(table: pd.DataFrame) -> str:
-    return f"the table has {', '.join(map(str, table.columns))}"
+def has(columns: Iterable[Any]) -> str:
+    """Columns of a table for a message."""
+    return f"the table has {', '.join(map(str, columns))}"
 
 
 def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values) -> Rows:
@@ -113,7 +103,7 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
     if not {"rate_rps", "achieved_rps", "concurrency"} & given:
         missing.append("rate_rps (or achieved_rps, or concurrency)")
     if missing:
-        raise InputError(f"no column is given for {', '.join(missing)}; {_has(table)}")
+        raise InputError(f"no column is given for {', '.join(missing)}; {has(table)}")
     if table.empty:
         raise InputError("has no rows; one run a row is needed")
     ours = pd.DataFrame({name: table[header] for name, header in headers.items()})
@@ -133,9 +123,9 @@ def _mapping(
     known = (*INPUTS, *POSITIONS)
     headers: dict[str, Hashable] = {c: c for c in table if c in known and c not in constants}
     factors: dict[str, float] = {}
+    require(columns, known, table)
     for name, given in columns.items():
         header, unit = (given, None) if isinstance(given, str) else given
-        _require(table, header, name, known)
         if name in constants:
             raise InputError(f"{name} is given in columns and as an argument; give it once")
         units = ["s", "ms", "us"] if name.endswith("_s") else ["1"]
@@ -206,108 +196,40 @@ def _of_throughput(values: Values) -> dict[str, Any]:
     return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed", **values}
 
 
-def read_windows(
-    source: Source, window_s: float, columns: Mapping[str, str]
-) -> tuple[str, pd.DataFrame]:
-    """Name and checked windows of a table of windows or of requests, see `Load.read`."""
-    if not (isinstance(window_s, Real) and 0 < window_s <= LARGEST):
-        raise InputError(f"window_s must be a positive number of seconds, got {window_s!r}")
+def read_windows(source: Source, columns: Mapping[str, str]) -> tuple[str, pd.DataFrame]:
+    """Name and checked windows of a table of them, see `Load.read`."""
     table, name = load_table(source)
-    for ours, header in columns.items():
-        _require(table, header, ours, TRAFFIC)
-    public = next((names for names in PUBLIC if {*names} <= {*table.columns}), LOG)
-    theirs = dict(zip(LOG, public, strict=True))
-    headers = {c: c if c in table else theirs.get(c, c) for c in TRAFFIC} | dict(columns)
+    headers = {c: c for c in TRAFFIC} | dict(columns)
     renamed = pd.DataFrame({c: table[header] for c, header in headers.items() if header in table})
-    is_log = "rate_rps" not in renamed
-    missing = [c for c in (LOG if is_log else WINDOW) if c not in renamed]
-    if missing:
-        needed = f"a log of requests has {', '.join(LOG)}, a table of windows {', '.join(WINDOW)}"
-        raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {_has(table)}")
+    if missing := [c for c in WINDOW if c not in renamed]:
+        needed = f"a table of windows has {', '.join(WINDOW)}"
+        raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {has(table)}")
     if renamed.empty:
         raise InputError(f"{name}: has no rows; a window or two requests at least are needed")
-    if is_log:
-        named = NAMED_UNIT.search(str(headers["timestamp"]))
-        unit = "ms" if "hash_ids" in table else named[1] if named else ""  # they are Mooncake's
-        renamed = _windows_of_log(_with_output(renamed, name), window_s, name, unit)
-    return name, _checked(renamed, name)
-
-
-def _with_output(log: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Requests that were answered; those of no output are left out, and said."""
-    empty = _numbers(log["output_tokens"], f"{name}: output_tokens", 0.0) == 0
-    if empty.all():
-        raise InputError(f"{name}: output_tokens is 0 in every row; answers have tokens")
-    if empty.any():
-        left_out = f"{empty.sum()} of {len(log)} requests have no output tokens and are left out"
-        warnings.warn(f"{name}: {left_out}", EvidenceWarning, stacklevel=4)
-    return log[~empty].reset_index(drop=True)
-
-
-def _windows_of_log(log: pd.DataFrame, window_s: float, name: str, unit: str) -> pd.DataFrame:
-    """Requests counted and averaged by window."""
-    time_s = _times(log["timestamp"], name, unit)
-    back = np.flatnonzero(np.diff(time_s) < 0)
-    if back.size:
-        row = back[0] + 1
-        raise InputError(f"{name}: timestamp in row {row} is before that of the row above")
-    if time_s[-1] == time_s[0]:
-        raise InputError(f"{name}: all timestamps are equal; a rate needs at least two times")
-    # The first request opens the log, so that n of them bound only n - 1 of the n gaps.
-    span_s = (time_s[-1] - time_s[0]) * len(time_s) / (len(time_s) - 1)
-    if span_s > WINDOWS_MAX * window_s:
-        problem = f"more than {WINDOWS_MAX} windows of {window_s:g} s"
-        raise InputError(f"{name}: {span_s:.4g} s are {problem}; are the timestamps in seconds?")
-    count = max(1, round(span_s / window_s))
-    width_s = span_s / count
-    window = np.minimum(((time_s - time_s[0]) / width_s).astype(int), count - 1)
-    lengths = pd.DataFrame({c: _numbers(log[c], f"{name}: {c}", 1.0) for c in LENGTHS})
-    groups = lengths.groupby(window)
-    result = groups.mean().join(groups.std().add_suffix("_sd")).reindex(range(count))
-    rate = np.bincount(window, minlength=count) / width_s
-    return result.assign(rate_rps=rate, seconds=width_s)
-
-
-def _times(column: pd.Series, name: str, unit: str) -> np.ndarray:
-    """Times in seconds, of dates or of numbers, in the unit given or that of their size."""
-    is_date = pd.api.types.is_datetime64_any_dtype(column)
-    if not is_date and not np.isnan(_floats(column, f"{name}: timestamp")).all():
-        times = _numbers(column, f"{name}: timestamp", -LARGEST)
-        unit_s = next(each for limit, each in EPOCHS.items() if np.abs(times).max() < limit)
-        return times * (UNITS[unit] if unit else unit_s)
-    dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
-    if dates.isna().any():
-        row = int(dates.isna().to_numpy().argmax())
-        rule = "it must be seconds, or a date and time as in 2026-01-31 12:00:00.5"
-        raise InputError(f"{name}: timestamp in row {row} is {column.iloc[row]!r}; {rule}")
-    return (dates - dates.iloc[0]).dt.total_seconds().to_numpy()
-
-
-def _floats(column: pd.Series, what: str) -> np.ndarray:
-    """Numbers, NaN where there is none."""
-    try:
-        return pd.to_numeric(column, errors="coerce").to_numpy(float)
-    except OverflowError:
-        raise InputError(f"{what} has a number of hundreds of digits") from None
+    return name, checked(renamed, name)
 
 
 def _numbers(
     column: pd.Series, what: str, least: float, missing_ok: np.ndarray | bool = False
 ) -> np.ndarray:
     """Numbers of at least `least`, not absurdly large, missing only where that is allowed."""
-    values = _floats(column, what)
+    try:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    except OverflowError:
+        raise InputError(f"{what} has a number of hundreds of digits") from None
     size = np.abs(values)
     fits = (values == 0) | (size >= SMALLEST) & (size <= LARGEST)
     allowed = (values >= least) & fits | column.isna().to_numpy() & missing_ok
     if not allowed.all():
         row = int((~allowed).argmax())
-        bound = f" of at least {least:g}" if least > -LARGEST else ""
         given = "missing" if pd.isna(column.iloc[row]) else str(column.iloc[row])[:40]
-        raise InputError(f"{what} in row {row} is {given}; it must be a finite number{bound}")
+        raise InputError(
+            f"{what} in row {row} is {given}; it must be a finite number of at least {least:g}"
+        )
     return values
 
 
-def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
+def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """A table of windows with every column checked."""
     rate = _numbers(table["rate_rps"], f"{name}: rate_rps", 0.0)
     result = {"rate_rps": rate}
@@ -316,10 +238,7 @@ def _checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
         if f"{c}_sd" in table:
             result[f"{c}_sd"] = _numbers(table[f"{c}_sd"], f"{name}: {c}_sd", 0.0, missing_ok=True)
     seconds = table["seconds"] if "seconds" in table else pd.Series(1.0, table.index)
-    result["seconds"] = _numbers(seconds, f"{name}: seconds", 0.0)
-    if not result["seconds"].all():
-        row = int(np.argmin(result["seconds"]))
-        raise InputError(f"{name}: seconds in row {row} is 0; it must be a number above 0")
+    result["seconds"] = _numbers(seconds, f"{name}: seconds", 1e-9)
     if not rate.any():
         raise InputError(f"{name}: rate_rps is 0 in every row; one window must have requests")
     return pd.DataFrame(result)

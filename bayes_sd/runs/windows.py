@@ -113,10 +113,10 @@ def _breaks(table: pd.DataFrame, longest_gap_s: float) -> dict[int, str]:
     return reasons
 
 
-def check_steady(window: Window) -> None:
+def check_steady(times: np.ndarray, count: np.ndarray, in_flight: np.ndarray) -> None:
     """Refuse a window with too few readings, or in which the load or the queue changed."""
-    times, count = window.times, window.values(f"{E2E}_count")
-    where = f"window of {window.duration_s:.0f} s from {times[0]:.0f}"
+    duration_s = times[-1] - times[0]
+    where = f"window of {duration_s:.0f} s from {times[0]:.0f}"
     finished = count[-1] - count[0]
     if finished == 0:
         raise InputError(f"{where}: no request finished")
@@ -125,11 +125,10 @@ def check_steady(window: Window) -> None:
     cuts = np.linspace(times[0], times[-1], QUARTERS + 1)
     for a, b in pairwise(int(np.argmin(np.abs(times - t))) for t in cuts):
         done, seconds = count[b] - count[a], times[b] - times[a]
-        expected = finished * seconds / window.duration_s
+        expected = finished * seconds / duration_s
         if abs(done - expected) > DRIFT * expected + CHANCE_SD * expected**0.5:
             rates = f"{done:.0f} requests finished in {seconds:.0f} s, usual are {expected:.0f}"
             raise InputError(f"{where}: the load is not steady, {rates}")
-    in_flight = window.in_flight()
     in_flight = in_flight[~np.isnan(in_flight)]
     parts = np.array_split(in_flight, QUARTERS) if len(in_flight) >= QUARTERS else np.zeros((2, 1))
     first, last, usual = (float(np.mean(x)) for x in (parts[0], parts[-1], np.concatenate(parts)))

@@ -160,6 +160,11 @@ def test_requests_without_output_are_left_out_and_said() -> None:
         Load.read(LOG.assign(output_tokens=0))
 
 
+def test_requests_in_another_order_are_counted_at_their_own_time_and_said() -> None:
+    with pytest.warns(EvidenceWarning, match="table: 1 requests are earlier .* 25 s, .* row 2.;"):
+        assert Load.read(LOG.iloc[[0, 2, 1, 3]], 50) == Load.read(LOG, 50)
+
+
 @pytest.mark.parametrize("window_s", [1e-5, 1e-300])
 def test_windows_without_number_are_refused(window_s: float) -> None:
     with pytest.raises(InputError, match="are more than 1000000 windows of 1e-.* in seconds?"):
@@ -347,18 +352,17 @@ def test_few_windows_are_left_alone() -> None:
         (WINDOWS.assign(rate_rps=[1, 2, 1e-308]), "rate_rps in row 2 is 1e-308; .* finite"),
         (WINDOWS.assign(output_tokens_sd=1e300), "output_tokens_sd in row 0 is 1e"),
         (WINDOWS.assign(seconds=math.inf), "seconds in row 0 is inf; .* finite number"),
-        (WINDOWS.assign(seconds=[1, 0, 1]), "seconds in row 1 is 0; .* above 0"),
+        (WINDOWS.assign(seconds=[1, 0, 1]), "seconds in row 1 is 0; .* at least 1e-09"),
         (WINDOWS.assign(rate_rps=0.0), "rate_rps is 0 in every row"),
         (WINDOWS.iloc[:0], "has no rows"),
         (LOG.drop(columns="timestamp"), "no column timestamp; .* the table has prompt_tokens"),
         (LOG.drop(columns="prompt_tokens"), "no column prompt_tokens"),
-        (LOG.assign(timestamp=[0, 3, 2, 5]), "timestamp in row 2 is before that of the row above"),
         (LOG.assign(timestamp=[0, 1, np.nan, 5]), "timestamp in row 2 is missing"),
-        (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is 'noon'"),
+        (LOG.assign(timestamp=["2026-01-01", "noon", "", ""]), "timestamp in row 1 is noon"),
         (LOG.assign(timestamp=[-1e308, 0, 1, 1e308]), "timestamp in row 0 is -1e"),
         (LOG.assign(timestamp=7.0), "all timestamps are equal"),
         (LOG.assign(timestamp=LOG["timestamp"] * 1e9), "are the timestamps in seconds"),
-        (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 0"),
+        (LOG.assign(output_tokens=[1, 2, -3, 4]), "output_tokens in row 2 is -3; .* at least 1"),
         (LOG.assign(prompt_tokens=[1, None, 3, 4]), "prompt_tokens in row 1 is missing"),
         (LOG.iloc[:0], "has no rows"),
         (pd.concat([WINDOWS, WINDOWS], axis=1), "two columns are called rate_rps"),

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.windows import E2E, GAUGES, Window, check_steady, fit_lognormal
+from bayes_sd.runs.windows import check_steady, fit_lognormal
 
 BOUNDS = np.array([0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, np.inf])
 
@@ -59,11 +58,6 @@ def test_a_window_in_which_requests_pile_up_is_not_steady() -> None:
     times = np.arange(0.0, 305.0, 5.0)
     finished = np.round(times)  # one a second, from first to last
 
-    def window(running: np.ndarray) -> Window:
-        series = {(f"{E2E}_count", ""): finished, (GAUGES[0], ""): running, (GAUGES[1], ""): 0.0}
-        return Window(pd.DataFrame(series, index=times))
-
-    steady = 20 + 6 * np.sin(times)
-    check_steady(window(steady))
+    check_steady(times, finished, 20 + 6 * np.sin(times))
     with pytest.raises(InputError, match="requests in flight went from 9 to 32"):
-        check_steady(window(np.linspace(5, 35, len(times))))
+        check_steady(times, finished, np.linspace(5, 35, len(times)))
