@@ -233,6 +233,8 @@ def fill(text: str) -> str:
 
 def show(title: str, table: "pd.DataFrame") -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
+    if table.empty:  # the sentence before it says so
+        return
     cells, names, numeric = table.map(_cell), [], []
     for place, name in enumerate(table):
         head = str(name).replace("_", " ")
