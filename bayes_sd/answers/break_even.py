@@ -176,7 +176,7 @@ def break_even(
         low, high = np.ones(shape), np.full(shape, top)
         end = np.full(shape, np.inf)
     else:
-        capacity = [np.broadcast_to(arm.route().capacity_rps, shape) for arm in arms]
+        capacity = [np.broadcast_to(arm.capacity_rps, shape) for arm in arms]
         top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
         end = capacity[0]
     grid = low + (high - low) * GRID

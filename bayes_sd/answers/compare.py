@@ -183,5 +183,5 @@ def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, 
         return Load(concurrency=measured, prompt=lengths[0], output=lengths[1])
     load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
     arm = arm_of(posterior, baseline, load, extrapolate=True)
-    top = RATES_TOP * float(np.median(arm.route().capacity_rps))
+    top = RATES_TOP * float(np.median(arm.capacity_rps))
     return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())

@@ -15,7 +15,7 @@ from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics import noise
-from bayes_sd.physics.law import SOFTNESS, Outcome, Route, placed_outcome, route
+from bayes_sd.physics.law import SOFTNESS, Outcome, capacity_rps, placed_outcome
 from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
 
@@ -61,10 +61,10 @@ class Arm:
         place = self.resolved.place
         return Placed((stages,)) if place is None else place(stages, sizes, inputs)
 
-    def route(self) -> Route:
-        """Latency coefficients, which no rate changes."""
-        inputs = self.inputs()
-        return route(self.placed(inputs), inputs)
+    @property
+    def capacity_rps(self) -> Any:
+        """Rate at which it saturates, requests/s."""
+        return capacity_rps(self.placed(inputs := self.inputs()), inputs)
 
     def outcome(self, axis_values: Any = None) -> tuple[Outcome, dict[str, Any]]:
         """What the law says, infinite past the pole, and the workload it says it of."""
