@@ -12,16 +12,7 @@ from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
-from bayes_sd.model.design import (
-    MACHINE,
-    NONE,
-    PAIR,
-    SERVER,
-    build_design,
-    coefficients,
-    machine,
-    run_workload,
-)
+from bayes_sd.model import design
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
 from bayes_sd.physics.costs import whole
@@ -48,12 +39,12 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
             int(row["experts_per_token"]),
             *[None if np.isnan(x) else float(x) for x in optional],  # type: ignore[arg-type]
         )
-    drafter: str | Size | None = None if row["drafter"] == NONE else str(row["drafter"])
+    drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in posterior.drafters.index:
         drafter = Size(row["drafter_params"])
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
-    pair = {n: row[n] for n in PAIR}
+    pair = {n: row[n] for n in design.PAIR}
     if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
@@ -93,9 +84,9 @@ def run_outcome(
     shape = (posterior.draws, len(table))
     columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
     scale, variance = np.empty(shape), np.empty(shape)
-    for _, rows in table.groupby(SERVER, dropna=False):
+    for _, rows in table.groupby(design.SERVER, dropna=False):
         resolved = resolve(posterior, _server_of(rows.iloc[0], posterior), seed)
-        inputs = run_workload(rows)
+        inputs = design.run_workload(rows)
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
         terms, law = resolved.coefficients, posterior.law
@@ -188,7 +179,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
 
     require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
-    table = build_design(runs, censored=False).table
+    table = design.build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed, held_out=True)
     log_mean = np.log(said.e2e_s)
     rng = np.random.default_rng(seed)
@@ -259,11 +250,11 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
             f"All {len(moe)} verifiers are {'mixtures of experts' if moe.all() else 'dense'}; "
             "a comparison of families needs both."
         )
-    terms = coefficients(fit.law_terms)
+    terms = design.coefficients(fit.law_terms)
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    sizes |= {"drafter": 0.0, **machine(**fit.servers[list(MACHINE)].mean())}
+    sizes |= {"drafter": 0.0, **design.machine(**fit.servers[list(design.MACHINE)].mean())}
     stages = whole(fit.law.stages(terms, sizes, inputs))
     costs = [getattr(stages, name) for name in VERIFIER_COSTS]
     tail, rows = (1 - prob) / 2, []
@@ -301,7 +292,7 @@ def decisions(
     their break-even loads.
     """
     ran = fit.servers
-    plain = ran[ran["drafter"] == NONE][["verifier", "environment"]]
+    plain = ran[ran["drafter"] == design.NONE][["verifier", "environment"]]
     pairs = ran[ran["draft_tokens"] > 0].merge(plain)
     answers = []
     for (verifier, environment), rows in pairs.groupby(["verifier", "environment"]):

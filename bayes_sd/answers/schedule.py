@@ -81,15 +81,12 @@ class Schedule(answer.Answer):
     @property
     def pays(self) -> bool:
         """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
-        slower = (
-            self.rows[[f"prob_faster_than_plain_{end}" for end in ("lo", "hi")]] <= 1 - answer.SURE
-        )
+        slower = self.rows.filter(like="prob_faster_than_plain") <= 1 - answer.SURE
         return bool((self.rows["k"] > 0).any() and not slower.all(axis=None))
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
-        columns = (self.rows[name].tolist() for name in ("lo", "hi", "k"))
-        return [list(row) for row in zip(*columns, strict=True)]
+        return self.rows[["lo", "hi", "k"]].to_numpy().tolist()
 
     def speculative_config(self, **keys: Any) -> dict[str, Any]:
         """The object of ``--speculative-config``.
@@ -209,9 +206,19 @@ def schedule(
         bare = replace(server, drafter=None, k=0, acceptance=None)
         arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
         plain = _loss(thin, *arm.outcome(), loss, slo_s)
-    rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
+    at, pick, best = np.arange(top), losses[chosen, :, np.arange(top)].T, losses.min(axis=0)
+    lost, unit = ("expected_regret_ms", 1e3) if slo_s is None else ("expected_regret", 1.0)
+    cells = {
+        "batch": at + 1,
+        "k": np.array(ks)[chosen],
+        "prob_best": (pick <= best).mean(axis=0),
+        lost: unit * (pick - best).mean(axis=0),
+        "prob_within_slo": 1 - pick.mean(axis=0),
+        "prob_faster_than_plain": np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0),
+        "support": labels[chosen, at],
+    }
+    rows = _rows(pd.DataFrame(cells), lost)
     told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
-    at = np.arange(top)
     along = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T, labels[chosen, at]
     followed = _followed(thin, load, arms[0], *along, seed)
     captured = np.array([arm.resolved.sizes["captured"] for arm in arms])[chosen]
@@ -250,35 +257,14 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
     return np.asarray((~beaten).argmax(axis=0))
 
 
-def _rows(
-    losses: np.ndarray,
-    labels: np.ndarray,
-    chosen: np.ndarray,
-    ks: list[int],
-    plain: np.ndarray,
-    slo: bool,
-) -> pd.DataFrame:
+def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
     """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
-    pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
-    best, at = losses.min(axis=0), np.arange(len(chosen))
-    lost = "expected_regret" if slo else "expected_regret_ms"
-    cells = pd.DataFrame(
-        {
-            "batch": at + 1,
-            "k": np.array(ks)[chosen],
-            "prob_best": (pick <= best).mean(axis=0),
-            lost: (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
-            "within": 1 - pick.mean(axis=0),
-            "prob_faster_than_plain": np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0),
-            "support": labels[chosen, at],
-        }
-    )
     columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "min")}
     columns |= {name: (name, "mean") for name in ("prob_best", lost)}
     for end, which in (("lo", "first"), ("hi", "last")):
         columns[f"prob_faster_than_plain_{end}"] = ("prob_faster_than_plain", which)
-    if slo:
-        columns["prob_within_slo"] = ("within", "min")
+    if lost == "expected_regret":  # of an SLO
+        columns["prob_within_slo"] = ("prob_within_slo", "min")
     columns["support"] = ("support", answer.farthest)
     group = (cells["k"] != cells["k"].shift()).cumsum()
     return cells.groupby(group).agg(**columns).reset_index(drop=True)
@@ -290,11 +276,9 @@ def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
     own = runs[runs["drafter"] == server.drafter]
     if isinstance(server.verifier, str) and (own["verifier"] == server.verifier).any():
         own = own[own["verifier"] == server.verifier]
-    values = []
-    for name in ("drafter_method", "drafter_path"):
-        known: Any = own[name][own[name] != ""].unique() if name in own else []
-        values.append(str(known[0]) if len(known) == 1 else "")
-    return values[0], values[1]
+    said = [{*own.get(name, [])} - {""} for name in ("drafter_method", "drafter_path")]
+    method, path = (str(known.pop()) if len(known) == 1 else "" for known in said)
+    return method, path
 
 
 def _followed(
@@ -324,27 +308,27 @@ def _followed(
     else:
         if (values <= 0).any():
             raise InputError("A schedule is asked about at rates above 0.")
-        p = occupancy(mean_s[:, None, :], values)
+        by_batch = mean_s[:, None, :]
+        p = occupancy(by_batch, values)
         with np.errstate(invalid="ignore"):
-            mean = mean_in_flight(p, mean_s[:, None, :], values) / values
+            mean = mean_in_flight(p, by_batch, values) / values
         # Requests see the server at the batch sizes at which they spend their time.
         seen = p[..., 1:] * np.arange(1.0, top + 1)
         seen = seen / seen.sum(axis=-1, keepdims=True)
-        typical = (seen * mean_s[:, None, :]).sum(axis=-1)
+        typical = (seen * by_batch).sum(axis=-1)
         crowd = p[..., 1:] / np.maximum(p[..., 1:].sum(axis=-1, keepdims=True), 1e-300)
-        centre = (crowd * mean_s[:, None, :]).sum(axis=-1, keepdims=True)
-        crowding = (crowd * (mean_s[:, None, :] - centre) ** 2).sum(axis=-1) / typical**2
+        centre = (crowd * by_batch).sum(axis=-1, keepdims=True)
+        crowding = (crowd * (by_batch - centre) ** 2).sum(axis=-1) / typical**2
         explained_at = (seen * lengths[:, None, :]).sum(axis=-1)
         stuck = ~np.isfinite(mean)
         growth = np.maximum(np.where(stuck, 0.0, mean / mean_s[:, :1] - 1), 0.0)
         reached = (p.mean(axis=0) > REACHED)[:, 1:]
-        reach = np.array(
-            [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached], object
-        )
+        farthest = [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached]
+        reach = np.array(farthest, object)
     variance = spread("e2e", posterior.noise, crowding, explained_at)
     requests = posterior.run_requests
     scale = run_scale("e2e", posterior.noise, growth, requests)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    drawn = (mean, stuck, scale, variance, reach)
-    data = observable(posterior, load, label, *drawn, requests, seed)
+    drawn = (mean, stuck, scale, variance)
+    data = observable(posterior, load, label, *drawn, reach, requests, seed)
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

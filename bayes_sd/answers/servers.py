@@ -303,10 +303,11 @@ def _acceptance(
         if len(given) < k:
             raise InputError(f"k = {k} needs {k} acceptance rates, {len(given)} given.")
         return list(given[:k]), None
-    rates = None if pair is None else posterior.acceptance(pair, k, seed)
-    if rates is None:
+    known = None if pair is None else posterior.acceptance(pair, k, seed)
+    if known is None:
         raise EvidenceError(
             f"No acceptance was measured for {name_of(server.verifier)} + "
             f"{name_of(server.drafter)}; give one with <<acceptance>>, as 0.7."
         )
-    return rates, posterior.measured_positions(pair or {}) or None
+    rates, counted = known
+    return rates, counted or None

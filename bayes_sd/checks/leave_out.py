@@ -95,7 +95,9 @@ def leave_out(
         refit = refitter.refit(mask, seed=seed, **sampling)
         rows = np.flatnonzero(mask & steady)
         left_out = table.iloc[rows]
-        drawn_s = drawn_means_s(refit, table, rows, seed)
+        mean_s = refit.of_runs("run_mean_e2e", rows)
+        t = np.random.default_rng(seed).standard_t(noise.NU, mean_s.shape)
+        drawn_s = noise.draw_runs(mean_s, _scale(refit, table, rows), t)
         joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
         gate = refit.convergence.summary
         about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
@@ -116,13 +118,6 @@ def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.n
     observed = np.log(table["e2e_mean_s"].to_numpy()[rows])
     log_mean = np.log(refit.of_runs("run_mean_e2e", rows))
     return noise.log_density(observed, log_mean, _scale(refit, table, rows))
-
-
-def drawn_means_s(refit: Refit, table: pd.DataFrame, rows: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Predictive draws of the mean latency of `rows`, s: (draws, rows)."""
-    mean_s = refit.of_runs("run_mean_e2e", rows)
-    t = np.random.default_rng(seed).standard_t(noise.NU, mean_s.shape)
-    return noise.draw_runs(mean_s, _scale(refit, table, rows), t)
 
 
 def _scale(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:

@@ -37,7 +37,9 @@ def build(
     by_name = {p.name: p for p in priors}
     told = design.told(tuple(by_name[p.name] for p in population(law)))
     with pm.Model(coords=_coords(design, server_effects, told)) as model:
-        data = {name: pm.Data(name, values) for name, values in _observations(design).items()}
+        beside = design.data.keys() - design.inputs.keys()  # what likelihoods take beside the law
+        named = [n for n in design.data if n in beside and not n.endswith("_i")]
+        data = {name: pm.Data(name, design.data[name]) for name in named}
         law_terms = _positive("law", told, CostShares(design, law))
         noise_terms = [p.name for p in known.NOISE]
         noise = _positive("noise", tuple(by_name[name] for name in noise_terms))
@@ -121,15 +123,6 @@ def _environments(by_name: dict[str, Prior]) -> Any:
     return pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
 
 
-def _observations(design: Design) -> dict[str, np.ndarray]:
-    """What likelihoods take beside the law."""
-    return {n: v for n, v in design.data.items() if n not in design.inputs and not n.endswith("_i")}
-
-
-def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    return {str(name): values.to_numpy(float) for name, values in table.items()}
-
-
 def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any) -> dict[str, Any]:
     """What likelihoods take of one run."""
     law = design.fitted_law(law)
@@ -166,7 +159,8 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
         lengths = ("k", "prompt_tokens", "output_tokens")
         typical = {n: design.data[n].mean() for n in lengths} | machine
         mean = {n: np.full(len(sizes), value) for n, value in typical.items()}
-        return pt.log(per_run(costs, group, _columns(sizes) | mean)["costs"])
+        columns = {str(name): values.to_numpy(float) for name, values in sizes.items()}
+        return pt.log(per_run(costs, group, columns | mean)["costs"])
 
     verifiers = logs(known.VERIFIER_COSTS, design.touched)
     if not len(design.drafters):

@@ -13,22 +13,20 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import require
-from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
+from bayes_sd.model import priors as known
+from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator
 from bayes_sd.model.design import Design, sites_of
 from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
-from bayes_sd.model.priors import (
-    DRAFTER_COSTS,
-    EFFECT_DIMS,
-    HARDWARE,
-    UNPOOLED_SD,
-    VERIFIER_COSTS,
-    Prior,
-)
 from bayes_sd.physics.law import Law
 
 REFERENCE = "runs of other machines"
-SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
-FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
+SAMPLED = (
+    "law",
+    "noise",
+    "moe_effect",
+    *(f"scatter_{n}" for n in (*known.EFFECT_DIMS, "environment")),
+)
+FACTORS = tuple(f"factor_{n}" for n in (*known.EFFECT_DIMS, "environment"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,7 +106,7 @@ class Posterior:
 
     @cached_property
     def _site_of(self) -> dict[str, str]:
-        return sites_of(pd.concat([self.runs, self.censored_runs]))
+        return sites_of(self._frame("runs"))
 
     @cached_property
     def law(self) -> Law:
@@ -174,12 +172,12 @@ class Posterior:
         """Draws of the log factors of mixtures of experts; their prior where none was fitted."""
         if "moe_effect" in self.tree["posterior"]:
             return self._values("moe_effect")
-        return self._from_prior("moe_effect", len(VERIFIER_COSTS))
+        return self._from_prior("moe_effect", len(known.VERIFIER_COSTS))
 
-    def as_priors(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
+    def as_priors(self, priors: tuple[known.Prior, ...]) -> tuple[known.Prior, ...]:
         """These priors, with medians and scales as the fit says of a machine it has not seen."""
         logs = {n: np.log(x.ravel()) for n, x in (self.law_terms | self.noise).items()}
-        names, factors = [*HARDWARE.values()], self.factors("environment", None, "any", 0)
+        names, factors = [*known.HARDWARE.values()], self.factors("environment", None, "any", 0)
         for members, factor in zip(names, factors, strict=True):
             logs |= {n: logs[n] + np.log(factor.ravel()) for n in members if n in logs}
         logs |= {n: np.log(self._values(n)) for n in SAMPLED if n.startswith("scatter")}
@@ -196,7 +194,7 @@ class Posterior:
             return self._values(f"scatter_{level}")
         effects = self._effects(level)
         if self.spec["pooling"] == "none":
-            return np.full((self.draws, effects), UNPOOLED_SD)
+            return np.full((self.draws, effects), known.UNPOOLED_SD)
         return self._from_prior(f"scatter_{level}", effects)
 
     def factors(
@@ -224,17 +222,21 @@ class Posterior:
 
     def _effects(self, level: str) -> int:
         """How many factors a member of a level has."""
-        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS, "environment": HARDWARE}
+        costs = {
+            "verifier": known.VERIFIER_COSTS,
+            "drafter": known.DRAFTER_COSTS,
+            "environment": known.HARDWARE,
+        }
         return len(costs.get(level, self.spec["server_effects"]))
 
-    def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> list[Any] | None:
-        """Draws of a pair's acceptance rate at `k` positions; None where nothing is known of it."""
-        return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
+    def acceptance(
+        self, pair: Mapping[str, Any], k: int, seed: int = 0
+    ) -> tuple[list[Any], int] | None:
+        """Draws of a pair's acceptance rate at `k` positions, and at how many it was counted.
 
-    def measured_positions(self, pair: Mapping[str, Any]) -> int:
-        """Positions at which a pair's acceptance was counted; 0 where it was not."""
-        index = pair_index(group := self.tree["acceptance"].to_dataset(), pair)
-        return 0 if index is None else int(group["positions"][index])
+        None where nothing is known of it.
+        """
+        return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
 
     def with_columns(self, **columns: np.ndarray) -> Self:
         """The same fit with columns added to its runs."""
