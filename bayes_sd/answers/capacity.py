@@ -113,9 +113,8 @@ class Capacity(answer.Answer):
         y = np.arange(q.shape[1])
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
-        return answer.finish(
-            ax, f"{answer.UNITS[self.load.axis]} with {self.target}", "", legend=False
-        )
+        label = f"{answer.UNITS[self.load.axis]} with {self.target}"
+        return answer.finish(ax, label, "", legend=False)
 
 
 def capacity(
@@ -275,9 +274,7 @@ class _Windows:
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         return scale, {"prob_possible": rows.size / draws, "idle_s": float(np.median(high))}
 
-    def with_replicas(
-        self, count: float, slo_s: float, share: float
-    ) -> tuple[dict[str, float], np.ndarray]:
+    def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
         """What so many replicas do, and draws of their mean latency (s)."""
         draws = self.arm.posterior.draws
         names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")

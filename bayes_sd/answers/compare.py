@@ -52,15 +52,14 @@ class Comparison(answer.Answer):
         """A row a server and load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``,
         which sum to 1; of several servers ``prob_best``, of which the baseline and saturation of
         all have the rest; median and 90% interval of the speedup; support."""
-        which = self.draws[["faster", "both_saturated"]]
-        faster, both = which["faster"], which["both_saturated"]
-        slower = (~(faster | both)).mean(answer.SAMPLE)
-        faster, both = faster.mean(answer.SAMPLE), both.mean(answer.SAMPLE)
-        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95]).where(both < 1)
-        parts = {"prob_faster": faster, "prob_slower": slower}
-        parts |= {"prob_both_saturated": both}
-        if len(self.servers) > 1:
-            parts["prob_best"] = self.draws["best"].mean(answer.SAMPLE)
+        faster, both = self.draws["faster"], self.draws["both_saturated"]
+        parts = {"prob_faster": faster, "prob_slower": ~(faster | both)}
+        parts |= {"prob_both_saturated": both, "prob_best": self.draws["best"]}
+        if len(self.servers) == 1:
+            del parts["prob_best"]
+        parts = {name: which.mean(answer.SAMPLE) for name, which in parts.items()}
+        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
+        q = q.where(parts["prob_both_saturated"] < 1)
         for i, name in enumerate(("speedup_p05", "speedup_p50", "speedup_p95")):
             parts[name] = q.isel(quantile=i, drop=True)
         parts["support"] = self.draws["support"]

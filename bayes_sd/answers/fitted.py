@@ -188,6 +188,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=0))
     observed = table["e2e_mean_s"].to_numpy()
     density = log_density(np.log(observed), log_mean, scale)
+    known = table["environment"].isin(fit.environments)
     return table.assign(
         predicted_s=middle,
         low_s=low,
@@ -195,9 +196,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         inside=(observed >= low) & (observed <= high),
         log_score=logsumexp(density, axis=0) - np.log(len(density)),
         pit=(drawn < np.log(observed)).mean(axis=0),
-        support=np.where(
-            table["environment"].isin(fit.environments), "fitted environment", "data sheet"
-        ),
+        support=np.where(known, "fitted environment", "data sheet"),
     )
 
 

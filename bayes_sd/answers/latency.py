@@ -119,9 +119,9 @@ def arm_of(
     """A server at a load, within what may be asked of the fit."""
     require("load", load, isinstance(load, Load), "bsd.Load(...)")
     known = sorted({*posterior.servers["workload"]} - {""})
-    if server.workload and server.workload not in known:
+    if (asked := server.workload) and asked not in known:
         raise InputError(
-            f"No run was of workload {server.workload!r}; known are {', '.join(known) or 'none'}."
+            f"No run was of workload {asked!r}; known are {', '.join(known) or 'none'}."
         )
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)

@@ -151,9 +151,8 @@ class NextRuns(answer.Answer):
         left = [self.regret_ms, *self.rows["regret_left_ms"]]
         ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
-        return answer.finish(
-            ax, "minutes of measuring", "expected regret, ms a request", legend=False
-        )
+        label = "expected regret, ms a request"
+        return answer.finish(ax, "minutes of measuring", label, legend=False)
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""

@@ -68,9 +68,7 @@ class Schedule(answer.Answer):
         return self.latency.draws
 
     def __str__(self) -> str:
-        parts = [
-            f"k = {k} for {low}" + f" to {high}" * (high > low) for low, high, k in self.to_vllm()
-        ]
+        parts = [f"k = {k} for {lo}" + f" to {hi}" * (hi > lo) for lo, hi, k in self.to_vllm()]
         top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
         plain = f"Serve plain, with no drafter loaded: that is faster for 1 to {top}. "
         said = f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)}"
@@ -115,9 +113,8 @@ class Schedule(answer.Answer):
         """Draft length against requests in flight."""
         ax = answer.axes_of(ax)
         edges = [*self.rows["lo"], self.rows["hi"].iloc[-1] + 1]
-        ax.stairs(
-            self.rows["k"], edges, color=answer.COLORS[1], lw=1.6, baseline=None, label=self.drafter
-        )
+        style: dict[str, Any] = {"color": answer.COLORS[1], "lw": 1.6, "baseline": None}
+        ax.stairs(self.rows["k"], edges, label=self.drafter, **style)
         ax.set_yticks(self.candidates)
         return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
 
@@ -171,9 +168,8 @@ def schedule(
     ks = sorted(draft_lengths(k))
     top = _largest_batch(fit, server, load) if max_batch is None else max_batch
     require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
-    require(
-        "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
-    )
+    fits = answer.is_whole(top, 1, BATCH_MAX)
+    require("max_batch", top, fits, f"a whole number, 1 to {BATCH_MAX}")
     require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
     known = loss == "mean" or str(loss) in {f"p{n}" for n in range(1, 100)}
     require("loss", loss, known, "'mean', or a percentile as 'p95'")
@@ -187,9 +183,7 @@ def schedule(
     thin = fit.thin(DRAWS)
     # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0 the
     # drafter stays loaded: that is the server a schedule falls back to.
-    arms = [
-        arm_of(thin, server.with_k(one), batches, seed, extrapolate, STARTED_ANEW) for one in ks
-    ]
+    arms = [arm_of(thin, server.with_k(n), batches, seed, extrapolate, STARTED_ANEW) for n in ks]
     said = [arm.outcome() for arm in arms]
     mean_s = np.stack([outcome.e2e_s for outcome, _ in said])  # (k, draws, batch sizes)
     losses = np.stack([_loss(thin, *one, loss, slo_s) for one in said])
@@ -237,13 +231,11 @@ def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
     return min(math.ceil(most), BATCH_MAX)
 
 
-def _loss(
-    posterior: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | None
-) -> np.ndarray:
+def _loss(fit: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | None) -> np.ndarray:
     """Loss of every draw: mean latency, a percentile of single requests, or P(over the SLO)."""
     if slo_s is None and loss == "mean":
         return np.asarray(said.e2e_s)
-    variance = scatter(posterior, said, inputs)[1]
+    variance = scatter(fit, said, inputs)[1]
     if slo_s is not None:
         return 1 - share_within(slo_s, said.e2e_s, variance)
     return np.asarray(request_quantile_s(said.e2e_s, variance, int(loss[1:]) / 100))

@@ -160,15 +160,13 @@ class Resolved:
 
 def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
-    known = posterior.environments
-    if isinstance(server.environment, Machine):
-        return server.environment
-    if server.environment is not None:
-        if server.environment not in known:
-            raise InputError(
-                f"The fit has no environment {server.environment!r}; it knows {'; '.join(known)}."
-            )
-        return server.environment
+    asked, known = server.environment, posterior.environments
+    if isinstance(asked, Machine):
+        return asked
+    if asked is not None:
+        if asked not in known:
+            raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
+        return asked
     ran = of_verifier(posterior.servers, server.verifier)
     own = sorted(str(e) for e in ran["environment"].unique()) or known
     if len(own) > 1:

@@ -151,9 +151,7 @@ def _between(
     return CheckResult(name, low <= value <= high, value, f"{low} .. {high}", sentence, table)
 
 
-def _at_most(
-    name: str, bound: float, what: str, scored: dict[str, float], table: pd.DataFrame
-) -> CheckResult:
+def _at_most(name: str, bound: float, what: str, scored: dict, table: pd.DataFrame) -> CheckResult:
     """Whether the median error is small."""
     value = scored["median_error"]
     sentence = (

@@ -264,11 +264,9 @@ class Design:
 def _levels(table: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
     """One row a model, whose sizes must be the same in all runs."""
     sizes = table.groupby(name, sort=True)[columns]
-    bad = sizes.nunique().max(axis=1)
-    if (bad > 1).any():
-        raise InputError(
-            f"{name} {bad.index[bad > 1][0]!r} has runs of different sizes; one name, one size."
-        )
+    most = sizes.nunique().max(axis=1)
+    for bad in most.index[most > 1]:
+        raise InputError(f"{name} {bad!r} has runs of different sizes; one name, one size.")
     return sizes.first()
 
 

@@ -62,14 +62,12 @@ def build(
     return model
 
 
-def _coords(
-    design: Design, server_effects: tuple[str, ...], told: tuple[Prior, ...]
-) -> dict[str, Any]:
+def _coords(design: Design, effects: tuple[str, ...], told: tuple[Prior, ...]) -> dict[str, Any]:
     """Names of all dimensions."""
     coords = {
         "run": np.arange(len(design.table)),
         "verifier_cost": list(known.VERIFIER_COSTS),
-        "server_effect": list(server_effects),
+        "server_effect": list(effects),
         "hardware": list(known.HARDWARE),
         "law_term": [p.name for p in told],
         "noise_term": [p.name for p in known.NOISE],
@@ -144,14 +142,12 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
 
 def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    nothing = dict.fromkeys(
-        ("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0
-    )
+    absent = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0)
     machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
 
     def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:
         def costs(parameters: Any, values: Any, _: Any) -> dict[str, Any]:
-            of_one = nothing | dict(values)
+            of_one = absent | dict(values)
             terms = coefficients(design.all_terms(parameters["law"]))
             stages = whole(law.stages(terms, of_one, values))
             return {"costs": [getattr(stages, name) for name in names]}
@@ -207,10 +203,8 @@ def _factors(
         # stay loose. It and the mean slowness of its servers are known only as a product.
         mean = (_server_means(design, level) * servers[0]).sum(axis=1)[None, :]  # needs no BLAS
         around, sd = typical + family + mean, scatter[level][:, None]
-        centring = Centred(shares[level])
-        log_cost = pm.Normal(
-            f"log_{level}", around, sd, dims=EFFECT_DIMS[level], default_transform=centring
-        )
+        dims, centring = EFFECT_DIMS[level], Centred(shares[level])
+        log_cost = pm.Normal(f"log_{level}", around, sd, dims=dims, default_transform=centring)
         factors[level] = pt.exp(log_cost - typical - mean)
     return factors
 
@@ -224,9 +218,7 @@ def _server_means(design: Design, level: str) -> np.ndarray:
     return member / np.maximum(member.sum(axis=1, keepdims=True), 1.0)
 
 
-def _likelihoods(
-    said: dict[str, Any], spread_sd: Any, data: dict, design: Design, keep_runs: bool
-) -> None:
+def _likelihoods(said: dict, spread_sd: Any, data: dict, design: Design, keep_runs: bool) -> None:
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
     if keep_runs:
         for name, values in said.items():

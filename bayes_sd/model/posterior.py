@@ -20,13 +20,9 @@ from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
 from bayes_sd.physics.law import Law
 
 REFERENCE = "runs of other machines"
-SAMPLED = (
-    "law",
-    "noise",
-    "moe_effect",
-    *(f"scatter_{n}" for n in (*known.EFFECT_DIMS, "environment")),
-)
-FACTORS = tuple(f"factor_{n}" for n in (*known.EFFECT_DIMS, "environment"))
+LEVELS = (*known.EFFECT_DIMS, "environment")
+SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{level}" for level in LEVELS))
+FACTORS = tuple(f"factor_{level}" for level in LEVELS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,9 +225,7 @@ class Posterior:
         }
         return len(costs.get(level, self.spec["server_effects"]))
 
-    def acceptance(
-        self, pair: Mapping[str, Any], k: int, seed: int = 0
-    ) -> tuple[list[Any], int] | None:
+    def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> tuple[list, int] | None:
         """Draws of a pair's acceptance rate at `k` positions, and at how many it was counted.
 
         None where nothing is known of it.

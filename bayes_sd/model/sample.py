@@ -54,9 +54,8 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     import nutpie
 
     # The few directions that costs trade off along are turned: a third of the steps.
-    return nutpie.sample(
-        compiled, seed=seed, progress_bar=progress, adaptation="low_rank", **asdict(how)
-    )
+    settings = {"adaptation": "low_rank", **asdict(how)}
+    return nutpie.sample(compiled, seed=seed, progress_bar=progress, **settings)
 
 
 def sample(

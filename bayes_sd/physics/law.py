@@ -217,9 +217,7 @@ def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
     return value if array.ndim == 0 else np.broadcast_to(array, shape).ravel()[index]
 
 
-def others_here(
-    placed: Placed, away_s: Any, sizes: Any, workload: Mapping[str, Any], law: Law
-) -> np.ndarray:
+def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law: Law) -> np.ndarray:
     """How many requests of a concurrency are on the server, where the rest are elsewhere.
 
     With ``b`` here the rate is ``b / L(b)``, and that rate keeps all in flight.

@@ -84,9 +84,7 @@ class Structure:
             raise InputError(f"{term} = {value!r}: the interval is reversed.")
         return low if low == high else (low, high)
 
-    def drawn(
-        self, draws: int, generator: Callable[[str], np.random.Generator]
-    ) -> Callable[..., Placed]:
+    def drawn(self, draws: int, generator: Callable[[str], Any]) -> Callable[..., Placed]:
         """``(stages, sizes, workload) -> Placed`` with one value of each term a posterior draw."""
         terms: dict[str, Any] = {}
         for name, kind in self._kinds().items():

@@ -99,9 +99,7 @@ class Description(Described):
         return self
 
 
-def plan_sweep(
-    description: str | Path | Mapping[str, Any], folder: str | Path | None = None
-) -> Plan:
+def plan_sweep(description: str | Path | Mapping, folder: str | Path | None = None) -> Plan:
     """Design a campaign and write what ``vllm bench sweep serve`` runs.
 
     Every verifier is measured plain and with several SD servers; draft tokens, acceptances and
