@@ -181,10 +181,9 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
     table = posterior.servers
-    new = isinstance(server.environment, Machine)
-    here = new | (table["environment"] == resolved.environment)
-    undrafted = table[(table["draft_tokens"] == 0) & here]
-    undrafted = of_verifier(undrafted, server.verifier)
+    here = table["environment"] == resolved.environment
+    here |= isinstance(server.environment, Machine)
+    undrafted = of_verifier(table[(table["draft_tokens"] == 0) & here], server.verifier)
     own = isinstance(server.drafter, str)
     drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
     lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())
@@ -244,8 +243,7 @@ def support(
 
 def farthest(labels: Iterable[Any]) -> str:
     """The label of what is farthest from the data."""
-    order = LABELS.tolist()
-    return str(min((str(label) for label in labels), key=order.index))
+    return str(min((str(label) for label in labels), key=LABELS.tolist().index))
 
 
 def _size_inside(posterior: Posterior, resolved: Resolved) -> bool:

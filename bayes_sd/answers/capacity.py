@@ -215,8 +215,7 @@ def capacity(
         serves = (table["prob_saturated"] <= 0.5).to_numpy()  # else nobody gets the tokens
         price = table["per_hour"] * MILLION / _tokens_per_hour(few, every)
         table["price_per_million_tokens"] = price.where(serves)
-        cheapest = answer.best_of(bills, able & serves)
-        table["prob_cheapest"], table["regret_per_hour"] = cheapest[:2]
+        table["prob_cheapest"], table["regret_per_hour"], _ = answer.best_of(bills, able & serves)
     table["support"] = table.pop("support")  # last
     shape, dims = (*thin.shape, len(names)), (*answer.SAMPLE, "server")
     values = {"scale": scales, "mean_s": every}

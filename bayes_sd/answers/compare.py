@@ -79,8 +79,7 @@ class Comparison(answer.Answer):
         run = f"mean latency of a run of {self.requests} requests"
         what = run if self.of == "run" else f"{self.of} latency"
         sure = f"{what}, with probability {answer.SURE:g} or more"
-        label = answer.farthest(table["support"])
-        return f"{pair}: {'; '.join(parts)} ({sure}; {label})."
+        return f"{pair}: {'; '.join(parts)} ({sure}; {answer.farthest(table['support'])})."
 
     def _choice(self, rows: pd.DataFrame, short: Mapping[str, str]) -> str:
         """The server to choose at one load: of those surely faster the likeliest best, or the
@@ -97,8 +96,7 @@ class Comparison(answer.Answer):
         """P(faster) against load, a line a server."""
         ax, axis = answer.axes_of(ax), self.axis_to_plot()
         for number, (name, own) in enumerate(self.table.groupby("server", sort=False), start=1):
-            values = own[["prob_faster"] * 3].to_numpy().T
-            answer.band(ax, own[axis], values, number, str(name))
+            answer.band(ax, own[axis], own[["prob_faster"] * 3].to_numpy().T, number, str(name))
         ax.set_ylim(-0.03, 1.03)
         return answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
 

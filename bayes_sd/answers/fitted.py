@@ -57,11 +57,7 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
 
 
 def run_outcome(
-    posterior: Posterior,
-    table: pd.DataFrame,
-    metric: str = "e2e",
-    seed: int = 0,
-    held_out: bool = False,
+    fit: Posterior, table: pd.DataFrame, metric: str = "e2e", seed: int = 0, held_out: bool = False
 ) -> tuple[Outcome, np.ndarray, np.ndarray]:
     """What the law says of every run: arrays (draws, runs).
 
@@ -71,9 +67,9 @@ def run_outcome(
     latencies of its requests.
     """
     table = table.reset_index(drop=True)
-    known = posterior.environments
+    known = fit.environments
     unknown = table[["gb_per_s", "tflops"]].isna().any(axis=1)
-    unknown |= bool(posterior.servers["gb_per_s"].isna().all())
+    unknown |= bool(fit.servers["gb_per_s"].isna().all())
     foreign = sorted(set(table["environment"][unknown].astype(str)) - set(known))
     if foreign:
         raise EvidenceError(
@@ -81,21 +77,21 @@ def run_outcome(
             f"{'; '.join(known)}; fit some runs of the other one too, or give the <<machine>> of "
             "both, so that data sheets tell how they differ."
         )
-    shape = (posterior.draws, len(table))
+    shape = (fit.draws, len(table))
     columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
     scale, variance = np.empty(shape), np.empty(shape)
     for _, rows in table.groupby(design.SERVER, dropna=False):
-        resolved = resolve(posterior, _server_of(rows.iloc[0], posterior), seed)
+        resolved = resolve(fit, _server_of(rows.iloc[0], fit), seed)
         inputs = design.run_workload(rows)
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
-        terms, law = resolved.coefficients, posterior.law
+        terms, law = resolved.coefficients, fit.law
         stages = law.stages(terms, resolved.sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], resolved.sizes, inputs, SOFTNESS, law=law)
         requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
         for name, values in said._asdict().items():
             columns[name][:, at] = values
-        own, spread = scatter(posterior, said, inputs, metric, requests)
+        own, spread = scatter(fit, said, inputs, metric, requests)
         scale[:, at] = observed_scale(own, spread, requests)
         variance[:, at] = spread
     return Outcome(**columns), scale, variance
@@ -182,8 +178,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     table = design.build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed, held_out=True)
     log_mean = np.log(said.e2e_s)
-    rng = np.random.default_rng(seed)
-    drawn = log_mean + scale * rng.standard_t(NU, log_mean.shape)
+    drawn = log_mean + scale * np.random.default_rng(seed).standard_t(NU, log_mean.shape)
     tail = (1 - prob) / 2
     low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=0))
     observed = table["e2e_mean_s"].to_numpy()

@@ -208,22 +208,15 @@ class Latency(answer.Answer):
 
 
 def observable(
-    posterior: Posterior,
-    load: Load,
-    server: str,
-    mean_s: Any,
-    saturated: Any,
-    scale: Any,
-    variance: Any,
-    labels: np.ndarray,
-    requests: int,
-    seed: int,
+    fit: Posterior, load: Load, server: str, drawn: tuple, labels: Any, requests: int, seed: int
 ) -> xr.Dataset:
     """Draws of one server, see :class:`Latency`: of the mean, and of what would be measured.
 
-    Every server and cell of a load has random numbers of its own, whatever else is asked.
+    `drawn` are the mean (s), whether it is saturated, and what :func:`scatter` gives. Every server
+    and cell of a load has random numbers of its own, whatever else is asked.
     """
-    cells, shape = sorted(cells_of(load).items()), (posterior.draws, labels.size)
+    mean_s, saturated, scale, variance = drawn
+    cells, shape = sorted(cells_of(load).items()), (fit.draws, labels.size)
     t, z = np.empty((2, *shape))
     for i in range(labels.size):
         at = {name: float(values[i]) for name, values in cells}
@@ -241,7 +234,7 @@ def observable(
     like = load.cells["prompt_tokens"].broadcast_like(load.cells)
     parts: dict[str, Any] = {}
     for name, value in values.items():
-        array = np.broadcast_to(value, shape).reshape(*posterior.shape, *like.shape)
+        array = np.broadcast_to(value, shape).reshape(*fit.shape, *like.shape)
         attrs = {} if name == "saturated" else {"units": "s"}
         parts[name] = ((*answer.SAMPLE, *like.dims), array, attrs)
     parts["support"] = (like.dims, labels.astype(object).reshape(like.shape))
@@ -311,8 +304,7 @@ def latency(
         said, inputs = arm.outcome()
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
-        scale, variance = scatter(fit, said, inputs, metric, requests)
-        label = str(arm.resolved.server)
-        drawn = (mean, saturated, scale, variance, arm.support(said))
-        parts.append(observable(fit, load, label, *drawn, requests, seed))
+        drawn = (mean, saturated, *scatter(fit, said, inputs, metric, requests))
+        label, reach = str(arm.resolved.server), arm.support(said)
+        parts.append(observable(fit, load, label, drawn, reach, requests, seed))
     return Latency(xr.concat(parts, dim="server"), metric, measured_points(fit, arms, metric))

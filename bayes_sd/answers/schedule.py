@@ -214,7 +214,7 @@ def schedule(
     rows = _rows(pd.DataFrame(cells), lost)
     told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
     along = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T, labels[chosen, at]
-    followed = _followed(thin, load, arms[0], *along, seed)
+    followed = _followed(load, arms[0], *along, seed)
     captured = np.array([arm.resolved.sizes["captured"] for arm in arms])[chosen]
     past = (at + 1) * (np.array(ks)[chosen] + 1) > captured
     beyond = int(past.argmax()) + 1 if past.any() else 0
@@ -274,13 +274,7 @@ def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
 
 
 def _followed(
-    posterior: Posterior,
-    load: Load,
-    arm: Arm,
-    mean_s: np.ndarray,
-    lengths: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
+    load: Load, arm: Arm, mean_s: np.ndarray, lengths: np.ndarray, labels: np.ndarray, seed: int
 ) -> Latency:
     """Latency of a server whose requests in flight decide its draft length.
 
@@ -289,7 +283,7 @@ def _followed(
     :func:`bayes_sd.physics.queue.occupancy`. `mean_s` and `lengths` (the variance of log latency
     that accepted lengths explain) are by batch size.
     """
-    values = np.ravel(load.cells[load.axis].values).astype(float)
+    posterior, values = arm.posterior, np.ravel(load.cells[load.axis].values).astype(float)
     top = mean_s.shape[1]
     if load.axis == "concurrency":
         at = np.minimum(np.ceil(values).astype(int), top) - 1
@@ -319,8 +313,7 @@ def _followed(
         reach = np.array(farthest, object)
     variance = spread("e2e", posterior.noise, crowding, explained_at)
     requests = posterior.run_requests
-    scale = run_scale("e2e", posterior.noise, growth, requests)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    drawn = (mean, stuck, scale, variance)
-    data = observable(posterior, load, label, *drawn, reach, requests, seed)
+    drawn = (mean, stuck, run_scale("e2e", posterior.noise, growth, requests), variance)
+    data = observable(posterior, load, label, drawn, reach, requests, seed)
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

@@ -130,8 +130,7 @@ def listed(servers: Server | Sequence[Server], fewest: int = 1) -> list[Server]:
     """The servers of a question, each once."""
     each = [servers] if isinstance(servers, Server) else list(servers)
     for server in each:
-        known = isinstance(server, Server)
-        require("servers", server, known, "bsd.Server(...), or a list of them")
+        require("servers", server, isinstance(server, Server), "bsd.Server(...), or a list of them")
     each = list(dict.fromkeys(each))
     if len(each) < fewest:
         raise InputError(f"servers: at least {fewest} different ones are needed, got {len(each)}.")
@@ -269,9 +268,8 @@ def resolve(
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
         label = server_label(names, len(posterior.environments) > 1)
     where = environment.name if isinstance(environment, Machine) else posterior.site_of(environment)
-    ones = [1.0, 1.0]
     site_i = posterior.sites.index(where) if where in posterior.sites else None
-    drafter = ones if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
+    drafter = [1.0, 1.0] if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
     terms = coefficients(
         posterior.law_terms,
         verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),

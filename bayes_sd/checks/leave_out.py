@@ -246,6 +246,8 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
 
 def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.ndarray:
     """Log likelihood of everything a steady run contributes, draw by draw: (draws, rows)."""
+    from scipy.stats import norm
+
     data, total = design.data, 0.0
     spread_sd = refit.parameters["noise"].sel(noise_term="spread_sd").values.reshape(-1, 1)
     for metric in ("e2e", "ttft"):
@@ -255,7 +257,7 @@ def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.nda
         sd = np.hypot(scale, data[f"se_{metric}"][rows])
         mean = noise.log_density(data[f"log_{metric}"][rows], np.log(mean_s), sd)
         error = noise.spread_error(data[f"n_eff_{metric}"][rows], spread_sd)
-        spread = noise.spread_log_density(data[f"log_var_{metric}"][rows], variance, error)
+        spread = norm.logpdf(data[f"log_var_{metric}"][rows], np.log(variance), error)
         total = total + np.isin(rows, data[f"{metric}_rows"]) * mean
         total = total + np.isin(rows, data[f"{metric}_spread_rows"]) * spread
     return np.asarray(total)

@@ -125,14 +125,10 @@ class Source:
         """The runs of these files."""
         from bayes_sd.runs.read import read
 
-        return read(
-            paths,
-            config=self.config,
-            environment=self.environment,
-            columns=pairs(self.columns, "--columns") or None,
-            window_s=self.window,
-            **pairs(",".join(self.settings or []), "--set"),
-        )
+        settings = pairs(",".join(self.settings or []), "--set")
+        columns = pairs(self.columns, "--columns") or None
+        how: dict[str, Any] = {"config": self.config, "environment": self.environment}
+        return read(paths, **how, columns=columns, window_s=self.window, **settings)
 
 
 def numbers(text: str, flag: str) -> list[float]:

@@ -231,8 +231,7 @@ class Design:
     def touched(self) -> pd.DataFrame:
         """The verifiers, with as many experts as a usual pass of their runs touches."""
         logs = pd.Series(np.log(self.data["pass_tokens"])).groupby(self.data["verifier_i"]).mean()
-        tokens = np.exp(logs.to_numpy())
-        share = coverage(self.verifiers, tokens, UNEVEN)[0]
+        share = coverage(self.verifiers, np.exp(logs.to_numpy()), UNEVEN)[0]
         return self.verifiers.assign(expert=self.verifiers["expert"] * share)
 
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:

@@ -84,9 +84,8 @@ class CostShares(Transform):
         self.law, self.design = law, design
         self.terms = tuple(p.name for p in design.told(population(law)))
         data, drafters = design.data, design.drafters["drafter_params"]
-        runs = design.touched.iloc[data["verifier_i"]]
         machine = {name: np.mean(x) for name, x in run_machine(design.table).items()}
-        self.sizes = runs.mean().to_dict() | machine
+        self.sizes = design.touched.iloc[data["verifier_i"]].mean().to_dict() | machine
         # A drafter without weights, or none, has no cost to take the log of.
         self.sizes["drafter"] = max(float(drafters.mean()) if len(drafters) else 0.0, WEIGHTLESS)
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
@@ -160,5 +159,4 @@ class CostShares(Transform):
 
 
 def _log_sum(logs: list[Any]) -> Any:
-    """Log of the sum of exponents."""
     return logs[0] if len(logs) == 1 else ps.log(sum(ps.exp(x) for x in logs))

@@ -54,16 +54,14 @@ def build(
             names = model.coords[EFFECT_DIMS[level][0]]
             groups[level] = Group(names, values, design.data[f"{level}_i"])
         if len(design.sites) > 1:
-            factor = _environments(by_name)
             names, index = model.coords["hardware"], design.data["site_i"]
-            groups["environment"] = Group(names, factor, index)
+            groups["environment"] = Group(names, _environments(by_name), index)
         said = per_run(partial(_of_run, law, design), groups, design.inputs)
         _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
     return model
 
 
 def _coords(design: Design, effects: tuple[str, ...], told: tuple[Prior, ...]) -> dict[str, Any]:
-    """Names of all dimensions."""
     coords = {
         "run": np.arange(len(design.table)),
         "verifier_cost": list(known.VERIFIER_COSTS),
@@ -89,8 +87,9 @@ def _positive(name: str, priors: tuple[Prior, ...], transform: Any = None) -> An
         logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
     else:
         root = np.linalg.cholesky(known.correlation(tuple(p.name for p in priors)))
-        how: dict[str, Any] = {"logp": _normal, "dist": _draw_normal, "dims": dims}
-        how |= {"signature": "(n),(n,n)->(n)", "default_transform": transform}
+        how: dict[str, Any] = {"logp": _normal, "dims": dims, "default_transform": transform}
+        how["dist"] = lambda middle, root, size: pm.MvNormal.dist(middle, chol=root, size=size)
+        how["signature"] = "(n),(n,n)->(n)"
         logs = pm.CustomDist(f"log_{name}", middle, sd[:, None] * root, **how)
     return pm.Deterministic(name, pt.exp(logs), dims=dims)
 
@@ -99,10 +98,6 @@ def _normal(value: Any, middle: Any, root: Any) -> Any:
     """Log density of a normal with covariance ``root root'``, without BLAS: it compiles sooner."""
     z = (pt.linalg.inv(root) * (value - middle)[None, :]).sum(axis=1)
     return (-(z**2) / 2 - np.log(2 * np.pi) / 2 - pt.log(pt.diagonal(root))).sum()
-
-
-def _draw_normal(middle: Any, root: Any, size: Any) -> Any:
-    return pm.MvNormal.dist(middle, chol=root, size=size)
 
 
 def _random(prior: Prior) -> Any:
@@ -166,11 +161,7 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
 
 
 def _factors(
-    design: Design,
-    typical_costs: dict[str, Any],
-    by_name: dict[str, Prior],
-    pooling: str,
-    shares: dict[str, np.ndarray],
+    design: Design, typical_costs: dict, by_name: dict[str, Prior], pooling: str, shares: dict
 ) -> dict[str, Any]:
     """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
     coords = pm.modelcontext(None).coords

@@ -207,23 +207,17 @@ class Posterior:
             alone = len(self.sites if level == "environment" else getattr(self, f"{level}s")) == 1
             z = generator(seed, label).standard_normal(log.shape)
             log = self.scatter(level) * z * (2**0.5 if alone else 1.0)
-        if level == "verifier" and moe != self.family:
-            log = log + (moe - self.family) * self.moe_effect
+        # Which family the size laws describe: 1 where only mixtures of experts were measured.
+        family = float(self.verifiers["moe"].all())
+        if level == "verifier" and moe != family:
+            log = log + (moe - family) * self.moe_effect
         return _columns(np.exp(log))
-
-    @property
-    def family(self) -> float:
-        """Which family the size laws describe: 1 where only mixtures of experts were measured."""
-        return float(self.verifiers["moe"].all())
 
     def _effects(self, level: str) -> int:
         """How many factors a member of a level has."""
-        costs = {
-            "verifier": known.VERIFIER_COSTS,
-            "drafter": known.DRAFTER_COSTS,
-            "environment": known.HARDWARE,
-        }
-        return len(costs.get(level, self.spec["server_effects"]))
+        server = self.spec["server_effects"]
+        effects = (known.VERIFIER_COSTS, known.DRAFTER_COSTS, server, known.HARDWARE)
+        return len(effects[LEVELS.index(level)])
 
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> tuple[list, int] | None:
         """Draws of a pair's acceptance rate at `k` positions, and at how many it was counted.

@@ -16,11 +16,7 @@ LOG_MAX = 300.0  # bound of a log scatter: a t draw has no bound, a float has on
 
 
 def run_scale(
-    metric: str,
-    noise: Mapping[str, Any],
-    growth: Any,
-    requests: Any = np.inf,
-    others_share: Any = np.nan,
+    metric: str, noise: Mapping, growth: Any, requests: Any = np.inf, others_share: Any = np.nan
 ) -> Any:
     r"""Scatter (log scale) of a run's mean, sampling error apart.
 
@@ -84,12 +80,6 @@ def explained(metric: str, outcome: Any, workload: Any) -> Any:
 def spread_error(n_eff: Any, spread_sd: Any) -> Any:
     """Standard deviation of an observed log variance: of `n_eff` logs, and from run to run."""
     return (2 / (n_eff - 1) + (2 * spread_sd) ** 2) ** 0.5
-
-
-def spread_log_density(observed_log_var: Any, variance: Any, error: Any) -> np.ndarray:
-    """Log density of an observed log variance, normal with a `spread_error`."""
-    z = (observed_log_var - np.log(variance)) / error
-    return np.asarray(-(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2)
 
 
 def observed_scale(scale: Any, variance: Any, requests: Any) -> Any:
