@@ -265,14 +265,12 @@ def next_runs(
 
 
 def _greedy(
-    known: Preposterior,
-    perfect_ms: float,
-    candidates: list[tuple[str, float]],
-    axis: str,
-    runs: int,
-    minutes: tuple[float, float],
+    known: Preposterior, perfect_ms: float, candidates: list, axis: str, runs: int, minutes: tuple
 ) -> pd.DataFrame:
-    """One run after the other, each the one that saves most per minute after those before."""
+    """One run after the other, each the one that saves most per minute after those before.
+
+    `candidates` are servers and loads, `minutes` those of a run and of a server's start.
+    """
     share, begun, chosen, rows = 0.0, set[str](), list[int](), []
     while len(chosen) < min(runs, len(candidates)):
         saves = known.worth(chosen) - share

@@ -141,9 +141,7 @@ def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
     return [CheckResult(name, value <= call, value, bound, sentence, reliability(table))]
 
 
-def _between(
-    name: str, value: float, bounds: tuple[float, float], what: str, table: pd.DataFrame
-) -> CheckResult:
+def _between(name: str, value: float, bounds: tuple, what: str, table: pd.DataFrame) -> CheckResult:
     low, high = bounds
     sentence = f"{value:.0%} {what} lie inside their 90% predictive intervals."
     return CheckResult(name, low <= value <= high, value, f"{low} .. {high}", sentence, table)

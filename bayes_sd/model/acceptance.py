@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,9 +72,7 @@ def _trials(counted: pd.DataFrame, last: int) -> tuple[np.ndarray, np.ndarray]:
     return tried, won
 
 
-def at_positions(
-    group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int
-) -> tuple[list[Any], int] | None:
+def at_positions(group: xr.Dataset, pair: Mapping, k: int, seed: int) -> tuple[list, int] | None:
     """Draws (draws, 1) of a pair's acceptance at `k` positions, and at how many it was counted.
 
     None where nothing is known of it.

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER_COSTS, Prior
+from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
@@ -253,11 +253,6 @@ class Design:
         if {"pace_dense", "pace_experts"} <= self.untold:
             return replace(law, parts=tuple(p for p in law.parts if p != "graphs"))
         return law
-
-    @property
-    def own_factors(self) -> tuple[str, ...]:
-        """Levels whose members differ; of one alone the law itself says what it costs."""
-        return tuple(n for n in EFFECT_DIMS if len(getattr(self, f"{n}s")) > 1)
 
 
 def _levels(table: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:

@@ -169,7 +169,8 @@ def _factors(
     if design.both_families:
         moe = design.verifiers["moe"].to_numpy(float)
         shift = _random(by_name["moe_effect"])[:, None] * moe[None, :]
-    own = design.own_factors if pooling != "complete" else ()
+    # Levels whose members differ: of one alone the law itself says what it costs.
+    own = [n for n in EFFECT_DIMS if len(getattr(design, f"{n}s")) > 1 and pooling != "complete"]
     scatter = {}
     for level in own:
         if pooling == "none" and level != "server":

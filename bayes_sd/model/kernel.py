@@ -69,9 +69,7 @@ class Group(NamedTuple):
 Function = Callable[[dict[str, dict[str, Any]], dict[str, Any], Callable[[Any], Any]], Mapping]
 
 
-def per_run(
-    function: Function, groups: Mapping[str, Group], data: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def per_run(function: Function, groups: Mapping[str, Group], data: Mapping) -> dict[str, Any]:
     """What a function of scalars says of every run, by name, with gradients.
 
     ``function(parameters, data, detach)`` takes the parameters of each group, and data, by name,
