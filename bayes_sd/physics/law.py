@@ -167,13 +167,12 @@ def outcome(
     if "pass_tokens" in workload or absent(stages.pace):
         paced = workload.get("pass_tokens", 0.0) > sizes["captured"]
         at_rate = find(paced=paced, detach=detach)
-        others = (1 - closed) * at_rate + closed * workload["others"]
     else:
         graphs = find()  # passes with captured graphs come first, where both would sustain the rate
         beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
         at_rate = np.where(beyond, find(paced=1.0), graphs) if np.any(beyond) else graphs
-        others = (1 - closed) * at_rate + closed * workload["others"]
-        paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
+        paced = None  # their tokens say it
+    others = (1 - closed) * at_rate + closed * workload["others"]
     e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced)
     c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
     if law.stalls:
