@@ -103,8 +103,7 @@ def scatter(
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
-        share = bounded.others_share
-        scale = noise.run_scale(metric, posterior.noise, growth, requests, share)
+        scale = noise.run_scale(metric, posterior.noise, growth, requests, bounded.others_share)
         return scale, noise.request_variance(metric, posterior.noise, bounded, inputs)
 
 
@@ -118,11 +117,9 @@ def arm_of(
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
     require("load", load, isinstance(load, Load), "bsd.Load(...)")
-    known = sorted({*posterior.servers["workload"]} - {""})
-    if (asked := server.workload) and asked not in known:
-        raise InputError(
-            f"No run was of workload {asked!r}; known are {', '.join(known) or 'none'}."
-        )
+    ran = sorted({*posterior.servers["workload"]} - {""})
+    if (asked := server.workload) and asked not in ran:
+        raise InputError(f"No run was of workload {asked!r}; known are {', '.join(ran) or 'none'}.")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
     why = answer.far_outside(posterior, resolved, cells)

@@ -21,9 +21,7 @@ _LOGP = f"int64(uint64, {_DOUBLES}, {_DOUBLES}, {_DOUBLES}, voidptr)"
 _EXPAND = f"int64(uint64, uint64, {_DOUBLES}, {_DOUBLES}, voidptr)"
 
 
-def compile_nutpie(
-    model: "pm.Model", initial: Mapping[str, np.ndarray], fixed: Iterable[str] | None = None
-) -> Any:
+def compile_nutpie(model: "pm.Model", initial: Mapping, fixed: Iterable[str] | None = None) -> Any:
     """Compile for nutpie with the data named by `fixed` frozen, all by default: they fold much."""
     import nutpie
     from pymc.model.transform.optimization import freeze_dims_and_data

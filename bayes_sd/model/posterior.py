@@ -193,9 +193,7 @@ class Posterior:
             return np.full((self.draws, effects), known.UNPOOLED_SD)
         return self._from_prior(f"scatter_{level}", effects)
 
-    def factors(
-        self, level: str, index: int | None, label: str, seed: int, moe: float = 0.0
-    ) -> list[Any]:
+    def factors(self, level: str, index: int | None, label: str, seed: int, moe: float = 0) -> list:
         """Factors of a level: fitted, or with no `index` those of a new one called `label`."""
         name = f"factor_{level}"
         if index is not None and name in self.tree["posterior"]:
@@ -276,9 +274,7 @@ def _dataset(table: pd.DataFrame, dim: str) -> xr.Dataset:
     return xr.Dataset(variables)
 
 
-def assemble(
-    sampled: xr.DataTree, design: Design, spec: dict[str, Any], attrs: dict[str, Any], seed: int
-) -> Posterior:
+def assemble(sampled: xr.DataTree, design: Design, spec: dict, attrs: dict, seed: int) -> Posterior:
     """Put draws, data, specification and provenance into one tree."""
     posterior = sampled["posterior"].to_dataset()
     posterior = posterior[[name for name in (*SAMPLED, *FACTORS) if name in posterior]]
