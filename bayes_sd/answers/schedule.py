@@ -200,7 +200,8 @@ def schedule(
         bare = replace(server, drafter=None, k=0, acceptance=None)
         arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
         plain = _loss(thin, *arm.outcome(), loss, slo_s)
-    at, pick, best = np.arange(top), losses[chosen, :, np.arange(top)].T, losses.min(axis=0)
+    pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
+    best, at = losses.min(axis=0), np.arange(top)
     lost, unit = ("expected_regret_ms", 1e3) if slo_s is None else ("expected_regret", 1.0)
     cells = {
         "batch": at + 1,
