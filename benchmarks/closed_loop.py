@@ -179,10 +179,8 @@ def predicted(fit: bsd.Fit, rates: list[float]) -> pd.DataFrame:
     for name, server in arms(fit).items():
         arm = arm_of(fit, server, load, 0, True, started_anew=f"{name}, restarted")
         said, inputs = arm.outcome()
-        scale, variance = scatter(fit, said, inputs, "e2e")
-        full = said.utilization >= 1
-        drawn = (said.e2e_s, full, scale, variance, arm.support(said))
-        draws[name] = observable(fit, load, name, *drawn, fit.run_requests, 0)
+        drawn = (said.e2e_s, said.utilization >= 1, *scatter(fit, said, inputs, "e2e"))
+        draws[name] = observable(fit, load, name, drawn, arm.support(said), fit.run_requests, 0)
     parts = []
     for name, values in draws.items():
         flat = values.isel(server=0).stack(sample=("chain", "draw")).transpose("sample", ...)

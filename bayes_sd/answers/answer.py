@@ -190,10 +190,9 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
     table = posterior.servers
-    new = isinstance(server.environment, Machine)
-    here = new | (table["environment"] == resolved.environment)
-    undrafted = table[(table["draft_tokens"] == 0) & here]
-    undrafted = of_verifier(undrafted, server.verifier)
+    here = table["environment"] == resolved.environment
+    here |= isinstance(server.environment, Machine)
+    undrafted = of_verifier(table[(table["draft_tokens"] == 0) & here], server.verifier)
     own = isinstance(server.drafter, str)
     drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
     lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())
@@ -215,9 +214,7 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
     )
 
 
-def support(
-    posterior: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: np.ndarray
-) -> np.ndarray:
+def support(fit: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: Any) -> np.ndarray:
     """Label of every cell of a load.
 
     Measured: this very server ran, at rates, lengths and utilizations that bracket the cell.
@@ -227,7 +224,7 @@ def support(
     Assumed structure: what a structure changes.
     """
     needed = ["server", "prompt_tokens", "output_tokens", "rate_rps", "concurrency", "utilization"]
-    runs = posterior.runs[[*needed, "draft_tokens"]]  # fewer columns are filtered sooner
+    runs = fit.runs[[*needed, "draft_tokens"]]  # fewer columns are filtered sooner
 
     def inside(rows: pd.DataFrame, *columns: str) -> Any:
         ranges = [(cells[n], rows[n].min() / SLACK, rows[n].max() * SLACK) for n in columns]
@@ -239,12 +236,12 @@ def support(
     share = np.median(np.minimum(share, 1.0), axis=0)
     own = runs.iloc[:0]
     if resolved.measured.any():
-        own = runs[runs["server"] == posterior.servers["server"][resolved.measured].iloc[0]]
+        own = runs[runs["server"] == fit.servers["server"][resolved.measured].iloc[0]]
     measured = inside(own, axis, *lengths) & (share <= own["utilization"].max() * 1.05)
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
     counted = resolved.positions is None or resolved.server.k <= resolved.positions
     near = near & inside(runs, *lengths) & ~far
-    near = near & (counted and _size_inside(posterior, resolved))
+    near = near & (counted and _size_inside(fit, resolved))
     reach = np.where(measured, 4, np.where(near, 3, 2))
     reach = np.where(isinstance(resolved.server.environment, Machine), 1, reach)
     reach = np.where(resolved.place is not None, 0, reach)
@@ -253,8 +250,7 @@ def support(
 
 def farthest(labels: Iterable[Any]) -> str:
     """The label of what is farthest from the data."""
-    order = LABELS.tolist()
-    return str(min((str(label) for label in labels), key=order.index))
+    return str(min((str(label) for label in labels), key=LABELS.tolist().index))
 
 
 def _size_inside(posterior: Posterior, resolved: Resolved) -> bool:

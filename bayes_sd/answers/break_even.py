@@ -132,9 +132,8 @@ class BreakEven(answer.Answer):
         q = np.linspace(0.0, 1.0, 201)
         ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1], label=self.server)
         ax.set_ylim(-0.03, 1.03)
-        return answer.finish(
-            ax, answer.UNITS[self.axis], f"P(faster than {self.baseline} up to here)"
-        )
+        label = f"P(faster than {self.baseline} up to here)"
+        return answer.finish(ax, answer.UNITS[self.axis], label)
 
 
 def break_even(
@@ -176,7 +175,7 @@ def break_even(
         low, high = np.ones(shape), np.full(shape, top)
         end = np.full(shape, np.inf)
     else:
-        capacity = [np.broadcast_to(arm.route().capacity_rps, shape) for arm in arms]
+        capacity = [np.broadcast_to(arm.capacity_rps, shape) for arm in arms]
         top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
         end = capacity[0]
     grid = low + (high - low) * GRID
@@ -201,9 +200,8 @@ def break_even(
     at_rest, at_top = wins[:, 0], wins[:, -1]
     single = np.where(at_rest, "below", np.where(at_top, "above", "between"))
     unchanged = np.where(at_rest, "always", "never")
-    outcome = np.where(
-        count == 0, unchanged, np.where(count > 2 - at_rest - at_top, "several", single)
-    )
+    several = count > 2 - at_rest - at_top
+    outcome = np.where(count == 0, unchanged, np.where(several, "several", single))
     typical = float(np.nanmedian(edges[2]) if len(edges) > 2 else np.median(high) / 2)
     there = load.with_axis([max(typical, 1.0) if closed else typical])
     at_typical = [arm_of(fit, each, there, seed, extrapolate=True) for each in both]

@@ -113,9 +113,8 @@ class Capacity(answer.Answer):
         y = np.arange(q.shape[1])
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
-        return answer.finish(
-            ax, f"{answer.UNITS[self.load.axis]} with {self.target}", "", legend=False
-        )
+        label = f"{answer.UNITS[self.load.axis]} with {self.target}"
+        return answer.finish(ax, label, "", legend=False)
 
 
 def capacity(
@@ -216,8 +215,7 @@ def capacity(
         serves = (table["prob_saturated"] <= 0.5).to_numpy()  # else nobody gets the tokens
         price = table["per_hour"] * MILLION / _tokens_per_hour(few, every)
         table["price_per_million_tokens"] = price.where(serves)
-        cheapest = answer.best_of(bills, able & serves)
-        table["prob_cheapest"], table["regret_per_hour"] = cheapest[:2]
+        table["prob_cheapest"], table["regret_per_hour"], _ = answer.best_of(bills, able & serves)
     table["support"] = table.pop("support")  # last
     shape, dims = (*thin.shape, len(names)), (*answer.SAMPLE, "server")
     values = {"scale": scales, "mean_s": every}
@@ -275,9 +273,7 @@ class _Windows:
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         return scale, {"prob_possible": rows.size / draws, "idle_s": float(np.median(high))}
 
-    def with_replicas(
-        self, count: float, slo_s: float, share: float
-    ) -> tuple[dict[str, float], np.ndarray]:
+    def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
         """What so many replicas do, and draws of their mean latency (s)."""
         draws = self.arm.posterior.draws
         names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")

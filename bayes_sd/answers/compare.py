@@ -52,15 +52,14 @@ class Comparison(answer.Answer):
         """A row a server and load: ``prob_faster``, ``prob_slower`` and ``prob_both_saturated``,
         which sum to 1; of several servers ``prob_best``, of which the baseline and saturation of
         all have the rest; median and 90% interval of the speedup; support."""
-        which = self.draws[["faster", "both_saturated"]]
-        faster, both = which["faster"], which["both_saturated"]
-        slower = (~(faster | both)).mean(answer.SAMPLE)
-        faster, both = faster.mean(answer.SAMPLE), both.mean(answer.SAMPLE)
-        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95]).where(both < 1)
-        parts = {"prob_faster": faster, "prob_slower": slower}
-        parts |= {"prob_both_saturated": both}
-        if len(self.servers) > 1:
-            parts["prob_best"] = self.draws["best"].mean(answer.SAMPLE)
+        faster, both = self.draws["faster"], self.draws["both_saturated"]
+        parts = {"prob_faster": faster, "prob_slower": ~(faster | both)}
+        parts |= {"prob_both_saturated": both, "prob_best": self.draws["best"]}
+        if len(self.servers) == 1:
+            del parts["prob_best"]
+        parts = {name: which.mean(answer.SAMPLE) for name, which in parts.items()}
+        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
+        q = q.where(parts["prob_both_saturated"] < 1)
         for i, name in enumerate(("speedup_p05", "speedup_p50", "speedup_p95")):
             parts[name] = q.isel(quantile=i, drop=True)
         parts["support"] = self.draws["support"]
@@ -80,8 +79,7 @@ class Comparison(answer.Answer):
         run = f"mean latency of a run of {self.requests} requests"
         what = run if self.of == "run" else f"{self.of} latency"
         sure = f"{what}, with probability {answer.SURE:g} or more"
-        label = answer.farthest(table["support"])
-        return f"{pair}: {'; '.join(parts)} ({sure}; {label})."
+        return f"{pair}: {'; '.join(parts)} ({sure}; {answer.farthest(table['support'])})."
 
     def _choice(self, rows: pd.DataFrame, short: Mapping[str, str]) -> str:
         """The server to choose at one load: of those surely faster the likeliest best, or the
@@ -98,8 +96,7 @@ class Comparison(answer.Answer):
         """P(faster) against load, a line a server."""
         ax, axis = answer.axes_of(ax), self.axis_to_plot()
         for number, (name, own) in enumerate(self.table.groupby("server", sort=False), start=1):
-            values = own[["prob_faster"] * 3].to_numpy().T
-            answer.band(ax, own[axis], values, number, str(name))
+            answer.band(ax, own[axis], own[["prob_faster"] * 3].to_numpy().T, number, str(name))
         ax.set_ylim(-0.03, 1.03)
         return answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
 
@@ -183,5 +180,5 @@ def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, 
         return Load(concurrency=measured, prompt=lengths[0], output=lengths[1])
     load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
     arm = arm_of(posterior, baseline, load, extrapolate=True)
-    top = RATES_TOP * float(np.median(arm.route().capacity_rps))
+    top = RATES_TOP * float(np.median(arm.capacity_rps))
     return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())

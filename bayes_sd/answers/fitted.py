@@ -12,17 +12,7 @@ from bayes_sd.answers.compare import Comparison, compare, default_loads
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
-from bayes_sd.model.design import (
-    MACHINE,
-    NONE,
-    PAIR,
-    SERVER,
-    build_design,
-    coefficients,
-    machine,
-    run_machine,
-    run_workload,
-)
+from bayes_sd.model import design
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
 from bayes_sd.physics.costs import whole
@@ -49,12 +39,12 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
             int(row["experts_per_token"]),
             *[None if np.isnan(x) else float(x) for x in optional],  # type: ignore[arg-type]
         )
-    drafter: str | Size | None = None if row["drafter"] == NONE else str(row["drafter"])
+    drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in posterior.drafters.index:
         drafter = Size(row["drafter_params"])
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
-    pair = {n: row[n] for n in PAIR}
+    pair = {n: row[n] for n in design.PAIR}
     if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
@@ -67,11 +57,7 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
 
 
 def run_outcome(
-    posterior: Posterior,
-    table: pd.DataFrame,
-    metric: str = "e2e",
-    seed: int = 0,
-    held_out: bool = False,
+    fit: Posterior, table: pd.DataFrame, metric: str = "e2e", seed: int = 0, held_out: bool = False
 ) -> tuple[Outcome, np.ndarray, np.ndarray]:
     """What the law says of every run: arrays (draws, runs).
 
@@ -81,9 +67,9 @@ def run_outcome(
     latencies of its requests.
     """
     table = table.reset_index(drop=True)
-    known = posterior.environments
+    known = fit.environments
     unknown = table[["gb_per_s", "tflops"]].isna().any(axis=1)
-    unknown |= bool(posterior.servers["gb_per_s"].isna().all())
+    unknown |= bool(fit.servers["gb_per_s"].isna().all())
     foreign = sorted(set(table["environment"][unknown].astype(str)) - set(known))
     if foreign:
         raise EvidenceError(
@@ -91,23 +77,24 @@ def run_outcome(
             f"{'; '.join(known)}; fit some runs of the other one too, or give the <<machine>> of "
             "both, so that data sheets tell how they differ."
         )
-    shape = (posterior.draws, len(table))
+    shape = (fit.draws, len(table))
     columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
     scale, variance = np.empty(shape), np.empty(shape)
-    for _, rows in table.groupby(SERVER, dropna=False):
-        first, inputs = rows.iloc[0], run_workload(rows)
+    for _, rows in table.groupby(design.SERVER, dropna=False):
+        first, inputs = rows.iloc[0], design.run_workload(rows)
         place = site(str(first["environment"]), str(first["machine"]))
-        resolved = resolve(posterior, _server_of(first, posterior), seed, site=place)
-        sizes = {**resolved.sizes, **run_machine(rows)}  # as a run has them, captured graphs too
+        resolved = resolve(fit, _server_of(first, fit), seed, site=place)
+        # As a run has them, captured graphs too.
+        sizes = {**resolved.sizes, **design.run_machine(rows)}
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
-        terms, law = resolved.coefficients, posterior.law
+        terms, law = resolved.coefficients, fit.law
         stages = law.stages(terms, sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)
         requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
         for name, values in said._asdict().items():
             columns[name][:, at] = values
-        own, spread = scatter(posterior, said, inputs, metric, requests)
+        own, spread = scatter(fit, said, inputs, metric, requests)
         scale[:, at] = observed_scale(own, spread, requests)
         variance[:, at] = spread
     return Outcome(**columns), scale, variance
@@ -191,15 +178,15 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
 
     require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
-    table = build_design(runs, censored=False).table
+    table = design.build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed, held_out=True)
     log_mean = np.log(said.e2e_s)
-    rng = np.random.default_rng(seed)
-    drawn = log_mean + scale * rng.standard_t(NU, log_mean.shape)
+    drawn = log_mean + scale * np.random.default_rng(seed).standard_t(NU, log_mean.shape)
     tail = (1 - prob) / 2
     low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=0))
     observed = table["e2e_mean_s"].to_numpy()
     density = log_density(np.log(observed), log_mean, scale)
+    known = table["environment"].isin(fit.environments)
     return table.assign(
         predicted_s=middle,
         low_s=low,
@@ -207,9 +194,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         inside=(observed >= low) & (observed <= high),
         log_score=logsumexp(density, axis=0) - np.log(len(density)),
         pit=(drawn < np.log(observed)).mean(axis=0),
-        support=np.where(
-            table["environment"].isin(fit.environments), "fitted environment", "data sheet"
-        ),
+        support=np.where(known, "fitted environment", "data sheet"),
     )
 
 
@@ -262,11 +247,11 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
             f"All {len(moe)} verifiers are {'mixtures of experts' if moe.all() else 'dense'}; "
             "a comparison of families needs both."
         )
-    terms = coefficients(fit.law_terms)
+    terms = design.coefficients(fit.law_terms)
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    sizes |= {"drafter": 0.0, **machine(**fit.servers[list(MACHINE)].mean())}
+    sizes |= {"drafter": 0.0, **design.machine(**fit.servers[list(design.MACHINE)].mean())}
     stages = whole(fit.law.stages(terms, sizes, inputs))
     costs = [getattr(stages, name) for name in VERIFIER_COSTS]
     tail, rows = (1 - prob) / 2, []
@@ -304,7 +289,7 @@ def decisions(
     their break-even loads.
     """
     ran = fit.servers
-    plain = ran[ran["drafter"] == NONE][["verifier", "environment"]]
+    plain = ran[ran["drafter"] == design.NONE][["verifier", "environment"]]
     pairs = ran[ran["draft_tokens"] > 0].merge(plain)
     answers = []
     for (verifier, environment), rows in pairs.groupby(["verifier", "environment"]):

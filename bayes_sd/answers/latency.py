@@ -15,7 +15,7 @@ from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics import noise
-from bayes_sd.physics.law import SOFTNESS, Outcome, Route, placed_outcome, route
+from bayes_sd.physics.law import SOFTNESS, Outcome, capacity_rps, placed_outcome
 from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
 
@@ -61,10 +61,10 @@ class Arm:
         place = self.resolved.place
         return Placed((stages,)) if place is None else place(stages, sizes, inputs)
 
-    def route(self) -> Route:
-        """Latency coefficients, which no rate changes."""
-        inputs = self.inputs()
-        return route(self.placed(inputs), inputs)
+    @property
+    def capacity_rps(self) -> Any:
+        """Rate at which it saturates, requests/s."""
+        return capacity_rps(self.placed(inputs := self.inputs()), inputs)
 
     def outcome(self, axis_values: Any = None) -> tuple[Outcome, dict[str, Any]]:
         """What the law says, infinite past the pole, and the workload it says it of."""
@@ -103,8 +103,7 @@ def scatter(
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
-        share = bounded.others_share
-        scale = noise.run_scale(metric, posterior.noise, growth, requests, share)
+        scale = noise.run_scale(metric, posterior.noise, growth, requests, bounded.others_share)
         return scale, noise.request_variance(metric, posterior.noise, bounded, inputs)
 
 
@@ -118,11 +117,9 @@ def arm_of(
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
     require("load", load, isinstance(load, Load), "bsd.Load(...)")
-    known = sorted({*posterior.servers["workload"]} - {""})
-    if server.workload and server.workload not in known:
-        raise InputError(
-            f"No run was of workload {server.workload!r}; known are {', '.join(known) or 'none'}."
-        )
+    ran = sorted({*posterior.servers["workload"]} - {""})
+    if (asked := server.workload) and asked not in ran:
+        raise InputError(f"No run was of workload {asked!r}; known are {', '.join(ran) or 'none'}.")
     resolved = resolve(posterior, server, seed, started_anew)
     cells = cells_of(load)
     why = answer.far_outside(posterior, resolved, cells)
@@ -208,22 +205,15 @@ class Latency(answer.Answer):
 
 
 def observable(
-    posterior: Posterior,
-    load: Load,
-    server: str,
-    mean_s: Any,
-    saturated: Any,
-    scale: Any,
-    variance: Any,
-    labels: np.ndarray,
-    requests: int,
-    seed: int,
+    fit: Posterior, load: Load, server: str, drawn: tuple, labels: Any, requests: int, seed: int
 ) -> xr.Dataset:
     """Draws of one server, see :class:`Latency`: of the mean, and of what would be measured.
 
-    Every server and cell of a load has random numbers of its own, whatever else is asked.
+    `drawn` are the mean (s), whether it is saturated, and what :func:`scatter` gives. Every server
+    and cell of a load has random numbers of its own, whatever else is asked.
     """
-    cells, shape = sorted(cells_of(load).items()), (posterior.draws, labels.size)
+    mean_s, saturated, scale, variance = drawn
+    cells, shape = sorted(cells_of(load).items()), (fit.draws, labels.size)
     t, z = np.empty((2, *shape))
     for i in range(labels.size):
         at = {name: float(values[i]) for name, values in cells}
@@ -241,7 +231,7 @@ def observable(
     like = load.cells["prompt_tokens"].broadcast_like(load.cells)
     parts: dict[str, Any] = {}
     for name, value in values.items():
-        array = np.broadcast_to(value, shape).reshape(*posterior.shape, *like.shape)
+        array = np.broadcast_to(value, shape).reshape(*fit.shape, *like.shape)
         attrs = {} if name == "saturated" else {"units": "s"}
         parts[name] = ((*answer.SAMPLE, *like.dims), array, attrs)
     parts["support"] = (like.dims, labels.astype(object).reshape(like.shape))
@@ -311,8 +301,7 @@ def latency(
         said, inputs = arm.outcome()
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
-        scale, variance = scatter(fit, said, inputs, metric, requests)
-        label = str(arm.resolved.server)
-        drawn = (mean, saturated, scale, variance, arm.support(said))
-        parts.append(observable(fit, load, label, *drawn, requests, seed))
+        drawn = (mean, saturated, *scatter(fit, said, inputs, metric, requests))
+        label, reach = str(arm.resolved.server), arm.support(said)
+        parts.append(observable(fit, load, label, drawn, reach, requests, seed))
     return Latency(xr.concat(parts, dim="server"), metric, measured_points(fit, arms, metric))

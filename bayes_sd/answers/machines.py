@@ -21,9 +21,7 @@ def machine_facts(
     posterior: Posterior, environment: str | Machine, verifier: str | Size, k: int
 ) -> dict[str, float]:
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
-    bits = np.nan
-    if isinstance(verifier, Size):
-        bits = verifier.weight_bits or np.nan
+    bits = verifier.weight_bits or np.nan if isinstance(verifier, Size) else np.nan
     if isinstance(environment, Machine):
         return _sheet(posterior, environment, bits, k)
     there = posterior.servers[posterior.servers["environment"] == environment]

@@ -151,9 +151,8 @@ class NextRuns(answer.Answer):
         left = [self.regret_ms, *self.rows["regret_left_ms"]]
         ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
-        return answer.finish(
-            ax, "minutes of measuring", "expected regret, ms a request", legend=False
-        )
+        label = "expected regret, ms a request"
+        return answer.finish(ax, "minutes of measuring", label, legend=False)
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""
@@ -266,14 +265,12 @@ def next_runs(
 
 
 def _greedy(
-    known: Preposterior,
-    perfect_ms: float,
-    candidates: list[tuple[str, float]],
-    axis: str,
-    runs: int,
-    minutes: tuple[float, float],
+    known: Preposterior, perfect_ms: float, candidates: list, axis: str, runs: int, minutes: tuple
 ) -> pd.DataFrame:
-    """One run after the other, each the one that saves most per minute after those before."""
+    """One run after the other, each the one that saves most per minute after those before.
+
+    `candidates` are servers and loads, `minutes` those of a run and of a server's start.
+    """
     share, begun, chosen, rows = 0.0, set[str](), list[int](), []
     while len(chosen) < min(runs, len(candidates)):
         saves = known.worth(chosen) - share

@@ -68,9 +68,7 @@ class Schedule(answer.Answer):
         return self.latency.draws
 
     def __str__(self) -> str:
-        parts = [
-            f"k = {k} for {low}" + f" to {high}" * (high > low) for low, high, k in self.to_vllm()
-        ]
+        parts = [f"k = {k} for {lo}" + f" to {hi}" * (hi > lo) for lo, hi, k in self.to_vllm()]
         top, label = self.rows["hi"].iloc[-1], answer.farthest(self.rows["support"])
         plain = f"Serve plain, with no drafter loaded: that is faster for 1 to {top}. "
         said = f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)}"
@@ -81,15 +79,12 @@ class Schedule(answer.Answer):
     @property
     def pays(self) -> bool:
         """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
-        slower = (
-            self.rows[[f"prob_faster_than_plain_{end}" for end in ("lo", "hi")]] <= 1 - answer.SURE
-        )
+        slower = self.rows.filter(like="prob_faster_than_plain") <= 1 - answer.SURE
         return bool((self.rows["k"] > 0).any() and not slower.all(axis=None))
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
-        columns = (self.rows[name].tolist() for name in ("lo", "hi", "k"))
-        return [list(row) for row in zip(*columns, strict=True)]
+        return self.rows[["lo", "hi", "k"]].to_numpy().tolist()
 
     def speculative_config(self, **keys: Any) -> dict[str, Any]:
         """The object of ``--speculative-config``.
@@ -118,9 +113,8 @@ class Schedule(answer.Answer):
         """Draft length against requests in flight."""
         ax = answer.axes_of(ax)
         edges = [*self.rows["lo"], self.rows["hi"].iloc[-1] + 1]
-        ax.stairs(
-            self.rows["k"], edges, color=answer.COLORS[1], lw=1.6, baseline=None, label=self.drafter
-        )
+        style: dict[str, Any] = {"color": answer.COLORS[1], "lw": 1.6, "baseline": None}
+        ax.stairs(self.rows["k"], edges, label=self.drafter, **style)
         ax.set_yticks(self.candidates)
         return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
 
@@ -174,9 +168,8 @@ def schedule(
     ks = sorted(draft_lengths(k))
     top = _largest_batch(fit, server, load) if max_batch is None else max_batch
     require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
-    require(
-        "max_batch", top, answer.is_whole(top, 1, BATCH_MAX), f"a whole number, 1 to {BATCH_MAX}"
-    )
+    fits = answer.is_whole(top, 1, BATCH_MAX)
+    require("max_batch", top, fits, f"a whole number, 1 to {BATCH_MAX}")
     require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
     known = loss == "mean" or str(loss) in {f"p{n}" for n in range(1, 100)}
     require("loss", loss, known, "'mean', or a percentile as 'p95'")
@@ -190,9 +183,7 @@ def schedule(
     thin = fit.thin(DRAWS)
     # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0 the
     # drafter stays loaded: that is the server a schedule falls back to.
-    arms = [
-        arm_of(thin, server.with_k(one), batches, seed, extrapolate, STARTED_ANEW) for one in ks
-    ]
+    arms = [arm_of(thin, server.with_k(n), batches, seed, extrapolate, STARTED_ANEW) for n in ks]
     said = [arm.outcome() for arm in arms]
     mean_s = np.stack([outcome.e2e_s for outcome, _ in said])  # (k, draws, batch sizes)
     losses = np.stack([_loss(thin, *one, loss, slo_s) for one in said])
@@ -209,11 +200,22 @@ def schedule(
         bare = replace(server, drafter=None, k=0, acceptance=None)
         arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
         plain = _loss(thin, *arm.outcome(), loss, slo_s)
-    rows = _rows(losses, labels, chosen, ks, plain, slo_s is not None)
+    pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
+    best, at = losses.min(axis=0), np.arange(top)
+    lost, unit = ("expected_regret_ms", 1e3) if slo_s is None else ("expected_regret", 1.0)
+    cells = {
+        "batch": at + 1,
+        "k": np.array(ks)[chosen],
+        "prob_best": (pick <= best).mean(axis=0),
+        lost: unit * (pick - best).mean(axis=0),
+        "prob_within_slo": 1 - pick.mean(axis=0),
+        "prob_faster_than_plain": np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0),
+        "support": labels[chosen, at],
+    }
+    rows = _rows(pd.DataFrame(cells), lost)
     told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
-    at = np.arange(top)
     along = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T, labels[chosen, at]
-    followed = _followed(thin, load, arms[0], *along, seed)
+    followed = _followed(load, arms[0], *along, seed)
     captured = np.array([arm.resolved.sizes["captured"] for arm in arms])[chosen]
     past = (at + 1) * (np.array(ks)[chosen] + 1) > captured
     beyond = int(past.argmax()) + 1 if past.any() else 0
@@ -230,13 +232,11 @@ def _largest_batch(fit: Posterior, server: Server, load: Load) -> int:
     return min(math.ceil(most), BATCH_MAX)
 
 
-def _loss(
-    posterior: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | None
-) -> np.ndarray:
+def _loss(fit: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | None) -> np.ndarray:
     """Loss of every draw: mean latency, a percentile of single requests, or P(over the SLO)."""
     if slo_s is None and loss == "mean":
         return np.asarray(said.e2e_s)
-    variance = scatter(posterior, said, inputs)[1]
+    variance = scatter(fit, said, inputs)[1]
     if slo_s is not None:
         return 1 - share_within(slo_s, said.e2e_s, variance)
     return np.asarray(request_quantile_s(said.e2e_s, variance, int(loss[1:]) / 100))
@@ -250,35 +250,14 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
     return np.asarray((~beaten).argmax(axis=0))
 
 
-def _rows(
-    losses: np.ndarray,
-    labels: np.ndarray,
-    chosen: np.ndarray,
-    ks: list[int],
-    plain: np.ndarray,
-    slo: bool,
-) -> pd.DataFrame:
+def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
     """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
-    pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
-    best, at = losses.min(axis=0), np.arange(len(chosen))
-    lost = "expected_regret" if slo else "expected_regret_ms"
-    cells = pd.DataFrame(
-        {
-            "batch": at + 1,
-            "k": np.array(ks)[chosen],
-            "prob_best": (pick <= best).mean(axis=0),
-            lost: (1.0 if slo else 1e3) * (pick - best).mean(axis=0),
-            "within": 1 - pick.mean(axis=0),
-            "prob_faster_than_plain": np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0),
-            "support": labels[chosen, at],
-        }
-    )
     columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "min")}
     columns |= {name: (name, "mean") for name in ("prob_best", lost)}
     for end, which in (("lo", "first"), ("hi", "last")):
         columns[f"prob_faster_than_plain_{end}"] = ("prob_faster_than_plain", which)
-    if slo:
-        columns["prob_within_slo"] = ("within", "min")
+    if lost == "expected_regret":  # of an SLO
+        columns["prob_within_slo"] = ("prob_within_slo", "min")
     columns["support"] = ("support", answer.farthest)
     group = (cells["k"] != cells["k"].shift()).cumsum()
     return cells.groupby(group).agg(**columns).reset_index(drop=True)
@@ -290,21 +269,13 @@ def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
     own = runs[runs["drafter"] == server.drafter]
     if isinstance(server.verifier, str) and (own["verifier"] == server.verifier).any():
         own = own[own["verifier"] == server.verifier]
-    values = []
-    for name in ("drafter_method", "drafter_path"):
-        known: Any = own[name][own[name] != ""].unique() if name in own else []
-        values.append(str(known[0]) if len(known) == 1 else "")
-    return values[0], values[1]
+    said = [{*own.get(name, [])} - {""} for name in ("drafter_method", "drafter_path")]
+    method, path = (str(known.pop()) if len(known) == 1 else "" for known in said)
+    return method, path
 
 
 def _followed(
-    posterior: Posterior,
-    load: Load,
-    arm: Arm,
-    mean_s: np.ndarray,
-    lengths: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
+    load: Load, arm: Arm, mean_s: np.ndarray, lengths: np.ndarray, labels: np.ndarray, seed: int
 ) -> Latency:
     """Latency of a server whose requests in flight decide its draft length.
 
@@ -313,7 +284,7 @@ def _followed(
     :func:`bayes_sd.physics.queue.occupancy`. `mean_s` and `lengths` (the variance of log latency
     that accepted lengths explain) are by batch size.
     """
-    values = np.ravel(load.cells[load.axis].values).astype(float)
+    posterior, values = arm.posterior, np.ravel(load.cells[load.axis].values).astype(float)
     top = mean_s.shape[1]
     if load.axis == "concurrency":
         at = np.minimum(np.ceil(values).astype(int), top) - 1
@@ -324,27 +295,26 @@ def _followed(
     else:
         if (values <= 0).any():
             raise InputError("A schedule is asked about at rates above 0.")
-        p = occupancy(mean_s[:, None, :], values)
+        by_batch = mean_s[:, None, :]
+        p = occupancy(by_batch, values)
         with np.errstate(invalid="ignore"):
-            mean = mean_in_flight(p, mean_s[:, None, :], values) / values
+            mean = mean_in_flight(p, by_batch, values) / values
         # Requests see the server at the batch sizes at which they spend their time.
         seen = p[..., 1:] * np.arange(1.0, top + 1)
         seen = seen / seen.sum(axis=-1, keepdims=True)
-        typical = (seen * mean_s[:, None, :]).sum(axis=-1)
+        typical = (seen * by_batch).sum(axis=-1)
         crowd = p[..., 1:] / np.maximum(p[..., 1:].sum(axis=-1, keepdims=True), 1e-300)
-        centre = (crowd * mean_s[:, None, :]).sum(axis=-1, keepdims=True)
-        crowding = (crowd * (mean_s[:, None, :] - centre) ** 2).sum(axis=-1) / typical**2
+        centre = (crowd * by_batch).sum(axis=-1, keepdims=True)
+        crowding = (crowd * (by_batch - centre) ** 2).sum(axis=-1) / typical**2
         explained_at = (seen * lengths[:, None, :]).sum(axis=-1)
         stuck = ~np.isfinite(mean)
         growth = np.maximum(np.where(stuck, 0.0, mean / mean_s[:, :1] - 1), 0.0)
         reached = (p.mean(axis=0) > REACHED)[:, 1:]
-        reach = np.array(
-            [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached], object
-        )
+        farthest = [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached]
+        reach = np.array(farthest, object)
     variance = spread("e2e", posterior.noise, crowding, explained_at)
     requests = posterior.run_requests
-    scale = run_scale("e2e", posterior.noise, growth, requests)
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    drawn = (mean, stuck, scale, variance, reach)
-    data = observable(posterior, load, label, *drawn, requests, seed)
+    drawn = (mean, stuck, run_scale("e2e", posterior.noise, growth, requests), variance)
+    data = observable(posterior, load, label, drawn, reach, requests, seed)
     return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])

@@ -130,8 +130,7 @@ def listed(servers: Server | Sequence[Server], fewest: int = 1) -> list[Server]:
     """The servers of a question, each once."""
     each = [servers] if isinstance(servers, Server) else list(servers)
     for server in each:
-        known = isinstance(server, Server)
-        require("servers", server, known, "bsd.Server(...), or a list of them")
+        require("servers", server, isinstance(server, Server), "bsd.Server(...), or a list of them")
     each = list(dict.fromkeys(each))
     if len(each) < fewest:
         raise InputError(f"servers: at least {fewest} different ones are needed, got {len(each)}.")
@@ -160,15 +159,13 @@ class Resolved:
 
 def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
-    known = posterior.environments
-    if isinstance(server.environment, Machine):
-        return server.environment
-    if server.environment is not None:
-        if server.environment not in known:
-            raise InputError(
-                f"The fit has no environment {server.environment!r}; it knows {'; '.join(known)}."
-            )
-        return server.environment
+    asked, known = server.environment, posterior.environments
+    if isinstance(asked, Machine):
+        return asked
+    if asked is not None:
+        if asked not in known:
+            raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
+        return asked
     ran = of_verifier(posterior.servers, server.verifier)
     own = sorted(str(e) for e in ran["environment"].unique()) or known
     if len(own) > 1:
@@ -281,9 +278,8 @@ def resolve(
         where = site or (alike[0] if len(alike) == 1 else environment.name)
     else:
         where = posterior.site_of(environment)
-    ones = [1.0, 1.0]
     site_i = posterior.sites.index(where) if where in posterior.sites else None
-    drafter = ones if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
+    drafter = [1.0, 1.0] if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
     terms = coefficients(
         posterior.law_terms,
         verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
@@ -313,10 +309,11 @@ def _acceptance(
         if len(given) < k:
             raise InputError(f"k = {k} needs {k} acceptance rates, {len(given)} given.")
         return list(given[:k]), None
-    rates = None if pair is None else posterior.acceptance(pair, k, seed)
-    if rates is None:
+    known = None if pair is None else posterior.acceptance(pair, k, seed)
+    if known is None:
         raise EvidenceError(
             f"No acceptance was measured for {name_of(server.verifier)} + "
             f"{name_of(server.drafter)}; give one with <<acceptance>>, as 0.7."
         )
-    return rates, posterior.measured_positions(pair or {}) or None
+    rates, counted = known
+    return rates, counted or None

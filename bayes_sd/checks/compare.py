@@ -139,7 +139,6 @@ def compare_models(
 
 
 def _table(left_out: Mapping[str, LeftOut], by_psis: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """See :class:`Comparison`."""
     rows = {name: result.rows.set_index("run_id") for name, result in left_out.items()}
     scores = pd.DataFrame({name: own["log_score"] for name, own in rows.items()})
     fold = next(iter(rows.values()))["fold"]

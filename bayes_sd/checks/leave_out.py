@@ -95,7 +95,9 @@ def leave_out(
         refit = refitter.refit(mask, seed=seed, **sampling)
         rows = np.flatnonzero(mask & steady)
         left_out = table.iloc[rows]
-        drawn_s = drawn_means_s(refit, table, rows, seed)
+        mean_s = refit.of_runs("run_mean_e2e", rows)
+        t = np.random.default_rng(seed).standard_t(noise.NU, mean_s.shape)
+        drawn_s = noise.draw_runs(mean_s, _scale(refit, table, rows), t)
         joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
         gate = refit.convergence.summary
         about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
@@ -116,13 +118,6 @@ def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.n
     observed = np.log(table["e2e_mean_s"].to_numpy()[rows])
     log_mean = np.log(refit.of_runs("run_mean_e2e", rows))
     return noise.log_density(observed, log_mean, _scale(refit, table, rows))
-
-
-def drawn_means_s(refit: Refit, table: pd.DataFrame, rows: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Predictive draws of the mean latency of `rows`, s: (draws, rows)."""
-    mean_s = refit.of_runs("run_mean_e2e", rows)
-    t = np.random.default_rng(seed).standard_t(noise.NU, mean_s.shape)
-    return noise.draw_runs(mean_s, _scale(refit, table, rows), t)
 
 
 def _scale(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
@@ -251,6 +246,8 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
 
 def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.ndarray:
     """Log likelihood of everything a steady run contributes, draw by draw: (draws, rows)."""
+    from scipy.stats import norm
+
     data, total = design.data, 0.0
     spread_sd = refit.parameters["noise"].sel(noise_term="spread_sd").values.reshape(-1, 1)
     for metric in ("e2e", "ttft"):
@@ -260,7 +257,7 @@ def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.nda
         sd = np.hypot(scale, data[f"se_{metric}"][rows])
         mean = noise.log_density(data[f"log_{metric}"][rows], np.log(mean_s), sd)
         error = noise.spread_error(data[f"n_eff_{metric}"][rows], spread_sd)
-        spread = noise.spread_log_density(data[f"log_var_{metric}"][rows], variance, error)
+        spread = norm.logpdf(data[f"log_var_{metric}"][rows], np.log(variance), error)
         total = total + np.isin(rows, data[f"{metric}_rows"]) * mean
         total = total + np.isin(rows, data[f"{metric}_spread_rows"]) * spread
     return np.asarray(total)

@@ -95,8 +95,7 @@ def judge_left_out(result: LeftOut, by: str) -> list[CheckResult]:
     """One verifier, drafter, expert shape or corner left out at a time."""
     scored, what = summary(result.rows), f"of runs left out by {by}"
     each = [{"fold": fold, **summary(own)} for fold, own in result.rows.groupby("fold")]
-    about = result.folds[["fold", "joint_rank", "rhat_max"]]
-    table = pd.DataFrame(each).merge(about, on="fold")
+    table = pd.DataFrame(each).merge(result.folds[["fold", "joint_rank", "rhat_max"]], on="fold")
     return [
         *_decisions(f"{by}_decisions", result.pairs),
         _between(f"{by}_coverage", scored["coverage"], LEFT_COVERAGE, what, table),
@@ -142,19 +141,13 @@ def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
     return [CheckResult(name, value <= call, value, bound, sentence, reliability(table))]
 
 
-def _between(
-    name: str, value: float, bounds: tuple[float, float], what: str, table: pd.DataFrame
-) -> CheckResult:
-    """Whether a coverage lies between two bounds."""
+def _between(name: str, value: float, bounds: tuple, what: str, table: pd.DataFrame) -> CheckResult:
     low, high = bounds
     sentence = f"{value:.0%} {what} lie inside their 90% predictive intervals."
     return CheckResult(name, low <= value <= high, value, f"{low} .. {high}", sentence, table)
 
 
-def _at_most(
-    name: str, bound: float, what: str, scored: dict[str, float], table: pd.DataFrame
-) -> CheckResult:
-    """Whether the median error is small."""
+def _at_most(name: str, bound: float, what: str, scored: dict, table: pd.DataFrame) -> CheckResult:
     value = scored["median_error"]
     sentence = (
         f"The median absolute error {what} is {value:.1%} ({scored['runs']} runs; mean "

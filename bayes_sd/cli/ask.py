@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, BadParameter
 
 from bayes_sd.answers.answer import with_unit
 from bayes_sd.answers.compare import default_loads
@@ -35,7 +35,7 @@ STRUCTURE = f"Assume {', '.join(NAMES)}; terms as edge:round_trip_s=0.02..0.05."
 class Asked:
     """The fit, the load and the servers that a command asks about."""
 
-    file: Annotated[Path, typer.Argument(help="A fit saved by `bayes-sd fit`.")]
+    file: Annotated[Path, Argument(help="A fit saved by `bayes-sd fit`.")]
     rps: Annotated[o.Text, o.load_option("Requests/s: 1,2,4 or START:STOP:COUNT.", "LIST")] = None
     concurrency: Annotated[o.Text, o.load_option("Requests in flight, instead.", "LIST")] = None
     prompt: Annotated[o.Text, o.load_option("Prompt tokens of a request, or several.", "N")] = None
@@ -72,7 +72,7 @@ class Asked:
         if not axis and default is not None:
             return default(lengths)
         if len(axis) != 1:
-            raise typer.BadParameter("give exactly one of --rps and --concurrency.")
+            raise BadParameter("give exactly one of --rps and --concurrency.")
         return Load(**axis, prompt=lengths[0], output=lengths[1])
 
     def load_near(self, server: Server) -> Load:
@@ -90,7 +90,7 @@ class Asked:
         if (measured.max() > LENGTHS_ALIKE * measured.min()).any():
             known = sorted({f"{prompt:.0f} + {output:.0f}" for prompt, output in measured.values})
             some = ", ".join(known[:6]) + " and others" * (len(known) > 6)
-            raise typer.BadParameter(f"give --prompt and --output, in tokens; runs had {some}.")
+            raise BadParameter(f"give --prompt and --output, in tokens; runs had {some}.")
         usual = [float(value) for value in measured.median().round()]
         prompt, output = (u if x is None else x for x, u in zip(asked, usual, strict=True))
         return prompt, output
@@ -102,9 +102,7 @@ class Asked:
             try:
                 return [int(v) for v in self.k.split(",")]
             except ValueError:
-                raise typer.BadParameter(
-                    f"-k {self.k!r}: write whole numbers with commas."
-                ) from None
+                raise BadParameter(f"-k {self.k!r}: write whole numbers with commas.") from None
         verifier, drafter = self._models()
         ran = of_verifier(self.fit.servers, verifier)
         own = ran["drafter"] == drafter if isinstance(drafter, str) else True
@@ -130,7 +128,7 @@ class Asked:
         if self.machine is None:
             return self.environment
         if self.environment:
-            raise typer.BadParameter("name a measured --environment or a --machine, not both.")
+            raise BadParameter("name a measured --environment or a --machine, not both.")
         return o.machine_of(self.machine, self.gpus)
 
     @property
@@ -141,7 +139,7 @@ class Asked:
     def _models(self) -> tuple[str | Size, str | Size | None]:
         """The verifier, the fit's only one if none is named, and the drafter if one is."""
         if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
-            raise typer.BadParameter("name a measured model or give a new one's size, not both.")
+            raise BadParameter("name a measured model or give a new one's size, not both.")
         verifier = self.verifier or o.size_of(self.new_verifier, "--new-verifier")
         drafter = self.drafter or o.size_of(self.new_drafter, "--new-drafter")
         return verifier or only("verifier", self.fit.verifiers.index, "the fit knows"), drafter
@@ -178,7 +176,7 @@ def compare(
     fit, far = asked.fit, asked.extrapolate
     drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
     if not drafting:
-        raise typer.BadParameter("-k must name a draft length above 0 to compare with plain.")
+        raise BadParameter("-k must name a draft length above 0 to compare with plain.")
     plain = asked.server(0)
     wanted = asked.load_near(plain)
     answer = fit.compare(wanted, drafting, plain, of=of, requests=requests, extrapolate=far)
@@ -252,7 +250,7 @@ def capacity(
     else:
         own = (asked.rps, asked.concurrency, asked.prompt, asked.output)
         if any(given is not None for given in own):
-            raise typer.BadParameter("a traffic file has its own rates and lengths.")
+            raise BadParameter("a traffic file has its own rates and lengths.")
         wanted = Load.read(traffic, window, o.pairs(columns, "--columns"))
         o.say(str(wanted))
     if servers is not None:
@@ -308,7 +306,7 @@ def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float]]:
             if (price := values.pop("price_per_hour", None)) is not None:
                 prices[name] = float(price)
             servers[name] = Server(**values)
-        except (InputError, typer.BadParameter, TypeError, ValueError) as error:
+        except (InputError, BadParameter, TypeError, ValueError) as error:
             raise InputError(f"{where}: {getattr(error, 'message', error)}") from None
     if not servers:
         raise InputError(f"{path}: must map a name to each server, at least one.")
@@ -327,17 +325,15 @@ def next_runs(
     from bayes_sd.plan.design import plan_next
 
     servers, far = asked.servers, asked.extrapolate
-    wanted = asked.load_near(servers[0])
+    load = asked.load_near(servers[0])
     takes: dict[str, Any] = {"run_seconds": run_seconds, "server_seconds": server_seconds}
-    answer = asked.fit.next_runs(
-        wanted, servers, runs=runs, server=choice, extrapolate=far, **takes
-    )
+    answer = asked.fit.next_runs(load, servers, runs=runs, server=choice, extrapolate=far, **takes)
     path, choices = None, answer.choices.to_dict("records")
     if to is not None:
         plan = plan_next(answer, asked.fit, to, **takes)
         path = str(plan.path)
         o.say(str(plan))
-    axis = str(wanted.axis)
+    axis = str(load.axis)
     full = [
         f"At {with_unit(f'{row[axis]:g}', axis)} every server saturates: no choice."
         for row in choices

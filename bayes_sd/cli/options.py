@@ -126,14 +126,10 @@ class Source:
         """The runs of these files."""
         from bayes_sd.runs.read import read
 
-        return read(
-            paths,
-            config=self.config,
-            environment=self.environment,
-            columns=pairs(self.columns, "--columns") or None,
-            window_s=self.window,
-            **pairs(",".join(self.settings or []), "--set"),
-        )
+        settings = pairs(",".join(self.settings or []), "--set")
+        columns = pairs(self.columns, "--columns") or None
+        how: dict[str, Any] = {"config": self.config, "environment": self.environment}
+        return read(paths, **how, columns=columns, window_s=self.window, **settings)
 
 
 def numbers(text: str, flag: str) -> list[float]:
@@ -234,6 +230,8 @@ def fill(text: str) -> str:
 
 def show(title: str, table: "pd.DataFrame") -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
+    if table.empty:  # the sentence before it says so
+        return
     cells, names, numeric = table.map(cell), [], []
     for place, name in enumerate(table):
         head = str(name).replace("_", " ")

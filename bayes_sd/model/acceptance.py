@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,21 +72,18 @@ def _trials(counted: pd.DataFrame, last: int) -> tuple[np.ndarray, np.ndarray]:
     return tried, won
 
 
-def pair_index(group: xr.Dataset, pair: Mapping[str, Any]) -> int | None:
-    """Where a pair is in the draws of :func:`acceptance_draws`."""
-    index = np.flatnonzero(same_key(group, PAIR, pair))
-    return int(index[0]) if index.size else None
+def at_positions(group: xr.Dataset, pair: Mapping, k: int, seed: int) -> tuple[list, int] | None:
+    """Draws (draws, 1) of a pair's acceptance at `k` positions, and at how many it was counted.
 
-
-def at_positions(group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int) -> list[Any] | None:
-    """Draws (draws, 1) of a pair's acceptance at `k` positions; None where nothing is known."""
-    index = pair_index(group, pair)
-    if index is None:
+    None where nothing is known of it.
+    """
+    found = np.flatnonzero(same_key(group, PAIR, pair))
+    if not found.size:
         return None
-    rates = group["by_position"].values[:, :, index, :].reshape(-1, group.sizes["position"])
-    measured = int(group["positions"].values[index])
+    rates = group["by_position"].values[:, :, found[0], :].reshape(-1, group.sizes["position"])
+    measured = int(group["positions"].values[found[0]])
     if not measured:  # imposed, or of the prior
-        return [rates[:, :1]] * k
+        return [rates[:, :1]] * k, 0
     known = [rates[:, j, None] for j in range(min(k, measured))]
     # Positions beyond go on from the last one, with the mean step between the measured ones (in
     # the logit, never upwards) and its uncertainty, which grows with distance.
@@ -98,4 +94,4 @@ def at_positions(group: xr.Dataset, pair: Mapping[str, Any], k: int, seed: int) 
     sd = np.sqrt((((steps - mean) ** 2).sum() + STEP_SD**2) / (len(steps) + 1))
     trend = mean + sd * generator(seed, f"acceptance {dict(pair)}").standard_normal(len(rates))
     further = [logits[:, -1] + step * trend for step in range(1, k - measured + 1)]
-    return known + [(1 / (1 + np.exp(-beyond)))[:, None] for beyond in further]
+    return known + [(1 / (1 + np.exp(-beyond)))[:, None] for beyond in further], measured

@@ -21,9 +21,7 @@ _LOGP = f"int64(uint64, {_DOUBLES}, {_DOUBLES}, {_DOUBLES}, voidptr)"
 _EXPAND = f"int64(uint64, uint64, {_DOUBLES}, {_DOUBLES}, voidptr)"
 
 
-def compile_nutpie(
-    model: "pm.Model", initial: Mapping[str, np.ndarray], fixed: Iterable[str] | None = None
-) -> Any:
+def compile_nutpie(model: "pm.Model", initial: Mapping, fixed: Iterable[str] | None = None) -> Any:
     """Compile for nutpie with the data named by `fixed` frozen, all by default: they fold much."""
     import nutpie
     from pymc.model.transform.optimization import freeze_dims_and_data
@@ -39,10 +37,7 @@ def compile_nutpie(
     jittered = {v for v in frozen.free_RVs if v.name not in initial}
     how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": jittered}
     mode = predefined_modes["NUMBA"].excluding(*SKIPPED_REWRITES)  # nutpie asks for it by name
-    functions: dict[str, Any] = {
-        "_make_c_logp_func": _logp_function,
-        "_make_c_expand_func": _expand_function,
-    }
+    called: Any = {"_make_c_logp_func": _logp_function, "_make_c_expand_func": _expand_function}
 
     # PyMC copies what its terms share; differentiated apart, the copies' gradients stay apart.
     def merged(graph: Any, **how: Any) -> Any:
@@ -56,7 +51,7 @@ def compile_nutpie(
     # With fast math, code from the cache rounds sums otherwise: other draws.
     with (
         patch.dict(predefined_modes, NUMBA=mode),
-        patch.multiple("nutpie.compile_pymc", **functions),
+        patch.multiple("nutpie.compile_pymc", **called),
         patch("pytensor.graph.rewrite_graph", merged),
         config.change_flags(numba__fastmath=False),
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.priors import DRAFTER_COSTS, EFFECT_DIMS, HARDWARE, VERIFIER_COSTS, Prior
+from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
@@ -231,8 +231,7 @@ class Design:
     def touched(self) -> pd.DataFrame:
         """The verifiers, with as many experts as a usual pass of their runs touches."""
         logs = pd.Series(np.log(self.data["pass_tokens"])).groupby(self.data["verifier_i"]).mean()
-        tokens = np.exp(logs.to_numpy())
-        share = coverage(self.verifiers, tokens, UNEVEN)[0]
+        share = coverage(self.verifiers, np.exp(logs.to_numpy()), UNEVEN)[0]
         return self.verifiers.assign(expert=self.verifiers["expert"] * share)
 
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
@@ -255,20 +254,13 @@ class Design:
             return replace(law, parts=tuple(p for p in law.parts if p != "graphs"))
         return law
 
-    @property
-    def own_factors(self) -> tuple[str, ...]:
-        """Levels whose members differ; of one alone the law itself says what it costs."""
-        return tuple(n for n in EFFECT_DIMS if len(getattr(self, f"{n}s")) > 1)
-
 
 def _levels(table: pd.DataFrame, name: str, columns: list[str]) -> pd.DataFrame:
     """One row a model, whose sizes must be the same in all runs."""
     sizes = table.groupby(name, sort=True)[columns]
-    bad = sizes.nunique().max(axis=1)
-    if (bad > 1).any():
-        raise InputError(
-            f"{name} {bad.index[bad > 1][0]!r} has runs of different sizes; one name, one size."
-        )
+    most = sizes.nunique().max(axis=1)
+    for bad in most.index[most > 1]:
+        raise InputError(f"{name} {bad!r} has runs of different sizes; one name, one size.")
     return sizes.first()
 
 

@@ -32,7 +32,10 @@ def write(tree: xr.DataTree, path: Path) -> Path:
     writable(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _packed(tree).to_netcdf(draft, engine="h5netcdf")
+        # Each table as one JSON text: a hundred variables take a second to read.
+        texts = {n: json.dumps(tree[n].to_dataset().to_dict()) for n in TABLES}
+        packed = {n: xr.DataTree(xr.Dataset({"json": text})) for n, text in texts.items()}
+        tree.assign(packed).to_netcdf(draft, engine="h5netcdf")
         content = draft.read_bytes()
         with draft.open("ab") as file:
             file.write(_seal(content))
@@ -76,19 +79,8 @@ def read(path: Path) -> xr.DataTree:
         raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
     if not sealed:
         raise damaged
-    return _unpacked(tree)
-
-
-def _packed(tree: xr.DataTree) -> xr.DataTree:
-    """The tree with each table as one JSON text: a hundred variables take a second to read."""
-    texts = {n: json.dumps(tree[n].to_dataset().to_dict()) for n in TABLES}
-    return tree.assign({n: xr.DataTree(xr.Dataset({"json": text})) for n, text in texts.items()})
-
-
-def _unpacked(tree: xr.DataTree) -> xr.DataTree:
-    """The tree with the tables that `_packed` put into texts."""
-    read = {name: json.loads(str(tree[name]["json"].item())) for name in TABLES}
-    return tree.assign({n: xr.DataTree(xr.Dataset.from_dict(data)) for n, data in read.items()})
+    tables = {name: json.loads(str(tree[name]["json"].item())) for name in TABLES}
+    return tree.assign({n: xr.DataTree(xr.Dataset.from_dict(data)) for n, data in tables.items()})
 
 
 def _seal(content: bytes) -> bytes:

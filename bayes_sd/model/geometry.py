@@ -19,29 +19,24 @@ from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import Law
 
 # Coefficients that add up to a cost: of the first request, and of each other one.
-GROUPS = (
-    (
-        (
-            "verify_alone",
-            (
-                *("read_weights", "overhead_verify_alone", "overhead_pass", "host_verify_alone"),
-                *("overhead_experts", "overhead_parallel"),
-            ),
+GROUPS: tuple[dict[str, tuple[str, ...]], ...] = (
+    {
+        "verify_alone": (
+            *("read_weights", "overhead_verify_alone", "overhead_pass", "host_verify_alone"),
+            *("overhead_experts", "overhead_parallel"),
         ),
-        ("prefill_alone", ("prefill_token_alone", "overhead_prefill_alone", "host_prefill_alone")),
-        ("draft_alone", ("overhead_draft_alone",)),
-    ),
-    (
-        (
-            "prefill_others",
-            ("prefill_token_others", "overhead_prefill_others", "host_prefill_others"),
+        "prefill_alone": ("prefill_token_alone", "overhead_prefill_alone", "host_prefill_alone"),
+        "draft_alone": ("overhead_draft_alone",),
+    },
+    {
+        "prefill_others": (
+            *("prefill_token_others", "overhead_prefill_others", "host_prefill_others"),
         ),
-        (
-            "verify_others",
-            ("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),
+        "verify_others": (
+            *("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),
         ),
-        ("draft_others", ("overhead_draft_others",)),
-    ),
+        "draft_others": ("overhead_draft_others",),
+    },
 )
 WEIGHTLESS = 1e-3  # 1e9 parameters
 RATIOS = ("decode_token_ratio",)  # to prefill_token_others
@@ -89,23 +84,22 @@ class CostShares(Transform):
         self.law, self.design = law, design
         self.terms = tuple(p.name for p in design.told(population(law)))
         data, drafters = design.data, design.drafters["drafter_params"]
-        runs = design.touched.iloc[data["verifier_i"]]
         machine = {name: np.mean(x) for name, x in run_machine(design.table).items()}
-        self.sizes = runs.mean().to_dict() | machine
+        self.sizes = design.touched.iloc[data["verifier_i"]].mean().to_dict() | machine
         # A drafter without weights, or none, has no cost to take the log of.
         self.sizes["drafter"] = max(float(drafters.mean()) if len(drafters) else 0.0, WEIGHTLESS)
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
         self.workload = {"k": 0.0, **lengths}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
         self.times = {"prefill": 1.0, "verify": cycles, "draft": cycles * max(passes, 1.0)}
-        named = ([[t for t in ts if t in self.terms] for _, ts in group] for group in GROUPS)
+        named = ([[t for t in ts if t in self.terms] for ts in group.values()] for group in GROUPS)
         self.groups = [[stage for stage in group if stage] for group in named]
 
     def _log_unit_costs(self, logs: dict[str, Any], at: Any) -> dict[str, Any]:
         """Log of what a coefficient of 1 costs a request, of those that are a cost."""
         curves = {n: ps.exp(logs[n]) for n in CURVES if n in logs}
         found: dict[str, Any] = {}
-        for stage, terms in (pair for group in GROUPS for pair in group):
+        for stage, terms in (GROUPS[0] | GROUPS[1]).items():
             for term in (t for t in terms if t in logs):
                 ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
                 if term in RATIOS:
@@ -165,5 +159,4 @@ class CostShares(Transform):
 
 
 def _log_sum(logs: list[Any]) -> Any:
-    """Log of the sum of exponents."""
     return logs[0] if len(logs) == 1 else ps.log(sum(ps.exp(x) for x in logs))

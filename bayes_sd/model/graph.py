@@ -37,7 +37,9 @@ def build(
     by_name = {p.name: p for p in priors}
     told = design.told(tuple(by_name[p.name] for p in population(law)))
     with pm.Model(coords=_coords(design, server_effects, told)) as model:
-        data = {name: pm.Data(name, values) for name, values in _observations(design).items()}
+        beside = design.data.keys() - design.inputs.keys()  # what likelihoods take beside the law
+        named = [n for n in design.data if n in beside and not n.endswith("_i")]
+        data = {name: pm.Data(name, design.data[name]) for name in named}
         law_terms = _positive("law", told, CostShares(design, law))
         noise_terms = [p.name for p in known.NOISE]
         noise = _positive("noise", tuple(by_name[name] for name in noise_terms))
@@ -52,22 +54,18 @@ def build(
             names = model.coords[EFFECT_DIMS[level][0]]
             groups[level] = Group(names, values, design.data[f"{level}_i"])
         if len(design.sites) > 1:
-            factor = _environments(by_name)
             names, index = model.coords["hardware"], design.data["site_i"]
-            groups["environment"] = Group(names, factor, index)
+            groups["environment"] = Group(names, _environments(by_name), index)
         said = per_run(partial(_of_run, law, design), groups, design.inputs)
         _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
     return model
 
 
-def _coords(
-    design: Design, server_effects: tuple[str, ...], told: tuple[Prior, ...]
-) -> dict[str, Any]:
-    """Names of all dimensions."""
+def _coords(design: Design, effects: tuple[str, ...], told: tuple[Prior, ...]) -> dict[str, Any]:
     coords = {
         "run": np.arange(len(design.table)),
         "verifier_cost": list(known.VERIFIER_COSTS),
-        "server_effect": list(server_effects),
+        "server_effect": list(effects),
         "hardware": list(known.HARDWARE),
         "law_term": [p.name for p in told],
         "noise_term": [p.name for p in known.NOISE],
@@ -89,8 +87,9 @@ def _positive(name: str, priors: tuple[Prior, ...], transform: Any = None) -> An
         logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
     else:
         root = np.linalg.cholesky(known.correlation(tuple(p.name for p in priors)))
-        how: dict[str, Any] = {"logp": _normal, "dist": _draw_normal, "dims": dims}
-        how |= {"signature": "(n),(n,n)->(n)", "default_transform": transform}
+        how: dict[str, Any] = {"logp": _normal, "dims": dims, "default_transform": transform}
+        how["dist"] = lambda middle, root, size: pm.MvNormal.dist(middle, chol=root, size=size)
+        how["signature"] = "(n),(n,n)->(n)"
         logs = pm.CustomDist(f"log_{name}", middle, sd[:, None] * root, **how)
     return pm.Deterministic(name, pt.exp(logs), dims=dims)
 
@@ -99,10 +98,6 @@ def _normal(value: Any, middle: Any, root: Any) -> Any:
     """Log density of a normal with covariance ``root root'``, without BLAS: it compiles sooner."""
     z = (pt.linalg.inv(root) * (value - middle)[None, :]).sum(axis=1)
     return (-(z**2) / 2 - np.log(2 * np.pi) / 2 - pt.log(pt.diagonal(root))).sum()
-
-
-def _draw_normal(middle: Any, root: Any, size: Any) -> Any:
-    return pm.MvNormal.dist(middle, chol=root, size=size)
 
 
 def _random(prior: Prior) -> Any:
@@ -119,15 +114,6 @@ def _environments(by_name: dict[str, Prior]) -> Any:
     scatter, dims = _random(by_name["scatter_environment"]), ("hardware", "environment")
     logs = pm.ZeroSumNormal("log_environment", sigma=scatter[:, None], n_zerosum_axes=1, dims=dims)
     return pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
-
-
-def _observations(design: Design) -> dict[str, np.ndarray]:
-    """What likelihoods take beside the law."""
-    return {n: v for n, v in design.data.items() if n not in design.inputs and not n.endswith("_i")}
-
-
-def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    return {str(name): values.to_numpy(float) for name, values in table.items()}
 
 
 def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any) -> dict[str, Any]:
@@ -151,14 +137,12 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
 
 def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    nothing = dict.fromkeys(
-        ("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0
-    )
+    absent = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0)
     machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
 
     def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:
         def costs(parameters: Any, values: Any, _: Any) -> dict[str, Any]:
-            of_one = nothing | dict(values)
+            of_one = absent | dict(values)
             terms = coefficients(design.all_terms(parameters["law"]))
             stages = whole(law.stages(terms, of_one, values))
             return {"costs": [getattr(stages, name) for name in names]}
@@ -166,7 +150,8 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
         lengths = ("k", "prompt_tokens", "output_tokens")
         typical = {n: design.data[n].mean() for n in lengths} | machine
         mean = {n: np.full(len(sizes), value) for n, value in typical.items()}
-        return pt.log(per_run(costs, group, _columns(sizes) | mean)["costs"])
+        columns = {str(name): values.to_numpy(float) for name, values in sizes.items()}
+        return pt.log(per_run(costs, group, columns | mean)["costs"])
 
     verifiers = logs(known.VERIFIER_COSTS, design.touched)
     if not len(design.drafters):
@@ -176,11 +161,7 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
 
 
 def _factors(
-    design: Design,
-    typical_costs: dict[str, Any],
-    by_name: dict[str, Prior],
-    pooling: str,
-    shares: dict[str, np.ndarray],
+    design: Design, typical_costs: dict, by_name: dict[str, Prior], pooling: str, shares: dict
 ) -> dict[str, Any]:
     """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
     coords = pm.modelcontext(None).coords
@@ -188,7 +169,8 @@ def _factors(
     if design.both_families:
         moe = design.verifiers["moe"].to_numpy(float)
         shift = _random(by_name["moe_effect"])[:, None] * moe[None, :]
-    own = design.own_factors if pooling != "complete" else ()
+    # Levels whose members differ: of one alone the law itself says what it costs.
+    own = [n for n in EFFECT_DIMS if len(getattr(design, f"{n}s")) > 1 and pooling != "complete"]
     scatter = {}
     for level in own:
         if pooling == "none" and level != "server":
@@ -213,10 +195,8 @@ def _factors(
         # stay loose. It and the mean slowness of its servers are known only as a product.
         mean = (_server_means(design, level) * servers[0]).sum(axis=1)[None, :]  # needs no BLAS
         around, sd = typical + family + mean, scatter[level][:, None]
-        centring = Centred(shares[level])
-        log_cost = pm.Normal(
-            f"log_{level}", around, sd, dims=EFFECT_DIMS[level], default_transform=centring
-        )
+        dims, centring = EFFECT_DIMS[level], Centred(shares[level])
+        log_cost = pm.Normal(f"log_{level}", around, sd, dims=dims, default_transform=centring)
         factors[level] = pt.exp(log_cost - typical - mean)
     return factors
 
@@ -230,9 +210,7 @@ def _server_means(design: Design, level: str) -> np.ndarray:
     return member / np.maximum(member.sum(axis=1, keepdims=True), 1.0)
 
 
-def _likelihoods(
-    said: dict[str, Any], spread_sd: Any, data: dict, design: Design, keep_runs: bool
-) -> None:
+def _likelihoods(said: dict, spread_sd: Any, data: dict, design: Design, keep_runs: bool) -> None:
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
     if keep_runs:
         for name, values in said.items():

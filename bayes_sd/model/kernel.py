@@ -69,9 +69,7 @@ class Group(NamedTuple):
 Function = Callable[[dict[str, dict[str, Any]], dict[str, Any], Callable[[Any], Any]], Mapping]
 
 
-def per_run(
-    function: Function, groups: Mapping[str, Group], data: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def per_run(function: Function, groups: Mapping[str, Group], data: Mapping) -> dict[str, Any]:
     """What a function of scalars says of every run, by name, with gradients.
 
     ``function(parameters, data, detach)`` takes the parameters of each group, and data, by name,
@@ -292,11 +290,9 @@ def _funcify(op: _Loop, node: Apply, **_: Any) -> tuple[Any, str]:
     inputs, outputs = _arrays(op)
     runs = "level.shape[1]"
     if isinstance(op, Pullback):
-        empty = [f"np.empty(x{i}.shape)" for i in range(op.groups)]
+        made = [f"np.empty(x{i}.shape)" for i in range(op.groups)]
     else:
-        empty = [
-            f"np.empty(({n}, {runs}))" if n else f"np.empty({runs})" for n in op.traced.outputs
-        ]
+        made = [f"np.empty(({n}, {runs}))" if n else f"np.empty({runs})" for n in op.traced.outputs]
     ndim = [v.type.ndim for v in node.inputs[: op.groups]]
     levels = [f"x{i}.shape[1]" if n > 1 else "1" for i, n in enumerate(ndim)]
     # Two functions: what the first one holds is not freed while the second one runs.
@@ -307,7 +303,7 @@ def _funcify(op: _Loop, node: Apply, **_: Any) -> tuple[Any, str]:
     call = numba_njit(compile_numba_function_src(text, "call", _NAMES | here))
     lines = [
         f"def loop({', '.join(inputs)}):",
-        *(f"{o} = {made}" for o, made in zip(outputs, empty, strict=True)),
+        *(f"{o} = {empty}" for o, empty in zip(outputs, made, strict=True)),
         f"call({', '.join(f'np.ascontiguousarray({a})' for a in inputs)}, {', '.join(outputs)})",
         f"return {', '.join(outputs)}",
     ]

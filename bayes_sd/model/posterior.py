@@ -13,22 +13,16 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import require
-from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, pair_index
+from bayes_sd.model import priors as known
+from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator
 from bayes_sd.model.design import Design, sites_of
 from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
-from bayes_sd.model.priors import (
-    DRAFTER_COSTS,
-    EFFECT_DIMS,
-    HARDWARE,
-    UNPOOLED_SD,
-    VERIFIER_COSTS,
-    Prior,
-)
 from bayes_sd.physics.law import Law
 
 REFERENCE = "runs of other machines"
-SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{n}" for n in (*EFFECT_DIMS, "environment")))
-FACTORS = tuple(f"factor_{n}" for n in (*EFFECT_DIMS, "environment"))
+LEVELS = (*known.EFFECT_DIMS, "environment")
+SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{level}" for level in LEVELS))
+FACTORS = tuple(f"factor_{level}" for level in LEVELS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,7 +102,7 @@ class Posterior:
 
     @cached_property
     def _site_of(self) -> dict[str, str]:
-        return sites_of(pd.concat([self.runs, self.censored_runs]))
+        return sites_of(self._frame("runs"))
 
     @cached_property
     def law(self) -> Law:
@@ -174,12 +168,12 @@ class Posterior:
         """Draws of the log factors of mixtures of experts; their prior where none was fitted."""
         if "moe_effect" in self.tree["posterior"]:
             return self._values("moe_effect")
-        return self._from_prior("moe_effect", len(VERIFIER_COSTS))
+        return self._from_prior("moe_effect", len(known.VERIFIER_COSTS))
 
-    def as_priors(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
+    def as_priors(self, priors: tuple[known.Prior, ...]) -> tuple[known.Prior, ...]:
         """These priors, with medians and scales as the fit says of a machine it has not seen."""
         logs = {n: np.log(x.ravel()) for n, x in (self.law_terms | self.noise).items()}
-        names, factors = [*HARDWARE.values()], self.factors("environment", None, "any", 0)
+        names, factors = [*known.HARDWARE.values()], self.factors("environment", None, "any", 0)
         for members, factor in zip(names, factors, strict=True):
             logs |= {n: logs[n] + np.log(factor.ravel()) for n in members if n in logs}
         logs |= {n: np.log(self._values(n)) for n in SAMPLED if n.startswith("scatter")}
@@ -196,12 +190,10 @@ class Posterior:
             return self._values(f"scatter_{level}")
         effects = self._effects(level)
         if self.spec["pooling"] == "none":
-            return np.full((self.draws, effects), UNPOOLED_SD)
+            return np.full((self.draws, effects), known.UNPOOLED_SD)
         return self._from_prior(f"scatter_{level}", effects)
 
-    def factors(
-        self, level: str, index: int | None, label: str, seed: int, moe: float = 0.0
-    ) -> list[Any]:
+    def factors(self, level: str, index: int | None, label: str, seed: int, moe: float = 0) -> list:
         """Factors of a level: fitted, or with no `index` those of a new one called `label`."""
         name = f"factor_{level}"
         if index is not None and name in self.tree["posterior"]:
@@ -213,28 +205,24 @@ class Posterior:
             alone = len(self.sites if level == "environment" else getattr(self, f"{level}s")) == 1
             z = generator(seed, label).standard_normal(log.shape)
             log = self.scatter(level) * z * (2**0.5 if alone else 1.0)
-        if level == "verifier" and moe != self.family:
-            log = log + (moe - self.family) * self.moe_effect
+        # Which family the size laws describe: 1 where only mixtures of experts were measured.
+        family = float(self.verifiers["moe"].all())
+        if level == "verifier" and moe != family:
+            log = log + (moe - family) * self.moe_effect
         return _columns(np.exp(log))
-
-    @property
-    def family(self) -> float:
-        """Which family the size laws describe: 1 where only mixtures of experts were measured."""
-        return float(self.verifiers["moe"].all())
 
     def _effects(self, level: str) -> int:
         """How many factors a member of a level has."""
-        costs = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS, "environment": HARDWARE}
-        return len(costs.get(level, self.spec["server_effects"]))
+        server = self.spec["server_effects"]
+        effects = (known.VERIFIER_COSTS, known.DRAFTER_COSTS, server, known.HARDWARE)
+        return len(effects[LEVELS.index(level)])
 
-    def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> list[Any] | None:
-        """Draws of a pair's acceptance rate at `k` positions; None where nothing is known of it."""
+    def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> tuple[list, int] | None:
+        """Draws of a pair's acceptance rate at `k` positions, and at how many it was counted.
+
+        None where nothing is known of it.
+        """
         return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
-
-    def measured_positions(self, pair: Mapping[str, Any]) -> int:
-        """Positions at which a pair's acceptance was counted; 0 where it was not."""
-        index = pair_index(group := self.tree["acceptance"].to_dataset(), pair)
-        return 0 if index is None else int(group["positions"][index])
 
     def with_columns(self, **columns: np.ndarray) -> Self:
         """The same fit with columns added to its runs."""
@@ -286,9 +274,7 @@ def _dataset(table: pd.DataFrame, dim: str) -> xr.Dataset:
     return xr.Dataset(variables)
 
 
-def assemble(
-    sampled: xr.DataTree, design: Design, spec: dict[str, Any], attrs: dict[str, Any], seed: int
-) -> Posterior:
+def assemble(sampled: xr.DataTree, design: Design, spec: dict, attrs: dict, seed: int) -> Posterior:
     """Put draws, data, specification and provenance into one tree."""
     posterior = sampled["posterior"].to_dataset()
     posterior = posterior[[name for name in (*SAMPLED, *FACTORS) if name in posterior]]

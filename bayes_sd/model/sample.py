@@ -102,15 +102,8 @@ def sample(
         started = time.perf_counter()
         tree = draw(compiled, now, seed, shown)
         convergence = diagnose(tree)
-        samples.append(
-            {
-                "draws": now.draws,
-                "tune": now.tune,
-                "target_accept": now.target_accept,
-                "seconds": time.perf_counter() - started,
-                "complaints": convergence.complaints,
-            }
-        )
+        took = {"seconds": time.perf_counter() - started, "complaints": convergence.complaints}
+        samples.append({"draws": now.draws, "tune": now.tune, "target_accept": accept, **took})
         # What cannot be diagnosed (one chain, an interrupted one) is not mended by drawing again.
         if not convergence.complaints or convergence.table[list(GATES)].isna().any(axis=None):
             break

@@ -1,7 +1,6 @@
 """Where chains start, by least squares, and how much the runs tell of each level there."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,7 @@ EFFECTS_OF = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS, "server": SE
 METRICS = {"e2e": ERROR, "ttft": 2 * ERROR}
 
 
-def _outcome(
-    design: Design, law: Law, terms: Mapping[str, Any], factors: Mapping[str, Any]
-) -> Outcome:
+def _outcome(design: Design, law: Law, terms: Mapping, factors: Mapping) -> Outcome:
     """What the law says of every run with these coefficients, and factors of single runs."""
     law, inputs = design.fitted_law(law), design.inputs
     stages = law.stages(coefficients(design.all_terms(terms)) | dict(factors), inputs, inputs)

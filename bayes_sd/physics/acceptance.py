@@ -5,18 +5,27 @@ from typing import Any
 
 import numpy as np
 
+from bayes_sd.physics.costs import larger
+
 DRAFT_TOKENS_MAX = 1024  # far above any draft length in use; every position is summed over
 
 
-def tokens_per_cycle(acceptance: Sequence[Any], k: Any) -> Any:
-    r"""Expected tokens committed per cycle, the bonus token included.
+def tokens_per_cycle(acceptance: Sequence[Any], k: Any, power: int = 1) -> Any:
+    r"""Expected tokens committed per cycle, or their `power`; the bonus token included.
 
     .. math:: E = 1 + \sum_{j=1}^{k} \prod_{i=1}^{j} \alpha_i
 
     ``acceptance[i]`` is the probability that draft token ``i + 1`` is accepted given that all
     before it were (arXiv 2605.15051; Leviathan et al. 2023, equation 1, for equal rates).
     """
-    return _mean_power(acceptance, k, 1)
+    k_max = int(np.max(k))
+    if k_max > len(acceptance):
+        raise IndexError(f"k = {k_max} needs {k_max} acceptance rates, {len(acceptance)} given")
+    total, reached = k * 0 + 1.0, 1.0
+    for j in range(1, k_max + 1):
+        reached = reached * acceptance[j - 1]
+        total = total + (k >= j) * ((j + 1) ** power - j**power) * reached
+    return total
 
 
 def cycles(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> Any:
@@ -31,30 +40,17 @@ def cycles(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> Any:
     and ``g - 1`` for plain decoding; at least 1 where there is a second token. Counted cycles of
     vLLM agree within 0.5%; ``g / E`` is 2% too many at k = 1 and 2% too few at k = 7.
     """
-    mean = _mean_power(acceptance, k, 1)
-    overshoot = (_mean_power(acceptance, k, 2) - mean) / (2 * mean**2)
+    mean = tokens_per_cycle(acceptance, k)
+    overshoot = (tokens_per_cycle(acceptance, k, 2) - mean) / (2 * mean**2)
     passed = (output_tokens - 1) / mean + overshoot
-    at_least_one = (passed + 1 + abs(passed - 1)) / 2  # the larger of the two, by operators
-    return (output_tokens > 1) * at_least_one
+    return (output_tokens > 1) * larger(passed, 1)
 
 
 def cycles_variance(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> Any:
     """Variance of `cycles` between requests of one length, by renewal: ``(g - 1) Var(X) / E^3``."""
-    mean = _mean_power(acceptance, k, 1)
-    variance = _mean_power(acceptance, k, 2) - mean**2
+    mean = tokens_per_cycle(acceptance, k)
+    variance = tokens_per_cycle(acceptance, k, 2) - mean**2
     return (output_tokens - 1) * variance / mean**3
-
-
-def _mean_power(acceptance: Sequence[Any], k: Any, power: int) -> Any:
-    """Mean of a power of the tokens of a cycle."""
-    k_max = int(np.max(k))
-    if k_max > len(acceptance):
-        raise IndexError(f"k = {k_max} needs {k_max} acceptance rates, {len(acceptance)} given")
-    total, reached = k * 0 + 1.0, 1.0
-    for j in range(1, k_max + 1):
-        reached = reached * acceptance[j - 1]
-        total = total + (k >= j) * ((j + 1) ** power - j**power) * reached
-    return total
 
 
 def constant_acceptance(tokens: Any, k: Any) -> Any:

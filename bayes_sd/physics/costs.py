@@ -84,16 +84,6 @@ def draft_passes(k: Any, drafter_loaded: Any) -> Any:
     return k + drafter_loaded * (k < 1)
 
 
-def prompt_work(prompt_tokens: Any, attention_tokens: Any) -> Any:
-    """Prompt length with attention's quadratic share: ``P (1 + P / P0) / (1 + 512 / P0)`` tokens.
-
-    At `attention_tokens` = P0 attention costs as much as everything else; a prompt of 512 tokens
-    counts as 512 whatever P0 is.
-    """
-    share = (1 + prompt_tokens / attention_tokens) / (1 + PROMPT_TOKENS / attention_tokens)
-    return prompt_tokens * share
-
-
 # The parts. Each is a function of coefficients `c`, sizes `m` (of the verifier, its ``drafter``, 0
 # if none, and the machine: see `bayes_sd.runs.sizes`) and the workload `w` (as from
 # `bayes_sd.model.design`).
@@ -168,9 +158,14 @@ def _context(c: Any, m: Any, w: Any) -> Stages:
 
 
 def _attention(c: Any, m: Any, w: Any) -> Stages:
-    """Attention's share of a prefill grows with the square of the prompt."""
-    prompt = w["prompt_tokens"]
-    return _prompt(c, m, prompt_work(prompt, c["attention_tokens"]) - prompt)
+    """Attention's share of a prefill grows with the square of the prompt.
+
+    At `attention_tokens` it costs as much as everything else; a prompt of 512 tokens counts as 512
+    whatever they are: ``P (1 + P / P0) / (1 + 512 / P0)``.
+    """
+    prompt, even = w["prompt_tokens"], c["attention_tokens"]
+    share = (1 + prompt / even) / (1 + PROMPT_TOKENS / even)
+    return _prompt(c, m, prompt * share - prompt)
 
 
 def _graphs(c: Any, m: Any, w: Any) -> Stages:

@@ -110,17 +110,17 @@ class Outcome(NamedTuple):
 
 def beside(
     stages: Stages, sizes: Any, workload: Any, others: Any, law: Law = FULL, paced: Any = None
-) -> tuple[Any, Any, queue.Cycle]:
+) -> tuple[Any, Any, Any]:
     """Mean latency beside so many others, what one more adds to it, and a cycle; s.
 
     `paced` says whether passes lie beyond captured graphs; by default their tokens say it.
     """
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
-    cycle = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
+    cycle_s, slope = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
     n = workload["cycles"]
-    e2e = stages.prefill_alone + others * stages.prefill_others + n * cycle.seconds
-    return e2e, stages.prefill_others + n * cycle.slope, cycle
+    e2e = stages.prefill_alone + others * stages.prefill_others + n * cycle_s
+    return e2e, stages.prefill_others + n * slope, cycle_s
 
 
 def most_added_s(stages: Stages, workload: Any) -> Any:
@@ -167,14 +167,13 @@ def outcome(
     if "pass_tokens" in workload or absent(stages.pace):
         paced = workload.get("pass_tokens", 0.0) > sizes["captured"]
         at_rate = find(paced=paced, detach=detach)
-        others = (1 - closed) * at_rate + closed * workload["others"]
     else:
         graphs = find()  # passes with captured graphs come first, where both would sustain the rate
         beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
         at_rate = np.where(beyond, find(paced=1.0), graphs) if np.any(beyond) else graphs
-        others = (1 - closed) * at_rate + closed * workload["others"]
-        paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
-    e2e, added, cycle = beside(stages, sizes, workload, others, law, paced)
+        paced = None  # their tokens say it
+    others = (1 - closed) * at_rate + closed * workload["others"]
+    e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced)
     c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
     if law.stalls:
         prefills = rate * stages.prefill_others
@@ -182,7 +181,7 @@ def outcome(
         ahead = ahead + closed * others * stages.prefill_ahead
     else:
         ahead = others * stages.prefill_others
-    ttft = stages.prefill_alone + queue_cycles * cycle.seconds + ahead
+    ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead
     # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
     feedback = room - rate * (added - c2)
     return Outcome(
@@ -200,25 +199,10 @@ def outcome(
     )
 
 
-class Route(NamedTuple):
-    """A request's way through a structure, whatever the rate: see the fields of `Placed`."""
-
-    ways: tuple[Stages, ...]
-    most_added_s: tuple[Any, ...]
-    away_s: Any = 0.0
-    pool_s: Any = 0.0
-
-    @property
-    def capacity_rps(self) -> Any:
-        """Rate at which the first of the servers saturates, requests/s."""
-        return 1 / reduce(np.maximum, [*self.most_added_s, self.pool_s])
-
-
-def route(placed: Placed, workload: Mapping[str, Any]) -> Route:
-    """What no rate changes."""
-    added = tuple(most_added_s(way, workload) for way in placed.ways)
-    away = placed.before_s + workload["cycles"] * placed.away_s
-    return Route(placed.ways, added, away, placed.pool_s)
+def capacity_rps(placed: Placed, workload: Mapping[str, Any]) -> Any:
+    """Rate at which the first of a structure's servers saturates, requests/s."""
+    added = (most_added_s(way, workload) for way in placed.ways)
+    return 1 / reduce(np.maximum, [*added, placed.pool_s])
 
 
 def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
@@ -232,21 +216,20 @@ def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
     return value if array.ndim == 0 else np.broadcast_to(array, shape).ravel()[index]
 
 
-def others_here(
-    own: Route, sizes: Any, workload: Mapping[str, Any], others: Any, law: Law = FULL
-) -> np.ndarray:
-    """How many of so many requests are on the server, where the rest are elsewhere.
+def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law: Law) -> np.ndarray:
+    """How many requests of a concurrency are on the server, where the rest are elsewhere.
 
-    With ``b`` here the rate is ``b / L(b)``, and that rate keeps ``others`` in flight in all.
+    With ``b`` here the rate is ``b / L(b)``, and that rate keeps all in flight.
     """
-    shape = np.broadcast_shapes(np.shape(own.capacity_rps), np.shape(others))
+    others = workload["others"]
+    shape = np.broadcast_shapes(np.shape(capacity_rps(placed, workload)), np.shape(others))
 
     def missed(b: np.ndarray, index: np.ndarray) -> np.ndarray:
-        here, size, work, n = take((own, sizes, dict(workload), others), shape, index)
+        here, away, size, work = take((placed, away_s, sizes, workload), shape, index)
         served_s = reduce(np.maximum, [beside(w, size, work, b, law)[0] for w in here.ways])
         rate = b / served_s
-        elsewhere_s = here.away_s + queue_s(here.pool_s, rate * here.pool_s)
-        return n / (served_s + elsewhere_s) - rate
+        elsewhere_s = away + queue_s(here.pool_s, rate * here.pool_s)
+        return work["others"] / (served_s + elsewhere_s) - rate
 
     high = np.broadcast_to(np.asarray(others, float), shape).ravel()
     return queue.find_roots(missed, np.zeros_like(high), high).reshape(shape)
@@ -259,14 +242,14 @@ def placed_outcome(
     queue_cycles = queue_cycles * placed.waits
     if all(absent(s) for s in (placed.before_s, placed.away_s, placed.pool_s)):
         return _served(placed, queue_cycles, sizes, workload, law)
-    own, others = route(placed, workload), workload["others"]
+    away_s, pool_s = placed.before_s + workload["cycles"] * placed.away_s, placed.pool_s
     closed = bool(np.all(workload["closed"]))  # one question has one kind of load
-    here = others_here(own, sizes, workload, others, law) if closed else others
+    here = others_here(placed, away_s, sizes, workload, law) if closed else workload["others"]
     served = _served(placed, queue_cycles, sizes, {**workload, "others": here}, law)
     rate = here / served.e2e_s if closed else workload["rate_rps"]
-    busy = rate * own.pool_s
-    wait_s = queue_s(own.pool_s, busy)
-    e2e = served.e2e_s + own.away_s + wait_s
+    busy = rate * pool_s
+    wait_s = queue_s(pool_s, busy)
+    e2e = served.e2e_s + away_s + wait_s
     # Relative change of the whole for one of the rate, or of what sets capacity.
     at_rate = served.growth / (1 - served.growth) if closed else served.growth
     growth = (at_rate * served.e2e_s + wait_s / queue.headroom(busy)) / e2e
@@ -275,10 +258,10 @@ def placed_outcome(
         ttft_s=served.ttft_s + placed.before_s + wait_s,
         decode_s=served.decode_s + workload["cycles"] * placed.away_s,
         prefill_s=served.prefill_s + placed.before_s,
-        c1_s=served.c1_s + own.away_s,
-        c2_s=np.maximum(served.c2_s, own.pool_s),
+        c1_s=served.c1_s + away_s,
+        c2_s=np.maximum(served.c2_s, pool_s),
         added_s=served.added_s,
-        others=others if closed else rate * e2e,
+        others=workload["others"] if closed else rate * e2e,
         others_share=(served.others_share * served.e2e_s + wait_s) / e2e,
         # With the number in flight fixed, a slower server is asked less often.
         growth=growth / (1 + growth) if closed else growth,

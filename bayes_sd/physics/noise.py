@@ -16,11 +16,7 @@ LOG_MAX = 300.0  # bound of a log scatter: a t draw has no bound, a float has on
 
 
 def run_scale(
-    metric: str,
-    noise: Mapping[str, Any],
-    growth: Any,
-    requests: Any = np.inf,
-    others_share: Any = np.nan,
+    metric: str, noise: Mapping, growth: Any, requests: Any = np.inf, others_share: Any = np.nan
 ) -> Any:
     r"""Scatter (log scale) of a run's mean, sampling error apart.
 
@@ -86,12 +82,6 @@ def spread_error(n_eff: Any, spread_sd: Any) -> Any:
     return (2 / (n_eff - 1) + (2 * spread_sd) ** 2) ** 0.5
 
 
-def spread_log_density(observed_log_var: Any, variance: Any, error: Any) -> np.ndarray:
-    """Log density of an observed log variance, normal with a `spread_error`."""
-    z = (observed_log_var - np.log(variance)) / error
-    return np.asarray(-(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2)
-
-
 def observed_scale(scale: Any, variance: Any, requests: Any) -> Any:
     """Scale of an observed run's log mean: its scatter, and the sampling error of its requests."""
     return (scale**2 + variance / requests) ** 0.5
@@ -146,10 +136,8 @@ def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
         return np.asarray(ndtr((np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5))
 
 
-def sample_quantile_s(
-    mean_s: Any, variance: Any, prob: float, requests: Any, normal_draws: np.ndarray
-) -> np.ndarray:
-    """Quantile of the latencies of so many requests, s: it scatters about that of all requests."""
+def sample_quantile_s(mean_s: Any, variance: Any, prob: float, requests: Any, z: Any) -> np.ndarray:
+    """Quantile of the latencies of so many requests, s: `z` of its errors off that of all."""
     from scipy.special import ndtri
 
     # Interpolated between order statistics (Blom), which in small samples lie lower.
@@ -157,12 +145,10 @@ def sample_quantile_s(
     place = ndtri(np.clip(position, 1e-3, 1 - 1e-3))
     density = np.exp(-(float(ndtri(prob)) ** 2) / 2) / np.sqrt(2 * np.pi)
     error = np.sqrt(prob * (1 - prob) / requests) / density
-    return draw_requests(mean_s, variance, place + error * normal_draws)
+    return draw_requests(mean_s, variance, place + error * z)
 
 
-def replicate(
-    run: Mapping[str, Any], spread_sd: Any, data: Mapping[str, Any], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def replicate(run: Mapping, spread_sd: Any, data: Mapping, rng: Any) -> dict[str, np.ndarray]:
     """Observed values that one draw of the model would give all runs, as refits take them."""
     made = {}
     for metric in ("e2e", "ttft"):

@@ -1,6 +1,6 @@
 """Seconds of a cycle, requests in flight (fixed points), and the queue under a schedule."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -52,15 +52,10 @@ def both(read_s: Any, compute_s: Any) -> Any:
     return (read_s**2 + compute_s**2 + TINY) ** 0.5
 
 
-class Cycle(NamedTuple):
-    """A draft-verify cycle beside so many others: seconds, and their slope."""
-
-    seconds: Any
-    slope: Any
-
-
-def cycle(stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool) -> Cycle:
-    """Seconds of a cycle beside `others`, and how they grow with each.
+def cycle(
+    stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool
+) -> tuple[Any, Any]:
+    """Seconds of a draft-verify cycle beside `others`, and how they grow with each.
 
     `paced` says whether the pass lies beyond the captured graphs; with no `knee` reading and
     computing take their sum.
@@ -77,9 +72,9 @@ def cycle(stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, kn
         work, slope = read + compute, read_more + s.compute_others
     seconds, slope = fixed + others * each + work, each + slope
     if absent(s.pace):
-        return Cycle(seconds, slope)
+        return seconds, slope
     pace = s.pace * paced
-    return Cycle(larger(seconds, pace), slope * (seconds >= pace))
+    return larger(seconds, pace), slope * (seconds >= pace)
 
 
 def in_flight_at_rate(

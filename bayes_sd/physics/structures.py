@@ -66,27 +66,22 @@ class Structure:
 
     def __post_init__(self) -> None:
         for name, kind in self._kinds().items():
-            object.__setattr__(self, name, self._checked(name, kind, getattr(self, name)))
+            value, term = getattr(self, name), f"{type(self).__name__}: {name}"
+            array = np.asarray(value)
+            numeric = array.dtype.kind in "iuf" and array.shape in ((), (2,))
+            ends = [float(v) for v in array.ravel()] if numeric else [np.nan]
+            with np.errstate(divide="ignore"):
+                fit = (kind.holds(v) and (not array.ndim or np.isfinite(kind.to(v))) for v in ends)
+                require(term, value, all(fit), kind.allowed)
+            low, high = ends[0], ends[-1]
+            if low > high:
+                raise InputError(f"{term} = {value!r}: the interval is reversed.")
+            object.__setattr__(self, name, low if low == high else (low, high))
 
     def _kinds(self) -> dict[str, _Kind]:
         return {f.name: get_args(f.type)[1] for f in fields(self)}
 
-    def _checked(self, name: str, kind: _Kind, value: Any) -> Term:
-        """A term as a float or an interval of floats."""
-        array, term = np.asarray(value), f"{type(self).__name__}: {name}"
-        numeric = array.dtype.kind in "iuf" and array.shape in ((), (2,))
-        numbers = [float(v) for v in array.ravel()] if numeric else [np.nan]
-        with np.errstate(divide="ignore"):
-            fit = (kind.holds(v) and (not array.ndim or np.isfinite(kind.to(v))) for v in numbers)
-            require(term, value, all(fit), kind.allowed)
-        low, high = numbers[0], numbers[-1]
-        if low > high:
-            raise InputError(f"{term} = {value!r}: the interval is reversed.")
-        return low if low == high else (low, high)
-
-    def drawn(
-        self, draws: int, generator: Callable[[str], np.random.Generator]
-    ) -> Callable[..., Placed]:
+    def drawn(self, draws: int, generator: Callable[[str], Any]) -> Callable[..., Placed]:
         """``(stages, sizes, workload) -> Placed`` with one value of each term a posterior draw."""
         terms: dict[str, Any] = {}
         for name, kind in self._kinds().items():

@@ -99,9 +99,7 @@ class Description(Described):
         return self
 
 
-def plan_sweep(
-    description: str | Path | Mapping[str, Any], folder: str | Path | None = None
-) -> Plan:
+def plan_sweep(description: str | Path | Mapping, folder: str | Path | None = None) -> Plan:
     """Design a campaign and write what ``vllm bench sweep serve`` runs.
 
     Every verifier is measured plain and with several SD servers; draft tokens, acceptances and
@@ -155,17 +153,13 @@ def plan_sweep(
 
 
 def plan_next(
-    answer: NextRuns,
-    posterior: Posterior,
-    folder: str | Path,
-    run_seconds: float = 30.0,
-    server_seconds: float = 60.0,
+    answer: NextRuns, fit: Posterior, folder: str | Path, run_seconds: float, server_seconds: float
 ) -> Plan:
     """Write the runs that `answer` proposes; a model's path that no run states is left open."""
     servers, points, minutes = [], [], []
     for server, loads in answer.points():
         drafter = "" if server.drafter is None else name_of(server.drafter)
-        known = posterior.runs[posterior.runs["drafter"] == drafter]
+        known = fit.runs[fit.runs["drafter"] == drafter]
         stated = [set(known.get(f"drafter_{x}", [])) - {""} for x in ("path", "method")]
         path, method = (values.pop() if len(values) == 1 else "" for values in stated)
         name = f"{name_of(server.verifier)}_" + (f"{drafter}_k{server.k}" if drafter else "plain")
@@ -202,7 +196,6 @@ def _described(data: Mapping[str, Any], where: str) -> Description:
 
 
 def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
-    """The plan with so many runs a server."""
     rng = random.Random(d.seed)
     servers = _servers(d, rng, base, where)
     n, most = len(servers), runs // 2
@@ -261,7 +254,6 @@ def _path(model: str, base: Path, where: str, hub: bool = True) -> str:
 
 
 def _acceptances(d: Description) -> Sequence[float | None]:
-    """Acceptances to choose from."""
     if d.acceptance is None:
         return [None]
     low, high = d.acceptance

@@ -144,7 +144,6 @@ def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
 
 
 def _summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a server."""
     use, rps = fitted_as(runs), runs.rate_rps.fillna(runs.achieved_rps)
     table = runs.assign(steady=use == "steady", bounds=use == "bound", rps=rps, load=_load(runs))
     table["accepted"] = _accepted_share(runs)

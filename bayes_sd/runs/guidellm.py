@@ -25,7 +25,6 @@ STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
 def _under(*keys: str, default: Any = None) -> Any:
-    """A field that lies under these keys."""
     return Field(default, validation_alias=AliasPath(*keys))
 
 

@@ -47,8 +47,7 @@ class Window:
 
     def values(self, name: str, label: str = "") -> np.ndarray:
         """A series; NaN where it was not read."""
-        column = self.table.get((name, label), pd.Series(np.nan, self.table.index))
-        return column.to_numpy(float)
+        return self.table.get((name, label), pd.Series(np.nan, self.table.index)).to_numpy(float)
 
     def gain(self, name: str, label: str = "") -> float:
         """By how much a counter grew; NaN if it was not read at both ends."""

@@ -122,7 +122,7 @@ def test_latencies_are_equal_at_the_break_even_draws(
     arms = [
         arm_of(fit, each, load.with_axis([1.0]), extrapolate=True) for each in (server, baseline)
     ]
-    lowest, capacity = (0.0, arms[0].route().capacity_rps) if axis == "rate_rps" else (1.0, np.inf)
+    lowest, capacity = (0.0, arms[0].capacity_rps) if axis == "rate_rps" else (1.0, np.inf)
     crosses = (edges > lowest) & (edges < capacity * (1 - 1e-8))
     there = np.where(crosses, edges, 1.0)
     sd, plain = (arm.outcome(there)[0].e2e_s for arm in arms)

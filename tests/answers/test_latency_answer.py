@@ -177,7 +177,7 @@ def test_positions_nobody_measured_are_extrapolated(fit: Fit) -> None:
     """The pair ran at k = 3 with counts of three positions; another ran at k = 7."""
     three, five = (fit.latency(rps(1.0), MOE.with_k(k)).table["support"].item() for k in (3, 5))
     assert (three, five) == ("interpolated", "extrapolated")
-    rates = fit.acceptance(PAIR, 5)
+    rates, _ = fit.acceptance(PAIR, 5)
     assert rates is not None and len(rates) == 5
     assert rates[4].std() > rates[3].std() > 2 * rates[2].std()
 
@@ -192,7 +192,7 @@ def test_acceptance_measured_as_falling_is_not_held_up_beyond(fit: Fit) -> None:
         values[:, :, i, j] = rng.normal(rate, 0.005, fit.shape)
     acceptance["by_position"] = (acceptance["by_position"].dims, values)
     falling = changed(fit, acceptance=acceptance)
-    rates = falling.acceptance(PAIR, 5)
+    rates, _ = falling.acceptance(PAIR, 5)
     assert rates is not None
     assert 0.3 > rates[3].mean() > rates[4].mean() and rates[3].std() > 0.03
     slower = falling.latency(rps(1.0), MOE.with_k(5)).draws["mean_s"]

@@ -267,6 +267,12 @@ def test_next_runs_writes_a_plan(fit_path: Path, tmp_path: Path) -> None:
     assert (folder / "run.sh").is_file()
 
 
+def test_where_no_run_pays_only_the_sentence_says_so(fit_path: Path) -> None:
+    result = ask("next-runs", fit_path, "-k", "0,2", "--rps", "4,7", "--runs", "0")
+    assert result.exit_code == 0, result.output
+    assert "no run would pay" in result.stdout and "Worth measuring" not in result.stdout
+
+
 def test_a_new_model_by_size(fit_path: Path) -> None:
     new = ["--new-verifier", "params=8e9,layers=36", "--new-drafter", "params=5e8"]
     words = ["--rps", "0.1", *new, "--acceptance", "0.7", *WORK, "--json"]

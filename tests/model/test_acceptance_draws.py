@@ -17,7 +17,7 @@ PAIR = {"verifier": "m", "drafter": "d", "acceptance_imposed": np.nan, "workload
 def rates(runs: Runs, k: int, pair: dict[str, Any] = PAIR) -> np.ndarray:
     """Draws (position, draw) of acceptance at `k` positions."""
     group = acceptance_draws(build_design(runs).table, (4, 500), seed=1)
-    positions = at_positions(group, pair, k, seed=0)
+    positions, _ = at_positions(group, pair, k, seed=0)
     assert positions is not None
     return np.stack(positions)[:, :, 0]
 

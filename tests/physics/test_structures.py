@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from bayes_sd.errors import InputError
 from bayes_sd.physics import structures as S
 from bayes_sd.physics.costs import Stages
-from bayes_sd.physics.law import FULL, Outcome, placed_outcome, route
+from bayes_sd.physics.law import FULL, Outcome, capacity_rps, placed_outcome
 from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.physics.structures import Placed, Structure
 
@@ -201,7 +201,7 @@ def test_latency_grows_with_the_rate_up_to_capacity(
 ) -> None:
     work, (low, high) = load(family, 0, k), sorted((low, high))
     placed = place(structure, family, work)
-    top = route(placed, work).capacity_rps
+    top = capacity_rps(placed, work)
     said = [answer(placed, family, work | {"rate_rps": f * top}) for f in (low, high, 1.01)]
     assert said[0].e2e_s <= said[1].e2e_s * (1 + 1e-12)
     assert [bool(s.utilization < 1) for s in said] == [True, True, False]
@@ -227,7 +227,7 @@ def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
         return float(s.prefill_alone + b * s.prefill_others + work["cycles"] * cycle)
 
     structure = S.Asynchronous(wasted=1 - hidden, draft_slowdown=slower)
-    rate = share * route(place(structure, family, work), work).capacity_rps
+    rate = share * capacity_rps(place(structure, family, work), work)
     at_rate = solve(structure, family, work | {"rate_rps": rate})
     top = 2 * float(rate * at_rate.e2e_s) + 1
     b = brentq(lambda b: rate * own_s(b) - b, 0.0, top, xtol=1e-12, rtol=1e-12)

@@ -80,7 +80,7 @@ def test_a_prior_of_its_kind_stands_in_for_an_acceptance(
     group = acceptance_draws(build_design(runs).table, (4, 5000), 1)
     pair = {"verifier": "v8b", "drafter": runs.table["drafter"][0], "acceptance_imposed": np.nan}
     pair["workload"] = ""
-    draws = at_positions(group, pair, 3, seed=0)
+    draws, _ = at_positions(group, pair, 3, seed=0)
     assert draws is not None and draws[0].mean() == pytest.approx(mean, abs=0.01)
     assert draws[0].std() > 0.12
     # What the fit takes for the cycles of these runs is the mean of what answers draw from.
