@@ -5,9 +5,9 @@
 Each machine in turn is left out of the reference (benchmarks/reference.py, whose fits of single
 machines are taken from the cache); so many runs of one of its systems are given, and all its other
 runs are predicted: with none from data sheets, else by fits of those runs with the priors of the
-reference and with the default ones. On GB200 the runs are those that `next_runs` proposes, asked of
-what is known so far (the reference at first), where it proposes too few and elsewhere they are
-spread over draft lengths and loads. Half an hour of two cores in all.
+reference and with the default ones. The runs are spread over draft lengths and loads; on GB200 also
+those that `next_runs` proposes, asked of what is known so far (the reference at first), filled up
+where it proposes too few. Half an hour of two cores in all.
 
 Last, likewise, all runs of two of its systems (verifiers), at most forty.
 
@@ -133,20 +133,24 @@ def rows_of(name: str, counts: list[Any], cache: Path) -> Iterator[dict[str, Any
     prior = reference.build(others, cache)
     models = {"reference": bsd.LatencyModel(prior=prior), "default": bsd.LatencyModel()}
     own, sheet = system(runs.table), runs.table["gb_per_s"].notna().all()
-    for which, model in models.items():
+    arms = [("reference", "next_runs")] * (name == "GB200")
+    arms += [(which, "spread") for which in models]
+    for which, chosen in arms:
+        model = models[which]
         known, taken = prior, list[int]()
         for count in (*counts, SYSTEMS):
-            row = {"machine": name, "runs": count, "prior": which}
+            row = {"machine": name, "runs": count, "prior": which, "chosen": chosen}
             if count:
-                asked = name == "GB200" and which == "reference" and count != SYSTEMS
-                if asked:
+                if chosen == "next_runs" and count == SYSTEMS:
+                    continue
+                if chosen == "next_runs":
                     taken += proposed(known, own, taken, count - len(taken))
                 else:
                     taken = two_systems(runs.table) if count == SYSTEMS else spread(own, count)
                 few = Runs(runs.table.loc[taken].reset_index(drop=True), runs.set_aside)
                 known = fitted(model, few, seed=1)
                 row["converged"] = converged(known)
-            elif which == "default" or not sheet:
+            elif (which, chosen) != ("reference", "spread") or not sheet:
                 continue
             rest = part(runs, ~runs.table.index.isin(taken))
             if count and not sheet:  # nothing says how another environment differs

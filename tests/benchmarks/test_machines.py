@@ -59,7 +59,7 @@ def test_a_group_left_out_does_not_see_itself():
 
 def test_the_sign_is_counted_where_sd_and_plain_differ_clearly():
     rows = pd.DataFrame(
-        {"environment": "here", "verifier": "v", "concurrency": [1, 1, 2, 2, 3, 3],
+        {"environment": "here", "workload": "", "verifier": "v", "concurrency": [1, 1, 2, 2, 3, 3],
          "draft_tokens": [0, 1] * 3, "output_tokens": 100.0,
          "e2e_mean_s": [1.0, 0.5, 1.0, 1.02, 1.0, 2.0]}
     )  # fmt: skip
