@@ -88,7 +88,7 @@ def plan(
 
 
 def demo(
-    out: Annotated[Path, o.option("Folder for figures and the fit.", "FOLDER")] = DEMO_FOLDER,
+    out: Annotated[Path, o.option("Folder for the fit and a page on it.", "FOLDER")] = DEMO_FOLDER,
     campaign: Annotated[str, o.option("vllm-cpu, vllm-cpu-2, '' (both).", "NAME")] = "vllm-cpu",
     seed: o.Seed = 1,
     draws: o.Draws = 1200,
@@ -107,7 +107,7 @@ def demo(
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
     rows = [decision(compared, even) for compared, evens in decisions for even in evens]
     out.mkdir(parents=True, exist_ok=True)
-    files = [str(result.save(out / "fit.nc")), *save_figures(result, decisions, out)]
+    files = [str(result.save(out / "fit.nc")), str(result.report(out / "report.html"))]
     told = (
         f"compiled in {result.sampling['seconds_compile']:.0f} s, sampled in "
         f"{result.sampling['seconds_sample']:.0f} s; R^2 of log mean latency "
@@ -137,22 +137,6 @@ def decision(comparison: Any, even: Any) -> dict[str, Any]:
         **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
         "support": row["support"],
     }
-
-
-def save_figures(fit: Any, decisions: list[Any], folder: Path) -> list[str]:
-    """Figures of the demo, as PNG: the collapse, and P(SD beats plain), a panel a verifier."""
-    from matplotlib.figure import Figure
-
-    collapse = Figure(figsize=(5.6, 4.2), layout="constrained")
-    fit.plot_collapse(collapse.subplots())
-    faster = Figure(figsize=(8, 3.4 * len(decisions)), layout="constrained")
-    for panel, (comparison, _) in enumerate(decisions, start=1):
-        comparison.plot(faster.add_subplot(len(decisions), 1, panel))
-    paths = []
-    for name, figure in (("collapse.png", collapse), ("prob_faster.png", faster)):
-        figure.savefig(folder / name, dpi=140)
-        paths.append(str(folder / name))
-    return paths
 
 
 def compare_models(
