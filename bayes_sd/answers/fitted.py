@@ -84,8 +84,9 @@ def run_outcome(
         first, inputs = rows.iloc[0], design.run_workload(rows)
         place = site(str(first["environment"]), str(first["machine"]))
         resolved = resolve(fit, _server_of(first, fit), seed, site=place)
-        # As a run has them, captured graphs too.
-        sizes = {**resolved.sizes, **design.run_machine(rows)}
+        sizes: dict[str, Any] = dict(resolved.sizes)
+        if rows["captured_tokens"].notna().all():  # a run's own, of whatever machine
+            sizes["captured"] = design.run_machine(rows)["captured"]
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
         terms, law = resolved.coefficients, fit.law

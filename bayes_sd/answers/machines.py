@@ -21,15 +21,16 @@ def machine_facts(
     posterior: Posterior, environment: str | Machine, verifier: str | Size, k: int
 ) -> dict[str, float]:
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
-    bits = verifier.weight_bits or np.nan if isinstance(verifier, Size) else np.nan
+    there = posterior.servers[posterior.servers["environment"] == str(environment)]
+    own = of_verifier(there, verifier)
+    if isinstance(verifier, Size):
+        bits = verifier.weight_bits or np.nan
+    else:  # as it ran here, or else elsewhere
+        ran = own if len(own) else of_verifier(posterior.servers, verifier)
+        bits = float(ran["weight_bits"].iloc[0]) if len(ran) else np.nan
     if isinstance(environment, Machine):
         return _sheet(posterior, environment, bits, k)
-    there = posterior.servers[posterior.servers["environment"] == environment]
-    own = there[there["verifier"] == verifier] if isinstance(verifier, str) else there
-    facts: dict[Any, Any] = there[list(MACHINE)].iloc[0].to_dict()
-    facts["weight_bits"] = bits
-    if isinstance(verifier, str) and len(own):
-        facts["weight_bits"] = own["weight_bits"].iloc[0]
+    facts: dict[Any, Any] = there[list(MACHINE)].iloc[0].to_dict() | {"weight_bits": bits}
     most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
     known = len(same) or not 0 < most < np.inf
     facts["captured_tokens"] = same["captured_tokens"].max() if len(same) else most

@@ -14,7 +14,7 @@ from bayes_sd.model.design import NONE, SERVER, coefficients, same_key, server_l
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
-from bayes_sd.runs.machine import Machine
+from bayes_sd.runs.machine import Machine, machine_of
 from bayes_sd.runs.sizes import Size
 
 
@@ -274,7 +274,7 @@ def resolve(
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
         label = server_label(names, len(posterior.environments) > 1)
     if isinstance(environment, Machine):
-        alike = [s for s in posterior.sites if s.partition(" / ")[0] == environment.name]
+        alike = [s for s in posterior.sites if machine_of(s) == environment.name]
         where = site or (alike[0] if len(alike) == 1 else environment.name)
     else:
         where = posterior.site_of(environment)

@@ -175,13 +175,9 @@ def csv(table: pd.DataFrame) -> str:
     """The first rows of a table as the address of a file; no name in it becomes a formula."""
 
     def safe(value: Any) -> Any:
-        return (
-            value
-            if not isinstance(value, str)
-            else f"'{shown(value)}"
-            if value.startswith(FORMULA)
-            else shown(value)
-        )
+        if not isinstance(value, str):
+            return value
+        return "'" * value.startswith(FORMULA) + shown(value)
 
     text = table.head(CSV_ROWS).map(safe).to_csv(index=False, float_format="%.7g").encode()
     return f"data:text/csv;base64,{base64.b64encode(text).decode()}"

@@ -76,6 +76,11 @@ def site(environment: str, machine: str) -> str:
     return " / ".join([machine, *other])
 
 
+def machine_of(site: str) -> str:
+    """The machine of a :func:`site`, which begins with it."""
+    return site.partition(" / ")[0]
+
+
 def one_named(name: str, gpus: int | None, by_numbers: bool) -> tuple[str, int | None]:
     """Like `named`, of a machine's own name; InputError if it has no data sheet nor numbers."""
     known, count = named(name)

@@ -105,3 +105,33 @@ def test_a_schedule_does_not_leave_the_captured_graphs_unless_that_wins(sheet: F
     assert past.any() == (bound.beyond_graphs > 0)
     wanted = np.concatenate([[r["k"]] * (r["hi"] - r["lo"] + 1) for _, r in free.table.iterrows()])
     assert (k <= wanted).all() and (k < wanted).any()
+
+
+def test_a_file_that_names_no_machine_is_predicted_as_on_the_fitted_one(
+    sheet: Fit, runs: Runs
+) -> None:
+    own = runs.select(verifier="dense-60m")
+    assert own.table["gb_per_s"].isna().all()
+    named = Runs(own.table.assign(**OWN), own.set_aside)
+    said = [sheet.predict(each)["predicted_s"].to_numpy() for each in (own, named)]
+    np.testing.assert_array_equal(*said)
+
+
+def test_the_bits_of_a_measured_model_go_with_it_to_another_machine(sheet: Fit) -> None:
+    servers, card = sheet.tree["servers"].to_dataset(), Machine("card", **OWN)
+    four = servers.assign(weight_bits=("server", np.full(servers.sizes["server"], 4.0)))
+    packed = changed(sheet, servers=four)
+    assert np.median(mean_s(packed, PLAIN, card)) < np.median(mean_s(sheet, PLAIN, card))
+
+
+def test_more_of_a_fitted_machine_is_that_machine(sheet: Fit) -> None:
+    tables: Any = {}
+    for name, row in (("servers", "server"), ("runs", "run")):
+        table = sheet.tree[name].to_dataset()
+        where = {"environment": "1 x GB200 / engine", "machine": "GB200"}
+        tables[name] = table.assign({
+            n: (row, np.full(table.sizes[row], x, object)) for n, x in where.items() if n in table
+        })  # fmt: skip
+    known = changed(sheet, **tables)
+    more, other = (mean_s(known, NEW, Machine(name, 2, **OWN)) for name in ("GB200", "like it"))
+    assert np.log(other).std() > 1.3 * np.log(more).std()
