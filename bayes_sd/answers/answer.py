@@ -32,7 +32,11 @@ UNITS = {"rate_rps": "requests/s", "concurrency": "requests in flight"}
 COLORS = ("#4c5b6b", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "^", "s", "D", "v", "P")
-TICKS = np.outer(10.0 ** np.arange(-6, 7), (1, 2, 5)).ravel()
+DECADES = 10.0 ** np.arange(-6, 7)
+TICKS = np.outer(DECADES, (1, 2, 5)).ravel()
+TICKS_MOST = 10  # of an axis, beyond which only powers of ten are labelled
+LINE_INCHES = 0.16  # between two names
+WIDE = 5.0  # ratio of concurrencies from which their axis is logarithmic
 
 
 def with_unit(value: str, axis: str) -> str:
@@ -142,19 +146,56 @@ def points(ax: "Axes", x: Any, y: Any, number: int, label: str | None = None) ->
     ax.scatter(x, y, s=20, color=color, marker=marker, alpha=0.8, zorder=3, label=label)
 
 
-def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, legend: bool = True) -> "Axes":
-    """Labels with units, readable ticks, a legend."""
+def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, title: str = "") -> "Axes":
+    """Labels with units, readable ticks, a name at each line, a legend of points."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title, fontsize=10, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
-    if log:
-        ax.set_yscale("log")
-        low, high = ax.get_ylim()
+    low, high = ax.dataLim.intervalx
+    wide = xlabel.startswith(UNITS["concurrency"]) and 0 < low < high / WIDE
+    for axis, name in [(ax.xaxis, "x")] * bool(wide) + [(ax.yaxis, "y")] * log:
+        getattr(ax, f"set_{name}scale")("log")
+        low, high = getattr(ax, f"get_{name}lim")()
         ticks = [t for t in TICKS if low <= t <= high]
-        ax.set_yticks(ticks, [f"{t:g}" for t in ticks], minor=False)
-        ax.set_yticks([], minor=True)
-    if legend:
-        ax.legend(frameon=False, fontsize=8)
+        if len(ticks) > TICKS_MOST:
+            ticks = [t for t in DECADES if low <= t <= high]
+        axis.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+        axis.set_ticks([], minor=True)
+    _name_lines(ax)
+    if scatters := [c for c in ax.collections if not str(c.get_label()).startswith("_")]:
+        ax.legend(handles=scatters, frameon=False, fontsize=8)
     return ax
+
+
+def _name_lines(ax: "Axes") -> None:
+    """Names at the right, each tied to the end of its line and as near as they fit."""
+    from scipy.optimize import isotonic_regression
+
+    for old in [text for text in ax.texts if text.get_gid() == "line"]:
+        old.remove()
+    (low, high), ends = ax.get_ylim(), []
+    for line in ax.lines:
+        x, y = (np.asarray(v, float) for v in line.get_data())
+        seen = np.flatnonzero(np.isfinite(y))
+        name = str(line.get_label())
+        if name.startswith("_"):
+            continue
+        tie = {"color": line.get_color(), "ls": line.get_linestyle(), "lw": 1.2}
+        if not seen.size:
+            seen, y, name, tie = np.array([-1]), np.array([high]), f"{name}: saturated", {"lw": 0}
+        end = x[seen[-1]], float(np.clip(y[seen[-1]], low, high))
+        height = ax.transAxes.inverted().transform(ax.transData.transform(end))[1]
+        ends.append((float(height), end, name, tie))
+    ends.sort(key=lambda one: one[0])
+    steps = np.arange(len(ends)) * LINE_INCHES * ax.figure.dpi / ax.get_window_extent().height
+    if len(ends):
+        near = isotonic_regression(np.array([height for height, *_ in ends]) - steps).x
+        steps = steps + np.clip(near, 0, max(1 - steps[-1], 0))
+    for height, (_, end, name, tie) in zip(steps, ends, strict=True):
+        how: dict[str, Any] = {"va": "center", "fontsize": 8, "gid": "line"}
+        how |= {"arrowprops": tie | {"arrowstyle": "-", "shrinkB": 0, "relpos": (0, 0.5)}}
+        how |= {"textcoords": "axes fraction", "annotation_clip": False}
+        ax.annotate(name, end, (1.04, height), **how)
 
 
 def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:

@@ -130,10 +130,10 @@ class BreakEven(answer.Answer):
         """P(faster at every load up to this one) against load."""
         ax = answer.axes_of(ax)
         q = np.linspace(0.0, 1.0, 201)
-        ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1], label=self.server)
+        ax.step(self.quantile(q.tolist()).values, 1 - q, color=answer.COLORS[1])
         ax.set_ylim(-0.03, 1.03)
         label = f"P(faster than {self.baseline} up to here)"
-        return answer.finish(ax, answer.UNITS[self.axis], label)
+        return answer.finish(ax, answer.UNITS[self.axis], label, title=self.server)
 
 
 def break_even(

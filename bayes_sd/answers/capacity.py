@@ -114,7 +114,7 @@ class Capacity(answer.Answer):
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
         label = f"{answer.UNITS[self.load.axis]} with {self.target}"
-        return answer.finish(ax, label, "", legend=False)
+        return answer.finish(ax, label, "")
 
 
 def capacity(

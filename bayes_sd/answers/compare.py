@@ -67,8 +67,7 @@ class Comparison(answer.Answer):
 
     def __str__(self) -> str:
         table, axis = self.table, self.axis
-        pair, names = shared_name([*self.servers, self.baseline])
-        short = dict(zip(map(str, [*self.servers, self.baseline]), names, strict=True))
+        pair, short = shared_name([*self.servers, self.baseline])
         lengths = [n for n in ("prompt_tokens", "output_tokens") if n in table]
         parts = []
         for at, rows in table.groupby(lengths, sort=False) if lengths else [((), table)]:
@@ -95,10 +94,13 @@ class Comparison(answer.Answer):
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """P(faster) against load, a line a server."""
         ax, axis = answer.axes_of(ax), self.axis_to_plot()
+        pair, short = shared_name([*self.servers, self.baseline])
         for number, (name, own) in enumerate(self.table.groupby("server", sort=False), start=1):
-            answer.band(ax, own[axis], own[["prob_faster"] * 3].to_numpy().T, number, str(name))
+            values = own[["prob_faster"] * 3].to_numpy().T
+            answer.band(ax, own[axis], values, number, short[str(name)])
         ax.set_ylim(-0.03, 1.03)
-        return answer.finish(ax, answer.UNITS[axis], f"P(faster than {self.baseline})")
+        label = f"P(faster than {short[str(self.baseline)]})"
+        return answer.finish(ax, answer.UNITS[axis], label, title=pair)
 
 
 def stretches(chosen: list[tuple[Any, str]], axis: str | None) -> str:

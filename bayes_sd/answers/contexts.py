@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.schedule import Schedule, schedule
+from bayes_sd.answers.schedule import Schedule, draw_schedule, schedule
 from bayes_sd.answers.servers import Server
 from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
@@ -71,12 +71,8 @@ class Contexts(answer.Answer):
         """Draft length against requests in flight, a line a pair of lengths."""
         ax = answer.axes_of(ax)
         for number, (name, one) in enumerate(zip(self.loses, self.schedules.values(), strict=True)):
-            edges = np.append(one.rows["lo"], one.rows["hi"].iloc[-1] + 1)
-            style = answer.STYLES[number % len(answer.STYLES)]
-            color = answer.COLORS[number % len(answer.COLORS)]
-            # Apart by a hair, so that equal tables do not hide each other.
-            ax.stairs(one.rows["k"] + 0.04 * number, edges, color=color, ls=style, lw=1.6,
-                      baseline=None, label=f"{name} tokens")  # fmt: skip
+            draw_schedule(ax, one.rows, number + 1, f"{name} tokens")
+        ax.set_yticks(next(iter(self.schedules.values())).candidates)
         return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.servers import Resolved, Server, listed, resolve
+from bayes_sd.answers.servers import Resolved, Server, listed, resolve, shared_name
 from bayes_sd.errors import EvidenceError, InputError, one_of, require
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
@@ -145,11 +145,14 @@ class Latency(answer.Answer):
         "e2e", "ttft" or "tpot".
     measured : pandas.DataFrame
         Runs of these servers, for plots: ``server``, ``rate_rps``, ``concurrency``, ``mean_s``.
+    servers : tuple of Server
+        As asked.
     """
 
     draws: xr.Dataset
     metric: str
     measured: pd.DataFrame
+    servers: tuple[Server, ...]
 
     @property
     def prob_saturated(self) -> xr.DataArray:
@@ -195,13 +198,16 @@ class Latency(answer.Answer):
         ax, axis = answer.axes_of(ax), self.axis_to_plot()
         data = self.draws["run_s"]
         data = data.isel({d: 0 for d in data.dims if d not in (*answer.SAMPLE, "server", axis)})
+        pair, short = shared_name(self.servers)
         for i, name in enumerate(self.draws["server"].values):
             values = answer.quantile(data.sel(server=name), [0.05, 0.5, 0.95])
             own = self.measured[self.measured["server"] == name]
-            answer.band(ax, data[axis].values, values.values, i, str(name))
+            answer.band(ax, data[axis].values, values.values, i, short.get(name, name))
             answer.points(ax, own[axis], own["mean_s"], i)
         label = {"e2e": "mean latency", "ttft": "mean TTFT", "tpot": "mean TPOT"}[self.metric]
-        return answer.finish(ax, answer.UNITS[axis], f"{label}, s", log=True)
+        about = "\nbands: 90% of runs" + "; points: measured runs" * (len(self.measured) > 0)
+        unit = f"{answer.UNITS[axis]}{about}"
+        return answer.finish(ax, unit, f"{label}, s", log=True, title=pair)
 
 
 def observable(
@@ -293,7 +299,8 @@ def latency(
     one_of("metric", metric, noise.METRICS)
     requests = fit.run_requests if requests is None else requests
     require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
-    arms = [arm_of(fit, server, load, seed, extrapolate) for server in listed(servers)]
+    each = tuple(listed(servers))
+    arms = [arm_of(fit, server, load, seed, extrapolate) for server in each]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
         raise InputError("Time per output token needs answers of more than one token.")
     parts = []
@@ -304,4 +311,5 @@ def latency(
         drawn = (mean, saturated, *scatter(fit, said, inputs, metric, requests))
         label, reach = str(arm.resolved.server), arm.support(said)
         parts.append(observable(fit, load, label, drawn, reach, requests, seed))
-    return Latency(xr.concat(parts, dim="server"), metric, measured_points(fit, arms, metric))
+    draws = xr.concat(parts, dim="server")
+    return Latency(draws, metric, measured_points(fit, arms, metric), each)

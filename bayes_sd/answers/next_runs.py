@@ -152,7 +152,7 @@ class NextRuns(answer.Answer):
         ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
         label = "expected regret, ms a request"
-        return answer.finish(ax, "minutes of measuring", label, legend=False)
+        return answer.finish(ax, "minutes of measuring", label)
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""

@@ -112,11 +112,19 @@ class Schedule(answer.Answer):
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Draft length against requests in flight."""
         ax = answer.axes_of(ax)
-        edges = [*self.rows["lo"], self.rows["hi"].iloc[-1] + 1]
-        style: dict[str, Any] = {"color": answer.COLORS[1], "lw": 1.6, "baseline": None}
-        ax.stairs(self.rows["k"], edges, label=self.drafter, **style)
+        draw_schedule(ax, self.rows, 1, "")
         ax.set_yticks(self.candidates)
-        return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
+        unit = answer.UNITS["concurrency"]
+        return answer.finish(ax, unit, "draft tokens per cycle", title=f"with {self.drafter}")
+
+
+def draw_schedule(ax: "answer.Axes", rows: pd.DataFrame, number: int, label: str) -> None:
+    """Draft length by batch size as steps, in the style of this number."""
+    edges, ks = [*rows["lo"], rows["hi"].iloc[-1] + 1], rows["k"].to_numpy(float)
+    # Apart by a hair, so that equal tables do not hide each other.
+    ks = np.append(ks, ks[-1]) + 0.04 * (number - 1)
+    color, style = answer.COLORS[number], answer.STYLES[number % len(answer.STYLES)]
+    ax.step(edges, ks, where="post", color=color, ls=style, lw=1.6, label=label or "_")
 
 
 def schedule(
@@ -317,4 +325,5 @@ def _followed(
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
     drawn = (mean, stuck, run_scale("e2e", posterior.noise, growth, requests), variance)
     data = observable(posterior, load, label, drawn, reach, requests, seed)
-    return Latency(data, "e2e", measured_points(posterior, [arm], "e2e").iloc[:0])
+    none = measured_points(posterior, [arm], "e2e").iloc[:0]
+    return Latency(data, "e2e", none, (arm.resolved.server,))

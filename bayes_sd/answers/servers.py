@@ -100,20 +100,20 @@ def name_of(model: str | Size | None) -> str:
     return NONE if model is None else model if isinstance(model, str) else model.label
 
 
-def shared_name(servers: Sequence[Server]) -> tuple[str, list[str]]:
-    """What servers have in common, and short names that tell them apart: "k = 3", "plain"."""
+def shared_name(servers: Sequence[Server]) -> tuple[str, dict[str, str]]:
+    """What servers have in common, and what tells each apart by its name: "k = 3", "plain"."""
     where = {replace(s, k=0, drafter=None, acceptance=None) for s in servers}
     drafters = {replace(s, k=0) for s in servers if s.drafter is not None}
     if len(where) > 1:
-        return f"{len(servers)} servers", [str(s) for s in servers]
-    if len(drafters) == 1:
-        name = str(next(iter(drafters))).replace(", k = 0", "")
-        return name, ["plain" if s.drafter is None else f"k = {s.k}" for s in servers]
-    name = str(next(iter(where))).replace(", plain", "")
-    place = name.removeprefix(name_of(servers[0].verifier))
+        return f"{len(servers)} servers", {str(s): str(s) for s in servers}
+    shared = str(next(iter(where))).replace(", plain", "")
     start = f"{name_of(servers[0].verifier)} + "
-    short = [str(s).removeprefix(start).removesuffix(place) for s in servers]
-    return name, ["plain" if s.drafter is None else n for s, n in zip(servers, short, strict=True)]
+    place = shared.removeprefix(name_of(servers[0].verifier))
+    short = {str(s): str(s).removeprefix(start).removesuffix(place) for s in servers}
+    if len(drafters) == 1:
+        shared = str(next(iter(drafters))).replace(", k = 0", "")
+        short = {str(s): f"k = {s.k}" for s in servers}
+    return shared, short | {str(s): "plain" for s in servers if s.drafter is None}
 
 
 def draft_lengths(k: int | Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayes_sd.cli import ask
+from bayes_sd.cli import ask, show
 from bayes_sd.cli import options as o
 from bayes_sd.cli.reference import ask as ask_reference
 from bayes_sd.errors import InputError
@@ -188,7 +188,8 @@ def validate(
 PANELS = {
     "Before measuring": (ask_reference,),
     "Measure and fit": (check, fit, plan, demo),
-    "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs, ask.report),
+    "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs),
+    "Look at a fit": (show.report, show.plot),
     "Doubt the model": (compare_models, validate),
 }
 app = typer.Typer(

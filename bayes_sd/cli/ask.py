@@ -1,7 +1,7 @@
 """``bayes-sd latency``, ``compare``, ``schedule``, ``capacity``, ``next-runs``: a fit's methods."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,6 @@ from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
 from bayes_sd.physics.structures import NAMES
-from bayes_sd.report.page import best_measured
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.read import load_yaml
@@ -190,7 +189,8 @@ def compare(
     reply = o.Reply.of(answer, title, compared=of)
     rows = [even.table.to_dict("records")[0] | {"sentence": str(even)} for even in evens]
     first, *shown = reply.shown
-    return o.Reply(reply.data | {"break_even": rows}, [first, *map(str, evens), *shown])
+    shown = [first, *map(str, evens), *shown]
+    return replace(reply, data=reply.data | {"break_even": rows}, shown=shown)
 
 
 def schedule(
@@ -267,23 +267,6 @@ def capacity(
         f"({answer.prob_none:.2g}) sum to 1"
     )
     return o.Reply.of(answer, title, *beats * (len(named) > 1), **told)
-
-
-def report(
-    asked: Asked, page: Annotated[Path, o.option("Page to write, HTML.", "FILE", "-o", "--page")]
-) -> o.Reply:
-    """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
-    asks: dict[str, Any] = {"extrapolate": asked.extrapolate}
-    about = {f.name for f in fields(Asked) if getattr(asked, f.name) is not None}
-    loads = {"rps", "concurrency", "prompt", "output"}
-    if about - loads - {"file", "gpus", "extrapolate"}:
-        drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
-        asks |= {"baseline": asked.server(0), "servers": drafting}
-    if about & loads:
-        plain = asks.get("baseline") or best_measured(asked.fit)[1]
-        asks["load"] = asked.load_near(plain) if plain else asked.load()
-    path = str(asked.fit.report(page, **asks))
-    return o.Reply({"page": path}, [f"wrote {path}"])
 
 
 def read_servers(path: Path) -> tuple[dict[str, Server], dict[str, float]]:

@@ -60,12 +60,13 @@ class Reply:
     data: dict[str, Any]
     shown: list[Any]
     passed: bool = True
+    answer: Any = None  # that is told
 
     @classmethod
     def of(cls, answer: "Answer | Plan", title: str, *shown: Any, **more: Any) -> "Reply":
         """An answer: its sentence first, then its table and what else is shown."""
         data = {"answer": str(answer), "rows": answer.table.to_dict("records"), **more}
-        return cls(data, [str(answer), (title, answer.table), *shown])
+        return cls(data, [str(answer), (title, answer.table), *shown], answer=answer)
 
 
 def parameters(of: Callable[..., Any]) -> Iterator[inspect.Parameter]:

@@ -28,17 +28,20 @@ def writable(path: Path) -> None:
 
 
 def write(tree: xr.DataTree, path: Path) -> Path:
-    """Write a tree whole, or leave what was there."""
+    """Write a tree."""
+    # Each table as one JSON text: a hundred variables take a second to read.
+    texts = {n: json.dumps(tree[n].to_dataset().to_dict()) for n in TABLES}
+    packed = {n: xr.DataTree(xr.Dataset({"json": text})) for n, text in texts.items()}
+    content = bytes(tree.assign(packed).to_netcdf(engine="h5netcdf"))
+    return write_whole(path, content + _seal(content))
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file whole, or leave what was there."""
     writable(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        # Each table as one JSON text: a hundred variables take a second to read.
-        texts = {n: json.dumps(tree[n].to_dataset().to_dict()) for n in TABLES}
-        packed = {n: xr.DataTree(xr.Dataset({"json": text})) for n, text in texts.items()}
-        tree.assign(packed).to_netcdf(draft, engine="h5netcdf")
-        content = draft.read_bytes()
-        with draft.open("ab") as file:
-            file.write(_seal(content))
+        draft.write_bytes(content)
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)

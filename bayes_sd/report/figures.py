@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import arm_of
-from bayes_sd.answers.servers import Server
+from bayes_sd.answers.compare import Comparison
+from bayes_sd.answers.latency import Latency, arm_of
+from bayes_sd.answers.servers import Server, shared_name
 from bayes_sd.errors import shown
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.runs.load import Load
@@ -21,24 +22,21 @@ LONGEST = 44  # characters of a name in a figure
 POINTS = 300  # of one scatter, from which it is drawn as pixels
 
 
-def svg(plot: Callable[[Any], Any], number: int, names: Mapping[str, str]) -> str:
+def svg(plot: Callable[[Any], Any], number: int) -> str:
     """A plot as SVG whose text is text, whose colours are the page's, and whose ids are its own.
 
-    `names` are what servers are called in it, where what they have in common goes without saying.
+    It has no title: the page says what it is about.
     """
     import matplotlib
     from matplotlib.text import Text
 
     ax, file = answer.axes_of(None), StringIO()
-    plot(ax)
+    plot(ax).set_title("", loc="left")
     figure: Any = ax.figure
     for text in figure.findobj(Text):
-        name = text.get_text()
-        for server in sorted(names, key=len, reverse=True):
-            name = name.replace(server, names[server])
-        name = shown(name)
-        name = name if len(name) <= LONGEST else f"{name[: LONGEST - 15]} ... {name[-10:]}"
-        text.set(text=name, parse_math=False)
+        lines = [shown(line) for line in text.get_text().split("\n")]
+        short = [x if len(x) <= LONGEST else f"{x[: LONGEST - 15]} ... {x[-10:]}" for x in lines]
+        text.set(text="\n".join(short), parse_math=False)
     for many in ax.collections:
         many.set_rasterized(np.size(many.get_offsets()) > 2 * POINTS)
     style = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bayes_sd"})
@@ -53,27 +51,27 @@ def svg(plot: Callable[[Any], Any], number: int, names: Mapping[str, str]) -> st
 
 
 def lines(
-    said: answer.Answer, columns: Sequence[str], label: str, first: int, ax: "answer.Axes"
-) -> None:
+    said: Latency | Comparison, columns: Sequence[str], label: str, first: int, ax: "answer.Axes"
+) -> "answer.Axes":
     """Three columns of an answer's table against load as a line in a band, for each server."""
-    axis = said.axis_to_plot()
+    axis, short = said.axis_to_plot(), shared_name(said.servers)[1]
     for number, (name, own) in enumerate(said.table.groupby("server", sort=False), start=first):
-        answer.band(ax, own[axis], own[[*columns]].to_numpy().T, number, str(name))
+        answer.band(ax, own[axis], own[[*columns]].to_numpy().T, number, short[str(name)])
     # A band of no bound is not to make the lines flat.
     middle = said.table[columns[1]]
     middle = middle[np.isfinite(middle) & (middle > 0)]
     if len(middle):
         ax.set_ylim(middle.min() / 3, 3 * middle.max())
-    answer.finish(ax, answer.UNITS[axis], label, log=True)
+    return answer.finish(ax, answer.UNITS[axis], label, log=True)
 
 
-def fitted(fit: Posterior, ax: "answer.Axes") -> None:
+def fitted(fit: Posterior, ax: "answer.Axes") -> "answer.Axes":
     """Measured over fitted mean latency of every run against its utilization."""
     ax.axhline(1, color="#808080", lw=0.8)
     for i, ((family, arm), own) in enumerate(fit.runs.groupby(["family", "arm"])):
         ratio, label = own["e2e_mean_s"] / own["fitted_e2e_s"], f"{family}, {arm} ({len(own)} runs)"
         answer.points(ax, own["utilization"], ratio, i, label)
-    answer.finish(ax, "share of latency that other requests cause", "measured / fitted")
+    return answer.finish(ax, "share of latency that other requests cause", "measured / fitted")
 
 
 def stages(fit: Posterior, load: Load, servers: Sequence[Server]) -> pd.DataFrame:

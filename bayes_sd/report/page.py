@@ -20,10 +20,10 @@ from bayes_sd.answers.latency import latency
 from bayes_sd.answers.machines import of_verifier
 from bayes_sd.answers.next_runs import next_runs
 from bayes_sd.answers.schedule import DRAWS, schedule
-from bayes_sd.answers.servers import Server, listed, shared_name
+from bayes_sd.answers.servers import Server, listed
 from bayes_sd.errors import EvidenceError, InputError, shown
 from bayes_sd.model.design import NONE
-from bayes_sd.model.file import writable
+from bayes_sd.model.file import writable, write_whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.report import figures
 from bayes_sd.report.explorer import explorer
@@ -130,13 +130,11 @@ def report(
     said |= {"families": attempt(lambda: families(fit)), "coefficients": coefficient_table(fit)}
     said |= {"stages": figures.stages(fit, load, own[:2]), "accuracy": accuracy(fit)}
     said |= {"misfits": misfits(fit), "runs": fit.runs[[n for n in RUN_COLUMNS if n in fit.runs]]}
-    numbers, names = count(), dict(zip(map(str, named), shared_name(named)[1], strict=True))
+    numbers = count()
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=folder, autoescape=True, finalize=_safe, trim_blocks=True)
     page.filters |= {"csv": csv, "cell": answer.cell}
-    page.filters["svg"] = lambda plot: attempt(
-        lambda: Markup(figures.svg(plot, next(numbers), names))
-    )
+    page.filters["svg"] = lambda plot: attempt(lambda: Markup(figures.svg(plot, next(numbers))))
     page.globals |= {"lines": partial(partial, figures.lines), "stages_of": figures.STAGES}
     page.globals |= {"SURE": answer.SURE, "CSV_ROWS": CSV_ROWS}
     page.globals |= {
@@ -145,8 +143,8 @@ def report(
     }
     ask = {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
     about = explorer(fit, lead, load)
-    path.write_text(page.get_template("page.html").render(**ask, **said, explorer=about), "utf-8")
-    return path
+    html = page.get_template("page.html").render(**ask, **said, explorer=about)
+    return write_whole(path, html.encode())
 
 
 def attempt(make: Callable[[], Any]) -> Any:

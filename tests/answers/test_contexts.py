@@ -39,7 +39,9 @@ def test_it_says_where_one_table_stops_being_right() -> None:
     assert answer.one_for_all in str(answer)
     worse = answer.loses.loc[answer.one_for_all].max()
     assert ("stops being right" in str(answer)) == (worse > 0.02)
-    assert len(answer.plot().patches) == 2
+    ax = answer.plot()
+    names = {text.get_text() for text in ax.texts}
+    assert len(ax.lines) == 2 and names == {f"{name} tokens" for name in answer.loses}
 
 
 def test_traffic_over_time_is_refused(fit: Fit) -> None:

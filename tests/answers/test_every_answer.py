@@ -136,3 +136,20 @@ def test_a_load_of_one_cell_is_answered_as_in_a_list(fit: Fit) -> None:
     )
     assert one.table["support"].tolist() == ["measured"] and len(str(one)) > 40
     assert np.isfinite(fit.latency(scalar, SD).table["mean_p50_s"]).all()
+
+
+def test_names_stand_beside_the_ends_of_lines_apart_from_each_other(fit: Fit) -> None:
+    servers = [PLAIN, SD, SD.with_k(2), SD.with_k(3)]
+    load = Load(concurrency=[1, 4, 16], prompt=128, output=64)
+    ax = fit.latency(load, servers, extrapolate=True).plot()
+    fit.latency(load, servers[:2], extrapolate=True).plot(ax)  # names are placed anew, not twice
+    heights = [text.get_position()[1] for text in ax.texts]
+    inches = ax.get_window_extent().height / ax.figure.dpi
+    assert len(heights) == 6 and min(np.diff(sorted(heights))) * inches >= 0.159
+    assert {text.get_text() for text in ax.texts} == {"plain", "k = 2", "k = 3", "k = 5"}
+    assert ax.get_xscale() == ax.get_yscale() == "log" and ax.get_legend() is None
+
+
+def test_a_server_that_no_load_shows_is_named_as_saturated(fit: Fit) -> None:
+    ax = fit.latency(Load(rps=[500, 600], prompt=128, output=64), [PLAIN, SD]).plot()
+    assert {text.get_text() for text in ax.texts} == {"plain: saturated", "k = 5: saturated"}

@@ -18,6 +18,7 @@ from bayes_sd.answers.compare import default_loads
 from bayes_sd.answers.servers import Server
 from bayes_sd.cli.app import PANELS, app
 from bayes_sd.cli.options import fill, show
+from bayes_sd.cli.show import KINDS
 from bayes_sd.errors import ConvergenceError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.runs.read import corpus, read
@@ -343,6 +344,29 @@ def test_metrics_of_a_server_are_checked_without_a_benchmark(tmp_path: Path) -> 
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["summary"][0]["drafter"] == "draft-3m"
     assert run(*words, "--window", "-1").exit_code == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plot_draws_every_kind(kind: str, fit_path: Path, tmp_path: Path) -> None:
+    asked = QUESTIONS.get(kind, [])
+    if kind == "compare":
+        asked = ["-k", "2,5", "--rps", "2,4,6"]
+    reply = run("plot", str(fit_path), kind, *PAIR, *WORK, *asked, "-o", str(tmp_path / "a.svg"))
+    assert reply.exit_code == 0, reply.output
+    text = (tmp_path / "a.svg").read_text()
+    assert text.startswith("<?xml") and f"wrote {tmp_path / 'a.svg'}" in reply.stdout
+
+
+def test_plot_refuses_what_it_cannot_draw_or_write(fit_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.svg"
+    for kind, file, says in [
+        ("capacity", path, "must be one of latency, compare, schedule, next-runs, collapse"),
+        ("collapse", tmp_path / "a.txt", "must be one of .svg, .png, .pdf"),
+        ("collapse", tmp_path / "no" / "a.svg", "does not exist"),
+    ]:
+        reply = run("plot", str(fit_path), kind, "-o", str(file))
+        assert reply.exit_code == 1 and says in reply.stderr
+    assert not path.exists()
 
 
 def test_the_version_and_completion_are_said() -> None:
