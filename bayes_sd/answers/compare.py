@@ -1,7 +1,7 @@
 """Servers against another: probability and speedup, load by load."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -14,6 +14,7 @@ from bayes_sd.answers import answer
 from bayes_sd.answers.latency import OF, arm_of, latency
 from bayes_sd.answers.servers import Server, listed, shared_name
 from bayes_sd.errors import one_of
+from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.runs.load import Load
 
@@ -171,6 +172,25 @@ def compare(
     own, of_run = xr.Dataset(parts).isel(server=slice(-1)), draws["run_s"].attrs["requests"]
     least = least.where(served, "all saturated")
     return Comparison(own, tuple(asked), baseline, of, of_run, least)
+
+
+def measured_systems(fit: Posterior) -> list[tuple[Server, list[Server], bool, pd.DataFrame]]:
+    """Of each verifier, environment and workload: its plain server, those that draft, whether the
+    plain one ran, and their runs."""
+    systems = []
+    for (verifier, where, workload), own in fit.servers.groupby(
+        ["verifier", "environment", "workload"]
+    ):
+        named = str(where) if len(fit.environments) > 1 else None
+        plain = Server(str(verifier), environment=named, workload=str(workload))
+        columns = ["drafter", "draft_tokens", "acceptance_imposed"]
+        drafting = [
+            replace(plain, drafter=drafter, k=k, acceptance=None if np.isnan(imposed) else imposed)
+            for drafter, k, imposed in own.loc[own["draft_tokens"] > 0, columns].to_numpy()
+        ]
+        runs = fit.runs[fit.runs["server"].isin(own["server"])]
+        systems.append((plain, drafting, bool((own["drafter"] == NONE).any()), runs))
+    return systems
 
 
 def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:

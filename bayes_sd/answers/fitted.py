@@ -8,7 +8,7 @@ import pandas as pd
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import BreakEven, break_even
-from bayes_sd.answers.compare import Comparison, compare, default_loads
+from bayes_sd.answers.compare import Comparison, compare, default_loads, measured_systems
 from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
@@ -289,21 +289,12 @@ def decisions(
     At twelve rates up to 95% of the plain server's capacity, or at the measured concurrencies; and
     their break-even loads.
     """
-    ran = fit.servers
-    plain = ran[ran["drafter"] == design.NONE][["verifier", "environment"]]
-    pairs = ran[ran["draft_tokens"] > 0].merge(plain)
     answers = []
-    for (verifier, environment), rows in pairs.groupby(["verifier", "environment"]):
-        where = str(environment) if len(fit.environments) > 1 else None
-        own = rows[["drafter", "draft_tokens", "acceptance_imposed"]].itertuples(index=False)
-        servers = [
-            Server(str(verifier), drafter, k, None if np.isnan(imposed) else imposed, where)
-            for drafter, k, imposed in own
-        ]
-        baseline = Server(str(verifier), environment=where)
-        load = default_loads(fit, baseline, (prompt, output))
-        evens = [break_even(fit, load, each, baseline) for each in servers]
-        answers.append((compare(fit, load, servers, baseline), evens))
+    for plain, drafting, ran_plain, _ in measured_systems(fit):
+        if ran_plain and drafting:
+            load = default_loads(fit, plain, (prompt, output))
+            evens = [break_even(fit, load, each, plain) for each in drafting]
+            answers.append((compare(fit, load, drafting, plain), evens))
     return answers
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import break_even
-from bayes_sd.answers.compare import Comparison, compare, default_loads
+from bayes_sd.answers.compare import Comparison, compare, default_loads, measured_systems
 from bayes_sd.answers.fitted import accuracy, coefficient_table, families, misfits, plot_collapse
 from bayes_sd.answers.latency import latency
 from bayes_sd.answers.machines import of_verifier
@@ -22,7 +22,6 @@ from bayes_sd.answers.next_runs import next_runs
 from bayes_sd.answers.schedule import DRAWS, schedule
 from bayes_sd.answers.servers import Server, listed
 from bayes_sd.errors import EvidenceError, InputError, shown
-from bayes_sd.model.design import NONE
 from bayes_sd.model.file import writable, write_whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.report import figures
@@ -42,26 +41,14 @@ RUN_COLUMNS = (
 def best_measured(fit: Posterior) -> tuple[list[Server], Server | None, Load]:
     """All servers of the verifier with most runs, of those that ran plain and drafting: those that
     draft, the plain one if it ran, and a load of the lengths of most runs."""
-    ran = fit.servers.assign(runs=fit.servers["server"].map(fit.runs["server"].value_counts()))
-    ran = ran.assign(plain=ran["drafter"] == NONE, drafts=ran["draft_tokens"] > 0)
-    by = ran.groupby(["verifier", "environment", "workload"])
-    rank = by.agg({"plain": "any", "drafts": "any", "runs": "sum"})
-    rank = rank.assign(both=rank["plain"] & rank["drafts"]).sort_values(["both", "runs"])
-    own = by.get_group(rank.index[-1])
-    verifier, where, workload = rank.index[-1]
-    where = where if len(fit.environments) > 1 else None
-    plain = Server(verifier, environment=where, workload=workload)
-    columns = own[own["drafts"]][["drafter", "draft_tokens", "acceptance_imposed"]]
-    drafting = [
-        replace(plain, drafter=drafter, k=k, acceptance=None if np.isnan(imposed) else imposed)
-        for drafter, k, imposed in columns.itertuples(index=False)
-    ]
-    lengths = fit.runs[fit.runs["server"].isin(own["server"])][[*LENGTHS]]
+    systems = measured_systems(fit)
+    plain, drafting, ran_plain, runs = max(systems, key=lambda s: (s[2] and bool(s[1]), len(s[3])))
+    lengths = runs[[*LENGTHS]]
     usual = lengths.value_counts()
     if usual.empty:
         raise EvidenceError("The fit holds no measured run, so there is nothing to report.")
     prompt, output = usual.index[0] if usual.iloc[0] > 1 else lengths.median().round()
-    baseline = plain if own["plain"].any() or not drafting else None
+    baseline = plain if ran_plain or not drafting else None
     load = default_loads(fit, baseline or drafting[0], (float(prompt), float(output)))
     return drafting, baseline, load
 
