@@ -142,7 +142,8 @@ def column(meaning: str, default: Any = math.nan) -> Any:
 class Record(BaseModel):
     """Part of a file of another tool: unknown keys are ignored, null is the same as no key."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # Built when first needed: a question to a saved fit needs none.
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -163,7 +164,7 @@ class Record(BaseModel):
 class Configuration(BaseModel):
     """One server."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     environment: Text = column("hardware / engine", ...)
     verifier: Text = column("model that answers", ...)
