@@ -109,14 +109,20 @@ def in_flight_at_rate(
         b = rate * ((room + busy) * alone + n * (busy * s.compute_alone + apart)) / wide
         return b, rate * n * read / apart
 
-    b, _ = beside(s.weights + s.experts)
-    dense = absent(s.experts) or absent(sizes["expert"])
-    for step in range(0 if dense else NEWTON_STEPS):
-        if detach is not None and step == NEWTON_STEPS - 1:
-            b = detach(b)
+    def nearer(b: Any) -> Any:
+        """A step of Newton's method."""
         phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven)
         found, slope = beside(s.weights + s.experts * phi)
-        b = b + (found - b) / (1 - slope * s.experts * more * (k + 1))
+        return b + (found - b) / (1 - slope * s.experts * more * (k + 1))
+
+    b, _ = beside(s.weights + s.experts)
+    if not (absent(s.experts) or absent(sizes["expert"])):
+        if hasattr(b, "settled"):  # symbols of a language that has loops
+            b = b.settled(nearer, NEWTON_STEPS)
+        else:
+            for step in range(NEWTON_STEPS):
+                last = detach is not None and step == NEWTON_STEPS - 1
+                b = nearer(detach(b) if last else b)
     if absent(s.pace):
         return b
     each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others

@@ -42,7 +42,8 @@ def best_measured(fit: Posterior) -> tuple[list[Server], Server | None, Load]:
     """All servers of the verifier with most runs, of those that ran plain and drafting: those that
     draft, the plain one if it ran, and a load of the lengths of most runs."""
     systems = measured_systems(fit)
-    plain, drafting, ran_plain, runs = max(systems, key=lambda s: (s[2] and bool(s[1]), len(s[3])))
+    systems.sort(key=lambda one: (one[2] and bool(one[1]), len(one[3])))
+    plain, drafting, ran_plain, runs = systems[-1]
     lengths = runs[[*LENGTHS]]
     usual = lengths.value_counts()
     if usual.empty:

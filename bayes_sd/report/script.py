@@ -4,6 +4,8 @@ What depends on the question alone, on the draw or on the load stands outside, b
 two loops.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ SOURCE = {
 }
 POWERS: dict[Any, str] = {0.5: "Math.sqrt({0})", 2.0: "{0} * {0}", -1.0: "1 / {0}"}
 INPUT = "// "
+SETTLED = 1e-6  # last change of what is repeated, whose error is then far smaller
 LOGARITHM = "Math.exp({1} * Math.log({0}))"
 
 
@@ -28,6 +31,7 @@ class Value(NDArrayOperatorsMixin):
 
     def __init__(self, tape: "Tape", depends: int, code: str, of: tuple[Any, ...]) -> None:
         self.tape, self.depends, self.code, self.of = tape, depends, code, of
+        self.loop = ""  # name of what the loop inside which it is results in
         self.name = f"v{len(tape.values)}"
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **_: Any) -> Any:
@@ -41,6 +45,20 @@ class Value(NDArrayOperatorsMixin):
 
     def __bool__(self) -> bool:
         raise TypeError("what is not known yet is neither true nor false")
+
+    def settled(self, step: Callable[["Value"], "Value"], most: int) -> "Value":
+        """What `step` makes of this again and again, until it no longer changes."""
+        tape, before = self.tape, {*self.tape.values}
+        again = tape._kept(LOAD, f"{self.name} again")
+        end = step(again)
+        loop = tape._kept(LOAD, f"{most} {end.name}", (self, again, end))
+        inside = {again.name}
+        for code, value in tape.values.items():
+            beside = code in before or value is loop
+            if not beside and inside & {value.name, *(v.name for v in value.of)}:
+                inside.add(value.name)
+                value.loop = loop.name
+        return loop
 
 
 class Tape:
@@ -93,12 +111,26 @@ class Tape:
             needed.add(value.name)
         lines: list[list[str]] = [[], [], []]
         takes: list[list[str]] = [[], [], []]
+        loops: dict[str, list[str]] = defaultdict(list)
         for code, value in self.values.items():
-            own = takes[value.depends]
-            if value.name in needed and code.startswith(INPUT):
+            if value.name not in needed:
+                continue
+            if value.name in loops:
+                start, again, end = (v.name for v in value.of)
+                most, here = code.split()[0], value.name
+                body = [f"const {again} = {here};", *loops[value.name], f"{here} = {end};"]
+                stop = f"if (Math.abs({here} - {again}) <= {SETTLED} * {here}) break;"
+                head = f"let {here} = {start};\nfor (let s = 0; s < {most}; s++) {{"
+                lines[LOAD] += [head, *body, stop, "}"]
+                continue
+            if code.startswith(INPUT):
+                own = takes[value.depends]
                 code = READ[value.depends].format(len(own))
                 own.append(value.code.removeprefix(INPUT))
-            lines[value.depends] += [f"const {value.name} = {code};"] * (value.name in needed)
+            if value.loop:
+                loops[value.loop] += [f"const {value.name} = {code};"] * bool(value.of)
+            else:
+                lines[value.depends].append(f"const {value.name} = {code};")
         lines[LOAD] += [f"into[{i}][j * n + i] = {v.name};" for i, v in enumerate(outputs)]
         parts = [f"function {name}(question, draws, loads, into, n) {{", *lines[QUESTION]]
         parts += [LOOPS[0], *lines[DRAW], LOOPS[1], *lines[LOAD], "}}}"]
