@@ -130,10 +130,8 @@ def _load(b: _Benchmark) -> dict[str, Any]:
 
 def _requests(b: _Benchmark) -> Requests | None:
     """The successful requests, or None where something of one is not listed."""
-    needed = ("request_latency", "prompt_tokens", "output_tokens")
+    needed = ("request_latency", "prompt_tokens", "output_tokens", "time_to_first_token_ms")
     table = [[getattr(r, name) for name in needed] for r in b.successful or ()]
-    if any(value is None for values in table for value in values):
-        return None
-    e2e, prompt, output = np.array(table, dtype=float).T
-    ttft_ms = np.array([r.time_to_first_token_ms for r in b.successful or ()], dtype=float)
-    return Requests(e2e, ttft_ms / 1000, prompt, output)
+    e2e, prompt, output, ttft_ms = np.array(table, dtype=float).T
+    known = not np.isnan([e2e, prompt, output]).any()
+    return Requests(e2e, ttft_ms / 1000, prompt, output) if known else None

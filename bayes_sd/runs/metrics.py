@@ -68,21 +68,19 @@ def samples(text: str) -> Iterator[Any]:
 
 def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: float) -> Rows:
     """Run of each window of all files together (texts, or JSON objects), or why it has none."""
-    number = -1
-    for labels, table in servers_of(contents).items():
-        values = {"verifier": dict(labels).get("model_name"), **configuration}
-        for window in w.windows(table, window_s):
-            number += 1
-            try:
-                if isinstance(window, InputError):
-                    raise window
-                w.check_steady(window.times, window.values(f"{E2E}_count"), window.in_flight())
-                row = _run(window, values)
-                # Two windows may have the same numbers: when they were tells them apart.
-                when = {"run": run_id(row), "start_s": float(window.times[0])}
-                yield number, row | {"run_id": fingerprint(when)}
-            except InputError as error:
-                yield number, error
+    servers = servers_of(contents).items()
+    windows = ((labels, each) for labels, x in servers for each in w.windows(x, window_s))
+    for number, (labels, window) in enumerate(windows):
+        try:
+            if isinstance(window, InputError):
+                raise window
+            w.check_steady(window.times, window.values(f"{E2E}_count"), window.in_flight())
+            row = _run(window, {"verifier": dict(labels).get("model_name"), **configuration})
+            # Two windows may have the same numbers: when they were tells them apart.
+            when = {"run": run_id(row), "start_s": float(window.times[0])}
+            yield number, row | {"run_id": fingerprint(when)}
+        except InputError as error:
+            yield number, error
 
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
@@ -220,9 +218,7 @@ def _latency(window: Window, name: str) -> Latency:
 
 def _buckets(reading: pd.Series, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Upper bounds and counts of values up to them, at one time."""
-    if f"{name}_bucket" not in reading:
-        return np.array([]), np.array([])
-    known = reading[f"{name}_bucket"].dropna().rename(float).sort_index()
+    known = reading.get(f"{name}_bucket", pd.Series()).dropna().rename(float).sort_index()
     return known.index.to_numpy(float), known.to_numpy(float)
 
 

@@ -84,9 +84,6 @@ def stated(data: c.Values) -> dict[str, Any]:
 
 def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
     """The run of a result, under `configuration` from the file, sidecar and arguments together."""
-    missing = [key for key in REQUIRED if key not in data]
-    if missing:
-        raise InputError(f"{missing[0]} is missing; vllm bench serve always writes it")
     if not c.absent(data.get("ramp_up_strategy")):
         raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
     if data.get("run_number") == -1:
@@ -94,7 +91,7 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
     r = c.record(BenchResult, data)
     latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     requests, n, sent = _requests(r), r.completed, r.num_prompts or 0
-    flags: set[str] = set()
+    flags: frozenset[str] = frozenset()
     failed = max(sent - n, 0) if r.failed is None else r.failed
     load = _load(r) | rows.counted(n, failed, r.duration)
     load["incomplete"] = max(sent - n - failed, 0)
@@ -105,12 +102,15 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
         load |= rows.counted(ok, listed - ok + max(n + failed - listed, 0), r.duration)
     elif math.isnan(latencies["e2e"].mean_s):
         latencies["e2e"] = _from_parts(latencies, r)
-        flags.add("e2e-from-ttft-and-tpot")
+        flags |= {"e2e-from-ttft-and-tpot"}
     server = {**_models(data, configuration, path), **_graphs(data, configuration), **configuration}
-    drafting, evidence = _counts(r, server)
-    known = frozenset(flags | evidence)
-    run = rows.run_row(server, load, latencies, requests=requests, drafting=drafting, flags=known)
-    yield -1, run
+    drafting = _drafting(r, server)
+    if drafting.acceptance_length != r.accept_length:
+        flags |= {"acceptance-from-itl"}
+    yield (
+        -1,
+        rows.run_row(server, load, latencies, requests=requests, drafting=drafting, flags=flags),
+    )
 
 
 def _from_parts(latencies: Mapping[str, rows.Latency], r: BenchResult) -> rows.Latency:
@@ -190,7 +190,10 @@ def _drafter(data: c.Values) -> dict[str, Any]:
     if not config:
         return {}
     model = str(config.get("model") or "")
-    method = str(config.get("method") or _method(model))
+    # As vLLM does where no method is given.
+    heads = (head for head in ("eagle3", "eagle-") if head in model.lower())
+    inferred = model if model in c.WEIGHTLESS else next(heads, "draft_model").rstrip("-")
+    method = str(config.get("method") or inferred)
     known: dict[str, Any] = {"drafter_method": method.strip("[]")}
     known["drafter_path"] = "" if method in c.WEIGHTLESS else model
     known["draft_tokens"] = config.get("num_speculative_tokens")
@@ -209,16 +212,6 @@ def _drafter(data: c.Values) -> dict[str, Any]:
     if shares and all(abs(r - rates[0] ** j) < 1e-3 for j, r in enumerate(rates, 1)):
         known["acceptance_imposed"] = next(iter(rates), None)
     return {key: value for key, value in known.items() if not c.absent(value)}
-
-
-def _method(model: str) -> str:
-    """The method vLLM takes where none is given."""
-    if model in c.WEIGHTLESS:
-        return model
-    name = model.lower()
-    if "eagle3" in name:
-        return "eagle3"
-    return "eagle" if "eagle-" in name else "draft_model"
 
 
 def speculative_config(drafter: str, method: str, path: str, k: int) -> dict[str, Any]:
@@ -286,7 +279,6 @@ def _requests(r: BenchResult) -> rows.Requests | None:
 
 
 def _load(r: BenchResult) -> dict[str, Any]:
-    """Offered load and its extent, without the requests."""
     load: dict[str, Any] = {"duration_s": r.duration, "concurrency": r.max_concurrency}
     if not math.isfinite(r.request_rate):
         return load | {"loop": "burst" if r.max_concurrency is None else "closed"}
@@ -307,19 +299,18 @@ def _reported(data: c.Values, names: tuple[str, ...]) -> rows.Latency:
     return c.record(rows.Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 
-def _counts(r: BenchResult, server: c.Values) -> tuple[Drafting, set[str]]:
-    """Drafts and accepted tokens as counts, or else tokens a cycle; and what flags the latter."""
+def _drafting(r: BenchResult, server: c.Values) -> Drafting:
+    """Drafts and accepted tokens as counts, or else tokens a cycle, from ITL if need be."""
     drafts, rates = r.spec_decode_num_drafts, r.spec_decode_per_position_acceptance_rates
-    counts: dict[str, Any] = {
-        "drafts": drafts,
-        "drafted_tokens": r.spec_decode_draft_tokens,
-        "accepted_tokens": r.spec_decode_accepted_tokens,
-        "positions": tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
-    }
     k = _draft_tokens(server)
     known = drafts is not None or r.accept_length is not None or "acceptance_imposed" in server
-    if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
-        return Drafting(**counts, acceptance_length=r.accept_length), set()
-    # Tokens of a cycle arrive in one chunk, between which ITL is taken.
-    length = min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1)
-    return Drafting(acceptance_length=length), {"acceptance-from-itl"}
+    if not known and k > 0 and r.mean_itl_ms and r.mean_tpot_ms:
+        # Tokens of a cycle arrive in one chunk, between which ITL is taken.
+        return Drafting(acceptance_length=min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1))
+    return Drafting(
+        drafts=drafts,
+        drafted_tokens=r.spec_decode_draft_tokens,
+        accepted_tokens=r.spec_decode_accepted_tokens,
+        positions=tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
+        acceptance_length=r.accept_length,
+    )
