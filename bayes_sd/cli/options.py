@@ -166,10 +166,8 @@ def structure_of(text: str | None) -> Structure | None:
     return built(NAMES[kind.strip()], pairs(terms, "--structure"), "--structure")
 
 
-def size_of(text: str | None, flag: str) -> Size | None:
-    """A model nobody measured, from a config.json or ``name=number`` pairs; None from None."""
-    if text is None:
-        return None
+def size_of(text: str, flag: str) -> Size:
+    """A model nobody measured, from a name, a config.json or ``name=number`` pairs."""
     return built(Size, pairs(text, flag), flag) if "=" in text else Size.read(text)
 
 

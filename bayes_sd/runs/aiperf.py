@@ -97,12 +97,9 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> Rows:
         if len(listed) != export.succeeded:
             counts = f"{len(listed)} successful requests but {path.name} counts {export.succeeded}"
             raise InputError(f"{records.name} lists {counts}; is it cut off?")
-        requests = Requests(
-            e2e=np.array([r.e2e.mean_s for r in listed]),
-            ttft=np.array([r.ttft.mean_s if r.ttft else math.nan for r in listed]),
-            prompt=np.array([r.prompt for r in listed]),
-            output=np.array([r.output for r in listed]),
-        )
+        ttft_s = (r.ttft.mean_s if r.ttft else math.nan for r in listed)
+        table = [(r.e2e.mean_s, x, r.prompt, r.output) for r, x in zip(listed, ttft_s, strict=True)]
+        requests = Requests(*np.array(table).T)
         load["span_s"] = float(np.ptp([r.start_ns * 1e-9 for r in listed])) or None
     latencies = {
         metric: x.latency(UNITS_S[x.unit], name) if (x := getattr(export, name)) else Latency()
@@ -153,7 +150,6 @@ def _phase(wanted: c.Values) -> c.Values:
 
 
 def _records(path: Path) -> list[_Record]:
-    """Successful requests of the profiling phase."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

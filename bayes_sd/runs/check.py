@@ -144,7 +144,6 @@ def place(source: str, row: int) -> str:
 
 
 def _files(group: pd.DataFrame, most: int = 3) -> str:
-    """Names of the first runs of a group."""
     sources = group.source.str.rsplit("/", n=1).str[-1]
     names = [place(name, row) for name, row in zip(sources, group.row, strict=True)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

@@ -188,7 +188,6 @@ KNOWN = (*NAMES, *ALIASES)
 
 
 def _problems(c: Configuration) -> Iterator[str]:
-    """What cannot all be true of one server."""
     plain, moe = c.drafter == NO_DRAFTER, c.family == "moe"
     for name in ("draft_tokens", "drafter_params", "drafter_method", "drafter_path"):
         if plain and (value := getattr(c, name)) and not absent(value):

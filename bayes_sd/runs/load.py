@@ -116,7 +116,6 @@ class Load:
 
     @classmethod
     def _traffic(cls, name: str, windows: pd.DataFrame) -> "Load":
-        """A load of checked windows."""
         busy = _with_requests(windows)
         cells = {c: ("window", busy[c].to_numpy(float)) for c in ("rate_rps", *LENGTHS)}
         for length in LENGTHS:
@@ -267,7 +266,6 @@ def _with_requests(windows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _list(values: np.ndarray) -> str:
-    """Numbers for a sentence, many of them as a range."""
     values = np.atleast_1d(values)
     if len(values) > 5:
         return f"{values.min():g} to {values.max():g}"

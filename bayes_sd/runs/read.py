@@ -150,7 +150,10 @@ def read(
     copies = {str(Path(name).with_suffix(".csv")) for name in reports}
     aside = [bad for bad in reader.aside if bad["source"] not in copies]
     if not reader.rows:
-        raise InputError(_nothing(aside))
+        reasons = [f"{place(bad['source'], bad['row'])}: {bad['reason']}" for bad in aside]
+        what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
+        several = f"none of {len(reasons)} {what} can be used: " if len(reasons) > 1 else ""
+        raise InputError(several + "; ".join(reasons[:3]))
     tables = {*kinds.values()} & {"table", "log"}
     if (columns and not tables) or (for_tables and "table" not in tables):
         name = "columns" if columns and not tables else next(iter(for_tables))
@@ -194,14 +197,6 @@ class _Reader:
         """Set aside a run, or all of a source."""
         reason = str(error).removeprefix(f"{source}: ")
         self.aside.append({"source": source, "row": row, "reason": reason})
-
-
-def _nothing(aside: list[dict[str, Any]]) -> str:
-    """Why no run was read."""
-    reasons = [f"{place(bad['source'], bad['row'])}: {bad['reason']}" for bad in aside]
-    what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
-    several = f"none of {len(reasons)} {what} can be used: " if len(reasons) > 1 else ""
-    return several + "; ".join(reasons[:3])
 
 
 def _content(source: Any, name: str, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:

@@ -149,7 +149,6 @@ def _latencies(requests: Requests, duration_s: float) -> dict[str, Latency]:
 
 
 def _statistics(seconds: np.ndarray) -> Latency:
-    """Exact statistics of latencies of single requests (NaN: not measured)."""
     x = seconds[np.isfinite(seconds)]
     if x.size == 0:
         return Latency()

@@ -20,7 +20,6 @@ from bayes_sd.runs.rows import METRICS, Latency, Workload
 
 
 def _fields(kind: type[BaseModel], prefix: str = "", what: str = "") -> dict[str, str]:
-    """Columns of a record and what they mean."""
     meanings = {name: str(field.description) for name, field in kind.model_fields.items()}
     return {f"{prefix}{k}": text.format(what) for k, text in meanings.items() if k != "std_s"}
 
@@ -135,7 +134,6 @@ class Runs:
 
 
 def _names(values: Iterable[Any]) -> str:
-    """Values as a list for a message."""
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 

@@ -223,9 +223,8 @@ def _numbers(
     if not allowed.all():
         row = int((~allowed).argmax())
         given = "missing" if pd.isna(column.iloc[row]) else str(column.iloc[row])[:40]
-        raise InputError(
-            f"{what} in row {row} is {given}; it must be a finite number of at least {least:g}"
-        )
+        rule = f"it must be a finite number of at least {least:g}"
+        raise InputError(f"{what} in row {row} is {given}; {rule}")
     return values
 
 

@@ -31,7 +31,10 @@ FOLDERS_UP = 6  # a relative model path is looked for in so many folders above t
 
 
 class BenchResult(c.Record):
-    """The fields used of one result; lists hold one entry a request, seconds and tokens."""
+    """The fields used of one result; lists hold one entry a request, seconds and tokens.
+
+    Those on graphs are parameters of ``vllm serve``, which a sweep adds.
+    """
 
     duration: c.Positive
     completed: c.Count
@@ -56,11 +59,8 @@ class BenchResult(c.Record):
     spec_decode_draft_tokens: c.Count | None = None
     spec_decode_accepted_tokens: c.Count | None = None
     spec_decode_per_position_acceptance_rates: list[c.Fraction] | None = None
-
-
-class Graphs(c.Record):
-    """Which graphs a server captured, as parameters of ``vllm serve``."""
-
+    enforce_eager: Any = False
+    cudagraph_mode: Any = ""
     cudagraph_capture_sizes: list[c.PositiveCount] | None = None
     max_cudagraph_capture_size: c.Count | None = None
 
@@ -88,7 +88,8 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
         raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
     if data.get("run_number") == -1:
         raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
-    r = c.record(BenchResult, data)
+    compilation = _nested(data, "compilation_config", "cc")
+    r = c.record(BenchResult, {**compilation, **_parameters(data), **data})
     latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     requests, n, sent = _requests(r), r.completed, r.num_prompts or 0
     flags: frozenset[str] = frozenset()
@@ -103,14 +104,12 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
     elif math.isnan(latencies["e2e"].mean_s):
         latencies["e2e"] = _from_parts(latencies, r)
         flags |= {"e2e-from-ttft-and-tpot"}
-    server = {**_models(data, configuration, path), **_graphs(data, configuration), **configuration}
+    server = {**_models(data, configuration, path), **_graphs(r, configuration), **configuration}
     drafting = _drafting(r, server)
     if drafting.acceptance_length != r.accept_length:
         flags |= {"acceptance-from-itl"}
-    yield (
-        -1,
-        rows.run_row(server, load, latencies, requests=requests, drafting=drafting, flags=flags),
-    )
+    known: dict[str, Any] = {"requests": requests, "drafting": drafting, "flags": flags}
+    yield -1, rows.run_row(server, load, latencies, **known)
 
 
 def _from_parts(latencies: Mapping[str, rows.Latency], r: BenchResult) -> rows.Latency:
@@ -159,16 +158,11 @@ def _served(data: c.Values) -> dict[str, Any]:
     return {key: x for key, x in known.items() if x is not None}
 
 
-def _graphs(data: c.Values, server: c.Values) -> dict[str, Any]:
+def _graphs(r: BenchResult, server: c.Values) -> dict[str, Any]:
     """Tokens of the largest graph that was captured, where parameters of ``vllm serve`` tell."""
-    given, config = _parameters(data), _nested(data, "compilation_config", "cc")
-    eager = str(given.get("enforce_eager", "")).lower() in ("true", "1")
-    if eager or str(config.get("cudagraph_mode", "")).upper() == "NONE":
+    sizes, most = r.cudagraph_capture_sizes, r.max_cudagraph_capture_size
+    if str(r.enforce_eager).lower() in ("true", "1") or str(r.cudagraph_mode).upper() == "NONE":
         return {"captured_tokens": 0}
-    graphs = c.record(
-        Graphs, {name: given.get(name, config.get(name)) for name in Graphs.model_fields}
-    )
-    sizes, most = graphs.cudagraph_capture_sizes, graphs.max_cudagraph_capture_size
     if sizes is None and most is None:
         return {}
     most = max(sizes or [GRAPH_TOKENS]) if most is None else most
