@@ -176,9 +176,12 @@ def machine_of(text: str, gpus: int) -> Machine:
     if "=" not in text:
         return Machine(text, gpus)
     given = pairs(text, "--machine")
-    name = given.pop("name", "machine")
+    name = given.pop("name", "")
     try:
-        return Machine(name, gpus, **{term: float(number) for term, number in given.items()})
+        terms = {term: float(number) for term, number in given.items()}
+        if not (name or "gb_per_s" in terms):
+            raise TypeError("neither names a machine nor says its bandwidth")
+        return Machine(name or "machine", gpus, **terms)
     except InputError:
         raise
     except (TypeError, ValueError):
