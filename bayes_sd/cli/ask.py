@@ -41,9 +41,7 @@ class Asked:
     output: Annotated[o.Text, o.load_option("Output tokens of a request, or several.", "N")] = None
     verifier: Annotated[o.Text, o.server_option("Measured verifier.", "NAME")] = None
     drafter: Annotated[o.Text, o.server_option("Measured drafter.", "NAME")] = None
-    acceptance: Annotated[o.Text, o.server_option("If not as measured: 0.7, or 0.8,0.6.", "A")] = (
-        None
-    )
+    acceptance: Annotated[o.Text, o.server_option("If not as measured: 0.7 or 0.8,0.6", "A")] = None
     new_verifier: Annotated[o.Text, o.server_option(SIZE, "SIZE")] = None
     new_drafter: Annotated[o.Text, o.server_option("Unmeasured drafter, likewise.", "SIZE")] = None
     environment: Annotated[o.Text, o.server_option("Where it runs, if several.", "NAME")] = None
@@ -139,8 +137,9 @@ class Asked:
         """The verifier, the fit's only one if none is named, and the drafter if one is."""
         if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
             raise BadParameter("name a measured model or give a new one's size, not both.")
-        verifier = self.verifier or o.size_of(self.new_verifier, "--new-verifier")
-        drafter = self.drafter or o.size_of(self.new_drafter, "--new-drafter")
+        sizes = {"--new-verifier": self.new_verifier, "--new-drafter": self.new_drafter}
+        new = [None if text is None else o.size_of(text, flag) for flag, text in sizes.items()]
+        verifier, drafter = self.verifier or new[0], self.drafter or new[1]
         return verifier or only("verifier", self.fit.verifiers.index, "the fit knows"), drafter
 
 
@@ -317,11 +316,8 @@ def next_runs(
         path = str(plan.path)
         o.say(str(plan))
     axis = str(load.axis)
-    full = [
-        f"At {with_unit(f'{row[axis]:g}', axis)} every server saturates: no choice."
-        for row in choices
-        if row["prob_all_saturated"] > 0.5
-    ]
+    full = [with_unit(f"{x[axis]:g}", axis) for x in choices if x["prob_all_saturated"] > 0.5]
+    no_choice = [f"At {at} every server saturates: no choice." for at in full]
     told: dict[str, Any] = {"choices": choices, "regret_ms": answer.regret_ms, "plan": path}
     now = ("Deciding now; best: no other server is faster", answer.choices)
-    return o.Reply.of(answer, "Worth measuring next", now, *full, **told)
+    return o.Reply.of(answer, "Worth measuring next", now, *no_choice, **told)

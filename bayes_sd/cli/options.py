@@ -167,10 +167,8 @@ def structure_of(text: str | None) -> Structure | None:
     return built(NAMES[kind.strip()], pairs(terms, "--structure"), "--structure")
 
 
-def size_of(text: str | None, flag: str) -> Size | None:
-    """A model nobody measured, from a config.json or ``name=number`` pairs; None from None."""
-    if text is None:
-        return None
+def size_of(text: str, flag: str) -> Size:
+    """A model nobody measured, from a name, a config.json or ``name=number`` pairs."""
     return built(Size, pairs(text, flag), flag) if "=" in text else Size.read(text)
 
 
@@ -181,34 +179,35 @@ def machine_of(text: str, gpus: int) -> Machine:
     given = pairs(text, "--machine")
     name = given.pop("name", "")
     try:
-        known = {n: float(given.pop(n)) for n in ("gb_per_s", "tflops", "memory_gb") if n in given}
-    except ValueError:
-        known = {}
-    if given or not (name or "gb_per_s" in known):
+        terms = {term: float(number) for term, number in given.items()}
+        if not (name or "gb_per_s" in terms):
+            raise TypeError("neither names a machine nor says its bandwidth")
+        return Machine(name or "machine", gpus, **terms)
+    except InputError:
+        raise
+    except (TypeError, ValueError):
         allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
-        raise typer.BadParameter(f"--machine {text}: write {allowed}.")
-    return Machine(name or "machine", gpus, **known)
+        raise typer.BadParameter(f"--machine {text}: write {allowed}.") from None
 
 
 def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], where: str) -> Kind:
     """A size or a structure from names and numbers; a structure's may be ``low..high``."""
-    known = [field.name for field in fields(kind) if field.name != "name"]
-    form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
-    terms: dict[str, Any] = {}
-    for name, value in given.items():
-        number = int if name.startswith("experts") else float
-        try:
-            terms[name] = tuple(number(end) for end in str(value).split("..", 1))
-        except ValueError:
-            terms[name] = ()
-        if name not in known or not terms[name] or (kind is Size and len(terms[name]) > 1):
-            raise typer.BadParameter(
-                f"{where} {name}={value}: write {form} with names {', '.join(known)}."
-            )
     try:
-        return kind(**{n: ends[0] if len(ends) == 1 else ends for n, ends in terms.items()})
-    except TypeError:
-        raise typer.BadParameter(f"{where}: {known[0]}=... is needed.") from None
+        terms: dict[str, Any] = {}
+        for name, value in given.items():
+            ends = str(value).split("..", 1)
+            interval = tuple(int(end) if end.isdigit() else float(end) for end in ends)
+            terms[name] = interval if len(ends) > 1 else interval[0]
+        return kind(**terms)
+    except InputError:
+        raise
+    except (TypeError, ValueError):
+        known = [field.name for field in fields(kind) if field.name != "name"]
+        form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
+        said = ",".join(f"{name}={value}" for name, value in given.items())
+        raise typer.BadParameter(
+            f"{where} {said}: write {form} with names {', '.join(known)}, {known[0]} at least."
+        ) from None
 
 
 def say(text: str) -> None:
@@ -233,25 +232,21 @@ def show(title: str, table: "pd.DataFrame") -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
     if table.empty:  # the sentence before it says so
         return
-    cells, names, numeric = table.map(cell), [], []
-    for place, name in enumerate(table):
-        head = str(name).replace("_", " ")
-        if table[name].dtype.kind in "fiu":
-            numeric.append(place)
-        else:  # texts stand at the left
-            longest = max(len(head), *cells[name].str.len())
-            cells[name], head = cells[name].str.ljust(longest), head.ljust(longest)
-        names.append(head)
+    columns, numeric = [], [table[name].dtype.kind in "fiu" for name in table]
+    for name, is_number in zip(table, numeric, strict=True):
+        texts = [str(name).replace("_", " "), *table[name].map(cell)]
+        longest = max(map(len, texts))
+        columns.append([x.rjust(longest) if is_number else x.ljust(longest) for x in texts])
     # The texts at the left and the first number tell rows apart: every block begins with them.
-    first = numeric[0] + 1 if numeric else 1
-    cells.columns, keys, rest = names, names[:first], names[first:]
-
-    def block(count: int) -> str:
-        return cells[keys + rest[:count]].to_string(index=False)
-
+    first = numeric.index(True) + 1 if any(numeric) else 1
+    keys, rest = columns[:first], columns[first:]
     print(title)
-    while rest or keys == names:
-        counts = range(len(rest), 1, -1)
-        count = next((n for n in counts if len(block(n).split("\n", 1)[0]) <= width()), 1)
-        print(f"{block(count)}\n")
-        rest, names = rest[count:], []
+    while True:
+        block, room = [*keys], width() - sum(len(column[0]) + 1 for column in keys)
+        while rest and (len(block) == first or len(rest[0][0]) <= room):
+            room -= len(rest[0][0]) + 1
+            block.append(rest.pop(0))
+        lines = map(" ".join, zip(*block, strict=True))
+        print(*lines, sep="\n", end="\n\n")
+        if not rest:
+            return

@@ -9,12 +9,12 @@ from bayes_sd.answers.servers import Server
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import reference
+from bayes_sd.runs.checkpoint import EAGLE
 from bayes_sd.runs.drafting import usual_acceptance
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.sizes import WEIGHTLESS, Size
 
 IN_FLIGHT = "1,4,16,64"
-HEADS = ("eagle", "eagle2", "eagle3", "mtp")  # drafters that are sized by their verifier
 
 
 def ask(
@@ -27,13 +27,11 @@ def ask(
     rps: Annotated[o.Text, o.load_option("Requests/s, instead.", "LIST")] = None,
     prompt: Annotated[float, o.load_option("Prompt tokens of a request.", "N")] = 512.0,
     output: Annotated[float, o.load_option("Output tokens of a request.", "N")] = 256.0,
-    k: Annotated[str, o.option("Draft tokens to compare; plain is always one.", "LIST", "-k")] = (
-        "1,3,5"
-    ),
+    k: Annotated[str, o.option("Draft tokens, compared with plain.", "LIST", "-k")] = "1,3,5",
 ) -> o.Reply:
     """Answer before measuring, from data sheets: is drafting worth it, and with how many tokens?"""
     where = o.machine_of(machine, gpus)
-    size = o.size_of(verifier, "--verifier") or Size.read(verifier)
+    size = o.size_of(verifier, "--verifier")
     small, assumed = _drafter(drafter, verifier), ""
     if acceptance is None:
         weights = 0.0 if drafter.lower() in WEIGHTLESS else small.params
@@ -74,8 +72,8 @@ def ask(
 
 def _drafter(drafter: str, verifier: str) -> Size:
     """Size of a drafter: a head of its verifier, a model, or nothing to read."""
-    if drafter.lower() in HEADS:
+    if drafter.lower() in (*EAGLE, "mtp"):
         if "=" in verifier:
             raise InputError(f"--drafter {drafter} is sized by a verifier's name or config.json.")
         return Size.drafter(drafter.lower(), verifier)
-    return Size.public(drafter) or o.size_of(drafter, "--drafter") or Size.read(drafter)
+    return Size.public(drafter) or o.size_of(drafter, "--drafter")

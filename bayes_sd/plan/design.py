@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -73,19 +73,19 @@ class Description(Described):
     startup_s: NonNegative = 90
     run_overhead_s: NonNegative = 15
 
-    @field_validator("k", "acceptance", "runs_per_server", "loads", mode="before")
+    @field_validator("k", "acceptance", "runs_per_server", "loads", mode="wrap")
     @classmethod
-    def _two(cls, value: Any) -> Any:
-        if value is None or (isinstance(value, list | tuple) and len(value) == 2):
-            return value
-        raise ValueError(f"must be [lowest, highest], which may be equal, got {str(value)[:40]}")
+    def _two(cls, value: Any, checked: Callable[[Any], Any]) -> Any:
+        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
+            got = str(value)[:40]
+            raise ValueError(f"must be [lowest, highest], which may be equal, got {got}")
+        ends = checked(value)
+        if ends is not None and not 0 < ends[0] <= ends[1]:
+            raise ValueError(f"must be [lowest, highest], both above 0, got {ends}")
+        return ends
 
     @model_validator(mode="after")
     def _possible(self) -> "Description":
-        for name in ("k", "acceptance", "runs_per_server", "loads"):
-            ends = getattr(self, name)
-            if ends is not None and not 0 < ends[0] <= ends[1]:
-                raise ValueError(f"{name} must be [lowest, highest], both above 0, got {ends}")
         for names in ([*map(short_name, self.verifiers)], [x.name for x in self.drafters]):
             if len(set(names)) < len(names):
                 raise ValueError(f"names of verifiers and drafters must differ, got {names}")

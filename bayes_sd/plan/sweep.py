@@ -141,7 +141,6 @@ class Plan:
 
 
 def _ends(values: Sequence[float | None]) -> str:
-    """Lowest and highest of the values that are there."""
     known = sorted({value for value in values if value is not None})
     return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:]))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import AliasChoices, AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
@@ -21,16 +20,8 @@ COMPANIONS = ("inputs", "outputs", "run_config", "phase_manifest", "server_metri
 OF_SEVERAL_RUNS = ("_aggregate", "_collated")
 
 
-class _Value(c.Record):
-    mean: c.Finite = Field(validation_alias=AliasChoices("avg", "value"))
-
-
-class _Count(c.Record):
-    mean: c.Count = Field(validation_alias="avg")
-
-
 class _Time(Statistics):
-    mean: c.Number = Field(validation_alias=AliasChoices("avg", "value"))
+    mean: c.Number = called("avg", "value", default=...)
     unit: Literal["s", "sec", "ms", "us", "ns"]
 
     @property
@@ -41,14 +32,14 @@ class _Time(Statistics):
 
 class _Export(c.Record):
     request_latency: _Time
-    request_count: _Count
-    benchmark_duration: _Time
-    input_sequence_length: _Value
-    output_sequence_length: _Value
     time_to_first_token: _Time | None = None
     inter_token_latency: _Time | None = None
-    error_request_count: _Count | None = None
-    effective_concurrency: _Value | None = None
+    benchmark_duration: _Time
+    succeeded: c.Count = called("request_count.avg", default=...)
+    failed: c.Count | None = called("error_request_count.avg")
+    prompt_tokens: c.Finite = called("input_sequence_length.avg", default=...)
+    output_tokens: c.Finite = called("output_sequence_length.avg", default=...)
+    in_flight: c.Finite | None = called("effective_concurrency.avg")
 
 
 class _Load(c.Record):
@@ -60,11 +51,11 @@ class _Load(c.Record):
 
 
 class _Record(c.Record):
-    start_ns: c.Count = Field(validation_alias=AliasPath("metadata", "request_start_ns"))
-    e2e: _Time = Field(validation_alias=AliasPath("metrics", "request_latency"))
-    ttft: _Time | None = Field(None, validation_alias=AliasPath("metrics", "time_to_first_token"))
-    prompt: _Value = Field(validation_alias=AliasPath("metrics", "input_sequence_length"))
-    output: _Value = Field(validation_alias=AliasPath("metrics", "output_sequence_length"))
+    start_ns: c.Count = called("metadata.request_start_ns", default=...)
+    e2e: _Time = called("metrics.request_latency", default=...)
+    ttft: _Time | None = called("metrics.time_to_first_token")
+    prompt: c.Finite = called("metrics.input_sequence_length.value", default=...)
+    output: c.Finite = called("metrics.output_sequence_length.value", default=...)
 
 
 def is_result(data: c.Values) -> bool:
@@ -93,27 +84,22 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> Rows:
     wanted = data.get("input_config")
     if not isinstance(wanted, Mapping):
         raise InputError("input_config is missing; it says what load was offered")
-    succeeded, errors = export.request_count.mean, export.error_request_count
-    in_flight = export.effective_concurrency and export.effective_concurrency.mean
     load = {
         **_load(wanted),
-        **counted(succeeded, errors.mean if errors else 0, export.benchmark_duration.mean_s),
-        "prompt_tokens": export.input_sequence_length.mean,
-        "output_tokens": export.output_sequence_length.mean,
-        "in_flight": in_flight or None,
+        **counted(export.succeeded, export.failed, export.benchmark_duration.mean_s),
+        "prompt_tokens": export.prompt_tokens,
+        "output_tokens": export.output_tokens,
+        "in_flight": export.in_flight or None,
     }
     requests, records = None, path.with_name(f"{path.stem.removesuffix('_aiperf')}.jsonl")
     if records.is_file():
         listed = _records(records)
-        if len(listed) != succeeded:
-            counts = f"{len(listed)} successful requests but {path.name} counts {succeeded}"
+        if len(listed) != export.succeeded:
+            counts = f"{len(listed)} successful requests but {path.name} counts {export.succeeded}"
             raise InputError(f"{records.name} lists {counts}; is it cut off?")
-        requests = Requests(
-            e2e=np.array([r.e2e.mean_s for r in listed]),
-            ttft=np.array([r.ttft.mean_s if r.ttft else math.nan for r in listed]),
-            prompt=np.array([r.prompt.mean for r in listed]),
-            output=np.array([r.output.mean for r in listed]),
-        )
+        ttft_s = (r.ttft.mean_s if r.ttft else math.nan for r in listed)
+        table = [(r.e2e.mean_s, x, r.prompt, r.output) for r, x in zip(listed, ttft_s, strict=True)]
+        requests = Requests(*np.array(table).T)
         load["span_s"] = float(np.ptp([r.start_ns * 1e-9 for r in listed])) or None
     latencies = {
         metric: x.latency(UNITS_S[x.unit], name) if (x := getattr(export, name)) else Latency()
@@ -164,7 +150,6 @@ def _phase(wanted: c.Values) -> c.Values:
 
 
 def _records(path: Path) -> list[_Record]:
-    """Successful requests of the profiling phase."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,10 @@
 """What a set of runs can answer and what it cannot."""
 
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,70 +15,10 @@ from bayes_sd.runs.drafting import USUAL
 SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
 WIDTH, SHOWN = 80, ("verifier", "drafter", "k", "steady", "rps")  # of a terminal; in all tables
-FLAGS = {  # what flagged runs have in common
-    "saturated": "are past saturation or ended before a steady state",
-    "unfitted": "have no steady state",
-    "overloaded": "were offered more than was served",
-    "failed>5%": "lost over 5% of their requests",
-    "cut-off": "ended with over 5% of their requests unfinished",
-    "no-tpot": "have no time per output token",
-    "few-requests": "have under ten requests",
-    "no-counts": "have no acceptance counts",
-    "prior": "do not tell their acceptance",
-    "low-acceptance": "accept far less than was imposed or is usual for their kind of drafter",
-    "little": "have other numbers in flight or served than rates and latency give (Little's law)",
-    "parts": "have a TTFT and a TPOT that do not add up to the end-to-end latency",
-    "spread": "have a standard deviation or a percentile unlike any of such a mean",
-}
-NOTES = {
-    "no-spread": "give the mean latency alone",
-    "other runs": "do not tell their acceptance",
-    "acceptance-from-length": "give an acceptance length without counts",
-    "acceptance-from-itl": "show their acceptance only as time between chunks over time per token",
-    "e2e-from-ttft-and-tpot": "give no end-to-end latency",
-    "cap-reached": "offered a rate that their cap on requests in flight cut",
-    "cap-not-filled": "have fewer requests than their cap on requests in flight",
-    "concurrency-cap": "offered a rate but also limited the requests in flight",
-    "rate-from-achieved": "do not say which rate was offered",
-    "verifier-by-name": "give no size of their verifier, a model known by its name",
-    "drafter-by-name": "give no size of their drafter, a model known by its name",
-    "respelled": "name their environment or a model, or give its size (by up to 2%), otherwise",
-}
+FINDINGS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
+FLAGS, NOTES = FINDINGS["warning"], FINDINGS["note"]
+CONSEQUENCES = FINDINGS["so"] | {flag: x["so"] for flag, x in (FLAGS | NOTES).items()}
 KINDS = ", ".join(f"{kind} {a / (a + b):.2g}" for kind, (_, a, b) in USUAL.items())
-CONSEQUENCES = {
-    "aside": "set aside: it is not in the table",
-    "nothing": "there is nothing to fit",
-    "saturated": "they bound the capacity but are not fitted as steady states",
-    "overloaded": "their queue grew to the end: they bound the capacity and have no steady latency",
-    "failed>5%": "only successful requests are measured, which may be the lucky ones",
-    "no-spread": "how single requests differ is not learned from them",
-    "no-tpot": "prefill and decode cost cannot be told apart from these runs",
-    "few-requests": "their means and above all their tails are uncertain",
-    "no-counts": "the imposed acceptance is taken for the real one",
-    "acceptance-from-length": "positions are taken for equally likely to be accepted",
-    "acceptance-from-itl": "a chunk is taken for a cycle; counts of drafts would be exact",
-    "e2e-from-ttft-and-tpot": "it is ttft + (tokens - 1) x tpot; how requests differ is unknown",
-    "cap-reached": "they count as closed loops at that concurrency",
-    "concurrency-cap": "where the limit was reached, latency is less than at that rate without it",
-    "rate-from-achieved": "the rate of finished requests stands in; near saturation it is lower",
-    "verifier-by-name": "its published one is taken: parameters without embedding and head, depth",
-    "drafter-by-name": "its published one is taken: parameters without embedding and head",
-    "respelled": "it is taken for the one of the other runs",
-    "cap-not-filled": "they count as closed loops of as many requests as they have",
-    "cut-off": "the longest may be missing: the mean latency may be too low",
-    **dict.fromkeys(("little", "parts", "spread"), "one of these is wrong: check units and counts"),
-    "unfitted": "not fitted: needed is a long run at a rate, or with a cap (--max-concurrency)",
-    "prior": f"a usual one is assumed, and as wide ({KINDS}); give it (0 to 1), or counts",
-    "other runs": "that of the other runs of these models is taken",
-    "low-acceptance": "sampling accepts less (a default of vllm bench serve): set --temperature 0",
-    "size": "fit refuses all runs; give drafter_params (0 for a drafter without weights)",
-    "load": "cost alone (C1) and cost of other requests (C2) cannot be told apart by e2e latency",
-    "extreme": "nothing is learned about other acceptances: answers for them extrapolate",
-    "plain": "whether SD beats plain decoding cannot be answered for it",
-    "verifiers": "there is no size law: extrapolation to other sizes rests on the prior",
-    "depth": "a typical depth is assumed: it can be off by 40%, keys and values by a factor of 3",
-    "environments": "each has factors of its own on overhead, memory and compute",
-}
 Finding = tuple[str, Any, str, str]  # level, where, finding, key of its consequence
 
 
@@ -138,7 +80,7 @@ def check(runs: pd.DataFrame, set_aside: pd.DataFrame) -> Check:
     ]
     rest = [*_flagged(runs), *_servers(steady), *_environments(runs, steady)]
     found = sorted([*aside, *blocking, *rest], key=lambda finding: LEVELS.index(finding[0]))
-    told = [(*finding[:3], CONSEQUENCES[finding[3]]) for finding in found]
+    told = [(*finding[:3], CONSEQUENCES[finding[3]].format(kinds=KINDS)) for finding in found]
     findings = pd.DataFrame(told, columns=["level", "where", "finding", "consequence"], dtype="str")
     return Check(not blocking, _summary(runs), findings)
 
@@ -202,7 +144,6 @@ def place(source: str, row: int) -> str:
 
 
 def _files(group: pd.DataFrame, most: int = 3) -> str:
-    """Names of the first runs of a group."""
     sources = group.source.str.rsplit("/", n=1).str[-1]
     names = [place(name, row) for name, row in zip(sources, group.row, strict=True)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
@@ -222,12 +163,12 @@ def _flagged(runs: pd.DataFrame) -> Iterator[Finding]:
     names = runs["flags"].mask(unfitted, runs["flags"].str.replace("saturated", "unfitted"))
     names = "," + names + "," + runs.acceptance_from + ","
     for level, flags in (("warning", FLAGS), ("note", NOTES)):
-        for flag, finding in flags.items():
+        for flag, told in flags.items():
             hits = names.str.contains(f",{flag},", regex=False)
             if not hits.any():
                 continue
             for server, hit in runs[hits].groupby(SERVER):
-                text = f"{len(hit)} of {total[server]} runs {finding}: {_files(hit)}"
+                text = f"{len(hit)} of {total[server]} runs {told['runs']}: {_files(hit)}"
                 yield level, _label(server), text, flag
 
 

@@ -1,11 +1,14 @@
 """Who served a run: verifier, drafter, draft tokens, environment; numbers as files write them."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_json
 
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
@@ -25,35 +28,25 @@ NO_DRAFTER = "none"
 Values = Mapping[str, Any]
 
 
-def _float(value: Any) -> float:
-    """Any float, also written as a string, also NaN or infinite."""
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"must be a number, got {value!r}")
+def number(value: Any, *, rule: str = "", allowed: Callable[[float], bool] = bool) -> float:
+    """A float, also as text, NaN or infinite, of a size to reckon with; where a rule allows it."""
     try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"must be of at most {LARGEST:g} in size, got {value!r}") from None
+        if isinstance(value, bool):
+            raise TypeError
+        x = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        x = 10 * LARGEST
     except (TypeError, ValueError):
         raise ValueError(f"must be a number, got {value!r}") from None
-
-
-def number(value: Any) -> float:
-    """Any float of a size with which one can reckon, also NaN or infinite."""
-    x = _float(value)
+    if rule and not allowed(x):
+        raise ValueError(f"must {rule}, got {value!r}")
     if x and math.isfinite(x) and not SMALLEST <= abs(x) <= LARGEST:
         raise ValueError(f"must be 0 or of size {SMALLEST:g} to {LARGEST:g}, got {value!r}")
     return x
 
 
 def _must(rule: str, allowed: Callable[[float], bool]) -> BeforeValidator:
-    """Refuse numbers that are not allowed, and say the rule."""
-
-    def check(value: Any) -> float:
-        if not allowed(_float(value)):
-            raise ValueError(f"must {rule}, got {value!r}")
-        return number(value)
-
-    return BeforeValidator(check)
+    return BeforeValidator(partial(number, rule=rule, allowed=allowed))
 
 
 def _whole(least: int) -> BeforeValidator:
@@ -102,13 +95,7 @@ def mapping(value: Any) -> Values:
 
 def finite_or_none(value: Any) -> Any:
     """Plain values for JSON, NumPy's too, with None for NaN and infinities, all the way down."""
-    if isinstance(value, Mapping):
-        return {str(k): finite_or_none(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(v) for v in value]
-    if hasattr(value, "tolist"):
-        return finite_or_none(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(to_json(value, inf_nan_mode="null", fallback=lambda x: x.tolist()))
 
 
 def sentence(error: ValidationError) -> str:
@@ -202,7 +189,6 @@ KNOWN = (*NAMES, *ALIASES)
 
 
 def _problems(c: Configuration) -> Iterator[str]:
-    """What cannot all be true of one server."""
     plain, moe = c.drafter == NO_DRAFTER, c.family == "moe"
     for name in ("draft_tokens", "drafter_params", "drafter_method", "drafter_path"):
         if plain and (value := getattr(c, name)) and not absent(value):

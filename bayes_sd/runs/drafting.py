@@ -91,7 +91,6 @@ def counts(config: c.Configuration, d: Drafting) -> dict[str, float | str]:
 
 
 def _problems(k: int, d: Drafting) -> Iterator[str]:
-    """Why no drafter can have these counts."""
     given, total, accepted = len(d.positions), sum(d.positions), d.accepted_tokens
     if k == 0:
         if any((d.drafts, d.drafted_tokens, accepted, total)):

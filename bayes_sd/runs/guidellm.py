@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import AliasPath, Field
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.rows import Requests, Rows, Statistics, counted, run_row
+from bayes_sd.runs.rows import Requests, Rows, Statistics, called, counted, run_row
 
 LATENCIES = {
     "e2e": ("request_latency", 1.0),
@@ -24,18 +23,6 @@ GROWING = 1.5
 STRATEGIES = ("synchronous", "concurrent", "constant", "poisson", "throughput")
 
 
-def _under(*keys: str, default: Any = None) -> Any:
-    return Field(default, validation_alias=AliasPath(*keys))
-
-
-def _statistics(name: str, status: str = "successful") -> Any:
-    return _under("metrics", name, status)
-
-
-class _Distribution(Statistics):
-    max: c.Number | None = None
-
-
 class _Request(c.Record):
     request_start_time: c.Finite | None = None
     request_latency: c.Number | None = None
@@ -45,25 +32,26 @@ class _Request(c.Record):
 
 
 class _Benchmark(c.Record):
-    strategy: str = _under("config", "strategy", "type_", default=...)
-    streams: c.PositiveCount | None = _under("config", "strategy", "streams")
-    rate: c.Positive | None = _under("config", "strategy", "rate")
-    max_concurrency: c.PositiveCount | None = _under("config", "strategy", "max_concurrency")
-    rampup_s: c.NonNegative | None = _under("config", "strategy", "rampup_duration")
-    model: str | None = _under("config", "backend", "model")
+    strategy: str = called("config.strategy.type_", default=...)
+    streams: c.PositiveCount | None = called("config.strategy.streams")
+    rate: c.Positive | None = called("config.strategy.rate")
+    max_concurrency: c.PositiveCount | None = called("config.strategy.max_concurrency")
+    rampup_s: c.NonNegative | None = called("config.strategy.rampup_duration")
+    model: str | None = called("config.backend.model")
     duration: c.Positive
-    succeeded: c.Count = _under("metrics", "request_totals", "successful", default=...)
-    errored: c.Count | None = _under("metrics", "request_totals", "errored")
-    cut_off: c.Count | None = _under("metrics", "request_totals", "incomplete")
-    in_flight: _Distribution | None = _statistics("request_concurrency", "total")
-    request_latency: _Distribution | None = _statistics("request_latency")
-    time_to_first_token_ms: _Distribution | None = _statistics("time_to_first_token_ms")
-    inter_token_latency_ms: _Distribution | None = _statistics("inter_token_latency_ms")
-    prompt_token_count: _Distribution | None = _statistics("prompt_token_count")
-    output_token_count: _Distribution | None = _statistics("output_token_count")
-    successful: list[_Request] | None = _under("requests", "successful")
-    incomplete: list[_Request] | None = _under("requests", "incomplete")
-    failed: list[_Request] | None = _under("requests", "errored")
+    succeeded: c.Count = called("metrics.request_totals.successful", default=...)
+    errored: c.Count | None = called("metrics.request_totals.errored")
+    cut_off: c.Count | None = called("metrics.request_totals.incomplete")
+    in_flight: c.Number | None = called("metrics.request_concurrency.total.mean")
+    peak: c.Number | None = called("metrics.request_concurrency.total.max")
+    e2e: Statistics | None = called("metrics.request_latency.successful")
+    ttft: Statistics | None = called("metrics.time_to_first_token_ms.successful")
+    tpot: Statistics | None = called("metrics.inter_token_latency_ms.successful")
+    prompt_tokens: c.Number | None = called("metrics.prompt_token_count.successful.mean")
+    output_tokens: c.Number | None = called("metrics.output_token_count.successful.mean")
+    successful: list[_Request] | None = called("requests.successful")
+    incomplete: list[_Request] | None = called("requests.incomplete")
+    failed: list[_Request] | None = called("requests.errored")
 
 
 def is_result(data: c.Values) -> bool:
@@ -101,13 +89,13 @@ def _run(b: _Benchmark, configuration: c.Values) -> dict[str, Any]:
         **_load(b),
         **counted(b.succeeded, b.errored, b.duration),
         "incomplete": cut_off,
-        "prompt_tokens": b.prompt_token_count and b.prompt_token_count.mean,
-        "output_tokens": b.output_token_count and b.output_token_count.mean,
-        "in_flight": (b.in_flight and b.in_flight.mean) or None,
+        "prompt_tokens": b.prompt_tokens,
+        "output_tokens": b.output_tokens,
+        "in_flight": b.in_flight or None,
         "span_s": float(np.ptp(starts)) or None if starts and complete else None,
     }
     latencies = {
-        metric: (getattr(b, name) or Statistics()).latency(unit_s, f"metrics.{name}.successful")
+        metric: (getattr(b, metric) or Statistics()).latency(unit_s, f"metrics.{name}.successful")
         for metric, (name, unit_s) in LATENCIES.items()
     }
     server = {"verifier": b.model, **configuration}
@@ -130,8 +118,7 @@ def _load(b: _Benchmark) -> dict[str, Any]:
     if b.strategy in ("synchronous", "concurrent"):
         return {"loop": "closed", "concurrency": 1 if b.strategy == "synchronous" else b.streams}
     # GuideLLM always has a limit (512 by default); one that was never reached limited nothing.
-    peak = b.in_flight and b.in_flight.max
-    reached = b.max_concurrency is not None and not (peak and peak < b.max_concurrency)
+    reached = b.max_concurrency is not None and not (b.peak and b.peak < b.max_concurrency)
     return {
         "loop": "open",
         "rate_rps": b.rate,
@@ -143,10 +130,8 @@ def _load(b: _Benchmark) -> dict[str, Any]:
 
 def _requests(b: _Benchmark) -> Requests | None:
     """The successful requests, or None where something of one is not listed."""
-    needed = ("request_latency", "prompt_tokens", "output_tokens")
+    needed = ("request_latency", "prompt_tokens", "output_tokens", "time_to_first_token_ms")
     table = [[getattr(r, name) for name in needed] for r in b.successful or ()]
-    if any(value is None for values in table for value in values):
-        return None
-    e2e, prompt, output = np.array(table, dtype=float).T
-    ttft_ms = np.array([r.time_to_first_token_ms for r in b.successful or ()], dtype=float)
-    return Requests(e2e, ttft_ms / 1000, prompt, output)
+    e2e, prompt, output, ttft_ms = np.array(table, dtype=float).T
+    known = not np.isnan([e2e, prompt, output]).any()
+    return Requests(e2e, ttft_ms / 1000, prompt, output) if known else None

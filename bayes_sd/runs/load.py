@@ -110,13 +110,12 @@ class Load:
         there = log_files.columns_of(sources[0])
         require(columns, (*TRAFFIC, *log_files.INPUTS[:-1]), there or columns.values())
         if not there or "rate_rps" in (*there, *columns):
-            return cls._traffic(*read_windows(source, columns))
+            return cls._traffic(name, read_windows(source, name, columns))
         log = logs.Log(name, sources, columns)
         return cls._traffic(name, checked(log.traffic(window_s), name))
 
     @classmethod
     def _traffic(cls, name: str, windows: pd.DataFrame) -> "Load":
-        """A load of checked windows."""
         busy = _with_requests(windows)
         cells = {c: ("window", busy[c].to_numpy(float)) for c in ("rate_rps", *LENGTHS)}
         for length in LENGTHS:
@@ -229,8 +228,6 @@ class Load:
         """
         if not (isinstance(windows, int) and windows >= 2):
             raise InputError(f"windows must be a whole number of at least 2, got {windows!r}")
-        if not self.is_traffic:
-            return self
         alike = [name for name in self._busy if name not in ("seconds", "requests")]
         busy = self._busy.groupby(alike, dropna=False, as_index=False).sum()
         if len(busy) == len(self._busy) <= windows:
@@ -269,7 +266,6 @@ def _with_requests(windows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _list(values: np.ndarray) -> str:
-    """Numbers for a sentence, many of them as a range."""
     values = np.atleast_1d(values)
     if len(values) > 5:
         return f"{values.min():g} to {values.max():g}"

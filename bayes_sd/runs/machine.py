@@ -197,7 +197,6 @@ class Machine:
     def fits(self, weights_gb: float, kv_gb: float = 0.0) -> None:
         """Refuse weights, with keys and values, that need more than the memory of all together."""
         if self.memory_gb is not None and weights_gb + kv_gb > self.memory_gb:
-            need = f"{weights_gb:.3g} GB of weights" + f" and {kv_gb:g} GB of keys and values" * (
-                kv_gb > 0
-            )
+            kv = f" and {kv_gb:g} GB of keys and values" if kv_gb > 0 else ""
+            need = f"{weights_gb:.3g} GB of weights{kv}"
             raise InputError(f"{need} do not fit into the {self.memory_gb:g} GB of {self}.")

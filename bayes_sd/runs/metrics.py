@@ -17,7 +17,7 @@ from bayes_sd.runs import config as c
 from bayes_sd.runs import windows as w
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import Latency, Rows, counted, fingerprint, run_id, run_row
-from bayes_sd.runs.windows import E2E, HISTOGRAMS, Window
+from bayes_sd.runs.windows import E2E, HISTOGRAMS, in_flight, series
 
 LENGTHS = {
     "prompt_tokens": ("vllm:request_prompt_tokens", "vllm:prompt_tokens_total"),
@@ -68,25 +68,24 @@ def samples(text: str) -> Iterator[Any]:
 
 def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: float) -> Rows:
     """Run of each window of all files together (texts, or JSON objects), or why it has none."""
-    number = -1
-    for labels, table in servers_of(contents).items():
-        values = {"verifier": dict(labels).get("model_name"), **configuration}
-        for window in w.windows(table, window_s):
-            number += 1
-            try:
-                if isinstance(window, InputError):
-                    raise window
-                w.check_steady(window.times, window.values(f"{E2E}_count"), window.in_flight())
-                row = _run(window, values)
-                # Two windows may have the same numbers: when they were tells them apart.
-                when = {"run": run_id(row), "start_s": float(window.times[0])}
-                yield number, row | {"run_id": fingerprint(when)}
-            except InputError as error:
-                yield number, error
+    servers = servers_of(contents).items()
+    windows = ((labels, each) for labels, x in servers for each in w.windows(x, window_s))
+    for number, (labels, window) in enumerate(windows):
+        try:
+            if isinstance(window, InputError):
+                raise window
+            times = window.index.to_numpy(float)
+            w.check_steady(times, series(window, f"{E2E}_count"), in_flight(window))
+            row = _run(window, {"verifier": dict(labels).get("model_name"), **configuration})
+            # Two windows may have the same numbers: when they were tells them apart.
+            when = {"run": run_id(row), "start_s": float(times[0])}
+            yield number, row | {"run_id": fingerprint(when)}
+        except InputError as error:
+            yield number, error
 
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
-    """Readings of all files, one table (see Window) for each server, all its engines together."""
+    """Readings of all files, a table (see `windows`) for each server, its engines together."""
     servers: dict[Any, dict[tuple[str, str], dict[str, dict[float, float]]]] = {}
     for file, content in contents.items():
         try:
@@ -99,8 +98,8 @@ def servers_of(contents: Mapping[Path, Any]) -> Servers:
                     raise InputError(f"has an impossible {what}")
                 key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
                 engines = servers.setdefault(key, {}).setdefault((name, _own(name, labels)), {})
-                series = engines.setdefault(labels.get("engine", ""), {})
-                if series.setdefault(time_s, value) != value and not math.isnan(value):
+                values = engines.setdefault(labels.get("engine", ""), {})
+                if values.setdefault(time_s, value) != value and not math.isnan(value):
                     raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
@@ -136,10 +135,10 @@ def _range(answer: c.Values) -> Iterator[Sample]:
     result = data.get("result") or ()
     if not isinstance(result, list | tuple):
         raise InputError(f"data.result is {str(result)[:40]!r}; query_range gives a list of series")
-    for i, series in enumerate(result):
+    for i, one in enumerate(result):
         try:
-            labels = {str(k): c.text(v) for k, v in series["metric"].items()}
-            values = [(c.number(t), c.number(v)) for t, v in series["values"]]
+            labels = {str(k): c.text(v) for k, v in one["metric"].items()}
+            values = [(c.number(t), c.number(v)) for t, v in one["values"]]
         except (AttributeError, KeyError, TypeError, ValueError):
             what = "lacks metric or values [[seconds, number], ...]"
             raise InputError(f"data.result[{i}] {what}") from None
@@ -164,16 +163,23 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             yield stamp_s, s.name, s.labels, s.value
 
 
-def _run(window: Window, configuration: c.Values) -> dict[str, Any]:
-    in_flight = float(np.trapezoid(window.in_flight(), window.times) / window.duration_s)
-    requests, lost = _finished(window)
+def _gain(window: pd.DataFrame, name: str, label: str = "") -> float:
+    """By how much a counter grew; NaN if it was not read at both ends."""
+    values = series(window, name, label)
+    return float(values[-1] - values[0])
+
+
+def _run(window: pd.DataFrame, configuration: c.Values) -> dict[str, Any]:
+    times, (requests, lost) = window.index.to_numpy(float), _finished(window)
+    duration_s = float(times[-1] - times[0])
+    mean = float(np.trapezoid(in_flight(window), times) / duration_s)
     load = {
-        **counted(requests, lost, window.duration_s),
+        **counted(requests, lost, duration_s),
         **{quantity: _length(window, *names) for quantity, names in LENGTHS.items()},
         "loop": "open",
-        "rate_rps": requests / window.duration_s,
-        "span_s": window.duration_s,
-        "in_flight": in_flight if in_flight > 0 else None,
+        "rate_rps": requests / duration_s,
+        "span_s": duration_s,
+        "in_flight": mean if mean > 0 else None,
     }
     latencies = {metric: _latency(window, name) for metric, name in HISTOGRAMS.items()}
     if math.isnan(latencies["e2e"].mean_s):
@@ -182,25 +188,25 @@ def _run(window: Window, configuration: c.Values) -> dict[str, Any]:
     return run_row(configuration, load, latencies, drafting=_drafting(window), flags=flags)
 
 
-def _finished(window: Window) -> tuple[float, float | None]:
+def _finished(window: pd.DataFrame) -> tuple[float, float | None]:
     """Requests that were answered, and those aborted or failed (None: not counted)."""
-    timed = window.gain(f"{E2E}_count")
-    if FINISHED not in window.table:
+    timed = _gain(window, f"{E2E}_count")
+    if FINISHED not in window:
         return timed, None
     # A reason is listed from its first request on.
-    by_reason = window.table[FINISHED].ffill().fillna(0.0)
+    by_reason = window[FINISHED].ffill().fillna(0.0)
     gains = by_reason.iloc[-1] - by_reason.iloc[0]
     lost = gains[gains.index.isin(("abort", "error"))].sum()
     # Lost requests may be among those timed; there are no more answers than the rest.
     return min(timed, gains.sum() - lost) if lost else timed, float(lost)
 
 
-def _latency(window: Window, name: str) -> Latency:
-    n, total = window.gain(f"{name}_count"), window.gain(f"{name}_sum")
+def _latency(window: pd.DataFrame, name: str) -> Latency:
+    n, total = _gain(window, f"{name}_count"), _gain(window, f"{name}_sum")
     if not (n > 0 and total > 0):
         return Latency()
-    bounds, after = _buckets(window.table.iloc[-1], name)
-    same, before = _buckets(window.table.iloc[0], name)
+    bounds, after = _buckets(window.iloc[-1], name)
+    same, before = _buckets(window.iloc[0], name)
     if not len(bounds) or not np.array_equal(bounds, same):
         return Latency(mean_s=total / n)
     upto = after - before
@@ -220,25 +226,23 @@ def _latency(window: Window, name: str) -> Latency:
 
 def _buckets(reading: pd.Series, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Upper bounds and counts of values up to them, at one time."""
-    if f"{name}_bucket" not in reading:
-        return np.array([]), np.array([])
-    known = reading[f"{name}_bucket"].dropna().rename(float).sort_index()
+    known = reading.get(f"{name}_bucket", pd.Series()).dropna().rename(float).sort_index()
     return known.index.to_numpy(float), known.to_numpy(float)
 
 
-def _length(window: Window, histogram: str, counter: str) -> float:
+def _length(window: pd.DataFrame, histogram: str, counter: str) -> float:
     """Mean tokens of a finished request; of all requests where only the counter is there."""
-    mean = window.gain(f"{histogram}_sum") / (window.gain(f"{histogram}_count") or math.nan)
-    return window.gain(counter) / window.gain(f"{E2E}_count") if math.isnan(mean) else mean
+    mean = _gain(window, f"{histogram}_sum") / (_gain(window, f"{histogram}_count") or math.nan)
+    return _gain(window, counter) / _gain(window, f"{E2E}_count") if math.isnan(mean) else mean
 
 
-def _drafting(window: Window) -> Drafting:
+def _drafting(window: pd.DataFrame) -> Drafting:
     """What was drafted and accepted; nothing of positions where one is unknown."""
-    gains: dict[str, Any] = {quantity: window.gain(name) for quantity, name in DRAFTING.items()}
+    gains: dict[str, Any] = {quantity: _gain(window, name) for quantity, name in DRAFTING.items()}
     known = {name: gain for name, gain in gains.items() if not math.isnan(gain)}
-    positions = window.table[PER_POSITION].columns if PER_POSITION in window.table else ()
+    positions = window[PER_POSITION].columns if PER_POSITION in window else ()
     places = [str(j) for j in range(len(positions))]
-    accepted = [window.gain(PER_POSITION, place) for place in places if place in positions]
+    accepted = [_gain(window, PER_POSITION, place) for place in places if place in positions]
     if len(accepted) == len(places) and not np.isnan(accepted).any():
         known["positions"] = accepted
     return c.record(Drafting, known)

@@ -114,17 +114,15 @@ def read(
     sidecar = [] if config is None else read_sidecar(config, sources)
     reader = _Reader(sidecar, canonical(constants), environment, [], [])
     kinds: dict[str, str] = {}
-    scrapes: dict[Path, Any] = {}
-    requests: dict[str, list[Any]] = {}
+    records: dict[tuple[str, str], dict[Path, Any]] = {}  # of several files together
     for source in sources:
         path = Path("table") if is_table else source
         name = shown(str(path))
         try:
-            kinds[name], contents = _content(source, columns or {})
-            if kinds[name] == "metrics":
-                scrapes[path] = contents[0]
-            elif kinds[name] == "log":
-                requests.setdefault(path.suffix, []).append(source)
+            kinds[name], contents = _content(source, name, columns or {})
+            if kinds[name] in ("metrics", "log"):
+                suffix = path.suffix if kinds[name] == "log" else ""
+                records.setdefault((kinds[name], suffix), {})[path] = contents[0]
             elif kinds[name] == "table":
                 values = reader.configuration(path, {}) | for_tables
                 reader.add(name, table.runs_of(contents[0], columns or {}, values))
@@ -134,19 +132,17 @@ def read(
                     reader.add(name, runs, i if len(contents) > 1 else -1)
         except InputError as error:
             reader.leave_out(name, error)
-    if scrapes:
-        first = next(iter(scrapes))
-        values = merge((str(path), reader.configuration(path, {})) for path in scrapes)
-        name = shown(str(first if len(scrapes) == 1 else first.parent))
-        reader.add(name, metrics.runs_of(scrapes, values, window_s))
-    for parts in requests.values():
-        names = [Path("table")] if is_table else parts
-        name = shown(str(names[0] if len(names) == 1 else names[0].parent))
+    for (kind, _), parts in records.items():
+        first = next(iter(parts))
+        name = shown(str(first if len(parts) == 1 else first.parent))
         try:
-            values = merge((str(path), reader.configuration(path, {})) for path in names)
-            log = logs.Log(name, parts, columns or {}, "e2e_s")
-            reader.add(name, log.runs(values, window_s))
-            reader.aside.extend(log.aside)
+            values = merge((str(path), reader.configuration(path, {})) for path in parts)
+            if kind == "metrics":
+                reader.add(name, metrics.runs_of(parts, values, window_s))
+            else:
+                log = logs.Log(name, list(parts.values()), columns or {}, "e2e_s")
+                reader.add(name, log.runs(values, window_s))
+                reader.aside.extend(log.aside)
         except InputError as error:
             reader.leave_out(name, error)
     # GuideLLM and AIPerf write their results as CSV too, beside the JSON that is read.
@@ -154,7 +150,10 @@ def read(
     copies = {str(Path(name).with_suffix(".csv")) for name in reports}
     aside = [bad for bad in reader.aside if bad["source"] not in copies]
     if not reader.rows:
-        raise InputError(_nothing(aside))
+        reasons = [f"{place(bad['source'], bad['row'])}: {bad['reason']}" for bad in aside]
+        what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
+        several = f"none of {len(reasons)} {what} can be used: " if len(reasons) > 1 else ""
+        raise InputError(several + "; ".join(reasons[:3]))
     tables = {*kinds.values()} & {"table", "log"}
     if (columns and not tables) or (for_tables and "table" not in tables):
         name = "columns" if columns and not tables else next(iter(for_tables))
@@ -200,39 +199,27 @@ class _Reader:
         self.aside.append({"source": source, "row": row, "reason": reason})
 
 
-def _nothing(aside: list[dict[str, Any]]) -> str:
-    """Why no run was read."""
-    reasons = [f"{place(bad['source'], bad['row'])}: {bad['reason']}" for bad in aside]
-    what = "files" if all(bad["row"] < 0 for bad in aside) else "runs"
-    several = f"none of {len(reasons)} {what} can be used: " if len(reasons) > 1 else ""
-    return several + "; ".join(reasons[:3])
-
-
-def _content(source: Any, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Kind of a source and what is in it, but of a log, which may be large."""
+def _content(source: Any, name: str, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Kind of a source and what is in it; of a log, which may be large, the source itself."""
     if log_files.is_log(source, columns):
-        return "log", []
+        return "log", [source]
     if isinstance(source, pd.DataFrame):
-        return "table", [table.load_table(source)[0]]
+        return "table", [table.load_table(source, name)]
     try:
         text = source.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"is not text; {NEEDED}") from None
-    if not text:
-        raise InputError(f"is empty; {NEEDED}")
-    header, what = text.splitlines()[0], "of no known kind"
+    header, what = text.partition("\n")[0], "of no known kind" if text else "empty"
     if text.startswith(("{", "[")):
         data = table.json_objects(text)
-        if metrics.is_answer(data[0]):
-            return "metrics", data
-        for name, tool in TOOLS.items():
-            if tool.is_result(data[0]):
-                return name, data
+        known = {"metrics": metrics.is_answer} | {n: tool.is_result for n, tool in TOOLS.items()}
+        if kind := next((kind for kind, fits in known.items() if fits(data[0])), ""):
+            return kind, data
         theirs = {each if isinstance(each, str) else each[0] for each in columns.values()}
         if data[0].keys() & {"e2e_mean_s", table.THROUGHPUT, *theirs}:
-            return "table", [table.load_table(source)[0]]
+            return "table", [table.load_table(source, name)]
         keys = ", ".join(str(key)[:40] for key in list(data[0])[:5])
         header, what = "", f"JSON of no known kind (it has {keys or 'nothing'})"
     elif metrics.SCRAPE.search(text):
@@ -242,7 +229,7 @@ def _content(source: Any, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
             raise InputError(f"is a result of {other}, which is not read; {NEEDED}")
     if "," not in header:
         raise InputError(f"is {what}; {NEEDED}")
-    return "table", [table.load_table(source)[0]]
+    return "table", [table.load_table(source, name)]
 
 
 def find_files(
@@ -283,7 +270,7 @@ def _matches(pattern: str, path: Path) -> bool:
 def read_sidecar(path: PathLike, files: list[Any]) -> Sidecar:
     """Patterns of a sidecar and the configuration keys of the files they match."""
     if Path(path).suffix.lower() == ".csv":
-        rows, _ = table.load_table(path, dtype=str, keep_default_na=False)
+        rows = table.load_table(path, shown(str(path)), dtype=str, keep_default_na=False)
         if "file" not in rows.columns:
             have = ", ".join(rows.columns)
             raise InputError(f"{path}: a column 'file' is needed, but the columns are {have}")

@@ -95,9 +95,10 @@ class Latency(c.Record, extra="forbid"):
         return self
 
 
-def called(*names: str | AliasPath) -> Any:
-    """A field that a tool may call one of these."""
-    return Field(None, validation_alias=AliasChoices(*names))
+def called(*names: str, default: Any = None) -> Any:
+    """A field that a tool calls one of these; dots lead into objects."""
+    paths = [AliasPath(*name.split(".")) for name in names]
+    return Field(default, validation_alias=AliasChoices(*paths) if names[1:] else paths[0])
 
 
 class Statistics(c.Record):
@@ -105,10 +106,10 @@ class Statistics(c.Record):
 
     mean: c.Number | None = called("mean", "avg", "value")
     std: c.Number | None = called("std", "std_dev")
-    p50: c.Number | None = called("p50", "median", AliasPath("percentiles", "p50"))
-    p90: c.Number | None = called("p90", AliasPath("percentiles", "p90"))
-    p95: c.Number | None = called("p95", AliasPath("percentiles", "p95"))
-    p99: c.Number | None = called("p99", AliasPath("percentiles", "p99"))
+    p50: c.Number | None = called("p50", "median", "percentiles.p50")
+    p90: c.Number | None = called("p90", "percentiles.p90")
+    p95: c.Number | None = called("p95", "percentiles.p95")
+    p99: c.Number | None = called("p99", "percentiles.p99")
 
     def latency(self, unit_s: float, where: str) -> Latency:
         """The same in seconds; nothing where there is no mean, for which tools write 0."""
@@ -148,7 +149,6 @@ def _latencies(requests: Requests, duration_s: float) -> dict[str, Latency]:
 
 
 def _statistics(seconds: np.ndarray) -> Latency:
-    """Exact statistics of latencies of single requests (NaN: not measured)."""
     x = seconds[np.isfinite(seconds)]
     if x.size == 0:
         return Latency()

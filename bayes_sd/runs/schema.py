@@ -20,7 +20,6 @@ from bayes_sd.runs.rows import METRICS, Latency, Workload
 
 
 def _fields(kind: type[BaseModel], prefix: str = "", what: str = "") -> dict[str, str]:
-    """Columns of a record and what they mean."""
     meanings = {name: str(field.description) for name, field in kind.model_fields.items()}
     return {f"{prefix}{k}": text.format(what) for k, text in meanings.items() if k != "std_s"}
 
@@ -45,16 +44,11 @@ COLUMNS = {
     "saturated": "no steady state was reached",
     "flags": "sorted names joined by commas",
 }
-TEXTS = ("run_id", "source", "environment", "verifier", "family", "drafter", "drafter_method")
-DTYPES = {
-    **dict.fromkeys(
-        (*TEXTS, "drafter_path", "machine", "workload", "arm", "loop", "acceptance_from", "flags"),
-        "str",
-    ),
-    **dict.fromkeys(("row", "experts", "experts_per_token", "draft_tokens"), "int64"),
-    **dict.fromkeys(("requests", "failed", "incomplete", "gpus", "dies"), "int64"),
-    **dict.fromkeys(("detail", "saturated"), "bool"),
-}
+FIELDS = Configuration.model_fields | Workload.model_fields
+KINDS: dict[Any, str] = {float: "float64", int: "int64"}
+DTYPES = {name: KINDS.get(field.annotation, "str") for name, field in FIELDS.items()}
+DTYPES |= dict.fromkeys(("run_id", "source", "acceptance_from", "flags"), "str")
+DTYPES |= {"row": "int64", "detail": "bool", "saturated": "bool"}
 SIZES = {
     "environment": ("gb_per_s", "gpus", "machine"),  # of several reasons the last is told
     "verifier": (
@@ -140,7 +134,6 @@ class Runs:
 
 
 def _names(values: Iterable[Any]) -> str:
-    """Values as a list for a message."""
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
@@ -149,7 +142,11 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
     last = max((int(row["draft_tokens"]) for row in rows), default=0)
     names = list(COLUMNS)
     names[(j := names.index("accepted_j")) : j + 1] = [f"accepted_{i}" for i in range(1, last + 1)]
-    reasons, same = dict(_duplicates(rows)), [dict(row) for row in rows]
+    same, reasons, first = [dict(row) for row in rows], {}, dict[str, dict[Any, Any]]()
+    for i, row in enumerate(same):
+        if (there := first.setdefault(row["run_id"], row)) is not row:
+            where = place(there["source"], there["row"])
+            reasons[i] = f"its measurements are those of {where} again; a run counts once"
     kept = {i: row for i, row in enumerate(same) if i not in reasons}
     for what in SIZES:
         _given_sizes_win(kept.values(), what)
@@ -159,10 +156,7 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
         name: pd.Series([row.get(name) for row in same], dtype=DTYPES.get(name, "float64"))
         for name in names
     }
-    dropped = [
-        {"source": rows[i]["source"], "row": rows[i]["row"], "reason": reason}
-        for i, reason in sorted(reasons.items())
-    ]
+    dropped = [same[i] | {"reason": reasons[i]} for i in sorted(reasons)]
     set_aside = pd.DataFrame([*aside, *dropped], columns=list(SET_ASIDE)).astype(SET_ASIDE)
     table = pd.DataFrame(columns).drop(index=list(reasons)).reset_index(drop=True)
     prior, k = table.acceptance_from == "prior", table.draft_tokens.to_numpy()
@@ -174,16 +168,6 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
         table.loc[lent, "tokens_per_cycle"] = tokens_per_cycle([rates.to_numpy()] * last, k)[lent]
         table.loc[lent, "acceptance_from"] = "other runs"
     return Runs(table, set_aside)
-
-
-def _duplicates(rows: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[int, str]]:
-    """Runs whose measurements were there before."""
-    first: dict[str, str] = {}
-    for i, row in enumerate(rows):
-        if row["run_id"] in first:
-            same = first[row["run_id"]]
-            yield i, f"its measurements are those of {same} again; a run counts once"
-        first.setdefault(row["run_id"], place(row["source"], row["row"]))
 
 
 def _key(name: str, what: str) -> str:

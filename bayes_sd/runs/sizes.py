@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_sd.errors import LARGEST, InputError
+from bayes_sd.errors import LARGEST, InputError, require
 from bayes_sd.runs.checkpoint import EAGLE, config_of, drafter_of, near, sizes_of
 
 GIGA = 1e9
@@ -128,11 +128,10 @@ class Size:
             low, high = (2, 64) if field.name == "weight_bits" else (1, LARGEST)
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             fits = is_number and (low <= value <= high or (value == 0 and zero_allowed))
-            if not fits or (zero_allowed and value % 1):
-                least, count = ("0, or a", "whole count") if zero_allowed else ("a", "count")
-                form = f" (a {count}, as in 8e9)" if low == 1 else ""
-                rule = f"must be {least} number from {low} to {high:g}{form}"
-                raise InputError(f"{field.name} = {value!r}: {rule}.")
+            least, count = ("0, or a", "whole count") if zero_allowed else ("a", "count")
+            form = f" (a {count}, as in 8e9)" if low == 1 else ""
+            fits = fits and not (zero_allowed and value % 1)
+            require(field.name, value, fits, f"{least} number from {low} to {high:g}{form}")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
             raise InputError(f"{self.label}: a mixture of experts needs active_params.")
         for text in contradictions(self.params, self.active, self.experts, self.experts_per_token):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
+from bayes_sd.errors import LARGEST, SMALLEST, InputError
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
@@ -31,12 +31,12 @@ WINDOW = ("rate_rps", *LENGTHS)
 TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds")
 
 
-def load_table(source: Source, **options: Any) -> tuple[pd.DataFrame, str]:
-    """A table as it is given, and the name by which messages call it; options of read_csv."""
+def load_table(source: Source, name: str, **options: Any) -> pd.DataFrame:
+    """A table, which messages call by `name`, as it is given; options of read_csv."""
     if isinstance(source, pd.DataFrame):
-        table, name = source, "table"
+        table = source
     else:
-        path, name = Path(source), shown(str(source))
+        path = Path(source)
         if not path.is_file():
             raise InputError(f"{name}: no such file; a CSV file or a table is needed")
         try:
@@ -54,7 +54,7 @@ def load_table(source: Source, **options: Any) -> tuple[pd.DataFrame, str]:
     if not table.columns.is_unique:
         twice = ", ".join(map(str, table.columns[table.columns.duplicated()]))
         raise InputError(f"{name}: two columns are called {twice}; names must differ")
-    return table, name
+    return table
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:
@@ -196,9 +196,9 @@ def _of_throughput(values: Values) -> dict[str, Any]:
     return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed", **values}
 
 
-def read_windows(source: Source, columns: Mapping[str, str]) -> tuple[str, pd.DataFrame]:
-    """Name and checked windows of a table of them, see `Load.read`."""
-    table, name = load_table(source)
+def read_windows(source: Source, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Checked windows of a table of them, see `Load.read`."""
+    table = load_table(source, name)
     headers = {c: c for c in TRAFFIC} | dict(columns)
     renamed = pd.DataFrame({c: table[header] for c, header in headers.items() if header in table})
     if missing := [c for c in WINDOW if c not in renamed]:
@@ -206,7 +206,7 @@ def read_windows(source: Source, columns: Mapping[str, str]) -> tuple[str, pd.Da
         raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {has(table)}")
     if renamed.empty:
         raise InputError(f"{name}: has no rows; a window or two requests at least are needed")
-    return name, checked(renamed, name)
+    return checked(renamed, name)
 
 
 def _numbers(
@@ -223,9 +223,8 @@ def _numbers(
     if not allowed.all():
         row = int((~allowed).argmax())
         given = "missing" if pd.isna(column.iloc[row]) else str(column.iloc[row])[:40]
-        raise InputError(
-            f"{what} in row {row} is {given}; it must be a finite number of at least {least:g}"
-        )
+        rule = f"it must be a finite number of at least {least:g}"
+        raise InputError(f"{what} in row {row} is {given}; {rule}")
     return values
 
 

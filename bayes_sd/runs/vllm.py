@@ -31,7 +31,10 @@ FOLDERS_UP = 6  # a relative model path is looked for in so many folders above t
 
 
 class BenchResult(c.Record):
-    """The fields used of one result; lists hold one entry a request, seconds and tokens."""
+    """The fields used of one result; lists hold one entry a request, seconds and tokens.
+
+    Those on graphs are parameters of ``vllm serve``, which a sweep adds.
+    """
 
     duration: c.Positive
     completed: c.Count
@@ -56,11 +59,8 @@ class BenchResult(c.Record):
     spec_decode_draft_tokens: c.Count | None = None
     spec_decode_accepted_tokens: c.Count | None = None
     spec_decode_per_position_acceptance_rates: list[c.Fraction] | None = None
-
-
-class Graphs(c.Record):
-    """Which graphs a server captured, as parameters of ``vllm serve``."""
-
+    enforce_eager: Any = False
+    cudagraph_mode: Any = ""
     cudagraph_capture_sizes: list[c.PositiveCount] | None = None
     max_cudagraph_capture_size: c.Count | None = None
 
@@ -84,17 +84,15 @@ def stated(data: c.Values) -> dict[str, Any]:
 
 def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
     """The run of a result, under `configuration` from the file, sidecar and arguments together."""
-    missing = [key for key in REQUIRED if key not in data]
-    if missing:
-        raise InputError(f"{missing[0]} is missing; vllm bench serve always writes it")
     if not c.absent(data.get("ramp_up_strategy")):
         raise InputError("ramp_up_strategy is set; only runs at a constant rate are read")
     if data.get("run_number") == -1:
         raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
-    r = c.record(BenchResult, data)
+    compilation = _nested(data, "compilation_config", "cc")
+    r = c.record(BenchResult, {**compilation, **_parameters(data), **data})
     latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     requests, n, sent = _requests(r), r.completed, r.num_prompts or 0
-    flags: set[str] = set()
+    flags: frozenset[str] = frozenset()
     failed = max(sent - n, 0) if r.failed is None else r.failed
     load = _load(r) | rows.counted(n, failed, r.duration)
     load["incomplete"] = max(sent - n - failed, 0)
@@ -105,12 +103,13 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
         load |= rows.counted(ok, listed - ok + max(n + failed - listed, 0), r.duration)
     elif math.isnan(latencies["e2e"].mean_s):
         latencies["e2e"] = _from_parts(latencies, r)
-        flags.add("e2e-from-ttft-and-tpot")
-    server = {**_models(data, configuration, path), **_graphs(data, configuration), **configuration}
-    drafting, evidence = _counts(r, server)
-    known = frozenset(flags | evidence)
-    run = rows.run_row(server, load, latencies, requests=requests, drafting=drafting, flags=known)
-    yield -1, run
+        flags |= {"e2e-from-ttft-and-tpot"}
+    server = {**_models(data, configuration, path), **_graphs(r, configuration), **configuration}
+    drafting = _drafting(r, server)
+    if drafting.acceptance_length != r.accept_length:
+        flags |= {"acceptance-from-itl"}
+    known: dict[str, Any] = {"requests": requests, "drafting": drafting, "flags": flags}
+    yield -1, rows.run_row(server, load, latencies, **known)
 
 
 def _from_parts(latencies: Mapping[str, rows.Latency], r: BenchResult) -> rows.Latency:
@@ -159,16 +158,11 @@ def _served(data: c.Values) -> dict[str, Any]:
     return {key: x for key, x in known.items() if x is not None}
 
 
-def _graphs(data: c.Values, server: c.Values) -> dict[str, Any]:
+def _graphs(r: BenchResult, server: c.Values) -> dict[str, Any]:
     """Tokens of the largest graph that was captured, where parameters of ``vllm serve`` tell."""
-    given, config = _parameters(data), _nested(data, "compilation_config", "cc")
-    eager = str(given.get("enforce_eager", "")).lower() in ("true", "1")
-    if eager or str(config.get("cudagraph_mode", "")).upper() == "NONE":
+    sizes, most = r.cudagraph_capture_sizes, r.max_cudagraph_capture_size
+    if str(r.enforce_eager).lower() in ("true", "1") or str(r.cudagraph_mode).upper() == "NONE":
         return {"captured_tokens": 0}
-    graphs = c.record(
-        Graphs, {name: given.get(name, config.get(name)) for name in Graphs.model_fields}
-    )
-    sizes, most = graphs.cudagraph_capture_sizes, graphs.max_cudagraph_capture_size
     if sizes is None and most is None:
         return {}
     most = max(sizes or [GRAPH_TOKENS]) if most is None else most
@@ -190,7 +184,10 @@ def _drafter(data: c.Values) -> dict[str, Any]:
     if not config:
         return {}
     model = str(config.get("model") or "")
-    method = str(config.get("method") or _method(model))
+    # As vLLM does where no method is given.
+    heads = (head for head in ("eagle3", "eagle-") if head in model.lower())
+    inferred = model if model in c.WEIGHTLESS else next(heads, "draft_model").rstrip("-")
+    method = str(config.get("method") or inferred)
     known: dict[str, Any] = {"drafter_method": method.strip("[]")}
     known["drafter_path"] = "" if method in c.WEIGHTLESS else model
     known["draft_tokens"] = config.get("num_speculative_tokens")
@@ -209,16 +206,6 @@ def _drafter(data: c.Values) -> dict[str, Any]:
     if shares and all(abs(r - rates[0] ** j) < 1e-3 for j, r in enumerate(rates, 1)):
         known["acceptance_imposed"] = next(iter(rates), None)
     return {key: value for key, value in known.items() if not c.absent(value)}
-
-
-def _method(model: str) -> str:
-    """The method vLLM takes where none is given."""
-    if model in c.WEIGHTLESS:
-        return model
-    name = model.lower()
-    if "eagle3" in name:
-        return "eagle3"
-    return "eagle" if "eagle-" in name else "draft_model"
 
 
 def speculative_config(drafter: str, method: str, path: str, k: int) -> dict[str, Any]:
@@ -286,7 +273,6 @@ def _requests(r: BenchResult) -> rows.Requests | None:
 
 
 def _load(r: BenchResult) -> dict[str, Any]:
-    """Offered load and its extent, without the requests."""
     load: dict[str, Any] = {"duration_s": r.duration, "concurrency": r.max_concurrency}
     if not math.isfinite(r.request_rate):
         return load | {"loop": "burst" if r.max_concurrency is None else "closed"}
@@ -307,19 +293,18 @@ def _reported(data: c.Values, names: tuple[str, ...]) -> rows.Latency:
     return c.record(rows.Statistics, known, f"{metric}_ms: ").latency(1e-3, metric)
 
 
-def _counts(r: BenchResult, server: c.Values) -> tuple[Drafting, set[str]]:
-    """Drafts and accepted tokens as counts, or else tokens a cycle; and what flags the latter."""
+def _drafting(r: BenchResult, server: c.Values) -> Drafting:
+    """Drafts and accepted tokens as counts, or else tokens a cycle, from ITL if need be."""
     drafts, rates = r.spec_decode_num_drafts, r.spec_decode_per_position_acceptance_rates
-    counts: dict[str, Any] = {
-        "drafts": drafts,
-        "drafted_tokens": r.spec_decode_draft_tokens,
-        "accepted_tokens": r.spec_decode_accepted_tokens,
-        "positions": tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
-    }
     k = _draft_tokens(server)
     known = drafts is not None or r.accept_length is not None or "acceptance_imposed" in server
-    if known or not (k > 0 and r.mean_itl_ms and r.mean_tpot_ms):
-        return Drafting(**counts, acceptance_length=r.accept_length), set()
-    # Tokens of a cycle arrive in one chunk, between which ITL is taken.
-    length = min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1)
-    return Drafting(acceptance_length=length), {"acceptance-from-itl"}
+    if not known and k > 0 and r.mean_itl_ms and r.mean_tpot_ms:
+        # Tokens of a cycle arrive in one chunk, between which ITL is taken.
+        return Drafting(acceptance_length=min(max(r.mean_itl_ms / r.mean_tpot_ms, 1.0), k + 1))
+    return Drafting(
+        drafts=drafts,
+        drafted_tokens=r.spec_decode_draft_tokens,
+        accepted_tokens=r.spec_decode_accepted_tokens,
+        positions=tuple(round(rate * drafts) for rate in rates) if rates and drafts else (),
+        acceptance_length=r.accept_length,
+    )

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -29,43 +28,26 @@ GROWTH_REQUESTS = 3
 STEP = 1e-3  # of the numerical second derivatives, in standard deviations
 
 
-@dataclass(frozen=True)
-class Window:
-    """Readings from start to end: a row a time, a column a series (name, own label) or NaN."""
-
-    table: pd.DataFrame
-
-    @property
-    def times(self) -> np.ndarray:
-        """When it was read, seconds since 1970."""
-        return self.table.index.to_numpy(float)
-
-    @property
-    def duration_s(self) -> float:
-        """From the first reading to the last."""
-        return float(self.times[-1] - self.times[0])
-
-    def values(self, name: str, label: str = "") -> np.ndarray:
-        """A series; NaN where it was not read."""
-        return self.table.get((name, label), pd.Series(np.nan, self.table.index)).to_numpy(float)
-
-    def gain(self, name: str, label: str = "") -> float:
-        """By how much a counter grew; NaN if it was not read at both ends."""
-        values = self.values(name, label)
-        return float(values[-1] - values[0])
-
-    def in_flight(self) -> np.ndarray:
-        """Requests running or waiting, at each reading."""
-        running, waiting = (self.values(name) for name in GAUGES)
-        return running + waiting
+def series(readings: pd.DataFrame, name: str, label: str = "") -> np.ndarray:
+    """A series of readings; NaN where it was not read."""
+    return readings.get((name, label), pd.Series(np.nan, readings.index)).to_numpy(float)
 
 
-def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputError]:
-    """Consecutive windows, and why the rest of the readings is in none."""
-    if (f"{E2E}_count", "") not in table or table[f"{E2E}_count", ""].isna().all():
+def in_flight(readings: pd.DataFrame) -> np.ndarray:
+    """Requests running or waiting, at each reading."""
+    running, waiting = (series(readings, name) for name in GAUGES)
+    return running + waiting
+
+
+def windows(table: pd.DataFrame, window_s: float) -> Iterator[pd.DataFrame | InputError]:
+    """Consecutive windows of readings, and why the rest of them is in none.
+
+    Readings have a row a time, a column a series (name, own label) or NaN.
+    """
+    table = table[~np.isnan(series(table, f"{E2E}_count"))]
+    if table.empty:
         yield InputError(f"{E2E}_count is missing; it counts the requests")
         return
-    table = table[table[f"{E2E}_count", ""].notna()]
     times = table.index.to_numpy(float)
     interval_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     # A reading that comes half an interval early still ends a window.
@@ -81,7 +63,7 @@ def windows(table: pd.DataFrame, window_s: float) -> Iterator[Window | InputErro
     for end, why in sorted(breaks.items()):
         while (reached := times[start:end] - times[start] >= reach_s).any():
             last = start + int(np.argmax(reached))
-            yield Window(table.iloc[start : last + 1])
+            yield table.iloc[start : last + 1]
             start = last
         left_s = times[end - 1] - times[start]
         if left_s > 0 or end < len(times):
