@@ -25,13 +25,15 @@ import pandas as pd
 import bayes_sd as bsd
 from bayes_sd.runs.schema import Runs
 
+MAX_MINUTES = 60.0  # of a fit: 1,575 rows on a busy machine
+
 
 def cached(runs: Runs, cache: Path, name: str, model: bsd.LatencyModel) -> bsd.Fit:
     """Fit, or read the fit kept under `name`."""
     path = cache / f"{name}.nc"
     if path.is_file():
         return bsd.Fit.load(path)
-    fit = common.fitted(model, runs, seed=1)
+    fit = common.fitted(model, runs, seed=1, max_minutes=MAX_MINUTES)
     fit.save(path)
     return fit
 
