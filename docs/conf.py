@@ -8,6 +8,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import generate
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 
 from bayes_sd import __version__
 
@@ -29,6 +31,7 @@ autodoc_typehints = "none"
 numpydoc_show_class_members = False
 templates_path = ["_templates"]
 
+html_math_renderer = "mathml"  # which browsers draw themselves: no script, no network
 html_theme = "furo"
 html_title = "bayes_sd"
 html_static_path = ["_static"]
@@ -49,8 +52,22 @@ def _write(app: Any, error: Exception | None) -> None:
         generate.write_schema(Path(app.outdir))
 
 
+def _inline(self: Any, node: Any) -> None:
+    self.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(self: Any, node: Any) -> None:
+    tex = node.astext().replace(r"\Big", "")  # brackets of MathML stretch by themselves
+    if "&" in tex:
+        tex = rf"\begin{{align*}}{tex}\end{{align*}}"
+    self.body.append(f'<div class="math">{tex2mathml(tex, as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx before anything is read."""
     generate.copy_notebooks(HERE / "notebooks")
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _fill)
     app.connect("build-finished", _write)

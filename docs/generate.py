@@ -106,8 +106,8 @@ def commands() -> str:
             for one in command.params:
                 groups.setdefault(getattr(one, "rich_help_panel", None) or "", []).append(one)
             for title, parameters in groups.items():
-                head = title or "Of its own"
-                lines += [f"| {head} | | |", "|---|---|---|", *_options(parameters), ""]
+                head = title or "Its own"
+                lines += [f"| {head} | given | what |", "|---|---|---|", *_options(parameters), ""]
     return "\n".join(lines)
 
 
