@@ -60,7 +60,7 @@ def _inline(self: Any, node: Any) -> None:
 def _block(self: Any, node: Any) -> None:
     tex = node.astext().replace(r"\Big", "")  # brackets of MathML stretch by themselves
     if "&" in tex:
-        tex = rf"\begin{{align*}}{tex}\end{{align*}}"
+        tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     self.body.append(f'<div class="math">{tex2mathml(tex, as_block=True)}</div>')
     raise nodes.SkipNode
 
