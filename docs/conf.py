@@ -1,5 +1,6 @@
 """The site: pages of this folder, the API and command references from the code, the notebooks."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,21 @@ def _write(app: Any, error: Exception | None) -> None:
         generate.write_schema(Path(app.outdir))
 
 
+def _mathml(tex: str, **how: Any) -> str:
+    """A formula, without the sizes of brackets, which stretch by themselves."""
+    return tex2mathml(re.sub(r"\\[Bb]igg?[lr]?(?![A-Za-z])", "", tex), **how)
+
+
 def _inline(self: Any, node: Any) -> None:
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(_mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def _block(self: Any, node: Any) -> None:
-    tex = node.astext().replace(r"\Big", "")  # brackets of MathML stretch by themselves
+    tex = node.astext()
     if "&" in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
-    self.body.append(f'<div class="math">{tex2mathml(tex, as_block=True)}</div>')
+    self.body.append(f'<div class="math">{_mathml(tex, as_block=True)}</div>')
     raise nodes.SkipNode
 
 
