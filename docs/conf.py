@@ -1,6 +1,5 @@
 """The site: pages of this folder, the API and command references from the code, the notebooks."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import generate
-from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
 
 from bayes_sd import __version__
 
@@ -32,7 +29,6 @@ autodoc_typehints = "none"
 numpydoc_show_class_members = False
 templates_path = ["_templates"]
 
-html_math_renderer = "mathml"  # which browsers draw themselves: no script, no network
 html_theme = "furo"
 html_title = "bayes_sd"
 html_static_path = ["_static"]
@@ -53,27 +49,8 @@ def _write(app: Any, error: Exception | None) -> None:
         generate.write_schema(Path(app.outdir))
 
 
-def _mathml(tex: str, **how: Any) -> str:
-    """A formula, without the sizes of brackets, which stretch by themselves."""
-    return tex2mathml(re.sub(r"\\[Bb]igg?[lr]?(?![A-Za-z])", "", tex), **how)
-
-
-def _inline(self: Any, node: Any) -> None:
-    self.body.append(_mathml(node.astext()))
-    raise nodes.SkipNode
-
-
-def _block(self: Any, node: Any) -> None:
-    tex = node.astext()
-    if "&" in tex:
-        tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
-    self.body.append(f'<div class="math">{_mathml(tex, as_block=True)}</div>')
-    raise nodes.SkipNode
-
-
 def setup(app: Any) -> None:
     """Called by Sphinx before anything is read."""
     generate.copy_notebooks(HERE / "notebooks")
-    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _fill)
     app.connect("build-finished", _write)
