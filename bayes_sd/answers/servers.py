@@ -37,7 +37,7 @@ class Server:
         Where it runs: a measured environment, which may be left out when the verifier has run in
         one only; or a machine by its data sheet, whose answers are labelled "data sheet".
     structure : Structure, optional
-        What to assume of where drafting, verifying and prefill run, of :mod:`bayes_sd.structures`;
+        What to assume of where drafting, verifying and prefill run, of ``bayes_sd.structures``;
         by default all on one server, as measured. Answers are labelled "assumed structure".
     workload : str, optional
         Which of the data sets that its runs name, whose acceptance it then has.

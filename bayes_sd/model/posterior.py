@@ -71,7 +71,7 @@ class Posterior:
 
     @cached_property
     def verifiers(self) -> pd.DataFrame:
-        """Sizes of the verifiers, see :func:`bayes_sd.runs.sizes.features`; a row each."""
+        """Sizes of the verifiers, see ``bayes_sd.runs.sizes.features``; a row each."""
         return self._frame("verifiers")
 
     @cached_property

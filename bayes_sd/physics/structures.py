@@ -211,7 +211,7 @@ class Disaggregated(Structure):
         c_{i,prefill} &\leftarrow (1 - z)\, s_d\, c_{i,prefill}, \qquad
         c_{i,verify}, c_{i,draft} \leftarrow s_d\, c_{i,verify}, s_d\, c_{i,draft}
 
-    `W` is the wait for the pool, :func:`bayes_sd.physics.law.queue_s`. Plain decoding changes too.
+    `W` is the wait for the pool, ``bayes_sd.physics.law.queue_s``. Plain decoding changes too.
 
     Parameters
     ----------

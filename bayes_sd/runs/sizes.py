@@ -220,7 +220,7 @@ class Size:
         return f"new {self.params:g} ({self.active:g} active{moe}{depth}{bits})"
 
     def features(self) -> dict[str, float]:
-        """What the cost law knows of this model, see :func:`bayes_sd.runs.sizes.features`."""
+        """What the cost law knows of this model, see ``bayes_sd.runs.sizes.features``."""
         depth = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
         values = features(self.params, self.active, self.experts, self.experts_per_token, *depth)
         return {name: float(value) for name, value in values.items()}

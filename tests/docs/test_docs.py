@@ -1,7 +1,8 @@
-"""Everything printed for users to run, run: the README against the demo, notebook, doctests."""
+"""Everything printed for users runs: README, tutorial, how-tos, notebook, doctests; the site."""
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -10,18 +11,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import nbformat
 import pytest
 import yaml
 from nbclient import NotebookClient
+from typer.testing import CliRunner
 
 import bayes_sd
+from bayes_sd.cli.app import PANELS, app
+from bayes_sd.fit import Fit
+from bayes_sd.runs.schema import Runs
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+from generate import schema
+
+VERBS = [verb.__name__ for verbs in PANELS.values() for verb in verbs]
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 COMMAND = Path(sys.executable).with_name("bayes-sd")
 MODULES = [module.name for module in pkgutil.walk_packages(bayes_sd.__path__, "bayes_sd.")]
 pytestmark = pytest.mark.docs
+
+
+def pages() -> list[Path]:
+    """The README and the pages of the site."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -54,6 +70,121 @@ def test_every_command_of_the_readme_runs_on_the_demo(demo: Path) -> None:
         assert done.returncode == 0, (words, done.stderr)
         ran.append(words[0])
     assert {"compare", "schedule", "capacity", "next-runs", "latency", "check"} <= set(ran)
+
+
+def test_every_command_of_the_tutorial_and_the_how_tos_runs_on_the_demo(
+    demo: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo)
+    monkeypatch.setattr(Fit, "load", lambda path: fit)
+    of_readme = commands((ROOT / "README.md").read_text())
+    ran = []
+    for page in [ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]:
+        for words in commands(page.read_text()):
+            if words in ran or words in of_readme or words[0] in ("demo", "fit"):
+                continue
+            if words[:2] == ["check", "metrics.txt"]:  # of a server: tests/runs has such files
+                assert set(words[2:]) >= {"--window", "--set"}
+                continue
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 0, (page.name, words, done.output)
+            ran.append(words)
+    assert {"compare", "schedule", "capacity", "next-runs", "report"} <= {words[0] for words in ran}
+
+
+# What `vllm serve --help=all` and `vllm bench serve --help=all` of vLLM 0.32 list, of what the
+# tutorial says; a result is that of a shipped run with as many draft tokens.
+FAKE_VLLM = """#!{python}
+import argparse, json, pathlib, shutil, sys, time
+parser = argparse.ArgumentParser(allow_abbrev=False)
+bench = sys.argv[1] == "bench"
+assert not bench or sys.argv[2] == "serve"
+for name in ("model", "dataset-name", "result-dir", "result-filename") if bench else ():
+    parser.add_argument(f"--{{name}}", required=True)
+for name in ("ignore-eos", "save-result", "save-detailed") if bench else ():
+    parser.add_argument(f"--{{name}}", action="store_true", required=True)
+numbers = ("request-rate", "num-prompts", "num-warmups", "seed", "temperature")
+lengths = ("random-input-len", "random-output-len")
+for name in (*numbers, *lengths, "ready-check-timeout-sec") if bench else ():
+    parser.add_argument(f"--{{name}}", type=float, required=True)
+parser.add_argument("--port", type=int, required=True)
+if bench:
+    parser.add_argument("--metadata", nargs="+", required=True)
+else:
+    parser.add_argument("model")
+    parser.add_argument("--no-enable-prefix-caching", action="store_true", required=True)
+    parser.add_argument("--speculative-config", type=json.loads)
+given = parser.parse_args(sys.argv[3 if bench else 2:])
+if not bench:
+    print(given.speculative_config, flush=True)
+    time.sleep(600)
+told = dict(pair.split("=", 1) for pair in given.metadata)
+assert given.temperature == 0 and given.num_prompts >= 60 * given.request_rate
+name = "dense-115m_draft-12m_k7_a70" if "drafter" in told else "dense-115m"
+folder = pathlib.Path(given.result_dir)
+folder.mkdir(exist_ok=True)
+run = sorted(pathlib.Path("{traces}").glob(f"{{name}}_?.json"))[len([*folder.iterdir()]) % 5]
+shutil.copy(run, folder / given.result_filename)
+"""
+# The fit is the committed one, which knows more than this pair.
+FAKE_COMMAND = """#!/usr/bin/env bash
+[ "$1" = fit ] && exec cp "{fit}" "$4"
+pair=(); [ "$1" = check ] || pair=(
+    --verifier dense-115m --drafter draft-12m -k 0,7 --prompt 128 --output 64
+)
+exec "{command}" "$@" "${{pair[@]}}"
+"""
+
+
+@pytest.mark.process
+def test_the_script_of_the_tutorial_measures_and_prints_a_schedule(
+    tmp_path: Path, fit_path: Path
+) -> None:
+    (script,) = re.findall(
+        r"```bash\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL
+    )
+    fakes = {
+        "vllm": FAKE_VLLM.format(python=sys.executable, traces=ROOT / "traces" / "vllm-cpu"),
+        "bayes-sd": FAKE_COMMAND.format(fit=fit_path, command=COMMAND),
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    told = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    how = {"cwd": tmp_path, "env": told, "capture_output": True, "text": True}
+    done = subprocess.run(["bash", "-c", script], **how)
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "runs").iterdir()]) == 10
+    assert "'num_speculative_tokens': 3" in (tmp_path / "server-k3.log").read_text()
+    assert (tmp_path / "report.html").exists()
+    assert done.stdout.splitlines()[-1].startswith("--speculative-config")
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going"]
+    folders = [str(ROOT / "docs"), str(tmp_path / "site")]
+    done = subprocess.run([*words, *folders], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    said = (site / "cli.html").read_text()
+    assert all(f"bayes-sd {verb.replace('_', '-')}" in said for verb in VERBS)
+    assert (site / "api" / "bayes_sd.Fit.html").exists()
+    names = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert names and names == {path.stem for path in (site / "notebooks").glob("*.html")}
+    assert json.loads((site / "run_table.schema.json").read_text())["$id"].startswith("urn:")
+
+
+def test_shipped_runs_are_as_the_schema_of_the_run_table_says(runs: Runs) -> None:
+    records = json.loads(runs.table.to_json(orient="records"))
+    jsonschema.validate(records, schema())
+    records[0]["loop"] = "ring"
+    with pytest.raises(jsonschema.ValidationError, match="ring"):
+        jsonschema.validate(records, schema())
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in bayes_sd.__all__ if not re.search(rf"^ +{name}\b", listed, re.M)] == []
 
 
 def test_the_description_of_the_plan_page_makes_a_plan(demo: Path) -> None:
@@ -91,7 +222,7 @@ def test_doctests(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_links_of_readme_and_docs_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in pages():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), (page.name, target)
