@@ -50,30 +50,32 @@ def to_datatree(fit: Posterior, *, prior_draws: int = 500, seed: int = 0) -> xr.
     whole = isinstance(prior_draws, int) and not isinstance(prior_draws, bool) and prior_draws >= 0
     require("prior_draws", prior_draws, whole, "a whole number of at least 0")
     design = build_design(Runs(fit._frame("runs").astype({"saturated": bool}), pd.DataFrame()))
-    data, runs = design.data, {"run": np.arange(len(design.table))}
-    observed = {name: data[of][data[rows]] for name, (of, rows) in _observed(design).items()}
-    bound = {f"{CENSORED}_above": data["log_e2e"][data[f"{CENSORED}_rows"]]}
-    known = {name: ("run", design.table[name].to_numpy()) for name in KNOWN}
+    table = design.table[[*KNOWN]].rename_axis("run").to_xarray()
+    seen = _dataset(design, {name: design.data[of] for name, (of, _) in _variables(design).items()})
+    observed = [name for name in seen if name != CENSORED]
     predicted, density = _of_runs(fit, design, seed)
-    groups: dict[str, Any] = {
-        "posterior": _numbered(fit.posterior),
-        "posterior_predictive": predicted,
+    groups: dict[str, xr.Dataset] = {
+        "posterior": fit.posterior,
+        "posterior_predictive": predicted[observed],
         "log_likelihood": density,
-        "observed_data": _dataset(design, observed),
-        "constant_data": xr.Dataset(known, runs).merge(_dataset(design, bound)),
+        "observed_data": seen[observed],
+        "constant_data": table.merge(seen.drop_vars(observed)),
     }
     if "sample_stats" in fit.tree:
-        groups["sample_stats"] = _numbered(fit.tree["sample_stats"].to_dataset())
+        groups["sample_stats"] = fit.tree["sample_stats"].to_dataset()
     if prior_draws:
         prior = _prior(fit, design, prior_draws, seed)
-        groups["prior"] = _numbered(prior.posterior)
-        groups["prior_predictive"] = _of_runs(prior, design, seed)[0]
+        groups["prior"] = prior.posterior
+        groups["prior_predictive"] = _of_runs(prior, design, seed)[0][observed]
+    for name, group in groups.items():
+        numbers = {n: np.arange(group.sizes[n]) for n in SAMPLE if n in group.sizes}
+        groups[name] = group.assign_coords(numbers)
     return xr.DataTree.from_dict(groups)
 
 
-def _observed(design: Design) -> dict[str, tuple[str, str]]:
-    """Observed variables of the model, where their values stand, and of which runs."""
-    named = {}
+def _variables(design: Design) -> dict[str, tuple[str, str]]:
+    """Variables of the likelihood, where their values stand, and of which runs."""
+    named = {CENSORED: ("log_e2e", "censored_rows")}
     for metric, spread in SPREADS.items():
         named[metric] = f"log_{metric}", f"{metric}_rows"
         named[spread] = f"log_var_{metric}", f"{metric}_spread_rows"
@@ -81,43 +83,31 @@ def _observed(design: Design) -> dict[str, tuple[str, str]]:
 
 
 def _of_runs(fit: Posterior, design: Design, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
-    """What draws predict for the observed runs, and the log likelihood of all."""
-    data, table = design.data, design.table
-    said = run_outcome(fit, table)[0]
-    run = noise.run_terms(SPREADS, fit.noise, said, design.inputs)
-    spread_sd = fit.noise["spread_sd"]
+    """What draws predict for runs, and the log likelihood of what was seen."""
+    data, spread_sd, density = design.data, fit.noise["spread_sd"], {}
+    run = noise.run_terms(SPREADS, fit.noise, run_outcome(fit, design.table)[0], design.inputs)
     made = noise.replicate(run, spread_sd, data, np.random.default_rng(seed))
-    density = {}
     for metric, spread in SPREADS.items():
         log_mean, seen = np.log(run[f"run_mean_{metric}"]), data[f"log_{metric}"]
         sd = np.hypot(run[f"run_scale_{metric}"], data[f"se_{metric}"])
         density[metric] = noise.log_density(seen, log_mean, sd)
         if metric == "e2e":
-            above = noise.t_cdf((log_mean - seen) / sd, np.arctan)
-            density[CENSORED] = np.log(above + noise.TINY)[:, data[f"{CENSORED}_rows"]]
+            density[CENSORED] = np.log(noise.t_cdf((log_mean - seen) / sd, np.arctan) + noise.TINY)
         error = noise.spread_error(data[f"n_eff_{metric}"], spread_sd)
         z = (data[f"log_var_{metric}"] - np.log(run[f"run_variance_{metric}"])) / error
         density[spread] = -(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2
-    of = _observed(design)
-    predicted = {name: made[values][:, data[rows]] for name, (values, rows) in of.items()}
-    density |= {name: density[name][:, data[rows]] for name, (_, rows) in of.items()}
-    kept = {name: density[name] for name in (*of, CENSORED) if density[name].shape[1]}
-    return _dataset(design, predicted, fit.shape), _dataset(design, kept, fit.shape)
+    predicted = {name: made[of] for name, (of, _) in _variables(design).items()}
+    return _dataset(design, predicted, fit.shape), _dataset(design, density, fit.shape)
 
 
 def _dataset(design: Design, values: dict[str, np.ndarray], shape: tuple = ()) -> xr.Dataset:
-    """Values of runs, each variable with a dimension of its own: not all were observed in all."""
+    """Values of all runs (..., runs): each variable has a dimension of the runs that have it."""
     arrays = {}
-    for name, value in values.items():
-        of = _observed(design).get(name, ("", f"{CENSORED}_rows"))[1]
-        dim, rows = of.replace("_rows", "_run"), design.data[of]
-        dims = (*SAMPLE, dim) if shape else (dim,)
-        arrays[name] = xr.DataArray(value.reshape(*shape, len(rows)), {dim: rows}, dims)
-    return _numbered(xr.Dataset(arrays))
-
-
-def _numbered(data: xr.Dataset) -> xr.Dataset:
-    return data.assign_coords({n: np.arange(data.sizes[n]) for n in SAMPLE if n in data.sizes})
+    for name, (_, of) in _variables(design).items():
+        rows, dim = design.data[of], of.replace("_rows", "_run")
+        value = values[name][..., rows].reshape(*shape, len(rows))
+        arrays[name] = xr.DataArray(value, {dim: rows}, (*SAMPLE[: len(shape)], dim))
+    return xr.Dataset(arrays)
 
 
 def _prior(fit: Posterior, design: Design, draws: int, seed: int) -> Posterior:
