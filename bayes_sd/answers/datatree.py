@@ -59,7 +59,7 @@ def to_datatree(fit: Posterior, *, prior_draws: int = 500, seed: int = 0) -> xr.
         "posterior_predictive": predicted[observed],
         "log_likelihood": density,
         "observed_data": seen[observed],
-        "constant_data": table.merge(seen.drop_vars(observed)),
+        "constant_data": table.merge(seen[[name for name in seen if name == CENSORED]]),
     }
     if "sample_stats" in fit.tree:
         groups["sample_stats"] = fit.tree["sample_stats"].to_dataset()

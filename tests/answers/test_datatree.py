@@ -37,6 +37,7 @@ def test_the_groups_are_those_of_arviz_and_fit_each_other(fit: Fit, tree: xr.Dat
 
 def test_a_run_past_saturation_is_a_bound_and_no_observation(fit: Fit, tree: xr.DataTree) -> None:
     cut, known = fit.censored_runs, tree["constant_data"].to_dataset()
+    assert set(known.dims) == {"run", "censored_run"}
     assert np.allclose(np.exp(known["censored"]), cut["e2e_mean_s"])
     servers = known["server"].sel(run=known["censored_run"].values)
     assert list(servers.values) == cut["server"].tolist()
