@@ -14,6 +14,7 @@ from bayes_sd.answers import break_even as _break_even
 from bayes_sd.answers import capacity as _capacity
 from bayes_sd.answers import compare as _compare
 from bayes_sd.answers import contexts as _contexts
+from bayes_sd.answers import datatree as _datatree
 from bayes_sd.answers import fitted as _fitted
 from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
@@ -50,7 +51,8 @@ class Fit(Posterior):
     ----------
     tree : xarray.DataTree
         Groups ``posterior`` (natural units), ``acceptance``, ``runs``, ``verifiers``, ``drafters``,
-        ``servers``; JSON in the attributes ``spec``, ``provenance`` and ``sampling``.
+        ``servers``, and of newer fits ``sample_stats``; JSON in the attributes ``spec``,
+        ``provenance`` and ``sampling``. :meth:`to_datatree` has the groups of ArviZ.
 
     Examples
     --------
@@ -76,6 +78,7 @@ class Fit(Posterior):
     misfits = _fitted.misfits
     decisions = _fitted.decisions
     plot_collapse = _fitted.plot_collapse
+    to_datatree = _datatree.to_datatree
 
 
 @cache

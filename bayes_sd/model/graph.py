@@ -16,9 +16,7 @@ from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
 from bayes_sd.model.start import told_shares
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
-from bayes_sd.physics.noise import NU, request_variance, run_scale, spread_error, t_cdf
-
-TINY = 1e-12  # added to a probability, so that its logarithm stays finite
+from bayes_sd.physics.noise import NU, TINY, run_terms, spread_error, t_cdf
 
 
 def build(
@@ -126,13 +124,7 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
     sizes = values if design.moe else {**values, "expert": 0.0}
     stages = law.stages(terms, sizes, values)
     said = outcome(stages, terms["queue_cycles"], sizes, values, SOFTNESS, detach, law)
-    rows = {}
-    for metric in SPREADS:
-        requests, share = values["requests"], said.others_share
-        rows[f"mean_{metric}"] = said.mean_s(metric, values["output_tokens"])
-        rows[f"scale_{metric}"] = run_scale(metric, noise, said.growth, requests, share)
-        rows[f"variance_{metric}"] = request_variance(metric, noise, said, values)
-    return rows
+    return run_terms(SPREADS, noise, said, values)
 
 
 def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
@@ -214,10 +206,10 @@ def _likelihoods(said: dict, spread_sd: Any, data: dict, design: Design, keep_ru
     """Likelihoods of means and spreads; a run cut short bounds its latency from below."""
     if keep_runs:
         for name, values in said.items():
-            pm.Deterministic(f"run_{name}", values, dims="run")
+            pm.Deterministic(name, values, dims="run")
     for metric, spread in SPREADS.items():
-        log_mean, observed = pt.log(said[f"mean_{metric}"]), data[f"log_{metric}"]
-        sd = (said[f"scale_{metric}"] ** 2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["mask_sd"]
+        log_mean, observed = pt.log(said[f"run_mean_{metric}"]), data[f"log_{metric}"]
+        sd = (said[f"run_scale_{metric}"] ** 2 + data[f"se_{metric}"] ** 2) ** 0.5 + data["mask_sd"]
         if len(design.data[f"{metric}_rows"]):  # what no run has observed has no likelihood
             rows = data[f"{metric}_rows"]
             pm.StudentT(metric, NU, mu=log_mean[rows], sigma=sd[rows], observed=observed[rows])
@@ -228,5 +220,5 @@ def _likelihoods(said: dict, spread_sd: Any, data: dict, design: Design, keep_ru
             rows = data[f"{metric}_spread_rows"]
             error = spread_error(data[f"n_eff_{metric}"], spread_sd) + data["mask_sd"]
             log_var = data[f"log_var_{metric}"][rows]
-            variance = said[f"variance_{metric}"]
+            variance = said[f"run_variance_{metric}"]
             pm.Normal(spread, pt.log(variance)[rows], error[rows], observed=log_var)

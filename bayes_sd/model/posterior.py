@@ -23,6 +23,10 @@ REFERENCE = "runs of other machines"
 LEVELS = (*known.EFFECT_DIMS, "environment")
 SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{level}" for level in LEVELS))
 FACTORS = tuple(f"factor_{level}" for level in LEVELS)
+STATS = {  # kept of the sampler's, by the names that ArviZ gives them
+    **{name: name for name in ("diverging", "energy", "n_steps", "step_size")},
+    **{"depth": "tree_depth", "logp": "lp", "mean_tree_accept": "acceptance_rate"},
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -289,6 +293,11 @@ def assemble(sampled: xr.DataTree, design: Design, spec: dict, attrs: dict, seed
         "servers": _dataset(design.servers.set_index("server"), "server"),
     }
     texts = {name: json.dumps(value) for name, value in {"spec": spec, **attrs}.items()}
+    if "sample_stats" in sampled:
+        stats = sampled["sample_stats"].to_dataset()
+        stats = stats[[name for name in STATS if name in stats]].drop_attrs(deep=False)
+        stats = stats.drop_vars(("chain", "draw"), errors="ignore")
+        parts["sample_stats"] = stats.rename({n: STATS[str(n)] for n in stats})
     tree = xr.DataTree.from_dict(parts)
     tree.attrs = {"kind": KIND, "format": FORMAT, **texts}
     return Posterior(tree)

@@ -4,7 +4,7 @@ A run's log mean latency scatters about the law by a Student t of scale `run_sca
 of its requests have the variance `request_variance`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 METRICS = ("e2e", "ttft", "tpot")
 NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
 T_VARIANCE = NU / (NU - 2)  # of a standard Student t
+TINY = 1e-12  # added to a probability, so that its logarithm stays finite
 LOG_MAX = 300.0  # bound of a log scatter: a t draw has no bound, a float has one
 
 
@@ -45,6 +46,18 @@ def request_variance(metric: str, noise: Mapping[str, Any], outcome: Any, worklo
     share = outcome.others_share
     crowding = share**2 if metric == "ttft" else share * outcome.added_s / outcome.c1_s
     return spread(metric, noise, crowding, explained(metric, outcome, workload))
+
+
+def run_terms(
+    metrics: Iterable[str], noise: Mapping[str, Any], outcome: Any, workload: Any
+) -> dict:
+    """What likelihoods take of runs: mean (s), `run_scale` and `request_variance`, by metric."""
+    requests, share, rows = workload["requests"], outcome.others_share, {}
+    for metric in metrics:
+        rows[f"run_mean_{metric}"] = outcome.mean_s(metric, workload["output_tokens"])
+        rows[f"run_scale_{metric}"] = run_scale(metric, noise, outcome.growth, requests, share)
+        rows[f"run_variance_{metric}"] = request_variance(metric, noise, outcome, workload)
+    return rows
 
 
 def spread(metric: str, noise: Mapping[str, Any], crowding: Any, explained: Any) -> Any:
@@ -149,16 +162,17 @@ def sample_quantile_s(mean_s: Any, variance: Any, prob: float, requests: Any, z:
 
 
 def replicate(run: Mapping, spread_sd: Any, data: Mapping, rng: Any) -> dict[str, np.ndarray]:
-    """Observed values that one draw of the model would give all runs, as refits take them."""
+    """Observed values that draws (..., runs) of the model would give, as refits take them."""
     made = {}
     for metric in ("e2e", "ttft"):
         sd = np.hypot(run[f"run_scale_{metric}"], data[f"se_{metric}"])
-        runs_s = draw_runs(run[f"run_mean_{metric}"], sd, rng.standard_t(NU, len(sd)))
+        runs_s = draw_runs(run[f"run_mean_{metric}"], sd, rng.standard_t(NU, sd.shape))
         error = spread_error(data[f"n_eff_{metric}"], spread_sd)
         made[f"log_{metric}"] = np.log(runs_s)
         log_var = np.log(run[f"run_variance_{metric}"])
-        made[f"log_var_{metric}"] = log_var + error * rng.standard_normal(len(sd))
+        made[f"log_var_{metric}"] = log_var + error * rng.standard_normal(sd.shape)
     # A run that was cut short showed at most what it would have come to.
     cut = data["censored_rows"]
-    made["log_e2e"][cut] -= np.abs(rng.standard_normal(len(cut)))
+    short = made["log_e2e"][..., cut]
+    made["log_e2e"][..., cut] = short - np.abs(rng.standard_normal(short.shape))
     return made

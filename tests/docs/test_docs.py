@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import nbformat
@@ -29,7 +30,14 @@ sys.path.insert(0, str(ROOT / "docs"))
 from generate import schema
 
 VERBS = [verb.__name__ for verbs in PANELS.values() for verb in verbs]
-NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+NOTEBOOKS = {  # and what each says when it has run, whatever the draws
+    "quickstart": "is faster up to a break-even load",
+    "law": "mean TTFT",
+    "families": "is faster",
+    "unmeasured": "inside 90%",
+    "your_runs": "--speculative-config",
+    "bayesian": "elpd_loo",
+}
 COMMAND = Path(sys.executable).with_name("bayes-sd")
 MODULES = [module.name for module in pkgutil.walk_packages(bayes_sd.__path__, "bayes_sd.")]
 pytestmark = pytest.mark.docs
@@ -58,6 +66,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory, fit_path: Path) -> Path:
     assert described is not None
     (folder / "describe.yaml").write_text(described[1])
     (folder / "fit.nc").symlink_to(folder / "bayes-sd-demo" / "fit.nc")
+    for saved in (ROOT / "notebooks").glob("*.nc"):  # small fits that a notebook speaks of
+        (folder / saved.name).symlink_to(saved)
     return folder
 
 
@@ -202,16 +212,30 @@ def test_the_python_of_the_readme_runs_on_the_demo(demo: Path) -> None:
     assert "faster" in done.stdout
 
 
+def test_every_notebook_is_listed_and_small() -> None:
+    there = {path.stem: path.stat().st_size for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(there) == set(NOTEBOOKS) and max(there.values()) < 300_000
+
+
 @pytest.mark.filterwarnings("default")  # of the kernel's own libraries
-def test_the_notebook_runs_and_its_outputs_are_committed(demo: Path) -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_and_its_outputs_are_committed(demo: Path, name: str) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert sum(bool(cell.outputs) for cell in code) >= len(code) - 2
+    committed = [cell.outputs for cell in code]
+    assert sum(map(bool, committed)) >= len(code) - 2
     for cell in notebook.cells:
         cell.source = cell.source.replace("../traces", str(ROOT / "traces"))
     resources = {"metadata": {"path": str(demo)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()
-    assert "is faster up to a break-even load" in str(notebook.cells)
+    assert NOTEBOOKS[name] in str([cell.get("outputs") for cell in notebook.cells])
+    for cell, before in zip(code, committed, strict=True):  # of the same kinds as those committed
+        assert kinds(cell.outputs) == kinds(before), cell.source
+
+
+def kinds(outputs: list[Any]) -> set[str]:
+    """What a cell shows: text that was printed, tables, figures."""
+    return {kind for output in outputs for kind in output.get("data", {"printed": ""})}
 
 
 @pytest.mark.parametrize("name", MODULES)

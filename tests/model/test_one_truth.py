@@ -11,7 +11,7 @@ import xarray as xr
 from bayes_sd.answers.fitted import run_outcome
 from bayes_sd.answers.servers import Server
 from bayes_sd.fit import Fit, LatencyModel
-from bayes_sd.model.design import NONE
+from bayes_sd.model.design import NONE, Design, build_design
 from bayes_sd.model.posterior import FACTORS, SAMPLED, assemble
 from bayes_sd.model.priors import population
 from bayes_sd.model.start import start
@@ -32,6 +32,7 @@ class Truth:
     graph: dict[str, np.ndarray]
     fit: Fit
     table: pd.DataFrame
+    model: Any
 
 
 def varied(runs: Runs) -> Runs:
@@ -72,6 +73,11 @@ def truth(small_runs: Runs) -> Truth:
     names += [f"run_{what}_{m}" for what in ("mean", "scale", "variance") for m in ("e2e", "ttft")]
     values = pm.draw([graph[n] for n in names], DRAWS, random_seed=5, mode="FAST_COMPILE")
     drawn = dict(zip(names, values, strict=True))
+    return Truth(drawn, fit_of(graph, design, asdict(model), drawn), design.table, graph)
+
+
+def fit_of(graph: Any, design: Design, spec: dict, drawn: dict[str, np.ndarray]) -> Fit:
+    """A fit that holds these values of the graph's variables."""
     variables = {
         n: (("chain", "draw", *graph.named_vars_to_dims[n]), v[None])
         for n, v in drawn.items()
@@ -82,9 +88,9 @@ def truth(small_runs: Runs) -> Truth:
     }
     sampled = xr.DataTree.from_dict({"posterior": xr.Dataset(variables, coords)})
     empty: dict[str, Any] = {"provenance": {}, "sampling": {}}
-    posterior = assemble(sampled, design, asdict(model), empty, seed=1)
+    posterior = assemble(sampled, design, spec, empty, seed=1)
     posterior = posterior.with_columns(utilization=np.full(len(design.table), 0.5))
-    return Truth(drawn, Fit(posterior.tree), design.table)
+    return Fit(posterior.tree)
 
 
 def test_the_draws_cover_what_a_fit_can_have(truth: Truth) -> None:
@@ -130,6 +136,42 @@ def test_the_explained_spread_is_part_of_both(truth: Truth) -> None:
         assert expected.max() > 1e-3
         near = said.growth < 50
         np.testing.assert_allclose((with_spread - without)[near], expected[near], atol=1e-9)
+
+
+def test_the_log_likelihood_of_arviz_is_the_models(truth: Truth) -> None:
+    """Of every observed variable, and of the runs that are bounds, at a point of the sampler."""
+    graph, rng = truth.model, np.random.default_rng(3)
+    point = {n: v + 0.1 * rng.standard_normal(v.shape) for n, v in graph.initial_point(1).items()}
+    names = [n for n in (*SAMPLED, *FACTORS) if n in graph.named_vars]
+    terms = [*graph.observed_RVs, *graph.potentials]
+    values = graph.replace_rvs_by_values([graph[n] for n in names])
+    asked = [*graph.logp(vars=terms, sum=False), *values]
+    found = graph.compile_fn(asked, mode="FAST_COMPILE")(point)
+    densities, values = found[: len(terms)], found[len(terms) :]
+    drawn = {n: value[None] for n, value in zip(names, values, strict=True)}
+    design = build_design(Runs(truth.table, pd.DataFrame()))
+    fit = fit_of(graph, design, truth.fit.spec, drawn)
+    own = fit.to_datatree(prior_draws=0)["log_likelihood"].to_dataset()
+    assert set(own) == {term.name for term in terms} and "censored" in own
+    for term, density in zip(terms, densities, strict=True):
+        np.testing.assert_allclose(own[term.name].values.ravel(), density, rtol=1e-6, atol=1e-6)
+    total = sum(float(values.sum()) for values in own.values())
+    assert np.isclose(total, sum(d.sum() for d in densities))
+
+
+def test_the_prior_of_arviz_is_that_of_the_model(truth: Truth) -> None:
+    tree = truth.fit.to_datatree(prior_draws=200, seed=2)
+    prior = tree["prior"].to_dataset()
+    assert set(prior) == set(truth.fit.posterior) and prior.sizes["draw"] == 200
+    logs = np.log(prior["law"].values[0])
+    by_name = {p["name"]: p for p in truth.fit.spec["priors"]}
+    own = [by_name[str(n)] for n in prior["law_term"].values]
+    middle, sd = np.log([p["a"] for p in own]), np.array([p["b"] for p in own])
+    assert (np.abs(logs.mean(axis=0) - middle) < 5 * sd / 200**0.5).all()
+    np.testing.assert_allclose(logs.std(axis=0), sd, rtol=0.3)
+    of_runs = tree["prior_predictive"].to_dataset()
+    assert set(of_runs) == set(tree["observed_data"].data_vars)
+    assert all(np.isfinite(values).all() for values in of_runs.values())
 
 
 def test_answers_at_the_load_of_a_run_are_those_of_the_graph(truth: Truth) -> None:

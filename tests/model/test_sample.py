@@ -14,6 +14,7 @@ from tables import table
 from bayes_sd.errors import ConvergenceError, EvidenceError, EvidenceWarning, InputError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import Design, build_design, coefficients, machine
+from bayes_sd.model.posterior import STATS
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
 from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample
 from bayes_sd.model.start import EFFECTS_OF, start, told_shares
@@ -231,6 +232,9 @@ def test_a_small_fit_follows_its_runs_in_both_environments(small_fit: Fit) -> No
     factor = small_fit.posterior["factor_environment"]
     np.testing.assert_allclose(factor.prod("environment"), 1.0, rtol=1e-6)
     assert small_fit.accuracy()["r2_dense"] > 0.9
+    stats = small_fit.tree["sample_stats"].to_dataset()  # by the names of ArviZ
+    assert set(stats) == set(STATS.values()) and stats["energy"].shape == small_fit.shape
+    assert stats["diverging"].sum() == small_fit.sampling["divergences"]
 
 
 @pytest.mark.sample
