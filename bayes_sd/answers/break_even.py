@@ -103,7 +103,7 @@ class BreakEven(answer.Answer):
 
     def __str__(self) -> str:
         likely, unit = max(OUTCOMES, key=self.prob), answer.UNITS[self.axis]
-        sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:g}"
+        sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:.3g} {unit}"
         text = {
             "never": "is slower at every load " + sustained,
             "always": "is faster at every load " + sustained,
