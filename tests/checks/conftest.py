@@ -112,6 +112,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[bsd.LatencyModel, StandIn
         factor = 1.0 + 0.001 * len(made)
         return made.setdefault(model, StandIn(model.design(runs), factor))
 
+    monkeypatch.setattr("bayes_sd.checks.jobs._compiled", {})
     monkeypatch.setattr(bsd.LatencyModel, "refitter", refitter)
     return made
 
