@@ -96,9 +96,10 @@ def _each[K](
             Path(keep).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"<<keep>> {keep}: cannot be a folder ({error}).") from None
-        for k in [k for k, file in files.items() if file.exists()]:
-            yield k, json.loads(files[k].read_text())
-            del rest[k]
+        for k, file in files.items():
+            if (result := _kept(file)) is not None:
+                del rest[k]
+                yield k, result
     with ExitStack() as own:
         # A thread even for one at a time: what is interrupted there is not taken for a result.
         executor = executor or own.enter_context(cf.ThreadPoolExecutor(1))
@@ -131,6 +132,13 @@ def _each[K](
             ):  # one that broke takes no more
                 like = (getattr(executor, name) for name in POOL)
                 executor = own.enter_context(cf.ProcessPoolExecutor(*like))
+
+
+def _kept(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # not there, or damaged
+        return None
 
 
 def _submitted(executor: cf.Executor, job: Job, attempt: int) -> cf.Future:
