@@ -89,7 +89,7 @@ def _each[K](
     jobs: Mapping[K, Job], executor: cf.Executor | None, keep: Keep
 ) -> Iterator[tuple[K, Any]]:
     """Results as they come: those kept first, lost ones again."""
-    rest, failed, lost = dict(jobs), 0, None
+    rest, failed, lost = dict(jobs), 0, Exception()
     files = {k: Path(keep or "") / f"{job.keys[1]}.json" for k, job in jobs.items()}
     if keep is not None:
         try:
@@ -104,7 +104,10 @@ def _each[K](
         # A thread even for one at a time: what is interrupted there is not taken for a result.
         executor = executor or own.enter_context(cf.ThreadPoolExecutor(1))
         while rest:
-            futures = {_submitted(executor, job, failed): k for k, job in rest.items()}
+            try:
+                futures = {executor.submit(job.done, failed): k for k, job in rest.items()}
+            except Exception as error:
+                futures, lost = {}, error
             for future in futures:
                 own.callback(future.cancel)
             failed += 1
@@ -127,9 +130,7 @@ def _each[K](
                 done = f"{len(jobs) - len(rest)} of {len(jobs)} refits were done and are "
                 done += f"kept in {keep}" if keep else "lost, as <<keep>> named no folder for them"
                 raise InputError(f"The executor died ({lost!r}); {done}.")
-            if rest and isinstance(
-                executor, cf.ProcessPoolExecutor
-            ):  # one that broke takes no more
+            if rest and isinstance(executor, cf.ProcessPoolExecutor):  # broken, it takes no more
                 like = (getattr(executor, name) for name in POOL)
                 executor = own.enter_context(cf.ProcessPoolExecutor(*like))
 
@@ -139,12 +140,3 @@ def _kept(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError):  # not there, or damaged
         return None
-
-
-def _submitted(executor: cf.Executor, job: Job, attempt: int) -> cf.Future:
-    try:
-        return executor.submit(job.done, attempt)
-    except Exception as error:
-        future: cf.Future = cf.Future()
-        future.set_exception(error)
-        return future

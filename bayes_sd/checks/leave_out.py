@@ -76,11 +76,10 @@ class LeftOut:
     @classmethod
     def of(cls, results: Sequence[Mapping]) -> "LeftOut":
         """What :func:`fold` gave of each fold."""
-        rows, both = (pd.concat([pd.DataFrame(r[k]) for r in results]) for k in ("rows", "pairs"))
+        columns = {k: [pd.DataFrame(r[k]) for r in results] for k in ("rows", "pairs")}
+        rows, both = (pd.concat(own, ignore_index=True) for own in columns.values())
         about = pd.DataFrame([r["about"] for r in results])
-        return cls(
-            rows.set_index("row").rename_axis(None).sort_index(), about, both.reset_index(drop=True)
-        )
+        return cls(rows.set_index("row").sort_index(), about, both)
 
 
 def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampling: Any) -> dict:

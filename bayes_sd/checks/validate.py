@@ -1,8 +1,9 @@
 """Is the model to be trusted on these runs? Recovery, held-out prediction, prior sensitivity."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -231,18 +232,14 @@ def validate(
         result = LeftOut.of(results)
         return judge_fifths(result) if name == "runs" else judge_left_out(result, name)
 
-    def made() -> Iterator[tuple[str, list[CheckResult]]]:
-        jobs = {}
-        for name in names:
-            try:
-                jobs[name] = jobs_of(name)
-            except EvidenceError as error:
-                yield name, [CheckResult(name, False, float("nan"), "evidence", str(error))]
-        for name, results in finished(jobs, executor, keep):
-            yield name, judged(name, results)
-
-    checks = {}
-    for name, results in made():
+    jobs, checks = {}, {}
+    for name in names:
+        try:
+            jobs[name] = jobs_of(name)
+        except EvidenceError as error:
+            checks[name] = [CheckResult(name, False, float("nan"), "evidence", str(error))]
+    done = ((name, judged(name, results)) for name, results in finished(jobs, executor, keep))
+    for name, results in chain(list(checks.items()), done):
         checks[name] = results
         if progress is not None:
             for result in results:
