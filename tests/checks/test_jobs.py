@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from stand_in import Instant, StandIn
+from typer.testing import CliRunner
 
 import bayes_sd as bsd
 from bayes_sd.checks import jobs
 from bayes_sd.checks.compare import Comparison, compare_models
 from bayes_sd.checks.validate import validate
+from bayes_sd.cli.app import app
 from bayes_sd.errors import InputError
+from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
 
 MODELS = {"good": Instant(factor=1.001), "bad": Instant(factor=1.1)}
@@ -190,3 +193,23 @@ def test_a_mistake_in_a_refit_is_not_blamed_on_the_executor(
     with pytest.raises(ZeroDivisionError, match="a mistake") as caught:
         compare_models(many, MODELS)
     assert "in broken" in caught.value.__notes__[0]
+
+
+def test_the_command_keeps_refits_where_it_is_told(stand_ins: dict, tmp_path: Path) -> None:
+    command = [
+        "compare-models",
+        str(corpus("vllm-cpu")),
+        "--models",
+        "full,no stalls",
+        "--jobs",
+        "2",
+    ]
+    first, again = (
+        CliRunner().invoke(app, [*command, "--keep", str(tmp_path / "kept")]) for _ in range(2)
+    )
+    assert first.exit_code == 0 and first.stdout == again.stdout
+    assert len([*(tmp_path / "kept").iterdir()]) == 12
+    assert all(len(refitter.masks) == 6 for refitter in stand_ins.values())
+    (tmp_path / "file").touch()
+    refused = CliRunner().invoke(app, [*command, "--keep", str(tmp_path / "file")])
+    assert refused.exit_code == 1 and refused.stderr.startswith("error: --keep ")
