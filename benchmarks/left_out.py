@@ -22,7 +22,9 @@ from least_squares import size_law
 from scipy.stats import norm
 
 import bayes_sd as bsd
-from bayes_sd.checks.leave_out import PROB, Folds, LeftOut, brier, folds, leave_out, summary
+from bayes_sd.checks.compare import compare_models
+from bayes_sd.checks.leave_out import PROB, Folds, LeftOut, brier, folds, summary
+from bayes_sd.model.design import build_design
 from bayes_sd.runs.read import corpus
 
 SCORES = ("runs", "coverage", "width", "median_error", "mean_error", "log_score", "interval_score")
@@ -80,18 +82,14 @@ def main() -> None:
     runs = bsd.read(corpus(options.campaign))
     base = bsd.LatencyModel()
     models = {"model": base, "no pooling": replace(base, pooling="none")}
-    refitters = {name: model.refitter(runs) for name, model in models.items()}
-    table = refitters["model"].table
+    table = build_design(runs).table
     how = {"draws": options.draws, "tune": options.draws, "cores": 1}
     result: dict[str, Any] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for by in options.by.split(","):
-            parts = folds(table, by)
-            result[by] = {
-                name: by_model(leave_out(refitter, parts, executor=pool, **how))
-                for name, refitter in refitters.items()
-            }
-            result[by]["least squares, sizes"] = by_least_squares(table, parts)
+            compared = compare_models(runs, models, by=by, executor=pool, **how)
+            result[by] = {name: by_model(own) for name, own in compared.left_out.items()}
+            result[by]["least squares, sizes"] = by_least_squares(table, folds(table, by))
     if options.json:
         print(json.dumps(result))
         return

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.checks.leave_out import LeftOut, folds, leave_out, psis, summary
+from bayes_sd.checks.jobs import Job, Keep, finished
+from bayes_sd.checks.leave_out import LeftOut, fold, folds, psis, summary
 from bayes_sd.errors import InputError
 from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
@@ -84,6 +85,7 @@ def compare_models(
     by: str = "verifier",
     seed: int = 1,
     executor: Executor | None = None,
+    keep: Keep = None,
     progress: Callable[[str], Any] | None = None,
     **sampling: Any,
 ) -> Comparison:
@@ -104,7 +106,11 @@ def compare_models(
         "highest_load" or "long_prompts".
     seed : int
     executor : concurrent.futures.Executor, optional
-        Runs the refits of a model side by side; threads suffice.
+        Runs the refits: threads, processes, or Dask's ``client.get_executor()``; whichever it is
+        and however many work, the result is the same. Give each refit ``cores=1``.
+    keep : path, optional
+        Folder for the finished refits: those of the same runs, model, seed, sampling and versions
+        are found there and not made again.
     progress : callable, optional
         Called with a sentence after each model.
     **sampling
@@ -113,7 +119,8 @@ def compare_models(
     Raises
     ------
     InputError
-        If there are fewer than two models, or `by` is unknown.
+        If there are fewer than two models, `by` is unknown, or the executor died thrice with no
+        refit finished in between; lost ones are made again, and a broken process pool is replaced.
     EvidenceError
         If nothing is left to fit or to predict.
 
@@ -127,14 +134,19 @@ def compare_models(
     if len(models) < 2:
         raise InputError("A comparison needs at least two models.")
     parts = folds(build_design(runs).table, by)
-    left_out, by_psis = {}, {}
+    jobs = {}
     for name, model in models.items():
-        refitter = model.refitter(runs)
-        left_out[name] = leave_out(refitter, parts, seed=seed, executor=executor, **sampling)
+        jobs[name] = [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
         if by == "run":
-            by_psis[name] = psis(refitter.refit(seed=seed, **sampling), refitter.design)
+            jobs[name].append(Job(psis, model, runs, seed, sampling))
+    left_out, by_psis = {}, {}
+    for name, results in finished(jobs, executor, keep):
+        if by == "run":
+            by_psis[name] = pd.DataFrame(results.pop())
+        left_out[name] = LeftOut.of(results)
         if progress is not None:
             progress(f"{name}: ELPD {left_out[name].rows['log_score'].sum():.1f}")
+    left_out = {name: left_out[name] for name in models}
     return Comparison(by, _table(left_out, by_psis), left_out)
 
 

@@ -1,10 +1,10 @@
 """Runs left out and predicted by exact refits: folds, predictions, their scores, and pairs."""
 
-from collections.abc import Mapping
-from concurrent.futures import Executor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ HIGHEST = 0.15  # of the runs, by their share of the highest load of their serve
 PROB = 0.9
 P95 = 0.95
 STATED = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)  # ranges of P(SD beats plain)
-Folds = dict[str, frozenset[str]]
+Folds = dict[str, tuple[str, ...]]
 
 
 def folds(table: pd.DataFrame, by: str) -> Folds:
@@ -57,7 +57,7 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
     if not kept or any(not (steady & ~mask).any() for _, mask in kept):
         raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
-    return {name: frozenset(table["run_id"][mask]) for name, mask in kept}
+    return {name: tuple(table["run_id"][mask]) for name, mask in kept}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,44 +73,36 @@ class LeftOut:
     folds: pd.DataFrame
     pairs: pd.DataFrame
 
+    @classmethod
+    def of(cls, results: Sequence[Mapping]) -> "LeftOut":
+        """What :func:`fold` gave of each fold."""
+        columns = {k: [pd.DataFrame(r[k]) for r in results] for k in ("rows", "pairs")}
+        rows, both = (pd.concat(own, ignore_index=True) for own in columns.values())
+        about = pd.DataFrame([r["about"] for r in results])
+        return cls(rows.set_index("row").sort_index(), about, both)
 
-def leave_out(
-    refitter: Refitter,
-    parts: Mapping[str, frozenset[str]],
-    *,
-    seed: int = 1,
-    executor: Executor | None = None,
-    **sampling: Any,
-) -> LeftOut:
-    """Refit without each of the :func:`folds` and predict it.
 
-    An `executor` runs folds side by side; threads suffice, as sampling releases the interpreter.
-    """
+def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampling: Any) -> dict:
+    """Columns of ``rows`` and ``pairs`` of one of the :func:`folds` without which was refitted."""
     table = refitter.table
     steady = ~table["saturated"].to_numpy(bool)
-
-    def predicted(part: tuple[str, frozenset[str]]) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
-        name, ids = part
-        mask = table["run_id"].isin(ids).to_numpy()
-        refit = refitter.refit(mask, seed=seed, **sampling)
-        rows = np.flatnonzero(mask & steady)
-        left_out = table.iloc[rows]
-        mean_s = refit.of_runs("run_mean_e2e", rows)
-        t = np.random.default_rng(seed).standard_t(noise.NU, mean_s.shape)
-        drawn_s = noise.draw_runs(mean_s, _scale(refit, table, rows), t)
-        joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
-        gate = refit.convergence.summary
-        about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
-        about["ess_min"] = min(gate["ess_bulk_min"], gate["ess_tail_min"])
-        about |= {"divergences": refit.divergences, "seconds": refit.seconds}
-        about["joint_rank"] = float(joint.mean())
-        scored = predictions(refit, table, rows, drawn_s, seed).assign(fold=name)
-        return scored, about, pairs(left_out, drawn_s)
-
-    each = (executor.map if executor else map)(predicted, parts.items())
-    scored, about, both = zip(*each, strict=True)
-    rows: pd.DataFrame = pd.concat(scored).sort_index()
-    return LeftOut(rows, pd.DataFrame(about), pd.concat(both, ignore_index=True))
+    mask = table["run_id"].isin(ids).to_numpy()
+    own_seed = crc32(f"{seed} {name}".encode())  # whichever fold comes first
+    refit = refitter.refit(mask, seed=own_seed, **sampling)
+    rows = np.flatnonzero(mask & steady)
+    left_out = table.iloc[rows]
+    mean_s = refit.of_runs("run_mean_e2e", rows)
+    t = np.random.default_rng(own_seed).standard_t(noise.NU, mean_s.shape)
+    drawn_s = noise.draw_runs(mean_s, _scale(refit, table, rows), t)
+    joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
+    gate = refit.convergence.summary
+    about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
+    about["ess_min"] = min(gate["ess_bulk_min"], gate["ess_tail_min"])
+    about |= {"divergences": refit.divergences, "seconds": refit.seconds}
+    about["joint_rank"] = float(joint.mean())
+    scored = predictions(refit, table, rows, drawn_s, own_seed).assign(fold=name, row=rows)
+    both = pairs(left_out, drawn_s)
+    return {"rows": scored.to_dict("list"), "about": about, "pairs": both.to_dict("list")}
 
 
 def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
@@ -263,16 +255,18 @@ def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.nda
     return np.asarray(total)
 
 
-def psis(refit: Refit, design: Design) -> pd.DataFrame:
+def psis(refitter: Refitter, seed: int, **sampling: Any) -> dict[str, list[float]]:
     """Leave-one-run-out log scores of the steady runs by importance sampling, from one full refit.
 
     ``pareto_k`` above 0.7: the ``log_score`` is not to be trusted, the run needs an exact refit.
     """
     from arviz_stats.base import array_stats
 
-    rows = np.flatnonzero(~design.table["saturated"].to_numpy(bool))
-    density = run_log_density(refit, design.table, rows)
-    likelihood = run_log_likelihood(refit, design, rows)
+    refit, table = refitter.refit(seed=seed, **sampling), refitter.table
+    rows = np.flatnonzero(~table["saturated"].to_numpy(bool))
+    density = run_log_density(refit, table, rows)
+    likelihood = run_log_likelihood(refit, refitter.design, rows)
     weights, k = array_stats.psislw(likelihood.T, axis=-1)  # takes their negative itself
     weights = weights - logsumexp(weights, axis=-1, keepdims=True)
-    return pd.DataFrame({"log_score": logsumexp(weights + density.T, axis=-1), "pareto_k": k})
+    log_score = logsumexp(weights + density.T, axis=-1)
+    return {"log_score": log_score.tolist(), "pareto_k": k.tolist()}

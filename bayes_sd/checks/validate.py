@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bayes_sd.checks.leave_out import PROB, LeftOut, brier, folds, leave_out, reliability, summary
+from bayes_sd.checks.jobs import Job, Keep, finished
+from bayes_sd.checks.leave_out import PROB, LeftOut, brier, fold, folds, reliability, summary
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
@@ -23,6 +25,7 @@ RECOVERED = 0.80  # of 90% intervals that hold the truth
 RECOVERIES = 4
 SENSITIVITY = 1.0  # posterior standard deviations that a fitted mean may move
 WIDER = 1.5
+WIDTHS = {"stated": 1.0, "wider": WIDER, "narrower": 1 / WIDER}
 PIT_P = 0.01
 NAMES = ("recovery", "runs", "verifier", "drafter", "moe", "highest_load", "long_prompts", "priors")
 
@@ -50,8 +53,8 @@ class CheckResult:
         return finite_or_none({n: value for n, value in vars(self).items() if n != "table"})
 
 
-def recovery(refitter: Refitter, seed: int, **sampling: Any) -> CheckResult:
-    """Data made by draws of the posterior, fitted again: do the intervals hold the truth?"""
+def recovery(refitter: Refitter, seed: int, **sampling: Any) -> dict[Any, list]:
+    """Data made by draws of the posterior, fitted again: coefficients and their intervals."""
     full = refitter.refit(seed=seed, **sampling)
     chains, draws = full.draws.sizes["chain"], full.draws.sizes["draw"]
     rng = np.random.default_rng(seed)
@@ -67,7 +70,11 @@ def recovery(refitter: Refitter, seed: int, **sampling: Any) -> CheckResult:
             probs = [(1 - PROB) / 2, (1 + PROB) / 2]
             low, high = np.quantile(again[name].values, probs, axis=(0, 1))
             rows += zip(again[dim].values, truth[name].values, low, high, strict=True)
-    table = pd.DataFrame(rows, columns=["parameter", "truth", "low", "high"])
+    return pd.DataFrame(rows, columns=["parameter", "truth", "low", "high"]).to_dict("list")
+
+
+def judge_recovery(table: pd.DataFrame) -> CheckResult:
+    """Do the intervals hold the coefficients that made the data?"""
     table["inside"] = table["truth"].between(table["low"], table["high"])
     share = float(table["inside"].mean())
     sentence = f"{share:.0%} of {len(table)} 90% intervals hold the coefficient that made the data."
@@ -103,18 +110,18 @@ def judge_left_out(result: LeftOut, by: str) -> list[CheckResult]:
     ]
 
 
-def prior_sensitivity(model: LatencyModel, runs: Runs, seed: int, **sampling: Any) -> CheckResult:
+def log_means(refitter: Refitter, seed: int, **sampling: Any) -> list[list[float]]:
+    """Posterior mean and standard deviation of every run's fitted log mean latency."""
+    refit = refitter.refit(seed=seed, **sampling)
+    fitted = np.log(refit.of_runs("run_mean_e2e", np.arange(len(refit.left_out))))
+    return [fitted.mean(axis=0).tolist(), fitted.std(axis=0).tolist()]
+
+
+def judge_priors(results: Sequence[Any]) -> CheckResult:
     """All priors 1.5 times as wide, and as narrow: how far do fitted run means move?"""
-
-    def log_means(factor: float) -> np.ndarray:
-        priors = tuple(replace(p, b=p.b * factor) for p in model.priors)
-        refit = replace(model, priors=priors).refitter(runs).refit(seed=seed, **sampling)
-        return np.log(refit.of_runs("run_mean_e2e", np.arange(len(refit.left_out))))
-
-    stated, rows = log_means(1.0), []
-    for name, factor in (("wider", WIDER), ("narrower", 1 / WIDER)):
-        moved = np.abs(log_means(factor).mean(axis=0) - stated.mean(axis=0)) / stated.std(axis=0)
-        rows.append((name, float(np.median(moved)), float(moved.max())))
+    (stated, sd), *others = np.asarray(results)
+    moved = {n: np.abs(x[0] - stated) / sd for n, x in zip([*WIDTHS][1:], others, strict=True)}
+    rows = [(n, float(np.median(x)), float(x.max())) for n, x in moved.items()]
     table = pd.DataFrame(rows, columns=["priors", "median_moved_sd", "max_moved_sd"])
     worst = float(table["max_moved_sd"].max())
     sentence = (
@@ -164,6 +171,7 @@ def validate(
     only: str | Sequence[str] | None = None,
     seed: int = 1,
     executor: Executor | None = None,
+    keep: Keep = None,
     progress: Callable[[str], Any] | None = None,
     **sampling: Any,
 ) -> list[CheckResult]:
@@ -179,8 +187,8 @@ def validate(
         out), "verifier", "drafter", "moe", "highest_load", "long_prompts" (left out) and "priors"
         (sensitivity); all by default.
     seed : int
-    executor : concurrent.futures.Executor, optional
-        Runs the refits of left-out folds side by side; threads suffice.
+    executor, keep
+        Runs refits side by side, and keeps them in a folder, as in :func:`compare_models`.
     progress : callable, optional
         Called with the sentence of each check.
     **sampling
@@ -194,7 +202,7 @@ def validate(
     Raises
     ------
     InputError
-        If a name is unknown.
+        If a name is unknown, or the executor died.
 
     Examples
     --------
@@ -206,27 +214,34 @@ def validate(
     if unknown := [name for name in names if name not in NAMES]:
         raise InputError(f"No check is called {unknown[0]!r}; known: {', '.join(NAMES)}.")
     model = model or LatencyModel()
-    refitter, table = None, pd.DataFrame()
-    if set(names) - {"priors"}:
-        refitter, table = model.refitter(runs), build_design(runs).table
 
-    def checked(name: str) -> list[CheckResult]:
-        if refitter is None or name == "priors":
-            return [prior_sensitivity(model, runs, seed, **sampling)]
+    def jobs_of(name: str) -> list[Job]:
         if name == "recovery":
-            return [recovery(refitter, seed, **sampling)]
-        parts = folds(table, "fifth" if name == "runs" else name)
-        result = leave_out(refitter, parts, seed=seed, executor=executor, **sampling)
+            return [Job(recovery, model, runs, seed, sampling)]
+        if name == "priors":
+            priors = [tuple(replace(p, b=p.b * x) for p in model.priors) for x in WIDTHS.values()]
+            return [Job(log_means, replace(model, priors=p), runs, seed, sampling) for p in priors]
+        parts = folds(build_design(runs).table, "fifth" if name == "runs" else name)
+        return [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
+
+    def judged(name: str, results: list[Any]) -> list[CheckResult]:
+        if name == "recovery":
+            return [judge_recovery(pd.DataFrame(results[0]))]
+        if name == "priors":
+            return [judge_priors(results)]
+        result = LeftOut.of(results)
         return judge_fifths(result) if name == "runs" else judge_left_out(result, name)
 
-    results: list[CheckResult] = []
+    jobs, checks = {}, {}
     for name in names:
         try:
-            checks = checked(name)
+            jobs[name] = jobs_of(name)
         except EvidenceError as error:
-            checks = [CheckResult(name, False, float("nan"), "evidence", str(error))]
-        results += checks
-        for check in checks:
-            if progress is not None:
-                progress(str(check))
-    return results
+            checks[name] = [CheckResult(name, False, float("nan"), "evidence", str(error))]
+    done = ((name, judged(name, results)) for name, results in finished(jobs, executor, keep))
+    for name, results in chain(list(checks.items()), done):
+        checks[name] = results
+        if progress is not None:
+            for result in results:
+                progress(str(result))
+    return [result for name in names for result in checks[name]]

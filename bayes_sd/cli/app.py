@@ -29,6 +29,7 @@ class Refits:
     draws: o.Draws = 500
     tune: o.Tune = 500
     jobs: Annotated[int, o.sampling_option("Refits at a time; 0: one, all cores.", "N")] = 0
+    keep: Annotated[o.File, o.option("Keep refits here, and go on from those.", "FOLDER")] = None
     seed: o.Seed = 1
 
     def how(self) -> dict[str, Any]:
@@ -37,7 +38,7 @@ class Refits:
             raise typer.BadParameter("--jobs must be at least 0.")
         at_once = {"executor": ThreadPoolExecutor(self.jobs), "cores": 1} if self.jobs else {}
         sampler = {"seed": self.seed, "draws": self.draws, "tune": self.tune}
-        return {**sampler, "progress": o.say, **at_once}
+        return {**sampler, "keep": self.keep, "progress": o.say, **at_once}
 
 
 def names_in(text: str) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import LARGEST, EvidenceWarning, InputError, shown
+from bayes_sd.progress import with_time_left
 from bayes_sd.runs import config as c
 from bayes_sd.runs import log_files as f
 from bayes_sd.runs.consistency import QUANTILES
@@ -161,7 +162,8 @@ class Log:
                 sizes = self._engine.execute(rows.group_by("window").agg(n=rows.count()))
                 before = sizes.set_index("window")["n"].reindex(range(count), fill_value=0).cumsum()
                 ends = [*np.flatnonzero(np.diff(before // AT_A_TIME, prepend=-1)), count]
-            for start, end in pairwise(map(int, ends)):
+            spans = pairwise(map(int, ends))
+            for start, end in with_time_left(spans, len(ends) - 1, f"reading {self.name}"):
                 # The times themselves let an engine skip what is stored elsewhere.
                 low, high = ((first_s + k * width_s) / unit_s for k in (start - 1, end + 1))
                 near = rows.window.between(start, end - 1) & rows.timestamp.between(low, high)

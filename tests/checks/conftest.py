@@ -1,21 +1,16 @@
 """A few made-up runs, refits that need no compiling, and one compiled refitter for all tests."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
+from stand_in import StandIn
 
 import bayes_sd as bsd
-from bayes_sd.model.design import Design
 from bayes_sd.model.sample import Refitter
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
-
-CHAINS, DRAWS = 2, 200
 
 
 def made_up(verifiers: dict[str, float], saturated: bool = False) -> Runs:
@@ -49,33 +44,6 @@ def made_up(verifiers: dict[str, float], saturated: bool = False) -> Runs:
                     }
                 )
     return read(pd.DataFrame(rows), environment="made up")
-
-
-class StandIn:
-    """A refit or refitter without a model: run means are those observed, times `factor`."""
-
-    def __init__(self, design: Design, factor: float = 1.0, sd: float = 0.02) -> None:
-        self.design, self.table, self.factor, self.sd = design, design.table, factor, sd
-        self.masks: list[np.ndarray] = []
-        self.left_out, self.seconds, self.divergences = np.zeros(len(self.table), bool), 0.1, 0
-        summary = {"rhat_max": 1.0, "ess_bulk_min": 500.0, "ess_tail_min": 450.0}
-        self.convergence = SimpleNamespace(summary=summary)
-        noise = (("chain", "draw", "noise_term"), np.full((CHAINS, DRAWS, 1), 0.3))
-        self.parameters = xr.Dataset({"noise": noise}, {"noise_term": ["spread_sd"]})
-
-    def refit(self, left_out: np.ndarray | None = None, **how: Any) -> "StandIn":
-        """Itself; what was left out is remembered."""
-        if left_out is not None:
-            self.masks.append(left_out)
-        return self
-
-    def of_runs(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Draws (draws, rows) of a quantity of runs."""
-        shape = (CHAINS * DRAWS, len(rows))
-        if not name.startswith("run_mean"):
-            return np.full(shape, 0.02)
-        error = self.sd * np.random.default_rng(3).standard_normal(shape)
-        return self.factor * self.table["e2e_mean_s"].to_numpy()[rows] * np.exp(error)
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +80,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[bsd.LatencyModel, StandIn
         factor = 1.0 + 0.001 * len(made)
         return made.setdefault(model, StandIn(model.design(runs), factor))
 
+    monkeypatch.setattr("bayes_sd.checks.jobs._compiled", {})
     monkeypatch.setattr(bsd.LatencyModel, "refitter", refitter)
     return made
 
