@@ -185,7 +185,7 @@ def test_never_and_always_are_numbers_of_the_quantiles(fit: Fit) -> None:
     assert moe.prob("always") > 0.9 and np.isinf(moe.quantile(0.5).item())
     assert "is faster at every load that either sustains" in str(moe)
     closed = fit.break_even(in_flight(4), MOE, MOE_PLAIN)
-    assert closed.top > 4 and f"up to {closed.top:g}" in str(closed)
+    assert closed.top > 4 and f"up to {closed.top:.3g} requests in flight" in str(closed)
 
 
 def test_a_structure_without_its_terms_changes_no_comparison(fit: Fit) -> None:

@@ -69,18 +69,20 @@ def test_thinning_keeps_every_nth_draw_and_all_else(fit: Fit) -> None:
 def test_a_failed_save_leaves_all_as_it_was(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, broken: BaseException
 ) -> None:
-    def write(self: xr.DataTree, path: str, **_: object) -> None:
-        Path(path).write_bytes(b"half a fi")
-        if step == "write":
-            raise broken
+    whole = Path.write_bytes
+
+    def write(self: Path, content: bytes) -> None:
+        whole(self, content[:9])
+        raise broken
 
     def replace(*_: object) -> None:
         raise broken
 
     target = tmp_path / "fit.nc"
     target.write_bytes(b"older")
-    monkeypatch.setattr(xr.DataTree, "to_netcdf", write)
-    monkeypatch.setattr("bayes_sd.model.posterior.os.replace", replace)
+    if step == "write":
+        monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr("bayes_sd.model.file.os.replace", replace)
     with pytest.raises(type(broken)):
         fit.save(target)
     assert target.read_bytes() == b"older"
