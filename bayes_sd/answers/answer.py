@@ -36,6 +36,7 @@ DECADES = 10.0 ** np.arange(-6, 7)
 TICKS = np.outer(DECADES, (1, 2, 5)).ravel()
 TICKS_MOST = 10  # of an axis, beyond which only powers of ten are labelled
 LINE_INCHES = 0.16  # between two names
+RIGHT = 0.85  # of the width of axes, from which a line ends at the right
 WIDE = 5.0  # ratio of concurrencies from which their axis is logarithmic
 
 
@@ -168,34 +169,37 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, title: str =
 
 
 def _name_lines(ax: "Axes") -> None:
-    """Names at the right, each tied to the end of its line and as near as they fit."""
+    """Names at the right, each tied to the end of its line and as near as they fit; where a line
+    ends before, beside its end."""
     from scipy.optimize import isotonic_regression
 
     for old in [text for text in ax.texts if text.get_gid() == "line"]:
         old.remove()
     (low, high), ends = ax.get_ylim(), []
+    how: dict[str, Any] = {"va": "center", "fontsize": 8, "gid": "line", "annotation_clip": False}
     for line in ax.lines:
         x, y = (np.asarray(v, float) for v in line.get_data())
-        seen = np.flatnonzero(np.isfinite(y))
+        seen = np.flatnonzero((low <= y) & (y <= high))
         name = str(line.get_label())
         if name.startswith("_"):
             continue
-        tie = {"color": line.get_color(), "ls": line.get_linestyle(), "lw": 1.2}
+        tie: dict[str, Any] = {"color": line.get_color(), "ls": line.get_linestyle(), "lw": 1.2}
         if not seen.size:
             seen, y, name, tie = np.array([-1]), np.array([high]), f"{name}: saturated", {"lw": 0}
-        end = x[seen[-1]], float(np.clip(y[seen[-1]], low, high))
-        height = ax.transAxes.inverted().transform(ax.transData.transform(end))[1]
-        ends.append((float(height), end, name, tie))
+        end = x[seen[-1]], y[seen[-1]]
+        across, height = ax.transAxes.inverted().transform(ax.transData.transform(end))
+        if across > RIGHT:
+            ends.append((float(height), end, name, tie))
+        else:
+            ax.annotate(name, end, (5, 0), textcoords="offset points", **how)
     ends.sort(key=lambda one: one[0])
     steps = np.arange(len(ends)) * LINE_INCHES * ax.figure.dpi / ax.get_window_extent().height
     if len(ends):
         near = isotonic_regression(np.array([height for height, *_ in ends]) - steps).x
         steps = steps + np.clip(near, 0, max(1 - steps[-1], 0))
     for height, (_, end, name, tie) in zip(steps, ends, strict=True):
-        how: dict[str, Any] = {"va": "center", "fontsize": 8, "gid": "line"}
-        how |= {"arrowprops": tie | {"arrowstyle": "-", "shrinkB": 0, "relpos": (0, 0.5)}}
-        how |= {"textcoords": "axes fraction", "annotation_clip": False}
-        ax.annotate(name, end, (1.04, height), **how)
+        tie |= {"arrowstyle": "-", "shrinkB": 0, "relpos": (0, 0.5)}
+        ax.annotate(name, end, (1.04, height), textcoords="axes fraction", arrowprops=tie, **how)
 
 
 def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
