@@ -99,7 +99,8 @@ def test_an_executor_that_always_dies_is_one_sentence_and_the_next_start_goes_on
 ) -> None:
     monkeypatch.setattr(jobs, "TRIES", 1)
     keep = tmp_path / "kept"
-    (tmp_path / "1.kill").touch()
+    for name in ("1.kill", "2.kill"):
+        (tmp_path / name).touch()
     models = {"good": MODELS["good"], "bad": Instant(factor=1.1, folder=str(tmp_path))}
     # One worker ends all refits of the first model before it comes to the second.
     with pytest.raises(InputError) as caught, pool(1) as executor:
