@@ -198,14 +198,14 @@ def _name_lines(ax: "Axes") -> None:
         ax.annotate(name, end, (1.04, height), **how)
 
 
-def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
+def far_outside(fit: Posterior, resolved: Resolved, cells: Any) -> str:
     """Why a question lies far outside of what was measured, "" if it does not.
 
     More than a factor of 4 outside: prompt and output lengths, requests in flight of a fixed
     concurrency, sizes of new models. Outside at all: draft lengths, and a plain or idle server of
     a verifier that never ran so. A rate has no such bound: past capacity it saturates.
     """
-    runs, sizes, server = posterior.runs, resolved.sizes, resolved.server
+    runs, sizes, server = fit.runs, resolved.sizes, resolved.server
     checks: list[tuple[str, Any, Any]] = [
         ("prompt tokens", cells["prompt_tokens"], runs["prompt_tokens"]),
         ("output tokens", cells["output_tokens"], runs["output_tokens"]),
@@ -214,12 +214,12 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
         most = runs["in_flight"].max()
         checks.append(("concurrency", np.maximum(cells["concurrency"], most), runs["in_flight"]))
     if not isinstance(server.verifier, str):
-        known = posterior.verifiers
+        known = fit.verifiers
         total, measured = sizes["shared"] + sizes["expert"], known["shared"] + known["expert"]
         checks.append(("active verifier parameters (1e9)", sizes["active"], known["active"]))
         checks.append(("total verifier parameters (1e9)", total, measured))
     if server.drafter is not None and not isinstance(server.drafter, str):
-        measured = posterior.drafters["drafter_params"]
+        measured = fit.drafters["drafter_params"]
         checks.append(("drafter parameters (1e9)", sizes["drafter"], measured[measured > 0]))
     for name, asked, measured in checks:
         low, high = float(np.min(asked)), float(np.max(asked))
@@ -230,7 +230,7 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
                 f"{name} {value:.4g} is more than {FACTOR:g} times outside the measured "
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
-    table = posterior.servers
+    table = fit.servers
     here = table["environment"] == resolved.environment
     here |= isinstance(server.environment, Machine)
     undrafted = of_verifier(table[(table["draft_tokens"] == 0) & here], server.verifier)
@@ -294,15 +294,15 @@ def farthest(labels: Iterable[Any]) -> str:
     return str(min((str(label) for label in labels), key=LABELS.tolist().index))
 
 
-def _size_inside(posterior: Posterior, resolved: Resolved) -> bool:
+def _size_inside(fit: Posterior, resolved: Resolved) -> bool:
     """Whether a new model's sizes lie between measured ones of its family."""
     inside, sizes, server = True, resolved.sizes, resolved.server
     if not isinstance(server.verifier, str):
-        family = posterior.verifiers[posterior.verifiers["moe"] == sizes["moe"]]
+        family = fit.verifiers[fit.verifiers["moe"] == sizes["moe"]]
         inside = len(family) > 0 and all(
             family[n].min() <= sizes[n] <= family[n].max() for n in ("active", "shared", "expert")
         )
     if server.drafter is not None and not isinstance(server.drafter, str):
-        known = posterior.drafters["drafter_params"]
+        known = fit.drafters["drafter_params"]
         inside &= bool(known.min() <= sizes["drafter"] <= known.max())
     return inside

@@ -242,7 +242,7 @@ class _Windows:
     def at(self, scale: np.ndarray) -> tuple[Outcome, np.ndarray]:
         """The law at `scale` (draws, 1) times the load, and the variance of log latency."""
         said, inputs = self.arm.outcome(self.scaled(scale))
-        return said, scatter(self.arm.posterior, said, inputs)[1]
+        return said, scatter(self.arm.fit, said, inputs)[1]
 
     def within(self, said: Outcome, variance: np.ndarray, seconds: Any) -> np.ndarray:
         """Share of all requests served within so many seconds; none of a saturated window."""
@@ -250,7 +250,7 @@ class _Windows:
 
     def sustained(self, slo_s: float, share: float) -> tuple[np.ndarray, dict[str, float]]:
         """The multiple of the load at which the target is met exactly, 0 where never; at rest."""
-        draws = self.arm.posterior.draws
+        draws = self.arm.fit.draws
         said, variance = self.at(np.zeros((draws, 1)))
         rows = np.flatnonzero(self.within(said, variance, slo_s) >= share)
 
@@ -275,7 +275,7 @@ class _Windows:
 
     def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
         """What so many replicas do, and draws of their mean latency (s)."""
-        draws = self.arm.posterior.draws
+        draws = self.arm.fit.draws
         names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")
         if math.isnan(count):
             return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)

@@ -193,14 +193,14 @@ def measured_systems(fit: Posterior) -> list[tuple[Server, list[Server], bool, p
     return systems
 
 
-def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
+def default_loads(fit: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
     """Twelve rates up to 95% of the baseline's median capacity, or the measured concurrencies where
     every run was a closed loop."""
-    runs = posterior.runs
+    runs = fit.runs
     if runs["rate_rps"].isna().all() and runs["concurrency"].notna().any():
         measured = np.unique(runs["concurrency"].dropna()).tolist()
         return Load(concurrency=measured, prompt=lengths[0], output=lengths[1])
     load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
-    arm = arm_of(posterior, baseline, load, extrapolate=True)
+    arm = arm_of(fit, baseline, load, extrapolate=True)
     top = RATES_TOP * float(np.median(arm.capacity_rps))
     return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())

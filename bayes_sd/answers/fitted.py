@@ -27,10 +27,10 @@ FITTED_DRAWS = 400  # for the medians kept with a fit
 T_DRAWS = 20  # of the scatter, each time
 
 
-def _server_of(row: pd.Series, posterior: Posterior) -> Server:
+def _server_of(row: pd.Series, fit: Posterior) -> Server:
     """The server a run was measured on; models that the fit does not know are given by size."""
     verifier: str | Size = str(row["verifier"])
-    if verifier not in posterior.verifiers.index:
+    if verifier not in fit.verifiers.index:
         optional = row[["verifier_layers", "verifier_kv_bytes", "weight_bits"]]
         verifier = Size(
             row["verifier_params"],
@@ -40,17 +40,17 @@ def _server_of(row: pd.Series, posterior: Posterior) -> Server:
             *[None if np.isnan(x) else float(x) for x in optional],  # type: ignore[arg-type]
         )
     drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
-    if isinstance(drafter, str) and drafter not in posterior.drafters.index:
+    if isinstance(drafter, str) and drafter not in fit.drafters.index:
         drafter = Size(row["drafter_params"])
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
     pair = {n: row[n] for n in design.PAIR}
-    if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
+    if k and np.isnan(imposed) and fit.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
     name, gpus = str(row["environment"]), int(row["gpus"])
     asked = Server(verifier, drafter, k, acceptance, name, workload=str(row["workload"]))
-    if name in posterior.environments:
+    if name in fit.environments:
         return asked
     one = {"gb_per_s": row["gb_per_s"] / gpus, "tflops": row["tflops"] / gpus}
     return replace(asked, environment=Machine(name, gpus, **one))
@@ -101,10 +101,10 @@ def run_outcome(
     return Outcome(**columns), scale, variance
 
 
-def fitted_columns(posterior: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
+def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Of each fitted run: medians of mean latency and TTFT, C1, C2 (s) and utilization; and whether
     its measured means lie within the 99% intervals of a run like it."""
-    thin = posterior.thin(FITTED_DRAWS)
+    thin = fit.thin(FITTED_DRAWS)
     said, scale, _ = run_outcome(thin, table)
     names = {f"fitted_{n}_s": getattr(said, f"{n}_s") for n in ("e2e", "ttft", "c1", "c2")}
     names["utilization"] = said.others_share

@@ -34,7 +34,7 @@ def cells_of(load: Load) -> dict[str, np.ndarray]:
 class Arm:
     """A server at the lengths of a load: what no rate or concurrency changes is computed once."""
 
-    posterior: Posterior
+    fit: Posterior
     resolved: Resolved
     cells: dict[str, np.ndarray]
     far: np.ndarray  # of every cell
@@ -57,7 +57,7 @@ class Arm:
     def placed(self, inputs: dict[str, Any]) -> Placed:
         """Stage costs where they run: on one server, or in an assumed structure."""
         terms, sizes = self.resolved.coefficients, self.resolved.sizes
-        stages = self.posterior.law.stages(terms, sizes, inputs)
+        stages = self.fit.law.stages(terms, sizes, inputs)
         place = self.resolved.place
         return Placed((stages,)) if place is None else place(stages, sizes, inputs)
 
@@ -71,18 +71,18 @@ class Arm:
         inputs, resolved = self.inputs(axis_values), self.resolved
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             placed, wait = self.placed(inputs), resolved.coefficients["queue_cycles"]
-            said = placed_outcome(placed, wait, resolved.sizes, inputs, self.posterior.law)
+            said = placed_outcome(placed, wait, resolved.sizes, inputs, self.fit.law)
             # Past the pole the fixed point has no root and infinity times zero is not a number.
             said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
         return said, inputs
 
     def support(self, said: Outcome) -> np.ndarray:
         """Label of every cell."""
-        return answer.support(self.posterior, self.resolved, self.cells, said, self.far)
+        return answer.support(self.fit, self.resolved, self.cells, said, self.far)
 
 
 def scatter(
-    posterior: Posterior, said: Outcome, inputs: Any, metric: str = "e2e", requests: Any = np.inf
+    fit: Posterior, said: Outcome, inputs: Any, metric: str = "e2e", requests: Any = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale of a run's log mean, and variance of log latencies of its requests.
 
@@ -103,12 +103,12 @@ def scatter(
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
-        scale = noise.run_scale(metric, posterior.noise, growth, requests, bounded.others_share)
-        return scale, noise.request_variance(metric, posterior.noise, bounded, inputs)
+        scale = noise.run_scale(metric, fit.noise, growth, requests, bounded.others_share)
+        return scale, noise.request_variance(metric, fit.noise, bounded, inputs)
 
 
 def arm_of(
-    posterior: Posterior,
+    fit: Posterior,
     server: Server,
     load: Load,
     seed: int = 0,
@@ -117,17 +117,17 @@ def arm_of(
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
     require("load", load, isinstance(load, Load), "bsd.Load(...)")
-    ran = sorted({*posterior.servers["workload"]} - {""})
+    ran = sorted({*fit.servers["workload"]} - {""})
     if (asked := server.workload) and asked not in ran:
         raise InputError(f"No run was of workload {asked!r}; known are {', '.join(ran) or 'none'}.")
-    resolved = resolve(posterior, server, seed, started_anew)
+    resolved = resolve(fit, server, seed, started_anew)
     cells = cells_of(load)
-    why = answer.far_outside(posterior, resolved, cells)
+    why = answer.far_outside(fit, resolved, cells)
     if why and not extrapolate:
         raise EvidenceError(why)
     each = [{n: v[i] for n, v in cells.items()} for i in range(cells["prompt_tokens"].size)]
-    far = [bool(why and answer.far_outside(posterior, resolved, cell)) for cell in each]
-    return Arm(posterior, resolved, cells, np.array(far))
+    far = [bool(why and answer.far_outside(fit, resolved, cell)) for cell in each]
+    return Arm(fit, resolved, cells, np.array(far))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,14 +246,14 @@ def observable(
     return data.transpose(*answer.SAMPLE, "server", ...)
 
 
-def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
+def measured_points(fit: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
     """Runs of the servers asked about at the lengths asked about."""
     lengths = ["prompt_tokens", "output_tokens"]
-    runs = posterior.runs[["server", *lengths, "rate_rps", "concurrency", f"{metric}_mean_s"]]
+    runs = fit.runs[["server", *lengths, "rate_rps", "concurrency", f"{metric}_mean_s"]]
     runs = runs.rename(columns={f"{metric}_mean_s": "mean_s"})
     rows = []
     for arm in arms:
-        own = runs["server"].isin(posterior.servers["server"][arm.resolved.measured])
+        own = runs["server"].isin(fit.servers["server"][arm.resolved.measured])
         for name in lengths:
             own &= runs[name].isin(np.unique(arm.cells[name]))
         rows.append(runs[own].drop(columns=lengths).assign(server=str(arm.resolved.server)))

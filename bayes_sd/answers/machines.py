@@ -18,18 +18,18 @@ def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
 
 
 def machine_facts(
-    posterior: Posterior, environment: str | Machine, verifier: str | Size, k: int
+    fit: Posterior, environment: str | Machine, verifier: str | Size, k: int
 ) -> dict[str, float]:
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
-    there = posterior.servers[posterior.servers["environment"] == str(environment)]
+    there = fit.servers[fit.servers["environment"] == str(environment)]
     own = of_verifier(there, verifier)
     if isinstance(verifier, Size):
         bits = verifier.weight_bits or np.nan
     else:  # as it ran here, or else elsewhere
-        ran = own if len(own) else of_verifier(posterior.servers, verifier)
+        ran = own if len(own) else of_verifier(fit.servers, verifier)
         bits = float(ran["weight_bits"].iloc[0]) if len(ran) else np.nan
     if isinstance(environment, Machine):
-        return _sheet(posterior, environment, bits, k)
+        return _sheet(fit, environment, bits, k)
     facts: dict[Any, Any] = there[list(MACHINE)].iloc[0].to_dict() | {"weight_bits": bits}
     most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
     known = len(same) or not 0 < most < np.inf
@@ -38,9 +38,9 @@ def machine_facts(
     return {name: float(value) for name, value in machine(**facts).items()}
 
 
-def _sheet(posterior: Posterior, new: Machine, bits: float, k: int) -> dict[str, float]:
+def _sheet(fit: Posterior, new: Machine, bits: float, k: int) -> dict[str, float]:
     """What the law knows of a machine that nobody measured."""
-    if posterior.servers["gb_per_s"].isna().all():
+    if fit.servers["gb_per_s"].isna().all():
         raise EvidenceError(
             f"{new} cannot be answered by its data sheet: that of the fitted machine is unknown; "
             "fit its runs with <<machine>>, or with gb_per_s and tflops."

@@ -271,9 +271,9 @@ def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
     return cells.groupby(group).agg(**columns).reset_index(drop=True)
 
 
-def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
+def _recorded(fit: Posterior, server: Server) -> tuple[str, str]:
     """How vLLM was told to draft in the runs of this drafter, where they agree."""
-    runs = posterior.runs
+    runs = fit.runs
     own = runs[runs["drafter"] == server.drafter]
     if isinstance(server.verifier, str) and (own["verifier"] == server.verifier).any():
         own = own[own["verifier"] == server.verifier]
@@ -292,7 +292,7 @@ def _followed(
     :func:`bayes_sd.physics.queue.occupancy`. `mean_s` and `lengths` (the variance of log latency
     that accepted lengths explain) are by batch size.
     """
-    posterior, values = arm.posterior, np.ravel(load.cells[load.axis].values).astype(float)
+    fit, values = arm.fit, np.ravel(load.cells[load.axis].values).astype(float)
     top = mean_s.shape[1]
     if load.axis == "concurrency":
         at = np.minimum(np.ceil(values).astype(int), top) - 1
@@ -320,10 +320,10 @@ def _followed(
         reached = (p.mean(axis=0) > REACHED)[:, 1:]
         farthest = [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached]
         reach = np.array(farthest, object)
-    variance = spread("e2e", posterior.noise, crowding, explained_at)
-    requests = posterior.run_requests
+    variance = spread("e2e", fit.noise, crowding, explained_at)
+    requests = fit.run_requests
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    drawn = (mean, stuck, run_scale("e2e", posterior.noise, growth, requests), variance)
-    data = observable(posterior, load, label, drawn, reach, requests, seed)
-    none = measured_points(posterior, [arm], "e2e").iloc[:0]
+    drawn = (mean, stuck, run_scale("e2e", fit.noise, growth, requests), variance)
+    data = observable(fit, load, label, drawn, reach, requests, seed)
+    none = measured_points(fit, [arm], "e2e").iloc[:0]
     return Latency(data, "e2e", none, (arm.resolved.server,))

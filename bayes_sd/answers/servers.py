@@ -157,16 +157,16 @@ class Resolved:
     place: Callable[..., Placed] | None
 
 
-def environment_of(posterior: Posterior, server: Server) -> str | Machine:
+def environment_of(fit: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
-    asked, known = server.environment, posterior.environments
+    asked, known = server.environment, fit.environments
     if isinstance(asked, Machine):
         return asked
     if asked is not None:
         if asked not in known:
             raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
         return asked
-    ran = of_verifier(posterior.servers, server.verifier)
+    ran = of_verifier(fit.servers, server.verifier)
     own = sorted(str(e) for e in ran["environment"].unique()) or known
     if len(own) > 1:
         raise InputError(
@@ -176,11 +176,11 @@ def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     return own[0]
 
 
-def workload_of(posterior: Posterior, server: Server) -> str:
+def workload_of(fit: Posterior, server: Server) -> str:
     """What requests a server is asked for; "" where its runs name none."""
     if server.workload is not None or not isinstance(server.verifier, str):
         return server.workload or ""
-    known = sorted(of_verifier(posterior.servers, server.verifier)["workload"].unique())
+    known = sorted(of_verifier(fit.servers, server.verifier)["workload"].unique())
     if len(known) > 1:
         raise InputError(
             f"{server.verifier} ran with workloads {', '.join(known)}; choose one with "
@@ -189,12 +189,12 @@ def workload_of(posterior: Posterior, server: Server) -> str:
     return known[0] if known else ""
 
 
-def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
+def find_pair(fit: Posterior, server: Server) -> dict[str, Any] | None:
     """The measured pair of a server; None if it is new or nothing is drafted."""
     v, d, given = server.verifier, server.drafter, server.acceptance
     if server.k == 0 or not isinstance(v, str) or not isinstance(d, str):
         return None
-    workload, table = workload_of(posterior, server), posterior.servers
+    workload, table = workload_of(fit, server), fit.servers
     rows = table[(table["verifier"] == v) & (table["drafter"] == d) & (table["draft_tokens"] > 0)]
     rows = rows[rows["workload"] == workload]
     imposed = sorted(rows["acceptance_imposed"].dropna().unique())
@@ -225,11 +225,7 @@ def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | 
 
 
 def resolve(
-    posterior: Posterior,
-    server: Server,
-    seed: int = 0,
-    started_anew: str | None = None,
-    site: str = "",
+    fit: Posterior, server: Server, seed: int = 0, started_anew: str | None = None, site: str = ""
 ) -> Resolved:
     """Coefficients, sizes and acceptance of a server.
 
@@ -240,20 +236,20 @@ def resolve(
     measured.
     """
     v, d = server.verifier, server.drafter
-    if isinstance(d, str) and d not in posterior.drafters.index:
+    if isinstance(d, str) and d not in fit.drafters.index:
         d = Size.public(d, name_of(v)) or d
-    if isinstance(v, str) and v not in posterior.verifiers.index:
+    if isinstance(v, str) and v not in fit.verifiers.index:
         v = Size.public(v) or v
     server = replace(server, verifier=v, drafter=d)
-    verifier_i = _row_of(posterior.verifiers, "verifier", v)
-    known_sizes = v.features() if isinstance(v, Size) else posterior.verifiers.loc[v].to_dict()
+    verifier_i = _row_of(fit.verifiers, "verifier", v)
+    known_sizes = v.features() if isinstance(v, Size) else fit.verifiers.loc[v].to_dict()
     sizes = {str(name): float(value) for name, value in known_sizes.items()}
-    drafter_i = _row_of(posterior.drafters, "drafter", d)
+    drafter_i = _row_of(fit.drafters, "drafter", d)
     sizes["drafter"] = d.active / 1e9 if isinstance(d, Size) else 0.0
     if drafter_i is not None:
-        sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])
-    environment, pair = environment_of(posterior, server), find_pair(posterior, server)
-    sizes |= machine_facts(posterior, environment, v, server.k)
+        sizes["drafter"] = float(fit.drafters["drafter_params"].iloc[drafter_i])
+    environment, pair = environment_of(fit, server), find_pair(fit, server)
+    sizes |= machine_facts(fit, environment, v, server.k)
     if isinstance(environment, Machine):
         weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
         environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
@@ -261,41 +257,41 @@ def resolve(
         "verifier": v if isinstance(v, str) else "",
         "drafter": name_of(d) if d is None or isinstance(d, str) else "",
         "acceptance_imposed": pair["acceptance_imposed"] if pair and server.k else np.nan,
-        "workload": workload_of(posterior, server),
+        "workload": workload_of(fit, server),
         "draft_tokens": server.k,
         "environment": str(environment),
     }
-    known = same_key(posterior.servers, SERVER, key)
+    known = same_key(fit.servers, SERVER, key)
     if server.k and pair is None:
         known &= False
     index = int(np.flatnonzero(known)[0]) if known.any() and started_anew is None else None
     label = f"{started_anew} of {name_of(v)}"
     if started_anew is None:
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
-        label = server_label(names, len(posterior.environments) > 1)
+        label = server_label(names, len(fit.environments) > 1)
     if isinstance(environment, Machine):
-        alike = [s for s in posterior.sites if machine_of(s) == environment.name]
+        alike = [s for s in fit.sites if machine_of(s) == environment.name]
         where = site or (alike[0] if len(alike) == 1 else environment.name)
     else:
-        where = posterior.site_of(environment)
-    site_i = posterior.sites.index(where) if where in posterior.sites else None
-    drafter = [1.0, 1.0] if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
+        where = fit.site_of(environment)
+    site_i = fit.sites.index(where) if where in fit.sites else None
+    drafter = [1.0, 1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
     terms = coefficients(
-        posterior.law_terms,
-        verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
+        fit.law_terms,
+        verifier=fit.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
         drafter=drafter,
-        server=posterior.factors("server", index, label, seed),
-        environment=posterior.factors("environment", site_i, where, seed),
+        server=fit.factors("server", index, label, seed),
+        environment=fit.factors("environment", site_i, where, seed),
     )
     place = None
     if server.structure is not None and (d is not None or server.structure.changes_plain):
-        place = server.structure.drawn(posterior.draws, lambda name: generator(seed, name))
-    rates, positions = _acceptance(posterior, server, pair, seed)
+        place = server.structure.drawn(fit.draws, lambda name: generator(seed, name))
+    rates, positions = _acceptance(fit, server, pair, seed)
     return Resolved(server, terms, sizes, rates, str(environment), known, positions, place)
 
 
 def _acceptance(
-    posterior: Posterior, server: Server, pair: dict[str, Any] | None, seed: int
+    fit: Posterior, server: Server, pair: dict[str, Any] | None, seed: int
 ) -> tuple[list[Any], int | None]:
     """Acceptance by position, given or measured, and how many positions were counted."""
     k, given = server.k, server.acceptance
@@ -309,7 +305,7 @@ def _acceptance(
         if len(given) < k:
             raise InputError(f"k = {k} needs {k} acceptance rates, {len(given)} given.")
         return list(given[:k]), None
-    known = None if pair is None else posterior.acceptance(pair, k, seed)
+    known = None if pair is None else fit.acceptance(pair, k, seed)
     if known is None:
         raise EvidenceError(
             f"No acceptance was measured for {name_of(server.verifier)} + "
