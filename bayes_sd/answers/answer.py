@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.answers.servers import Resolved, name_of, of_verifier
+from bayes_sd.answers.servers import Resolved, name_of, of_verifier, shares
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
@@ -61,11 +61,6 @@ def positive(name: str, value: Any) -> None:
     require(name, value, fits, f"a positive number, {SMALLEST:g} to {LARGEST:g}")
 
 
-def is_whole(value: Any, least: int, most: float = LARGEST) -> bool:
-    """Whether a value is a whole number in a range."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
 def probability(name: str, value: Any) -> None:
     """Refuse what is not a number between 0 and 1."""
     number = isinstance(value, Real) and not isinstance(value, bool)
@@ -74,11 +69,8 @@ def probability(name: str, value: Any) -> None:
 
 def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     """Quantiles over draws, some of them infinite: observed values, not averages of neighbours."""
-    probs = np.atleast_1d(np.asarray(q))
-    number = probs.dtype.kind in "iuf" and probs.ndim == 1 and probs.size > 0
-    within = bool(((probs >= 0) & (probs <= 1)).all()) if number else False
-    require("q", q, within, "probabilities in [0, 1]")
-    return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")
+    probs = np.atleast_1d(shares("q", q, "probabilities in [0, 1]"))
+    return draws.quantile(probs, dim=SAMPLE, method="inverted_cdf")
 
 
 def best_of(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -17,6 +17,7 @@ from bayes_sd.errors import one_of
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.table import LENGTHS
 
 RATES = 12  # asked about where none are given
 RATES_TOP = 0.95  # of the baseline's median capacity: the last rate at which it has an answer
@@ -69,7 +70,7 @@ class Comparison(answer.Answer):
     def __str__(self) -> str:
         table, axis = self.table, self.axis
         pair, short = shared_name([*self.servers, self.baseline])
-        lengths = [n for n in ("prompt_tokens", "output_tokens") if n in table]
+        lengths = [n for n in LENGTHS if n in table]
         parts = []
         for at, rows in table.groupby(lengths, sort=False) if lengths else [((), table)]:
             loads = rows.groupby(axis) if axis else [("", rows)]

@@ -13,7 +13,7 @@ from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model import design
-from bayes_sd.model.posterior import Posterior
+from bayes_sd.model.posterior import LEVELS, Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
@@ -31,14 +31,9 @@ def _server_of(row: pd.Series, fit: Posterior) -> Server:
     """The server a run was measured on; models that the fit does not know are given by size."""
     verifier: str | Size = str(row["verifier"])
     if verifier not in fit.verifiers.index:
-        optional = row[["verifier_layers", "verifier_kv_bytes", "weight_bits"]]
-        verifier = Size(
-            row["verifier_params"],
-            row["verifier_active_params"],
-            int(row["experts"]),
-            int(row["experts_per_token"]),
-            *[None if np.isnan(x) else float(x) for x in optional],  # type: ignore[arg-type]
-        )
+        total, active, experts, chosen, *others = row[[*design.SIZES, "weight_bits"]]
+        known = [None if np.isnan(x) else float(x) for x in others]
+        verifier = Size(total, active, int(experts), int(chosen), *known)  # type: ignore[arg-type]
     drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in fit.drafters.index:
         drafter = Size(row["drafter_params"])
@@ -203,18 +198,10 @@ def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
     answer.probability("prob", prob)
     data, meaning, rows = fit.posterior, {p.name: p for p in ALL}, []
-    for group, dim in (
-        ("law", "law_term"),
-        ("moe_effect", "verifier_cost"),
-        ("scatter_verifier", "verifier_cost"),
-        ("scatter_drafter", "drafter_cost"),
-        ("scatter_server", "server_effect"),
-        ("scatter_environment", "hardware"),
-        ("noise", "noise_term"),
-    ):
+    for group in ("law", "moe_effect", *(f"scatter_{level}" for level in LEVELS), "noise"):
         if group not in data:
             continue
-        named = group in ("law", "noise")
+        named, dim = group in ("law", "noise"), data[group].dims[-1]
         for term in data[dim].values:
             draws = data[group].sel({dim: term}).values
             prior = meaning[str(term) if named else group]

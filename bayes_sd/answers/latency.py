@@ -10,7 +10,7 @@ import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve, shared_name
-from bayes_sd.errors import EvidenceError, InputError, one_of, require
+from bayes_sd.errors import EvidenceError, InputError, one_of, require, whole
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
@@ -18,7 +18,9 @@ from bayes_sd.physics import noise
 from bayes_sd.physics.law import SOFTNESS, Outcome, capacity_rps, placed_outcome
 from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.table import LENGTHS
 
+MEASURED = ("server", *answer.UNITS, "mean_s")  # columns of measured runs
 OF = ("mean", "run", "request")
 SATURATED = 0.05  # probability from which a sentence leaves a load to the table
 
@@ -42,17 +44,10 @@ class Arm:
     def inputs(self, axis_values: Any = None) -> dict[str, Any]:
         """The law's workload at the load's own rates or concurrencies, or at others."""
         axis = "concurrency" if "concurrency" in self.cells else "rate_rps"
-        server, cells = self.resolved.server, self.cells
-        return workload(
-            k=server.k,
-            drafter_loaded=int(server.drafter is not None),
-            acceptance=self.resolved.acceptance,
-            prompt_tokens=cells["prompt_tokens"],
-            output_tokens=cells["output_tokens"],
-            prompt_cv=cells.get("prompt_cv", 0.0),
-            output_cv=cells.get("output_cv", 0.0),
-            **{axis: cells[axis] if axis_values is None else axis_values},
-        )
+        cells = self.cells if axis_values is None else self.cells | {axis: axis_values}
+        server, acceptance = self.resolved.server, self.resolved.acceptance
+        loaded = int(server.drafter is not None)
+        return workload(k=server.k, drafter_loaded=loaded, acceptance=acceptance, **cells)
 
     def placed(self, inputs: dict[str, Any]) -> Placed:
         """Stage costs where they run: on one server, or in an assumed structure."""
@@ -248,15 +243,13 @@ def observable(
 
 def measured_points(fit: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
     """Runs of the servers asked about at the lengths asked about."""
-    lengths = ["prompt_tokens", "output_tokens"]
-    runs = fit.runs[["server", *lengths, "rate_rps", "concurrency", f"{metric}_mean_s"]]
-    runs = runs.rename(columns={f"{metric}_mean_s": "mean_s"})
+    runs = fit.runs.rename(columns={f"{metric}_mean_s": "mean_s"})
     rows = []
     for arm in arms:
         own = runs["server"].isin(fit.servers["server"][arm.resolved.measured])
-        for name in lengths:
-            own &= runs[name].isin(np.unique(arm.cells[name]))
-        rows.append(runs[own].drop(columns=lengths).assign(server=str(arm.resolved.server)))
+        for name in LENGTHS:
+            own &= runs[name].isin(arm.cells[name])
+        rows.append(runs[own][[*MEASURED]].assign(server=str(arm.resolved.server)))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -298,7 +291,7 @@ def latency(
     """
     one_of("metric", metric, noise.METRICS)
     requests = fit.run_requests if requests is None else requests
-    require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
+    whole("requests", requests, 1)
     each = tuple(listed(servers))
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in each]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):

@@ -12,7 +12,7 @@ from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import InputError, require
+from bayes_sd.errors import InputError, one_of, whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import T_VARIANCE
 from bayes_sd.runs.load import Load
@@ -199,9 +199,9 @@ def next_runs(
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
     """
-    require("server", server, server in ("measured", "next"), "measured or next")
+    one_of("server", server, ("measured", "next"))
     each = listed(servers, fewest=2)
-    require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
+    whole("runs", runs, 0)
     answer.positive("run_seconds", run_seconds)
     if server_seconds != 0:
         answer.positive("server_seconds", server_seconds)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import one_of
 from bayes_sd.physics import costs, queue
 from bayes_sd.physics.costs import Stages, absent, add, scaled, times
 from bayes_sd.physics.structures import Placed
@@ -43,10 +43,8 @@ class Law:
     parts: tuple[str, ...] = DEFAULT
 
     def __post_init__(self) -> None:
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown:
-            known = ", ".join(PARTS)
-            raise InputError(f"No part of the law is called {unknown[0]!r}; known: {known}.")
+        for part in self.parts:
+            one_of("parts", part, PARTS)
         # One order, so that equal laws are equal.
         object.__setattr__(self, "parts", tuple(p for p in PARTS if p in self.parts))
 

@@ -109,12 +109,8 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
                 server = replace(server, acceptance=GIVEN)
                 servers[k] = servers[k] | {"given": told(server)["terms"]}
         system = systems.setdefault(plain, {"plain": told(plain), "pairs": []})
-        pair = {
-            "name": _drafter(replace(server, acceptance=own)),
-            "measured": row["ks"],
-            "servers": servers,
-        }
-        system["pairs"].append(pair)
+        name = _drafter(replace(server, acceptance=own))
+        system["pairs"].append({"name": name, "measured": row["ks"], "servers": servers})
     axis, middle = str(load.axis), np.ravel(load.cells[load.axis].values)
     start = {"v": _system(lead), "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
     start |= {"axis": axis, "x": float(f"{middle[(len(middle) - 1) // 2]:.3g}")}
