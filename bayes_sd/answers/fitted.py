@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import BreakEven, break_even
@@ -72,9 +73,7 @@ def run_outcome(
             f"{'; '.join(known)}; fit some runs of the other one too, or give the <<machine>> of "
             "both, so that data sheets tell how they differ."
         )
-    shape = (fit.draws, len(table))
-    columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
-    scale, variance = np.empty(shape), np.empty(shape)
+    columns = np.empty((len(Outcome._fields) + 2, fit.draws, len(table)))
     for _, rows in table.groupby(design.SERVER, dropna=False):
         first, inputs = rows.iloc[0], design.run_workload(rows)
         place = site(str(first["environment"]), str(first["machine"]))
@@ -88,12 +87,11 @@ def run_outcome(
         stages = law.stages(terms, sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)
         requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
-        for name, values in said._asdict().items():
-            columns[name][:, at] = values
-        own, spread = scatter(fit, said, inputs, metric, requests)
-        scale[:, at] = observed_scale(own, spread, requests)
-        variance[:, at] = spread
-    return Outcome(**columns), scale, variance
+        own, variance = scatter(fit, said, inputs, metric, requests)
+        each = (*said, observed_scale(own, variance, requests), variance)
+        for column, values in zip(columns, each, strict=True):
+            column[:, at] = values
+    return Outcome(*columns[:-2]), columns[-2], columns[-1]
 
 
 def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -170,8 +168,6 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     EvidenceError
         If a run is of an environment that the fit does not know, and data sheets do not tell.
     """
-    from scipy.special import logsumexp
-
     require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
     table = design.build_design(runs, censored=False).table
@@ -188,7 +184,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         low_s=low,
         high_s=high,
         inside=(observed >= low) & (observed <= high),
-        log_score=logsumexp(density, axis=0) - np.log(len(density)),
+        log_score=scipy.special.logsumexp(density, axis=0) - np.log(len(density)),
         pit=(drawn < np.log(observed)).mean(axis=0),
         support=np.where(known, "fitted environment", "data sheet"),
     )

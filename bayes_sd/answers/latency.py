@@ -79,10 +79,7 @@ class Arm:
 def scatter(
     fit: Posterior, said: Outcome, inputs: Any, metric: str = "e2e", requests: Any = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale of a run's log mean, and variance of log latencies of its requests.
-
-    Both stay finite past the pole.
-    """
+    """Scale of a run's log mean, variance of its requests' log latencies; finite past the pole."""
     finite = np.isfinite(said.e2e_s)
 
     def kept(value: Any, otherwise: Any) -> np.ndarray:

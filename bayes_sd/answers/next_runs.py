@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
 
 from bayes_sd.answers import answer
@@ -82,12 +83,10 @@ class Preposterior:
 
     def _saved(self, variance: np.ndarray) -> np.ndarray:
         """Loss that is expected to be saved, by column of what is learned of the differences."""
-        from scipy.special import ndtr
-
         sigma = np.sqrt(np.maximum(variance, TINY))
         z = self._mu[:, None] / sigma
         density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-        each = np.maximum(sigma * (density - z * ndtr(-z)), 0.0)
+        each = np.maximum(sigma * (density - z * scipy.special.ndtr(-z)), 0.0)
         best = np.zeros((self._decision.max(initial=-1) + 1, variance.shape[1]))
         np.maximum.at(best, self._decision, each)
         return np.asarray(best.sum(axis=0))

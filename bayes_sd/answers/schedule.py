@@ -274,10 +274,9 @@ def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
 
 def _recorded(fit: Posterior, server: Server) -> tuple[str, str]:
     """How vLLM was told to draft in the runs of this drafter, where they agree."""
-    runs = fit.runs
-    own = runs[runs["drafter"] == server.drafter]
-    if isinstance(server.verifier, str) and (own["verifier"] == server.verifier).any():
-        own = own[own["verifier"] == server.verifier]
+    runs = fit.runs[fit.runs["drafter"] == server.drafter]
+    own = runs[runs["verifier"] == server.verifier]
+    own = own if len(own) else runs
     said = [{*own.get(name, [])} - {""} for name in ("drafter_method", "drafter_path")]
     method, path = (str(known.pop()) if len(known) == 1 else "" for known in said)
     return method, path
