@@ -260,9 +260,8 @@ class _Windows:
 
         # Where every window saturates, nobody is served in time.
         c2 = np.broadcast_to(said.c2_s, said.e2e_s.shape)
-        top = (1 / (c2 * self.values)).max(axis=1)
-        if self.axis == "concurrency":
-            top = np.full(draws, WIDEST)
+        full = np.full(draws, WIDEST)
+        top = full if self.axis == "concurrency" else (1 / (c2 * self.values)).max(axis=1)
         scale = np.zeros(draws)
         if rows.size:
             scale[rows] = find_roots(missed, np.zeros(rows.size), top[rows])

@@ -256,13 +256,12 @@ def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | 
     """Position of a measured model in its table; None for a new one."""
     if not isinstance(model, str):
         return None
-    names = known.index.tolist()
-    if model not in names:
+    if model not in known.index:
         raise InputError(
-            f"The fit has no {level} {model!r}; it knows {', '.join(names) or 'none'}. "
+            f"The fit has no {level} {model!r}; it knows {', '.join(known.index) or 'none'}. "
             f"For one nobody measured give its size (<<new_{level}>>)."
         )
-    return int(names.index(model))
+    return known.index.tolist().index(model)
 
 
 def resolve(

@@ -117,11 +117,8 @@ def t_cdf(z: Any, arctan: Any) -> Any:
 def log_density(observed_log: Any, log_mean: Any, scale: Any) -> np.ndarray:
     """Log density of an observed log mean under the t of this scale."""
     z = (observed_log - log_mean) / scale
-    constant = (
-        scipy.special.gammaln((NU + 1) / 2)
-        - scipy.special.gammaln(NU / 2)
-        - 0.5 * np.log(NU * np.pi)
-    )
+    gammaln = scipy.special.gammaln
+    constant = gammaln((NU + 1) / 2) - gammaln(NU / 2) - 0.5 * np.log(NU * np.pi)
     return np.asarray(constant - (NU + 1) / 2 * np.log1p(z**2 / NU) - np.log(scale))
 
 
@@ -145,9 +142,8 @@ def request_quantile_s(mean_s: Any, variance: Any, prob: float) -> Any:
 def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
     """Share of requests served within so many seconds; 0 where the mean is infinite."""
     with np.errstate(divide="ignore"):
-        return np.asarray(
-            scipy.special.ndtr((np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5)
-        )
+        z = (np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5
+    return np.asarray(scipy.special.ndtr(z))
 
 
 def sample_quantile_s(mean_s: Any, variance: Any, prob: float, requests: Any, z: Any) -> np.ndarray:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import scipy
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.costs import Stages, absent, larger, times
@@ -176,8 +175,10 @@ def find_roots(function: Any, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
     `index` says which elements `x` belongs to: only those not yet solved are asked again.
     """
+    from scipy.optimize.elementwise import find_root
+
     with np.errstate(all="ignore"):
         missed, index = (lambda x, i: function(x, i.astype(int))), (np.arange(low.size),)
         to = {"xrtol": 1e-10, "fatol": 0.0}
-        found = scipy.optimize.elementwise.find_root(missed, (low, high), args=index, tolerances=to)
+        found = find_root(missed, (low, high), args=index, tolerances=to)
     return np.asarray(np.where(found.success, found.x, np.nan))
