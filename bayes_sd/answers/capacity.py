@@ -298,7 +298,7 @@ def _prices(given: Prices | None, names: list[str]) -> dict[str, float]:
     if given is None:
         return {}
     prices = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
-    for name in sorted(set(prices) ^ set(names)):
+    for name in (*sorted({*names} - {*prices}), *sorted({*prices} - {*names})):
         raise InputError(
             "price_per_hour must name every server and no other; "
             f"{name} is {'missing' if name in names else 'unknown'}."
