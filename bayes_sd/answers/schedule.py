@@ -119,11 +119,12 @@ def draw_schedules(
 ) -> "answer.Axes":
     """Draft length by batch size as steps, of each schedule by its name."""
     ax = answer.axes_of(ax)
-    for number, (name, one) in enumerate(schedules.items()):
+    for number, (name, one) in enumerate(schedules.items(), start=1):
         edges, ks = [*one.rows["lo"], one.rows["hi"].iloc[-1] + 1], one.rows["k"].to_numpy(float)
         # Apart by a hair, so that equal tables do not hide each other.
-        ks = np.append(ks, ks[-1]) + 0.04 * number
-        color, style = answer.COLORS[number + 1], answer.STYLES[(number + 1) % len(answer.STYLES)]
+        ks = np.append(ks, ks[-1]) + 0.04 * (number - 1)
+        color = answer.COLORS[number % len(answer.COLORS)]
+        style = answer.STYLES[number % len(answer.STYLES)]
         ax.step(edges, ks, where="post", color=color, ls=style, lw=1.6, label=name)
         ax.set_yticks(one.candidates)
     unit = answer.UNITS["concurrency"]
