@@ -109,7 +109,7 @@ class Capacity(answer.Answer):
         """Median and 90% interval of what a server sustains."""
         ax = answer.axes_of(ax)
         values = self.draws["scale"] * _amount(self.load)
-        q = values.quantile([0.05, 0.5, 0.95], answer.SAMPLE, method="inverted_cdf").values
+        q = answer.quantile(values, [0.05, 0.5, 0.95]).values
         y = np.arange(q.shape[1])
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])

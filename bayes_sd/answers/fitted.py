@@ -237,11 +237,10 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
     sizes |= {"drafter": 0.0, **design.machine(**fit.servers[list(design.MACHINE)].mean())}
     stages = whole(fit.law.stages(terms, sizes, inputs))
-    costs = [getattr(stages, name) for name in VERIFIER_COSTS]
     tail, rows = (1 - prob) / 2, []
-    for i, (name, dense) in enumerate(zip(VERIFIER_COSTS, costs, strict=True)):
+    for i, name in enumerate(VERIFIER_COSTS):
         ratio = np.exp(fit.moe_effect[:, i])
-        dense_ms = 1e3 * np.ravel(dense)
+        dense_ms = 1e3 * np.ravel(getattr(stages, name))
         difference = np.quantile(dense_ms * (ratio - 1), [0.5, tail, 1 - tail])
         medians = np.median(dense_ms), np.median(dense_ms * ratio)
         about = (*difference, np.median(ratio), (ratio > 1).mean())
