@@ -179,9 +179,8 @@ def measured_systems(fit: Posterior) -> list[tuple[Server, list[Server], bool, p
     """Of each verifier, environment and workload: its plain server, those that draft, whether the
     plain one ran, and their runs."""
     systems = []
-    for (verifier, where, workload), own in fit.servers.groupby(
-        ["verifier", "environment", "workload"]
-    ):
+    groups = fit.servers.groupby(["verifier", "environment", "workload"])
+    for (verifier, where, workload), own in groups:
         named = str(where) if len(fit.environments) > 1 else None
         plain = Server(str(verifier), environment=named, workload=str(workload))
         columns = ["drafter", "draft_tokens", "acceptance_imposed"]

@@ -44,11 +44,8 @@ class Contexts(answer.Answer):
     @property
     def table(self) -> pd.DataFrame:
         """The rows of every schedule below its lengths."""
-        parts = [
-            s.rows.assign(**dict(zip(LENGTHS, at, strict=True)))[[*LENGTHS, *s.rows]]
-            for at, s in self.schedules.items()
-        ]
-        return pd.concat(parts, ignore_index=True)
+        rows = {at: schedule.rows for at, schedule in self.schedules.items()}
+        return pd.concat(rows, names=[*LENGTHS, None]).reset_index(LENGTHS).reset_index(drop=True)
 
     @property
     def one_for_all(self) -> str:
