@@ -55,6 +55,13 @@ def require(name: str, value: Any, holds: bool, says: str) -> None:
         raise InputError(f"{name} = {value!r}: must be {says}.")
 
 
+def whole(name: str, value: Any, least: int, most: float = LARGEST) -> None:
+    """Refuse an argument that is no whole number in a range."""
+    within = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    says = f"a whole number of at least {least}" + f", at most {most}" * (most < LARGEST)
+    require(name, value, within, says)
+
+
 def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Refuse an argument that is none of the names it may be."""
     require(name, value, value in allowed, f"one of {', '.join(allowed)}")

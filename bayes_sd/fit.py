@@ -19,7 +19,7 @@ from bayes_sd.answers import fitted as _fitted
 from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
 from bayes_sd.answers import schedule as _schedule
-from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, one_of, require
+from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, one_of, require, whole
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
 from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, TOGETHER, Prior
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pymc as pm
 
 REFERENCE = Path(__file__).with_name("reference.nc")
-POOLINGS = ("partial", "none", "complete")
 PACKAGES = ("bayes_sd", "pymc", "nutpie", "arviz", "numpy", "xarray")
 
 
@@ -159,7 +158,7 @@ class LatencyModel:
             object.__setattr__(self, "prior", None)
         own, allowed = self.server_effects, (SERVER_EFFECTS, SERVER_EFFECTS[:1])
         require("server_effects", own, own in allowed, " or ".join(map(str, allowed)))
-        one_of("pooling", self.pooling, POOLINGS)
+        one_of("pooling", self.pooling, ("partial", "none", "complete"))
 
     def with_prior(self, name: str, **changes: Any) -> "LatencyModel":
         """The same model with one prior changed; names as shown by ``print(model)``.
@@ -174,12 +173,10 @@ class LatencyModel:
         >>> import bayes_sd as bsd
         >>> model = bsd.LatencyModel().with_prior("read_weights", a=1.1, b=0.2)
         """
-        known, allowed = [p.name for p in self.priors], ("a", "b", "reason")
-        if name not in known:
-            raise InputError(f"No prior is called {name!r}; known: {', '.join(known)}.")
+        one_of("name", name, [p.name for p in self.priors])
         for change in changes:
-            if change not in allowed:
-                raise InputError(f"{name}: cannot change {change!r}, only {', '.join(allowed)}.")
+            if change not in ("a", "b", "reason"):
+                raise InputError(f"{name}: cannot change {change!r}, only a, b, reason.")
         priors = tuple(replace(p, **changes) if p.name == name else p for p in self.priors)
         return replace(self, priors=priors)
 
@@ -309,8 +306,7 @@ class LatencyModel:
             If an acceptance is assumed, if there is only one verifier, drafter or server, or if the
             law misses fitted runs (see :meth:`Fit.misfits`).
         """
-        whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
-        require("seed", seed, whole, "a whole number from 0 to 2^32 - 1")
+        whole("seed", seed, 0, 2**32 - 1)
         if not isinstance(runs, Runs):
             raise InputError(f"runs = {type(runs).__name__}: must come from bayes_sd.read(...).")
         how = Sampling(draws, tune, chains, target_accept)
@@ -338,9 +334,7 @@ class LatencyModel:
             fit = fit.with_columns(**_fitted.fitted_columns(fit, design.table))
         if convergence.complaints:
             told, times = " ".join(convergence.complaints), len(used["samples"])
-            tried = (
-                f" after {times} samples of up to {convergence.draws} draws" if times > 1 else ""
-            )
+            tried = f" after {times} samples of up to {convergence.draws} draws" * (times > 1)
             runs_needed = " or ".join(convergence.remedies) or "more runs"
             raise ConvergenceError(
                 f"The fit did not converge{tried}: {told} Needed are {runs_needed}; more time "

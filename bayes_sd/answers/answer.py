@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
 
-from bayes_sd.answers.servers import Resolved, name_of, of_verifier
+from bayes_sd.answers.servers import Resolved, name_of, of_verifier, shares
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
 from bayes_sd.runs.machine import Machine
+from bayes_sd.runs.sizes import Size
+from bayes_sd.runs.table import LENGTHS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
@@ -62,11 +65,6 @@ def positive(name: str, value: Any) -> None:
     require(name, value, fits, f"a positive number, {SMALLEST:g} to {LARGEST:g}")
 
 
-def is_whole(value: Any, least: int, most: float = LARGEST) -> bool:
-    """Whether a value is a whole number in a range."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
 def probability(name: str, value: Any) -> None:
     """Refuse what is not a number between 0 and 1."""
     number = isinstance(value, Real) and not isinstance(value, bool)
@@ -75,11 +73,8 @@ def probability(name: str, value: Any) -> None:
 
 def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     """Quantiles over draws, some of them infinite: observed values, not averages of neighbours."""
-    probs = np.atleast_1d(np.asarray(q))
-    number = probs.dtype.kind in "iuf" and probs.ndim == 1 and probs.size > 0
-    within = bool(((probs >= 0) & (probs <= 1)).all()) if number else False
-    require("q", q, within, "probabilities in [0, 1]")
-    return draws.quantile(probs.astype(float), dim=SAMPLE, method="inverted_cdf")
+    probs = np.atleast_1d(shares("q", q, "probabilities in [0, 1]"))
+    return draws.quantile(probs, dim=SAMPLE, method="inverted_cdf")
 
 
 def best_of(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -171,8 +166,6 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, title: str =
 def _name_lines(ax: "Axes") -> None:
     """Names at the right, each tied to the end of its line and as near as they fit; where a line
     ends before, beside its end."""
-    from scipy.optimize import isotonic_regression
-
     for old in [text for text in ax.texts if text.get_gid() == "line"]:
         old.remove()
     (low, high), ends = ax.get_ylim(), []
@@ -195,21 +188,21 @@ def _name_lines(ax: "Axes") -> None:
     ends.sort(key=lambda one: one[0])
     steps = np.arange(len(ends)) * LINE_INCHES * ax.figure.dpi / ax.get_window_extent().height
     if len(ends):
-        near = isotonic_regression(np.array([height for height, *_ in ends]) - steps).x
+        near = scipy.optimize.isotonic_regression(
+            np.array([height for height, *_ in ends]) - steps
+        ).x
         steps = steps + np.clip(near, 0, max(1 - steps[-1], 0))
     for height, (_, end, name, tie) in zip(steps, ends, strict=True):
         tie |= {"arrowstyle": "-", "shrinkB": 0, "relpos": (0, 0.5)}
         ax.annotate(name, end, (1.04, height), textcoords="axes fraction", arrowprops=tie, **how)
 
 
-def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
-    """Why a question lies far outside of what was measured, "" if it does not.
+def far_outside(fit: Posterior, resolved: Resolved, cells: Any) -> str:
+    """Why a question lies far outside of what was measured, "" if it does not, see `Fit`.
 
-    More than a factor of 4 outside: prompt and output lengths, requests in flight of a fixed
-    concurrency, sizes of new models. Outside at all: draft lengths, and a plain or idle server of
-    a verifier that never ran so. A rate has no such bound: past capacity it saturates.
+    A rate has no such bound: past capacity it saturates.
     """
-    runs, sizes, server = posterior.runs, resolved.sizes, resolved.server
+    runs, sizes, server = fit.runs, resolved.sizes, resolved.server
     checks: list[tuple[str, Any, Any]] = [
         ("prompt tokens", cells["prompt_tokens"], runs["prompt_tokens"]),
         ("output tokens", cells["output_tokens"], runs["output_tokens"]),
@@ -217,13 +210,13 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
     if "concurrency" in cells:
         most = runs["in_flight"].max()
         checks.append(("concurrency", np.maximum(cells["concurrency"], most), runs["in_flight"]))
-    if not isinstance(server.verifier, str):
-        known = posterior.verifiers
+    if isinstance(server.verifier, Size):
+        known = fit.verifiers
         total, measured = sizes["shared"] + sizes["expert"], known["shared"] + known["expert"]
         checks.append(("active verifier parameters (1e9)", sizes["active"], known["active"]))
         checks.append(("total verifier parameters (1e9)", total, measured))
-    if server.drafter is not None and not isinstance(server.drafter, str):
-        measured = posterior.drafters["drafter_params"]
+    if isinstance(server.drafter, Size):
+        measured = fit.drafters["drafter_params"]
         checks.append(("drafter parameters (1e9)", sizes["drafter"], measured[measured > 0]))
     for name, asked, measured in checks:
         low, high = float(np.min(asked)), float(np.max(asked))
@@ -234,7 +227,7 @@ def far_outside(posterior: Posterior, resolved: Resolved, cells: Any) -> str:
                 f"{name} {value:.4g} is more than {FACTOR:g} times outside the measured "
                 f"{least:.4g} to {most:.4g}; to extrapolate all the same say <<extrapolate>>."
             )
-    table = posterior.servers
+    table = fit.servers
     here = table["environment"] == resolved.environment
     here |= isinstance(server.environment, Machine)
     undrafted = of_verifier(table[(table["draft_tokens"] == 0) & here], server.verifier)
@@ -268,24 +261,24 @@ def support(fit: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: 
     else, past every measured utilization included. Data sheet: a machine that nobody measured.
     Assumed structure: what a structure changes.
     """
-    needed = ["server", "prompt_tokens", "output_tokens", "rate_rps", "concurrency", "utilization"]
-    runs = fit.runs[[*needed, "draft_tokens"]]  # fewer columns are filtered sooner
+    needed = ["server", *LENGTHS, *UNITS, "utilization", "draft_tokens"]
+    runs = fit.runs[needed]  # fewer columns are filtered sooner
 
     def inside(rows: pd.DataFrame, *columns: str) -> Any:
         ranges = [(cells[n], rows[n].min() / SLACK, rows[n].max() * SLACK) for n in columns]
         return np.all([(low <= cell) & (cell <= high) for cell, low, high in ranges], axis=0)
 
-    axis = "concurrency" if "concurrency" in cells else "rate_rps"
-    lengths = ("prompt_tokens", "output_tokens")
     share = np.where(np.isfinite(said.others_share), said.others_share, 1.0)
     share = np.median(np.minimum(share, 1.0), axis=0)
     own = runs.iloc[:0]
     if resolved.measured.any():
         own = runs[runs["server"] == fit.servers["server"][resolved.measured].iloc[0]]
-    measured = inside(own, axis, *lengths) & (share <= own["utilization"].max() * 1.05)
+    measured = inside(own, *(n for n in cells if n in runs)) & (
+        share <= own["utilization"].max() * 1.05
+    )
     near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
     counted = resolved.positions is None or resolved.server.k <= resolved.positions
-    near = near & inside(runs, *lengths) & ~far
+    near = near & inside(runs, *LENGTHS) & ~far
     near = near & (counted and _size_inside(fit, resolved))
     reach = np.where(measured, 4, np.where(near, 3, 2))
     reach = np.where(isinstance(resolved.server.environment, Machine), 1, reach)
@@ -298,15 +291,15 @@ def farthest(labels: Iterable[Any]) -> str:
     return str(min((str(label) for label in labels), key=LABELS.tolist().index))
 
 
-def _size_inside(posterior: Posterior, resolved: Resolved) -> bool:
+def _size_inside(fit: Posterior, resolved: Resolved) -> bool:
     """Whether a new model's sizes lie between measured ones of its family."""
     inside, sizes, server = True, resolved.sizes, resolved.server
-    if not isinstance(server.verifier, str):
-        family = posterior.verifiers[posterior.verifiers["moe"] == sizes["moe"]]
+    if isinstance(server.verifier, Size):
+        family = fit.verifiers[fit.verifiers["moe"] == sizes["moe"]]
         inside = len(family) > 0 and all(
             family[n].min() <= sizes[n] <= family[n].max() for n in ("active", "shared", "expert")
         )
-    if server.drafter is not None and not isinstance(server.drafter, str):
-        known = posterior.drafters["drafter_params"]
+    if isinstance(server.drafter, Size):
+        known = fit.drafters["drafter_params"]
         inside &= bool(known.min() <= sizes["drafter"] <= known.max())
     return inside

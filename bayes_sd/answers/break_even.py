@@ -206,13 +206,9 @@ def break_even(
     there = load.with_axis([max(typical, 1.0) if closed else typical])
     at_typical = [arm_of(fit, each, there, seed, extrapolate=True) for each in both]
     labels = [arm.support(arm.outcome()[0])[0] for arm in at_typical]
-    draws = xr.Dataset(
-        {
-            load.axis: ((*answer.SAMPLE, "stretch", "end"), pairs),
-            "outcome": (answer.SAMPLE, outcome.astype(object).reshape(fit.shape)),
-        },
-        {"end": ["from", "to"]},
-    )
+    faster = (*answer.SAMPLE, "stretch", "end"), pairs
+    named = answer.SAMPLE, outcome.astype(object).reshape(fit.shape)
+    draws = xr.Dataset({load.axis: faster, "outcome": named}, {"end": ["from", "to"]})
     return BreakEven(draws, str(server), str(baseline), answer.farthest(labels), top, lengths)
 
 

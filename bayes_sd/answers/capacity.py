@@ -12,7 +12,7 @@ import xarray as xr
 from bayes_sd.answers import answer
 from bayes_sd.answers.latency import Arm, arm_of, scatter
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import EvidenceError, InputError, require
+from bayes_sd.errors import EvidenceError, InputError, require, whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import request_quantile_s, share_within
@@ -109,7 +109,7 @@ class Capacity(answer.Answer):
         """Median and 90% interval of what a server sustains."""
         ax = answer.axes_of(ax)
         values = self.draws["scale"] * _amount(self.load)
-        q = values.quantile([0.05, 0.5, 0.95], answer.SAMPLE, method="inverted_cdf").values
+        q = answer.quantile(values, [0.05, 0.5, 0.95]).values
         y = np.arange(q.shape[1])
         ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
         ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
@@ -174,8 +174,8 @@ def capacity(
     answer.positive("slo_s", slo_s)
     require("percentile", percentile, 0 < percentile < 100, "between 0 and 100")
     answer.probability("confidence", confidence)
-    at_least_one = replicas is None or answer.is_whole(replicas, 1)
-    require("replicas", replicas, at_least_one, "a whole number of at least 1")
+    if replicas is not None:
+        whole("replicas", replicas, 1)
     named = dict(servers) if isinstance(servers, Mapping) else {str(s): s for s in listed(servers)}
     listed(list(named.values()))
     prices = _prices(price_per_hour, list(named))
@@ -217,10 +217,9 @@ def capacity(
         table["price_per_million_tokens"] = price.where(serves)
         table["prob_cheapest"], table["regret_per_hour"], _ = answer.best_of(bills, able & serves)
     table["support"] = table.pop("support")  # last
-    shape, dims = (*thin.shape, len(names)), (*answer.SAMPLE, "server")
-    values = {"scale": scales, "mean_s": every}
-    data = {n: (dims, v.T.reshape(shape)) for n, v in values.items()}
-    draws = xr.Dataset(data, coords={"server": names})
+    dims, shape = (*answer.SAMPLE, "server"), (*thin.shape, len(names))
+    values = {"scale": (dims, scales.T.reshape(shape)), "mean_s": (dims, every.T.reshape(shape))}
+    draws = xr.Dataset(values, {"server": names})
     both_able = able[:, None] & able[None] & ~np.eye(len(names), dtype=bool)
     faster = np.where(both_able, (every[:, None] < every[None]).mean(axis=-1), np.nan)
     beats = pd.DataFrame(faster, names, names)
@@ -231,18 +230,18 @@ class _Windows:
     """One server at the windows of a load, each counting by its requests."""
 
     def __init__(self, arm: Arm, load: Load) -> None:
-        self.arm, self.closed = arm, load.axis == "concurrency"
+        self.arm, self.axis = arm, load.axis
         self.shares = load.shares if load.is_traffic else np.ones(1)
         self.values = arm.cells[load.axis]
 
     def scaled(self, scale: Any) -> np.ndarray:
         """The load times `scale`; a server has at least one request in flight."""
-        return np.maximum(self.values * scale, 1.0 if self.closed else 0.0)
+        return np.maximum(self.values * scale, float(self.axis == "concurrency"))
 
     def at(self, scale: np.ndarray) -> tuple[Outcome, np.ndarray]:
         """The law at `scale` (draws, 1) times the load, and the variance of log latency."""
         said, inputs = self.arm.outcome(self.scaled(scale))
-        return said, scatter(self.arm.posterior, said, inputs)[1]
+        return said, scatter(self.arm.fit, said, inputs)[1]
 
     def within(self, said: Outcome, variance: np.ndarray, seconds: Any) -> np.ndarray:
         """Share of all requests served within so many seconds; none of a saturated window."""
@@ -250,7 +249,7 @@ class _Windows:
 
     def sustained(self, slo_s: float, share: float) -> tuple[np.ndarray, dict[str, float]]:
         """The multiple of the load at which the target is met exactly, 0 where never; at rest."""
-        draws = self.arm.posterior.draws
+        draws = self.arm.fit.draws
         said, variance = self.at(np.zeros((draws, 1)))
         rows = np.flatnonzero(self.within(said, variance, slo_s) >= share)
 
@@ -261,7 +260,8 @@ class _Windows:
 
         # Where every window saturates, nobody is served in time.
         c2 = np.broadcast_to(said.c2_s, said.e2e_s.shape)
-        top = np.full(draws, WIDEST) if self.closed else (1 / (c2 * self.values)).max(axis=1)
+        full = np.full(draws, WIDEST)
+        top = full if self.axis == "concurrency" else (1 / (c2 * self.values)).max(axis=1)
         scale = np.zeros(draws)
         if rows.size:
             scale[rows] = find_roots(missed, np.zeros(rows.size), top[rows])
@@ -275,7 +275,7 @@ class _Windows:
 
     def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
         """What so many replicas do, and draws of their mean latency (s)."""
-        draws = self.arm.posterior.draws
+        draws = self.arm.fit.draws
         names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")
         if math.isnan(count):
             return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)
@@ -289,9 +289,8 @@ class _Windows:
 
     def label(self, count: float) -> str:
         """Support of the window farthest from the data, with the load split among replicas."""
-        axis = "concurrency" if self.closed else "rate_rps"
         values = self.scaled(0.0 if math.isnan(count) else 1 / count)
-        arm = replace(self.arm, cells={**self.arm.cells, axis: values})
+        arm = replace(self.arm, cells=self.arm.cells | {self.axis: values})
         return answer.farthest(arm.support(arm.outcome()[0]).ravel())
 
 
@@ -299,11 +298,10 @@ def _prices(given: Prices | None, names: list[str]) -> dict[str, float]:
     if given is None:
         return {}
     prices = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
-    lacking = sorted(set(names) - set(prices))
-    for name in lacking or sorted(set(prices) - set(names)):
+    for name in (*sorted({*names} - {*prices}), *sorted({*prices} - {*names})):
         raise InputError(
             "price_per_hour must name every server and no other; "
-            f"{name} is {'missing' if lacking else 'unknown'}."
+            f"{name} is {'missing' if name in names else 'unknown'}."
         )
     for name, price in prices.items():
         answer.positive(f"price_per_hour of {name}", price)

@@ -17,6 +17,7 @@ from bayes_sd.errors import one_of
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.table import LENGTHS
 
 RATES = 12  # asked about where none are given
 RATES_TOP = 0.95  # of the baseline's median capacity: the last rate at which it has an answer
@@ -69,7 +70,7 @@ class Comparison(answer.Answer):
     def __str__(self) -> str:
         table, axis = self.table, self.axis
         pair, short = shared_name([*self.servers, self.baseline])
-        lengths = [n for n in ("prompt_tokens", "output_tokens") if n in table]
+        lengths = [n for n in LENGTHS if n in table]
         parts = []
         for at, rows in table.groupby(lengths, sort=False) if lengths else [((), table)]:
             loads = rows.groupby(axis) if axis else [("", rows)]
@@ -178,9 +179,8 @@ def measured_systems(fit: Posterior) -> list[tuple[Server, list[Server], bool, p
     """Of each verifier, environment and workload: its plain server, those that draft, whether the
     plain one ran, and their runs."""
     systems = []
-    for (verifier, where, workload), own in fit.servers.groupby(
-        ["verifier", "environment", "workload"]
-    ):
+    groups = fit.servers.groupby(["verifier", "environment", "workload"])
+    for (verifier, where, workload), own in groups:
         named = str(where) if len(fit.environments) > 1 else None
         plain = Server(str(verifier), environment=named, workload=str(workload))
         columns = ["drafter", "draft_tokens", "acceptance_imposed"]
@@ -193,14 +193,14 @@ def measured_systems(fit: Posterior) -> list[tuple[Server, list[Server], bool, p
     return systems
 
 
-def default_loads(posterior: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
+def default_loads(fit: Posterior, baseline: Server, lengths: tuple[float, float]) -> Load:
     """Twelve rates up to 95% of the baseline's median capacity, or the measured concurrencies where
     every run was a closed loop."""
-    runs = posterior.runs
+    runs = fit.runs
     if runs["rate_rps"].isna().all() and runs["concurrency"].notna().any():
         measured = np.unique(runs["concurrency"].dropna()).tolist()
         return Load(concurrency=measured, prompt=lengths[0], output=lengths[1])
     load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
-    arm = arm_of(posterior, baseline, load, extrapolate=True)
+    arm = arm_of(fit, baseline, load, extrapolate=True)
     top = RATES_TOP * float(np.median(arm.capacity_rps))
     return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.schedule import Schedule, draw_schedule, schedule
+from bayes_sd.answers.schedule import Schedule, draw_schedules, schedule
 from bayes_sd.answers.servers import Server
 from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
@@ -44,11 +44,8 @@ class Contexts(answer.Answer):
     @property
     def table(self) -> pd.DataFrame:
         """The rows of every schedule below its lengths."""
-        parts = [
-            s.rows.assign(**dict(zip(LENGTHS, at, strict=True)))[[*LENGTHS, *s.rows]]
-            for at, s in self.schedules.items()
-        ]
-        return pd.concat(parts, ignore_index=True)
+        rows = {at: schedule.rows for at, schedule in self.schedules.items()}
+        return pd.concat(rows, names=[*LENGTHS, None]).reset_index(LENGTHS).reset_index(drop=True)
 
     @property
     def one_for_all(self) -> str:
@@ -69,11 +66,8 @@ class Contexts(answer.Answer):
 
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Draft length against requests in flight, a line a pair of lengths."""
-        ax = answer.axes_of(ax)
-        for number, (name, one) in enumerate(zip(self.loses, self.schedules.values(), strict=True)):
-            draw_schedule(ax, one.rows, number + 1, f"{name} tokens")
-        ax.set_yticks(next(iter(self.schedules.values())).candidates)
-        return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle")
+        names = (f"{name} tokens" for name in self.loses)
+        return draw_schedules(ax, dict(zip(names, self.schedules.values(), strict=True)))
 
 
 def contexts(

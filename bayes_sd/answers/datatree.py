@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from bayes_sd.answers.answer import SAMPLE
 from bayes_sd.answers.fitted import run_outcome
-from bayes_sd.errors import require
+from bayes_sd.errors import whole
 from bayes_sd.model.design import SPREADS, Design, build_design
 from bayes_sd.model.posterior import FACTORS, SAMPLED, Posterior, assemble
 from bayes_sd.model.priors import Prior
@@ -15,7 +16,6 @@ from bayes_sd.physics import noise
 from bayes_sd.runs.schema import Runs
 
 KNOWN = ("server", "requests", "rate_rps", "concurrency", "prompt_tokens", "output_tokens")
-SAMPLE = ("chain", "draw")
 CENSORED = "censored"
 
 
@@ -47,8 +47,7 @@ def to_datatree(fit: Posterior, *, prior_draws: int = 500, seed: int = 0) -> xr.
     >>> tree = bsd.Fit.load("fit.nc").to_datatree()  # doctest: +SKIP
     >>> az.plot_trace_dist(tree, var_names="law")  # doctest: +SKIP
     """
-    whole = isinstance(prior_draws, int) and not isinstance(prior_draws, bool) and prior_draws >= 0
-    require("prior_draws", prior_draws, whole, "a whole number of at least 0")
+    whole("prior_draws", prior_draws, 0)
     design = build_design(Runs(fit._frame("runs").astype({"saturated": bool}), pd.DataFrame()))
     table = design.table[[*KNOWN]].rename_axis("run").to_xarray()
     seen = _dataset(design, {name: design.data[of] for name, (of, _) in _variables(design).items()})

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import BreakEven, break_even
@@ -13,7 +14,7 @@ from bayes_sd.answers.latency import scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model import design
-from bayes_sd.model.posterior import Posterior
+from bayes_sd.model.posterior import LEVELS, Posterior
 from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
@@ -27,30 +28,25 @@ FITTED_DRAWS = 400  # for the medians kept with a fit
 T_DRAWS = 20  # of the scatter, each time
 
 
-def _server_of(row: pd.Series, posterior: Posterior) -> Server:
+def _server_of(row: pd.Series, fit: Posterior) -> Server:
     """The server a run was measured on; models that the fit does not know are given by size."""
     verifier: str | Size = str(row["verifier"])
-    if verifier not in posterior.verifiers.index:
-        optional = row[["verifier_layers", "verifier_kv_bytes", "weight_bits"]]
-        verifier = Size(
-            row["verifier_params"],
-            row["verifier_active_params"],
-            int(row["experts"]),
-            int(row["experts_per_token"]),
-            *[None if np.isnan(x) else float(x) for x in optional],  # type: ignore[arg-type]
-        )
+    if verifier not in fit.verifiers.index:
+        total, active, experts, chosen, *others = row[[*design.SIZES, "weight_bits"]]
+        known = [None if np.isnan(x) else float(x) for x in others]
+        verifier = Size(total, active, int(experts), int(chosen), *known)  # type: ignore[arg-type]
     drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
-    if isinstance(drafter, str) and drafter not in posterior.drafters.index:
+    if isinstance(drafter, str) and drafter not in fit.drafters.index:
         drafter = Size(row["drafter_params"])
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
     pair = {n: row[n] for n in design.PAIR}
-    if k and np.isnan(imposed) and posterior.acceptance(pair, 1) is None:
+    if k and np.isnan(imposed) and fit.acceptance(pair, 1) is None:
         imposed = 0.0
     acceptance = None if np.isnan(imposed) else float(imposed)
     name, gpus = str(row["environment"]), int(row["gpus"])
     asked = Server(verifier, drafter, k, acceptance, name, workload=str(row["workload"]))
-    if name in posterior.environments:
+    if name in fit.environments:
         return asked
     one = {"gb_per_s": row["gb_per_s"] / gpus, "tflops": row["tflops"] / gpus}
     return replace(asked, environment=Machine(name, gpus, **one))
@@ -77,9 +73,7 @@ def run_outcome(
             f"{'; '.join(known)}; fit some runs of the other one too, or give the <<machine>> of "
             "both, so that data sheets tell how they differ."
         )
-    shape = (fit.draws, len(table))
-    columns: dict[str, np.ndarray] = {n: np.empty(shape) for n in Outcome._fields}
-    scale, variance = np.empty(shape), np.empty(shape)
+    columns = np.empty((len(Outcome._fields) + 2, fit.draws, len(table)))
     for _, rows in table.groupby(design.SERVER, dropna=False):
         first, inputs = rows.iloc[0], design.run_workload(rows)
         place = site(str(first["environment"]), str(first["machine"]))
@@ -93,18 +87,17 @@ def run_outcome(
         stages = law.stages(terms, sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)
         requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
-        for name, values in said._asdict().items():
-            columns[name][:, at] = values
-        own, spread = scatter(fit, said, inputs, metric, requests)
-        scale[:, at] = observed_scale(own, spread, requests)
-        variance[:, at] = spread
-    return Outcome(**columns), scale, variance
+        own, variance = scatter(fit, said, inputs, metric, requests)
+        each = (*said, observed_scale(own, variance, requests), variance)
+        for column, values in zip(columns, each, strict=True):
+            column[:, at] = values
+    return Outcome(*columns[:-2]), columns[-2], columns[-1]
 
 
-def fitted_columns(posterior: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
+def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Of each fitted run: medians of mean latency and TTFT, C1, C2 (s) and utilization; and whether
     its measured means lie within the 99% intervals of a run like it."""
-    thin = posterior.thin(FITTED_DRAWS)
+    thin = fit.thin(FITTED_DRAWS)
     said, scale, _ = run_outcome(thin, table)
     names = {f"fitted_{n}_s": getattr(said, f"{n}_s") for n in ("e2e", "ttft", "c1", "c2")}
     names["utilization"] = said.others_share
@@ -175,8 +168,6 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     EvidenceError
         If a run is of an environment that the fit does not know, and data sheets do not tell.
     """
-    from scipy.special import logsumexp
-
     require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
     answer.probability("prob", prob)
     table = design.build_design(runs, censored=False).table
@@ -193,7 +184,7 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         low_s=low,
         high_s=high,
         inside=(observed >= low) & (observed <= high),
-        log_score=logsumexp(density, axis=0) - np.log(len(density)),
+        log_score=scipy.special.logsumexp(density, axis=0) - np.log(len(density)),
         pit=(drawn < np.log(observed)).mean(axis=0),
         support=np.where(known, "fitted environment", "data sheet"),
     )
@@ -203,18 +194,10 @@ def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
     answer.probability("prob", prob)
     data, meaning, rows = fit.posterior, {p.name: p for p in ALL}, []
-    for group, dim in (
-        ("law", "law_term"),
-        ("moe_effect", "verifier_cost"),
-        ("scatter_verifier", "verifier_cost"),
-        ("scatter_drafter", "drafter_cost"),
-        ("scatter_server", "server_effect"),
-        ("scatter_environment", "hardware"),
-        ("noise", "noise_term"),
-    ):
+    for group in ("law", "moe_effect", *(f"scatter_{level}" for level in LEVELS), "noise"):
         if group not in data:
             continue
-        named = group in ("law", "noise")
+        named, dim = group in ("law", "noise"), data[group].dims[-1]
         for term in data[dim].values:
             draws = data[group].sel({dim: term}).values
             prior = meaning[str(term) if named else group]
@@ -254,11 +237,10 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
     sizes |= {"drafter": 0.0, **design.machine(**fit.servers[list(design.MACHINE)].mean())}
     stages = whole(fit.law.stages(terms, sizes, inputs))
-    costs = [getattr(stages, name) for name in VERIFIER_COSTS]
     tail, rows = (1 - prob) / 2, []
-    for i, (name, dense) in enumerate(zip(VERIFIER_COSTS, costs, strict=True)):
+    for i, name in enumerate(VERIFIER_COSTS):
         ratio = np.exp(fit.moe_effect[:, i])
-        dense_ms = 1e3 * np.ravel(dense)
+        dense_ms = 1e3 * np.ravel(getattr(stages, name))
         difference = np.quantile(dense_ms * (ratio - 1), [0.5, tail, 1 - tail])
         medians = np.median(dense_ms), np.median(dense_ms * ratio)
         about = (*difference, np.median(ratio), (ratio > 1).mean())

@@ -10,7 +10,7 @@ import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.servers import Resolved, Server, listed, resolve, shared_name
-from bayes_sd.errors import EvidenceError, InputError, one_of, require
+from bayes_sd.errors import EvidenceError, InputError, one_of, require, whole
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import workload
 from bayes_sd.model.posterior import Posterior
@@ -18,7 +18,9 @@ from bayes_sd.physics import noise
 from bayes_sd.physics.law import SOFTNESS, Outcome, capacity_rps, placed_outcome
 from bayes_sd.physics.structures import Placed
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.table import LENGTHS
 
+MEASURED = ("server", *answer.UNITS, "mean_s")  # columns of measured runs
 OF = ("mean", "run", "request")
 SATURATED = 0.05  # probability from which a sentence leaves a load to the table
 
@@ -34,7 +36,7 @@ def cells_of(load: Load) -> dict[str, np.ndarray]:
 class Arm:
     """A server at the lengths of a load: what no rate or concurrency changes is computed once."""
 
-    posterior: Posterior
+    fit: Posterior
     resolved: Resolved
     cells: dict[str, np.ndarray]
     far: np.ndarray  # of every cell
@@ -42,22 +44,15 @@ class Arm:
     def inputs(self, axis_values: Any = None) -> dict[str, Any]:
         """The law's workload at the load's own rates or concurrencies, or at others."""
         axis = "concurrency" if "concurrency" in self.cells else "rate_rps"
-        server, cells = self.resolved.server, self.cells
-        return workload(
-            k=server.k,
-            drafter_loaded=int(server.drafter is not None),
-            acceptance=self.resolved.acceptance,
-            prompt_tokens=cells["prompt_tokens"],
-            output_tokens=cells["output_tokens"],
-            prompt_cv=cells.get("prompt_cv", 0.0),
-            output_cv=cells.get("output_cv", 0.0),
-            **{axis: cells[axis] if axis_values is None else axis_values},
-        )
+        cells = self.cells if axis_values is None else self.cells | {axis: axis_values}
+        server, acceptance = self.resolved.server, self.resolved.acceptance
+        loaded = int(server.drafter is not None)
+        return workload(k=server.k, drafter_loaded=loaded, acceptance=acceptance, **cells)
 
     def placed(self, inputs: dict[str, Any]) -> Placed:
         """Stage costs where they run: on one server, or in an assumed structure."""
         terms, sizes = self.resolved.coefficients, self.resolved.sizes
-        stages = self.posterior.law.stages(terms, sizes, inputs)
+        stages = self.fit.law.stages(terms, sizes, inputs)
         place = self.resolved.place
         return Placed((stages,)) if place is None else place(stages, sizes, inputs)
 
@@ -71,23 +66,20 @@ class Arm:
         inputs, resolved = self.inputs(axis_values), self.resolved
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             placed, wait = self.placed(inputs), resolved.coefficients["queue_cycles"]
-            said = placed_outcome(placed, wait, resolved.sizes, inputs, self.posterior.law)
+            said = placed_outcome(placed, wait, resolved.sizes, inputs, self.fit.law)
             # Past the pole the fixed point has no root and infinity times zero is not a number.
             said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
         return said, inputs
 
     def support(self, said: Outcome) -> np.ndarray:
         """Label of every cell."""
-        return answer.support(self.posterior, self.resolved, self.cells, said, self.far)
+        return answer.support(self.fit, self.resolved, self.cells, said, self.far)
 
 
 def scatter(
-    posterior: Posterior, said: Outcome, inputs: Any, metric: str = "e2e", requests: Any = np.inf
+    fit: Posterior, said: Outcome, inputs: Any, metric: str = "e2e", requests: Any = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale of a run's log mean, and variance of log latencies of its requests.
-
-    Both stay finite past the pole.
-    """
+    """Scale of a run's log mean, variance of its requests' log latencies; finite past the pole."""
     finite = np.isfinite(said.e2e_s)
 
     def kept(value: Any, otherwise: Any) -> np.ndarray:
@@ -103,12 +95,12 @@ def scatter(
             others_share=np.minimum(kept(said.others_share, 1.0), 1.0),
         )
         growth = np.minimum(np.where(np.isnan(said.growth), np.inf, said.growth), 1 / SOFTNESS)
-        scale = noise.run_scale(metric, posterior.noise, growth, requests, bounded.others_share)
-        return scale, noise.request_variance(metric, posterior.noise, bounded, inputs)
+        scale = noise.run_scale(metric, fit.noise, growth, requests, bounded.others_share)
+        return scale, noise.request_variance(metric, fit.noise, bounded, inputs)
 
 
 def arm_of(
-    posterior: Posterior,
+    fit: Posterior,
     server: Server,
     load: Load,
     seed: int = 0,
@@ -117,17 +109,17 @@ def arm_of(
 ) -> Arm:
     """A server at a load, within what may be asked of the fit."""
     require("load", load, isinstance(load, Load), "bsd.Load(...)")
-    ran = sorted({*posterior.servers["workload"]} - {""})
+    ran = sorted({*fit.servers["workload"]} - {""})
     if (asked := server.workload) and asked not in ran:
         raise InputError(f"No run was of workload {asked!r}; known are {', '.join(ran) or 'none'}.")
-    resolved = resolve(posterior, server, seed, started_anew)
+    resolved = resolve(fit, server, seed, started_anew)
     cells = cells_of(load)
-    why = answer.far_outside(posterior, resolved, cells)
+    why = answer.far_outside(fit, resolved, cells)
     if why and not extrapolate:
         raise EvidenceError(why)
     each = [{n: v[i] for n, v in cells.items()} for i in range(cells["prompt_tokens"].size)]
-    far = [bool(why and answer.far_outside(posterior, resolved, cell)) for cell in each]
-    return Arm(posterior, resolved, cells, np.array(far))
+    far = [bool(why and answer.far_outside(fit, resolved, cell)) for cell in each]
+    return Arm(fit, resolved, cells, np.array(far))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,17 +238,15 @@ def observable(
     return data.transpose(*answer.SAMPLE, "server", ...)
 
 
-def measured_points(posterior: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
+def measured_points(fit: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
     """Runs of the servers asked about at the lengths asked about."""
-    lengths = ["prompt_tokens", "output_tokens"]
-    runs = posterior.runs[["server", *lengths, "rate_rps", "concurrency", f"{metric}_mean_s"]]
-    runs = runs.rename(columns={f"{metric}_mean_s": "mean_s"})
+    runs = fit.runs.rename(columns={f"{metric}_mean_s": "mean_s"})
     rows = []
     for arm in arms:
-        own = runs["server"].isin(posterior.servers["server"][arm.resolved.measured])
-        for name in lengths:
-            own &= runs[name].isin(np.unique(arm.cells[name]))
-        rows.append(runs[own].drop(columns=lengths).assign(server=str(arm.resolved.server)))
+        own = runs["server"].isin(fit.servers["server"][arm.resolved.measured])
+        for name in LENGTHS:
+            own &= runs[name].isin(arm.cells[name])
+        rows.append(runs[own][[*MEASURED]].assign(server=str(arm.resolved.server)))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -298,7 +288,7 @@ def latency(
     """
     one_of("metric", metric, noise.METRICS)
     requests = fit.run_requests if requests is None else requests
-    require("requests", requests, answer.is_whole(requests, 1), "a whole number above 0")
+    whole("requests", requests, 1)
     each = tuple(listed(servers))
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in each]
     if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
 
 from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.schedule import STARTED_ANEW
 from bayes_sd.answers.servers import Server, listed
-from bayes_sd.errors import InputError, require
+from bayes_sd.errors import InputError, one_of, whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import T_VARIANCE
 from bayes_sd.runs.load import Load
@@ -82,12 +83,10 @@ class Preposterior:
 
     def _saved(self, variance: np.ndarray) -> np.ndarray:
         """Loss that is expected to be saved, by column of what is learned of the differences."""
-        from scipy.special import ndtr
-
         sigma = np.sqrt(np.maximum(variance, TINY))
         z = self._mu[:, None] / sigma
         density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-        each = np.maximum(sigma * (density - z * ndtr(-z)), 0.0)
+        each = np.maximum(sigma * (density - z * scipy.special.ndtr(-z)), 0.0)
         best = np.zeros((self._decision.max(initial=-1) + 1, variance.shape[1]))
         np.maximum.at(best, self._decision, each)
         return np.asarray(best.sum(axis=0))
@@ -199,9 +198,9 @@ def next_runs(
     extrapolate, seed
         See :class:`bayes_sd.Fit`.
     """
-    require("server", server, server in ("measured", "next"), "measured or next")
+    one_of("server", server, ("measured", "next"))
     each = listed(servers, fewest=2)
-    require("runs", runs, answer.is_whole(runs, 0), "a whole number of at least 0")
+    whole("runs", runs, 0)
     answer.positive("run_seconds", run_seconds)
     if server_seconds != 0:
         answer.positive("server_seconds", server_seconds)

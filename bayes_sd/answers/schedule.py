@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ import xarray as xr
 from bayes_sd.answers import answer
 from bayes_sd.answers.latency import Arm, Latency, arm_of, measured_points, observable, scatter
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
-from bayes_sd.errors import EvidenceError, InputError, require
+from bayes_sd.errors import EvidenceError, InputError, require, whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import explained, request_quantile_s, run_scale, share_within, spread
@@ -111,20 +111,24 @@ class Schedule(answer.Answer):
 
     def plot(self, ax: "answer.Axes | None" = None) -> "answer.Axes":
         """Draft length against requests in flight."""
-        ax = answer.axes_of(ax)
-        draw_schedule(ax, self.rows, 1, "")
-        ax.set_yticks(self.candidates)
-        unit = answer.UNITS["concurrency"]
-        return answer.finish(ax, unit, "draft tokens per cycle", title=f"with {self.drafter}")
+        return draw_schedules(ax, {"_": self}, f"with {self.drafter}")
 
 
-def draw_schedule(ax: "answer.Axes", rows: pd.DataFrame, number: int, label: str) -> None:
-    """Draft length by batch size as steps, in the style of this number."""
-    edges, ks = [*rows["lo"], rows["hi"].iloc[-1] + 1], rows["k"].to_numpy(float)
-    # Apart by a hair, so that equal tables do not hide each other.
-    ks = np.append(ks, ks[-1]) + 0.04 * (number - 1)
-    color, style = answer.COLORS[number], answer.STYLES[number % len(answer.STYLES)]
-    ax.step(edges, ks, where="post", color=color, ls=style, lw=1.6, label=label or "_")
+def draw_schedules(
+    ax: "answer.Axes | None", schedules: Mapping[str, Schedule], title: str = ""
+) -> "answer.Axes":
+    """Draft length by batch size as steps, of each schedule by its name."""
+    ax = answer.axes_of(ax)
+    for number, (name, one) in enumerate(schedules.items(), start=1):
+        edges, ks = [*one.rows["lo"], one.rows["hi"].iloc[-1] + 1], one.rows["k"].to_numpy(float)
+        # Apart by a hair, so that equal tables do not hide each other.
+        ks = np.append(ks, ks[-1]) + 0.04 * (number - 1)
+        color = answer.COLORS[number % len(answer.COLORS)]
+        style = answer.STYLES[number % len(answer.STYLES)]
+        ax.step(edges, ks, where="post", color=color, ls=style, lw=1.6, label=name)
+        ax.set_yticks(one.candidates)
+    unit = answer.UNITS["concurrency"]
+    return answer.finish(ax, unit, "draft tokens per cycle", title=title)
 
 
 def schedule(
@@ -176,8 +180,7 @@ def schedule(
     ks = sorted(draft_lengths(k))
     top = _largest_batch(fit, server, load) if max_batch is None else max_batch
     require("k", ks, len(ks) > 1, "at least two draft lengths to choose from")
-    fits = answer.is_whole(top, 1, BATCH_MAX)
-    require("max_batch", top, fits, f"a whole number, 1 to {BATCH_MAX}")
+    whole("max_batch", top, 1, BATCH_MAX)
     require("confidence", confidence, 0.5 <= confidence < 1, "in [0.5, 1)")
     known = loss == "mean" or str(loss) in {f"p{n}" for n in range(1, 100)}
     require("loss", loss, known, "'mean', or a percentile as 'p95'")
@@ -253,9 +256,8 @@ def _loss(fit: Posterior, said: Outcome, inputs: Any, loss: str, slo_s: float | 
 def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
     """Index of the smallest k that the best one does not beat with `confidence`, by batch size."""
     best = losses.mean(axis=1).argmin(axis=0)
-    of_best = np.take_along_axis(losses, best[None, None, :], axis=0)
-    beaten = (of_best < losses).mean(axis=1) >= confidence
-    return np.asarray((~beaten).argmax(axis=0))
+    beaten = np.take_along_axis(losses, best[None, None, :], axis=0) < losses
+    return np.asarray((beaten.mean(axis=1) < confidence).argmax(axis=0))
 
 
 def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
@@ -271,12 +273,11 @@ def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
     return cells.groupby(group).agg(**columns).reset_index(drop=True)
 
 
-def _recorded(posterior: Posterior, server: Server) -> tuple[str, str]:
+def _recorded(fit: Posterior, server: Server) -> tuple[str, str]:
     """How vLLM was told to draft in the runs of this drafter, where they agree."""
-    runs = posterior.runs
-    own = runs[runs["drafter"] == server.drafter]
-    if isinstance(server.verifier, str) and (own["verifier"] == server.verifier).any():
-        own = own[own["verifier"] == server.verifier]
+    runs = fit.runs[fit.runs["drafter"] == server.drafter]
+    own = runs[runs["verifier"] == server.verifier]
+    own = own if len(own) else runs
     said = [{*own.get(name, [])} - {""} for name in ("drafter_method", "drafter_path")]
     method, path = (str(known.pop()) if len(known) == 1 else "" for known in said)
     return method, path
@@ -292,7 +293,7 @@ def _followed(
     :func:`bayes_sd.physics.queue.occupancy`. `mean_s` and `lengths` (the variance of log latency
     that accepted lengths explain) are by batch size.
     """
-    posterior, values = arm.posterior, np.ravel(load.cells[load.axis].values).astype(float)
+    fit, values = arm.fit, np.ravel(load.cells[load.axis].values).astype(float)
     top = mean_s.shape[1]
     if load.axis == "concurrency":
         at = np.minimum(np.ceil(values).astype(int), top) - 1
@@ -320,10 +321,9 @@ def _followed(
         reached = (p.mean(axis=0) > REACHED)[:, 1:]
         farthest = [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached]
         reach = np.array(farthest, object)
-    variance = spread("e2e", posterior.noise, crowding, explained_at)
-    requests = posterior.run_requests
+    variance, requests = spread("e2e", fit.noise, crowding, explained_at), fit.run_requests
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
-    drawn = (mean, stuck, run_scale("e2e", posterior.noise, growth, requests), variance)
-    data = observable(posterior, load, label, drawn, reach, requests, seed)
-    none = measured_points(posterior, [arm], "e2e").iloc[:0]
+    drawn = (mean, stuck, run_scale("e2e", fit.noise, growth, requests), variance)
+    data = observable(fit, load, label, drawn, reach, requests, seed)
+    none = measured_points(fit, [arm], "e2e").iloc[:0]
     return Latency(data, "e2e", none, (arm.resolved.server,))

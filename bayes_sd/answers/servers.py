@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.answers.machines import machine_facts, of_verifier
 from bayes_sd.errors import EvidenceError, InputError, require
+from bayes_sd.model import design
 from bayes_sd.model.acceptance import generator
-from bayes_sd.model.design import NONE, SERVER, coefficients, same_key, server_label
+from bayes_sd.model.design import NONE, WEIGHT_BITS, same_key
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
-from bayes_sd.runs.machine import Machine, machine_of
+from bayes_sd.runs.machine import Machine, captured, machine_of
 from bayes_sd.runs.sizes import Size
 
 
@@ -72,13 +72,10 @@ class Server:
         assumed = isinstance(self.structure, Structure | None)
         require("structure", self.structure, assumed, "one of bsd.structures")
         if self.acceptance is not None:
-            rates = np.asarray(self.acceptance)
-            number = rates.dtype.kind in "iuf" and rates.ndim <= 1 and rates.size > 0
-            fits = number and bool(((rates >= 0) & (rates <= 1)).all())
             each = "a number in [0, 1], or one for each position"
-            require("acceptance", self.acceptance, fits, each)
-            plain = float(rates) if rates.ndim == 0 else tuple(float(r) for r in rates)
-            object.__setattr__(self, "acceptance", plain)
+            rates = shares("acceptance", self.acceptance, each).tolist()
+            rates = tuple(rates) if isinstance(rates, list) else rates
+            object.__setattr__(self, "acceptance", rates)
 
     def __str__(self) -> str:
         words = name_of(self.verifier)
@@ -114,6 +111,14 @@ def shared_name(servers: Sequence[Server]) -> tuple[str, dict[str, str]]:
         shared = str(next(iter(drafters))).replace(", k = 0", "")
         short = {str(s): f"k = {s.k}" for s in servers}
     return shared, short | {str(s): "plain" for s in servers if s.drafter is None}
+
+
+def shares(name: str, value: Any, says: str) -> np.ndarray:
+    """One or more numbers from 0 to 1, checked."""
+    array = np.asarray(value)
+    number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
+    require(name, value, number and bool(((array >= 0) & (array <= 1)).all()), says)
+    return array.astype(float)
 
 
 def draft_lengths(k: int | Sequence[int]) -> list[int]:
@@ -157,16 +162,21 @@ class Resolved:
     place: Callable[..., Placed] | None
 
 
-def environment_of(posterior: Posterior, server: Server) -> str | Machine:
+def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
+    """Rows of a measured verifier; all rows for a new one."""
+    return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
+
+
+def environment_of(fit: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
-    asked, known = server.environment, posterior.environments
+    asked, known = server.environment, fit.environments
     if isinstance(asked, Machine):
         return asked
     if asked is not None:
         if asked not in known:
             raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
         return asked
-    ran = of_verifier(posterior.servers, server.verifier)
+    ran = of_verifier(fit.servers, server.verifier)
     own = sorted(str(e) for e in ran["environment"].unique()) or known
     if len(own) > 1:
         raise InputError(
@@ -176,11 +186,11 @@ def environment_of(posterior: Posterior, server: Server) -> str | Machine:
     return own[0]
 
 
-def workload_of(posterior: Posterior, server: Server) -> str:
+def workload_of(fit: Posterior, server: Server) -> str:
     """What requests a server is asked for; "" where its runs name none."""
     if server.workload is not None or not isinstance(server.verifier, str):
         return server.workload or ""
-    known = sorted(of_verifier(posterior.servers, server.verifier)["workload"].unique())
+    known = sorted(of_verifier(fit.servers, server.verifier)["workload"].unique())
     if len(known) > 1:
         raise InputError(
             f"{server.verifier} ran with workloads {', '.join(known)}; choose one with "
@@ -189,16 +199,14 @@ def workload_of(posterior: Posterior, server: Server) -> str:
     return known[0] if known else ""
 
 
-def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
+def find_pair(fit: Posterior, server: Server) -> dict[str, Any] | None:
     """The measured pair of a server; None if it is new or nothing is drafted."""
     v, d, given = server.verifier, server.drafter, server.acceptance
     if server.k == 0 or not isinstance(v, str) or not isinstance(d, str):
         return None
-    workload, table = workload_of(posterior, server), posterior.servers
-    rows = table[(table["verifier"] == v) & (table["drafter"] == d) & (table["draft_tokens"] > 0)]
-    rows = rows[rows["workload"] == workload]
+    pair: dict[str, Any] = {"verifier": v, "drafter": d, "workload": workload_of(fit, server)}
+    rows = fit.servers[same_key(fit.servers, [*pair], pair) & (fit.servers["draft_tokens"] > 0)]
     imposed = sorted(rows["acceptance_imposed"].dropna().unique())
-    pair: dict[str, Any] = {"verifier": v, "drafter": d, "workload": workload}
     if rows["acceptance_imposed"].isna().any():
         return pair | {"acceptance_imposed": np.nan}
     if isinstance(given, float):
@@ -211,25 +219,53 @@ def find_pair(posterior: Posterior, server: Server) -> dict[str, Any] | None:
     return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
 
 
+def machine_facts(
+    fit: Posterior, environment: str | Machine, verifier: str | Size, k: int
+) -> dict[str, Any]:
+    """What the law knows of an environment's machine, for passes that draft `k` tokens."""
+    there = fit.servers[fit.servers["environment"] == str(environment)]
+    own = of_verifier(there, verifier)
+    if isinstance(verifier, Size):
+        bits = verifier.weight_bits or np.nan
+    else:  # as it ran here, or else elsewhere
+        ran = own if len(own) else of_verifier(fit.servers, verifier)
+        bits = float(ran["weight_bits"].iloc[0]) if len(ran) else np.nan
+    if isinstance(environment, Machine):
+        if fit.servers["gb_per_s"].isna().all():
+            raise EvidenceError(
+                f"{environment} cannot be answered by its data sheet: that of the fitted machine "
+                "is unknown; fit its runs with <<machine>>, or with gb_per_s and tflops."
+            )
+        tflops = environment.tflops_at(WEIGHT_BITS if np.isnan(bits) else bits)
+        if tflops is None:
+            raise EvidenceError(
+                f"The arithmetic of {environment} is unknown; give its tflops "
+                f"(name={environment.name},tflops=...)."
+            )
+        return design.machine(environment.gb_per_s, tflops, environment.dies, captured(k), bits)
+    most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
+    if len(same):
+        most = same["captured_tokens"].max()
+    elif 0 < most < np.inf:
+        most = captured(k, int(most))
+    facts: dict[Any, Any] = there[list(design.MACHINE)].iloc[0].to_dict()
+    return design.machine(**facts | {"captured_tokens": most, "weight_bits": bits})
+
+
 def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
     """Position of a measured model in its table; None for a new one."""
     if not isinstance(model, str):
         return None
-    names = known.index.tolist()
-    if model not in names:
+    if model not in known.index:
         raise InputError(
-            f"The fit has no {level} {model!r}; it knows {', '.join(names) or 'none'}. "
+            f"The fit has no {level} {model!r}; it knows {', '.join(known.index) or 'none'}. "
             f"For one nobody measured give its size (<<new_{level}>>)."
         )
-    return int(names.index(model))
+    return known.index.tolist().index(model)
 
 
 def resolve(
-    posterior: Posterior,
-    server: Server,
-    seed: int = 0,
-    started_anew: str | None = None,
-    site: str = "",
+    fit: Posterior, server: Server, seed: int = 0, started_anew: str | None = None, site: str = ""
 ) -> Resolved:
     """Coefficients, sizes and acceptance of a server.
 
@@ -240,62 +276,57 @@ def resolve(
     measured.
     """
     v, d = server.verifier, server.drafter
-    if isinstance(d, str) and d not in posterior.drafters.index:
+    if isinstance(d, str) and d not in fit.drafters.index:
         d = Size.public(d, name_of(v)) or d
-    if isinstance(v, str) and v not in posterior.verifiers.index:
+    if isinstance(v, str) and v not in fit.verifiers.index:
         v = Size.public(v) or v
     server = replace(server, verifier=v, drafter=d)
-    verifier_i = _row_of(posterior.verifiers, "verifier", v)
-    known_sizes = v.features() if isinstance(v, Size) else posterior.verifiers.loc[v].to_dict()
-    sizes = {str(name): float(value) for name, value in known_sizes.items()}
-    drafter_i = _row_of(posterior.drafters, "drafter", d)
-    sizes["drafter"] = d.active / 1e9 if isinstance(d, Size) else 0.0
-    if drafter_i is not None:
-        sizes["drafter"] = float(posterior.drafters["drafter_params"].iloc[drafter_i])
-    environment, pair = environment_of(posterior, server), find_pair(posterior, server)
-    sizes |= machine_facts(posterior, environment, v, server.k)
+    verifier_i = _row_of(fit.verifiers, "verifier", v)
+    drafter_i = _row_of(fit.drafters, "drafter", d)
+    facts: Any = v.features() if isinstance(v, Size) else fit.verifiers.loc[v].to_dict()
+    small = d.active / 1e9 if isinstance(d, Size) else fit.drafters["drafter_params"].get(d, 0.0)
+    environment, pair = environment_of(fit, server), find_pair(fit, server)
+    facts = facts | {"drafter": small} | machine_facts(fit, environment, v, server.k)
+    sizes = {str(name): float(value) for name, value in facts.items()}
     if isinstance(environment, Machine):
         weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
         environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
+        alike = [s for s in fit.sites if machine_of(s) == environment.name]
+        where = site or (alike[0] if len(alike) == 1 else environment.name)
+    else:
+        where = fit.site_of(environment)
     key = {
         "verifier": v if isinstance(v, str) else "",
         "drafter": name_of(d) if d is None or isinstance(d, str) else "",
-        "acceptance_imposed": pair["acceptance_imposed"] if pair and server.k else np.nan,
-        "workload": workload_of(posterior, server),
+        "acceptance_imposed": pair["acceptance_imposed"] if pair else np.nan,
+        "workload": workload_of(fit, server),
         "draft_tokens": server.k,
         "environment": str(environment),
     }
-    known = same_key(posterior.servers, SERVER, key)
-    if server.k and pair is None:
-        known &= False
+    known = same_key(fit.servers, design.SERVER, key) & (pair is not None or server.k == 0)
     index = int(np.flatnonzero(known)[0]) if known.any() and started_anew is None else None
     label = f"{started_anew} of {name_of(v)}"
     if started_anew is None:
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
-        label = server_label(names, len(posterior.environments) > 1)
-    if isinstance(environment, Machine):
-        alike = [s for s in posterior.sites if machine_of(s) == environment.name]
-        where = site or (alike[0] if len(alike) == 1 else environment.name)
-    else:
-        where = posterior.site_of(environment)
-    site_i = posterior.sites.index(where) if where in posterior.sites else None
-    drafter = [1.0, 1.0] if d is None else posterior.factors("drafter", drafter_i, name_of(d), seed)
-    terms = coefficients(
-        posterior.law_terms,
-        verifier=posterior.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
+        label = design.server_label(names, len(fit.environments) > 1)
+    site_i = fit.sites.index(where) if where in fit.sites else None
+    drafter = [1.0, 1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
+    terms = design.coefficients(
+        fit.law_terms,
+        verifier=fit.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
         drafter=drafter,
-        server=posterior.factors("server", index, label, seed),
-        environment=posterior.factors("environment", site_i, where, seed),
+        server=fit.factors("server", index, label, seed),
+        environment=fit.factors("environment", site_i, where, seed),
     )
     place = None
     if server.structure is not None and (d is not None or server.structure.changes_plain):
-        place = server.structure.drawn(posterior.draws, lambda name: generator(seed, name))
-    rates, positions = _acceptance(posterior, server, pair, seed)
+        place = server.structure.drawn(fit.draws, lambda name: generator(seed, name))
+    rates, positions = _acceptance(fit, server, pair, seed)
     return Resolved(server, terms, sizes, rates, str(environment), known, positions, place)
 
 
 def _acceptance(
-    posterior: Posterior, server: Server, pair: dict[str, Any] | None, seed: int
+    fit: Posterior, server: Server, pair: dict[str, Any] | None, seed: int
 ) -> tuple[list[Any], int | None]:
     """Acceptance by position, given or measured, and how many positions were counted."""
     k, given = server.k, server.acceptance
@@ -309,11 +340,10 @@ def _acceptance(
         if len(given) < k:
             raise InputError(f"k = {k} needs {k} acceptance rates, {len(given)} given.")
         return list(given[:k]), None
-    known = None if pair is None else posterior.acceptance(pair, k, seed)
+    known = None if pair is None else fit.acceptance(pair, k, seed)
     if known is None:
         raise EvidenceError(
             f"No acceptance was measured for {name_of(server.verifier)} + "
             f"{name_of(server.drafter)}; give one with <<acceptance>>, as 0.7."
         )
-    rates, counted = known
-    return rates, counted or None
+    return known[0], known[1] or None

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import require
+from bayes_sd.errors import whole
 from bayes_sd.model import priors as known
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator
 from bayes_sd.model.design import Design, sites_of
@@ -235,7 +235,7 @@ class Posterior:
 
     def thin(self, draws: int) -> Self:
         """The same fit with every n-th draw, at least `draws` of them if there are so many."""
-        require("draws", draws, isinstance(draws, int) and draws >= 1, "a whole number above 0")
+        whole("draws", draws, 1)
         every = slice(None, None, max(1, self.draws // draws))
         thin = type(self)(self.tree.isel(draw=every, missing_dims="ignore"))
         for name in (*TABLES, "environments"):  # not made again

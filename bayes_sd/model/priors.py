@@ -9,8 +9,7 @@ import numpy as np
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.law import Law
-
-Z95 = 1.6448536269514722  # 95% quantile of the standard normal
+from bayes_sd.physics.structures import Z90
 
 VERIFIER_COSTS = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 DRAFTER_COSTS = ("draft_alone", "draft_others")
@@ -62,8 +61,8 @@ class Prior:
     def interval(self) -> tuple[float, float]:
         """Central 90% interval in natural units."""
         if self.kind == "lognormal":
-            return self.a * np.exp(-Z95 * self.b), self.a * np.exp(Z95 * self.b)
-        return self.a - Z95 * self.b, self.a + Z95 * self.b
+            return self.a * np.exp(-Z90 * self.b), self.a * np.exp(Z90 * self.b)
+        return self.a - Z90 * self.b, self.a + Z90 * self.b
 
 
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, whole
 from bayes_sd.model.compiled import compile_nutpie
 from bayes_sd.model.design import Design
 from bayes_sd.model.priors import in_plain_words, settled_by
@@ -44,9 +44,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("draws", "tune", "chains"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} = {value!r}: must be a whole number of at least 1.")
+            whole(name, getattr(self, name), 1)
         if not 0 < self.target_accept < 1:
             raise InputError(f"target_accept = {self.target_accept!r}: must lie between 0 and 1.")
 

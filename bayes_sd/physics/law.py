@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import one_of
 from bayes_sd.physics import costs, queue
 from bayes_sd.physics.costs import Stages, absent, add, scaled, times
 from bayes_sd.physics.structures import Placed
@@ -43,10 +43,8 @@ class Law:
     parts: tuple[str, ...] = DEFAULT
 
     def __post_init__(self) -> None:
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown:
-            known = ", ".join(PARTS)
-            raise InputError(f"No part of the law is called {unknown[0]!r}; known: {known}.")
+        for part in self.parts:
+            one_of("parts", part, PARTS)
         # One order, so that equal laws are equal.
         object.__setattr__(self, "parts", tuple(p for p in PARTS if p in self.parts))
 
@@ -205,17 +203,6 @@ def capacity_rps(placed: Placed, workload: Mapping[str, Any]) -> Any:
     return 1 / reduce(np.maximum, [*added, placed.pool_s])
 
 
-def take(value: Any, shape: tuple[int, ...], index: np.ndarray) -> Any:
-    """Elements `index` of a value broadcast to `shape`; of tuples and mappings, of each value."""
-    if isinstance(value, Mapping):
-        return {name: take(one, shape, index) for name, one in value.items()}
-    if isinstance(value, tuple):
-        parts = [take(one, shape, index) for one in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    array = np.asarray(value)
-    return value if array.ndim == 0 else np.broadcast_to(array, shape).ravel()[index]
-
-
 def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law: Law) -> np.ndarray:
     """How many requests of a concurrency are on the server, where the rest are elsewhere.
 
@@ -223,15 +210,17 @@ def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law:
     """
     others = workload["others"]
     shape = np.broadcast_shapes(np.shape(capacity_rps(placed, workload)), np.shape(others))
-
-    def missed(b: np.ndarray, index: np.ndarray) -> np.ndarray:
-        here, away, size, work = take((placed, away_s, sizes, workload), shape, index)
-        served_s = reduce(np.maximum, [beside(w, size, work, b, law)[0] for w in here.ways])
-        rate = b / served_s
-        elsewhere_s = away + queue_s(here.pool_s, rate * here.pool_s)
-        return work["others"] / (served_s + elsewhere_s) - rate
-
     high = np.broadcast_to(np.asarray(others, float), shape).ravel()
+
+    def missed(value: np.ndarray, index: np.ndarray) -> np.ndarray:
+        every = np.zeros(high.size)
+        every[index] = value
+        b = every.reshape(shape)
+        served_s = reduce(np.maximum, [beside(w, sizes, workload, b, law)[0] for w in placed.ways])
+        rate = b / served_s
+        elsewhere_s = away_s + queue_s(placed.pool_s, rate * placed.pool_s)
+        return np.ravel(others / (served_s + elsewhere_s) - rate)[index]
+
     return queue.find_roots(missed, np.zeros_like(high), high).reshape(shape)
 
 

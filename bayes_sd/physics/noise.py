@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import scipy
 
 METRICS = ("e2e", "ttft", "tpot")
 NU = 5.0  # degrees of freedom of run means: neighbours on shared machines make outliers
@@ -115,9 +116,8 @@ def t_cdf(z: Any, arctan: Any) -> Any:
 
 def log_density(observed_log: Any, log_mean: Any, scale: Any) -> np.ndarray:
     """Log density of an observed log mean under the t of this scale."""
-    from scipy.special import gammaln
-
     z = (observed_log - log_mean) / scale
+    gammaln = scipy.special.gammaln
     constant = gammaln((NU + 1) / 2) - gammaln(NU / 2) - 0.5 * np.log(NU * np.pi)
     return np.asarray(constant - (NU + 1) / 2 * np.log1p(z**2 / NU) - np.log(scale))
 
@@ -136,27 +136,22 @@ def draw_requests(run_s: Any, variance: Any, z: Any) -> Any:
 
 def request_quantile_s(mean_s: Any, variance: Any, prob: float) -> Any:
     """Quantile of single requests' latency, s."""
-    from scipy.special import ndtri
-
-    return draw_requests(mean_s, variance, float(ndtri(prob)))
+    return draw_requests(mean_s, variance, float(scipy.special.ndtri(prob)))
 
 
 def share_within(seconds: Any, mean_s: Any, variance: Any) -> np.ndarray:
     """Share of requests served within so many seconds; 0 where the mean is infinite."""
-    from scipy.special import ndtr
-
     with np.errstate(divide="ignore"):
-        return np.asarray(ndtr((np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5))
+        z = (np.log(seconds) - np.log(mean_s) + variance / 2) / variance**0.5
+    return np.asarray(scipy.special.ndtr(z))
 
 
 def sample_quantile_s(mean_s: Any, variance: Any, prob: float, requests: Any, z: Any) -> np.ndarray:
     """Quantile of the latencies of so many requests, s: `z` of its errors off that of all."""
-    from scipy.special import ndtri
-
     # Interpolated between order statistics (Blom), which in small samples lie lower.
     position = (prob * (requests - 1) + 1 - 0.375) / (requests + 0.25)
-    place = ndtri(np.clip(position, 1e-3, 1 - 1e-3))
-    density = np.exp(-(float(ndtri(prob)) ** 2) / 2) / np.sqrt(2 * np.pi)
+    place = scipy.special.ndtri(np.clip(position, 1e-3, 1 - 1e-3))
+    density = np.exp(-(float(scipy.special.ndtri(prob)) ** 2) / 2) / np.sqrt(2 * np.pi)
     error = np.sqrt(prob * (1 - prob) / requests) / density
     return draw_requests(mean_s, variance, place + error * z)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.answers.latency import Arm
-from bayes_sd.answers.servers import Resolved, Server, name_of, resolve
+from bayes_sd.answers.servers import Resolved, Server, name_of, resolve, shared_name
 from bayes_sd.model.design import PAIR
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import METRICS
@@ -109,17 +109,14 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
                 server = replace(server, acceptance=GIVEN)
                 servers[k] = servers[k] | {"given": told(server)["terms"]}
         system = systems.setdefault(plain, {"plain": told(plain), "pairs": []})
-        pair = {
-            "name": _drafter(replace(server, acceptance=own)),
-            "measured": row["ks"],
-            "servers": servers,
-        }
-        system["pairs"].append(pair)
+        name = _drafter(replace(server, acceptance=own))
+        system["pairs"].append({"name": name, "measured": row["ks"], "servers": servers})
     axis, middle = str(load.axis), np.ravel(load.cells[load.axis].values)
-    start = {"v": _system(lead), "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
+    where = shared_name([replace(lead, drafter=None, k=0)])[0]
+    start = {"v": where, "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
     start |= {"axis": axis, "x": float(f"{middle[(len(middle) - 1) // 2]:.3g}")}
     data = {
-        "systems": [{"name": _system(server)} | system for server, system in systems.items()],
+        "systems": [{"name": shared_name([one])[0]} | system for one, system in systems.items()],
         "takes": {name: takes for name, (_, takes) in laws.items()},
         "numbers": [np.frombuffer(x)[0] if len(x) == 8 else None for x in columns],
         "columns": base64.b64encode(b"".join(x for x in columns if len(x) > 8)).decode(),
@@ -130,10 +127,6 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     source = [code for code, _ in laws.values()] + [f"const LAWS = {{{', '.join(laws)}}};"]
     left_out = len(pairs) - len(shown)
     return {"source": "\n".join(source), "left_out": left_out, "data": finite_or_none(data)}
-
-
-def _system(server: Server) -> str:
-    return str(replace(server, drafter=None, k=0)).replace(", plain", "")
 
 
 def _drafter(server: Server) -> str:

@@ -17,10 +17,9 @@ from bayes_sd.answers.break_even import break_even
 from bayes_sd.answers.compare import Comparison, compare, default_loads, measured_systems
 from bayes_sd.answers.fitted import accuracy, coefficient_table, families, misfits, plot_collapse
 from bayes_sd.answers.latency import latency
-from bayes_sd.answers.machines import of_verifier
 from bayes_sd.answers.next_runs import next_runs
 from bayes_sd.answers.schedule import DRAWS, schedule
-from bayes_sd.answers.servers import Server, listed
+from bayes_sd.answers.servers import Server, listed, of_verifier
 from bayes_sd.errors import EvidenceError, InputError, shown
 from bayes_sd.model.file import writable, write_whole
 from bayes_sd.model.posterior import Posterior
@@ -125,10 +124,8 @@ def report(
     page.filters["svg"] = lambda plot: attempt(lambda: Markup(figures.svg(plot, next(numbers))))
     page.globals |= {"lines": partial(partial, figures.lines), "stages_of": figures.STAGES}
     page.globals |= {"SURE": answer.SURE, "CSV_ROWS": CSV_ROWS}
-    page.globals |= {
-        "fitted": partial(figures.fitted, fit),
-        "collapse": partial(plot_collapse, fit),
-    }
+    page.globals |= {"fitted": partial(figures.fitted, fit)}
+    page.globals |= {"collapse": partial(plot_collapse, fit)}
     ask = {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
     about = explorer(fit, lead, load)
     html = page.get_template("page.html").render(**ask, **said, explorer=about)

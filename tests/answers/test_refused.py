@@ -56,10 +56,10 @@ INPUT: list[tuple[str, str]] = [
         'fit.latency(rps(0.1, output=1), PLAIN, metric="tpot", extrapolate=True)',
         r"answers of more than one token",
     ),
-    ("fit.thin(0)", r"draws = 0: must be a whole number above 0"),
+    ("fit.thin(0)", r"draws = 0: must be a whole number of at least 1"),
     ("Size(8e9, experts=2.5)", r"experts = 2.5: must be 0, or a number from 1 .*whole count"),
     ('Server("v", "d", 10**400)', r"k = 10{19} \.\.\. 0{20}: must be one or more"),
-    ("fit.latency(ONE, SD, requests=0)", r"requests = 0: must be a whole number above 0"),
+    ("fit.latency(ONE, SD, requests=0)", r"requests = 0: must be a whole number of at least 1"),
     (
         'fit.compare(ONE, SD, PLAIN, of="median")',
         r"of = 'median': must be one of mean, run, request",
@@ -124,7 +124,7 @@ INPUT: list[tuple[str, str]] = [
     ("fit.next_runs(ONE, BOTH, runs=-1)", r"runs = -1: must be a whole number"),
     ("fit.next_runs(ONE, BOTH, run_seconds=0.0)", r"run_seconds = 0.0: must be a positive"),
     ('fit.next_runs(ONE, BOTH, server_seconds=float("nan"))', r"server_seconds = nan"),
-    ('fit.next_runs(ONE, BOTH, server="last")', r"server = 'last': must be measured or next"),
+    ('fit.next_runs(ONE, BOTH, server="last")', r"server = 'last': must be one of measured, next"),
     ("fit.next_runs(ONE, [PLAIN, EDGE])", r"assumed structure cannot be measured"),
 ]
 EVIDENCE: dict[str, tuple[Server, Load]] = {

@@ -54,7 +54,10 @@ def test_the_graph_has_the_priors_of_the_model(runs: Runs) -> None:
 
 BASE = LatencyModel()
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "unknown prior": (lambda: BASE.with_prior("s_pas"), r"'s_pas'; known: read_weights, .*spr"),
+    "unknown prior": (
+        lambda: BASE.with_prior("s_pas"),
+        r"name = 's_pas': must be one of read_weights, .*spr",
+    ),
     "median 0": (lambda: BASE.with_prior("read_weights", a=0.0), "a = 0.0 must be fin.*above 0"),
     "negative": (lambda: BASE.with_prior("read_weights", a=-1.0), "Prior read_weights: a"),
     "no width": (lambda: BASE.with_prior("read_weights", b=0.0), "b = 0.0 must be finite"),

@@ -389,7 +389,9 @@ def test_prompts_wait_for_each_other_where_a_concurrency_is_held_and_only_there(
 
 
 def test_an_unknown_part_is_refused_and_order_makes_no_other_law() -> None:
-    with pytest.raises(InputError, match="'expert'; known: host, layers, experts, .*, stalls"):
+    with pytest.raises(
+        InputError, match="parts = 'expert': must be one of host, layers, experts, .*, stalls"
+    ):
         Law(("expert",))
     assert Law(tuple(reversed(DEFAULT))) == FULL
     assert {term for part in PARTS for term in Law((part,)).terms} == {*TIMES, *RATIOS}
