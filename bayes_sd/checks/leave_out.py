@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 from zlib import crc32
 
@@ -11,11 +10,12 @@ import pandas as pd
 from scipy.special import logsumexp
 
 from bayes_sd.errors import EvidenceError, one_of
-from bayes_sd.model.design import NONE, Design
+from bayes_sd.model.design import NONE
 from bayes_sd.model.sample import Refit, Refitter
 from bayes_sd.physics import noise
 
-BY = ("verifier", "drafter", "moe", "run", "fifth", "highest_load", "long_prompts")
+LEVELS = ("verifier", "drafter", "moe")
+BY = (*LEVELS, "run", "fifth", "highest_load", "long_prompts")
 SEED = 7  # of the random fifths
 LONGEST = 0.25  # of the runs, by prompt length
 HIGHEST = 0.15  # of the runs, by their share of the highest load of their server
@@ -33,31 +33,32 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
     """
     one_of("<<by>>", by, BY)
     steady = ~table["saturated"].to_numpy(bool)
-    if by in ("verifier", "drafter", "moe"):
+    parts: dict[str, np.ndarray]
+    if by in LEVELS:
         among, column = (table[table["family"] == by], "verifier") if by == "moe" else (table, by)
         names = sorted(set(among[column].astype(str)) - {NONE})
-        parts = [(name, (table[column] == name).to_numpy()) for name in names]
+        parts = {name: (table[column] == name).to_numpy() for name in names}
     elif by == "run":
         ids = table["run_id"].to_numpy()
-        parts = [(str(ids[i]), np.arange(len(table)) == i) for i in np.flatnonzero(steady)]
+        parts = {str(name): ids == name for name in ids[steady]}
     elif by == "fifth":
         part = np.random.default_rng(SEED).permutation(len(table)) % 5
-        parts = [(f"fifth {i + 1}", part == i) for i in range(5)]
+        parts = {f"fifth {i + 1}": part == i for i in range(5)}
     elif by == "highest_load":
         load = table["rate_rps"].fillna(table["concurrency"])
         share = load / load.groupby([table["server"], table["loop"]]).transform("max")
         top = share.where(steady).fillna(0.0).to_numpy()
-        parts = [("highest loads", top >= np.quantile(top[steady], 1 - HIGHEST))]
+        parts = {"highest loads": top >= np.quantile(top[steady], 1 - HIGHEST)}
     else:
         length = table["prompt_tokens"].to_numpy()
         limit = np.quantile(length[steady], 1 - LONGEST)
-        parts = [("long prompts", (length >= limit) & (length > length.min()))]
-    kept = [(name, mask) for name, mask in parts if (mask & steady).any()]
-    if by in ("verifier", "drafter", "moe") and len(kept) < 2:
+        parts = {"long prompts": (length >= limit) & (length > length.min())}
+    parts = {name: mask for name, mask in parts.items() if (mask & steady).any()}
+    if by in LEVELS and len(parts) < 2:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
-    if not kept or any(not (steady & ~mask).any() for _, mask in kept):
+    if not parts or any(not (steady & ~mask).any() for mask in parts.values()):
         raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
-    return {name: tuple(table["run_id"][mask]) for name, mask in kept}
+    return {name: tuple(table["run_id"][mask]) for name, mask in parts.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,17 +193,17 @@ def pairs(left_out: pd.DataFrame, drawn_s: np.ndarray) -> pd.DataFrame:
     `drawn_s` are predictive draws (draws, runs) of the runs in `left_out`. A row a pair: ``faster``
     (SD was), ``prob_faster``, ``call`` (0 or 1, by the medians), and the mean latencies.
     """
-    own, rows = left_out.reset_index(drop=True), []
+    own = left_out.reset_index(drop=True).reset_index(names="i").rename(columns={"e2e_mean_s": "s"})
     same = ["environment", "verifier", "prompt_tokens", "output_tokens"]
-    for (_, verifier, *_), part in own.groupby(same):
-        plain, drafting = part.index[part["arm"] == "plain"], part.index[part["draft_tokens"] > 0]
-        for i, j in product(plain, drafting):
-            plain_s, sd_s = float(own["e2e_mean_s"][i]), float(own["e2e_mean_s"][j])
-            prob = float((drawn_s[:, j] < drawn_s[:, i]).mean())
-            call = float(np.median(drawn_s[:, j]) < np.median(drawn_s[:, i]))
-            rows.append((str(verifier), plain_s, sd_s, sd_s < plain_s, prob, call))
-    columns = ["verifier", "plain_s", "sd_s", "faster", "prob_faster", "call"]
-    return pd.DataFrame(rows, columns=columns)
+    plain, drafting = own[own["arm"] == "plain"], own[own["draft_tokens"] > 0]
+    both = plain.merge(drafting, on=same, suffixes=("_plain", "_sd"))
+    of_plain, of_sd = drawn_s[:, both["i_plain"]], drawn_s[:, both["i_sd"]]
+    table = both[["verifier"]].assign(plain_s=both["s_plain"], sd_s=both["s_sd"])
+    return table.assign(
+        faster=table["sd_s"] < table["plain_s"],
+        prob_faster=(of_sd < of_plain).mean(axis=0),
+        call=(np.median(of_sd, axis=0) < np.median(of_plain, axis=0)).astype(float),
+    )
 
 
 def brier(table: pd.DataFrame) -> dict[str, float]:
@@ -234,39 +235,3 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     columns = {"pairs": ("faster", "size"), "stated": ("prob_faster", "mean")}
     parts = table.groupby(where, observed=True).agg(**columns, observed=("faster", "mean"))
     return parts.reset_index(names="range")
-
-
-def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.ndarray:
-    """Log likelihood of everything a steady run contributes, draw by draw: (draws, rows)."""
-    from scipy.stats import norm
-
-    data, total = design.data, 0.0
-    spread_sd = refit.parameters["noise"].sel(noise_term="spread_sd").values.reshape(-1, 1)
-    for metric in ("e2e", "ttft"):
-        mean_s, scale, variance = (
-            refit.of_runs(f"run_{n}_{metric}", rows) for n in ("mean", "scale", "variance")
-        )
-        sd = np.hypot(scale, data[f"se_{metric}"][rows])
-        mean = noise.log_density(data[f"log_{metric}"][rows], np.log(mean_s), sd)
-        error = noise.spread_error(data[f"n_eff_{metric}"][rows], spread_sd)
-        spread = norm.logpdf(data[f"log_var_{metric}"][rows], np.log(variance), error)
-        total = total + np.isin(rows, data[f"{metric}_rows"]) * mean
-        total = total + np.isin(rows, data[f"{metric}_spread_rows"]) * spread
-    return np.asarray(total)
-
-
-def psis(refitter: Refitter, seed: int, **sampling: Any) -> dict[str, list[float]]:
-    """Leave-one-run-out log scores of the steady runs by importance sampling, from one full refit.
-
-    ``pareto_k`` above 0.7: the ``log_score`` is not to be trusted, the run needs an exact refit.
-    """
-    from arviz_stats.base import array_stats
-
-    refit, table = refitter.refit(seed=seed, **sampling), refitter.table
-    rows = np.flatnonzero(~table["saturated"].to_numpy(bool))
-    density = run_log_density(refit, table, rows)
-    likelihood = run_log_likelihood(refit, refitter.design, rows)
-    weights, k = array_stats.psislw(likelihood.T, axis=-1)  # takes their negative itself
-    weights = weights - logsumexp(weights, axis=-1, keepdims=True)
-    log_score = logsumexp(weights + density.T, axis=-1)
-    return {"log_score": log_score.tolist(), "pareto_k": k.tolist()}

@@ -17,7 +17,6 @@ from bayes_sd.checks.leave_out import (
     interval,
     pairs,
     predictions,
-    psis,
     reliability,
     run_log_density,
     summary,
@@ -253,14 +252,3 @@ def test_left_out_verifiers_are_predicted_wider(refitter: Refitter) -> None:
     assert summary(result.rows)["log_score"] < summary(inside)["log_score"]
     assert result.folds["joint_rank"].between(0, 1).all()
     assert brier(result.pairs)["regret"] <= brier(result.pairs)["regret_always_plain"]
-
-
-@pytest.mark.sample
-def test_importance_sampling_agrees_with_an_exact_refit(refitter: Refitter) -> None:
-    how = {"draws": 400, "tune": 300, "chains": 4}
-    quick = pd.DataFrame(psis(refitter, 1, **how))
-    good = np.flatnonzero(quick["pareto_k"] < 0.5)[:2]
-    assert len(good)
-    by_run = list(folds(refitter.table, "run").items())
-    exact = leave_out(refitter, dict(by_run[i] for i in good), **how).rows
-    np.testing.assert_allclose(quick["log_score"].iloc[good], exact["log_score"], atol=0.2)
