@@ -49,7 +49,7 @@ class Comparison:
         return f"{first} (ELPD {best['elpd']:.1f}); {behind}."
 
 
-def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]:
+def standard_models() -> dict[str, LatencyModel]:
     """Models worth comparing: the full one, one part less each, the paper's law, other poolings.
 
     Examples
@@ -57,8 +57,7 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     >>> sorted(standard_models())[:3]
     ['and host', 'complete pooling', 'families alike']
     """
-    base = base or LatencyModel()
-    parts = base.law.parts
+    base, parts = LatencyModel(), LatencyModel().law.parts
 
     def using(*parts: str) -> LatencyModel:
         return replace(base, law=Law(parts))

@@ -66,8 +66,8 @@ class LeftOut:
     """Predictions of runs by refits that had not seen them.
 
     `rows`: a row a run, see :func:`predictions`, with its ``fold``. `folds`: a row a fold, with
-    ``runs``, ``rhat_max, ess_min, divergences, seconds`` of its refit and ``joint_rank``, the rank
-    of the fold's mean log latency among its joint predictions. `pairs`: see :func:`pairs`.
+    ``runs``, ``rhat_max, ess_bulk_min, ess_tail_min, divergences`` of its refit and ``joint_rank``,
+    the rank of the fold's mean log latency among its joint predictions. `pairs`: see :func:`pairs`.
     """
 
     rows: pd.DataFrame
@@ -97,10 +97,8 @@ def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampl
     drawn_s = noise.draw_runs(mean_s, _scale(refit, table, rows), t)
     joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
     gate = refit.convergence.summary
-    about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
-    about["ess_min"] = min(gate["ess_bulk_min"], gate["ess_tail_min"])
-    about |= {"divergences": refit.divergences, "seconds": refit.seconds}
-    about["joint_rank"] = float(joint.mean())
+    about = {n: gate[n] for n in ("rhat_max", "ess_bulk_min", "ess_tail_min", "divergences")}
+    about |= {"fold": name, "runs": len(rows), "joint_rank": float(joint.mean())}
     scored = predictions(refit, table, rows, drawn_s, own_seed).assign(fold=name, row=rows)
     both = pairs(left_out, drawn_s)
     return {"rows": scored.to_dict("list"), "about": about, "pairs": both.to_dict("list")}

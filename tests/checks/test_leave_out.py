@@ -118,7 +118,7 @@ def test_a_fold_is_reported_with_its_refit(few: Runs, stand_in: Any) -> None:
     assert [mask.sum() for mask in refitter.masks] == [8, 8]
     assert result.rows["fold"].tolist() == result.rows["verifier"].tolist()
     assert result.folds["runs"].tolist() == [8, 8]
-    assert result.folds["ess_min"].tolist() == [450, 450]
+    assert result.folds["ess_tail_min"].tolist() == [450, 450]
     assert (result.folds["joint_rank"] < 0.01).all()  # predictions are 50% too high
     assert len(result.pairs) == 2 * 4 * 4
 
