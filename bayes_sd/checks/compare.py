@@ -140,19 +140,14 @@ def compare_models(
         if progress is not None:
             progress(f"{name}: ELPD {left_out[name].rows['log_score'].sum():.1f}")
     left_out = {name: left_out[name] for name in models}
-    return Comparison(by, _table(left_out), left_out)
-
-
-def _table(left_out: Mapping[str, LeftOut]) -> pd.DataFrame:
     rows = {name: result.rows.set_index("run_id") for name, result in left_out.items()}
     scores = pd.DataFrame({name: own["log_score"] for name, own in rows.items()})
-    fold = next(iter(rows.values()))["fold"]
-    table = ranking(scores, fold)
+    table = ranking(scores, next(iter(rows.values()))["fold"])
     for name in ("median_error", "coverage"):
         table[name] = pd.Series({n: summary(own)[name] for n, own in rows.items()})
     for name, worst in (("rhat_max", "max"), ("divergences", "sum")):
         table[name] = pd.Series({n: own.folds[name].agg(worst) for n, own in left_out.items()})
-    return table.reset_index(names="name")
+    return Comparison(by, table.reset_index(names="name"), left_out)
 
 
 def ranking(scores: pd.DataFrame, fold: pd.Series) -> pd.DataFrame:

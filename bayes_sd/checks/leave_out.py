@@ -104,13 +104,6 @@ def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampl
     return {"rows": scored.to_dict("list"), "about": about, "pairs": both.to_dict("list")}
 
 
-def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
-    """Log density of the log mean latency of `rows`, draw by draw: (draws, rows)."""
-    observed = np.log(table["e2e_mean_s"].to_numpy()[rows])
-    log_mean = np.log(refit.of_runs("run_mean_e2e", rows))
-    return noise.log_density(observed, log_mean, _scale(refit, table, rows))
-
-
 def _scale(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
     """A run's scatter, and the sampling error that its requests have by the model."""
     scale, variance = (refit.of_runs(f"run_{n}_e2e", rows) for n in ("scale", "variance"))
@@ -126,8 +119,9 @@ def predictions(
     ``inside, log_score, interval_score, pit``, and ``p95_*`` for the 95th percentile of its
     requests, NaN where it was not recorded.
     """
-    own = table.iloc[rows]
-    density = run_log_density(refit, table, rows)
+    own, log_mean = table.iloc[rows], np.log(refit.of_runs("run_mean_e2e", rows))
+    observed_s, scale = own["e2e_mean_s"].to_numpy(), _scale(refit, table, rows)
+    density = noise.log_density(np.log(observed_s), log_mean, scale)
     variance = refit.of_runs("run_variance_e2e", rows)
     z = np.random.default_rng((seed, 1)).standard_normal(variance.shape)
     drawn_p95_s = noise.sample_quantile_s(drawn_s, variance, P95, own["requests"].to_numpy(), z)
@@ -138,7 +132,7 @@ def predictions(
             "run_id": own["run_id"].to_numpy(),
             "verifier": own["verifier"].to_numpy(),
             "server": own["server"].to_numpy(),
-            **interval(own["e2e_mean_s"].to_numpy(), drawn_s),
+            **interval(observed_s, drawn_s),
             "log_score": logsumexp(density, axis=0) - np.log(len(density)),
             **{n: np.where(np.isnan(p95_s), np.nan, v) for n, v in p95.items()},
         },

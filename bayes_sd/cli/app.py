@@ -79,8 +79,7 @@ def plan(
     from bayes_sd.plan.design import plan_sweep
 
     made = plan_sweep(description, folder)
-    path = None if made.path is None else str(made.path)
-    return o.Reply.of(made, "Servers", path=path)
+    return o.Reply.of(made, "Servers", path=made.path and str(made.path))
 
 
 def demo(

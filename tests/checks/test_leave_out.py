@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.special import ndtri
 
 from bayes_sd.checks.leave_out import (
@@ -18,12 +19,12 @@ from bayes_sd.checks.leave_out import (
     pairs,
     predictions,
     reliability,
-    run_log_density,
     summary,
 )
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.design import build_design
 from bayes_sd.model.sample import MASKED_SD, Refitter
+from bayes_sd.physics import noise
 from bayes_sd.runs.read import corpus, read
 from bayes_sd.runs.schema import Runs
 
@@ -131,7 +132,9 @@ def test_predictions_say_what_a_predictive_distribution_says(few: Runs, stand_in
     table = predictions(refit, refit.table, rows, drawn_s)
     np.testing.assert_allclose(table["predicted_s"] / table["observed_s"], 1.1, rtol=0.02)
     assert (table["low_s"] < table["predicted_s"]).all()
-    density = run_log_density(refit, refit.table, rows)
+    log_mean = np.log(refit.of_runs("run_mean_e2e", rows))
+    scale = np.sqrt(0.02**2 + 0.02 / refit.table["requests"].to_numpy())
+    density = stats.t(noise.NU, log_mean, scale).logpdf(np.log(refit.table["e2e_mean_s"]))
     np.testing.assert_allclose(table["log_score"], np.log(np.exp(density).mean(axis=0)))
     # Observed values lie 1.28 / 1.1 times as high as the predicted mean, whose spread is 14%.
     assert table["p95_observed_s"].notna().all()
