@@ -102,8 +102,8 @@ def sample(
         expected_s = seconds * longer * ((1 - now.target_accept) / (1 - accept)) ** 0.5
         if expected_s > 60 * max_minutes - (time.perf_counter() - begun):
             break
-        counts = {"draws": longer * now.draws, "tune": longer * now.tune}
-        now = replace(now, **counts, target_accept=accept)
+        draws, tune = longer * now.draws, longer * now.tune
+        now = replace(now, draws=draws, tune=tune, target_accept=accept)
         if shown:
             print(
                 f"{' '.join(complaints)} Drawing {now.chains} x {now.draws} with "
