@@ -107,7 +107,7 @@ def calibration(fits: int = 200, seed: int = 1, cores: int | None = None) -> Che
             observed=made, seed=seed + i, draws=DRAWS, tune=TUNE, chains=CHAINS, cores=cores
         )
         seconds.append(time.perf_counter() - begun)
-        bad += refit.divergences > 0
+        bad += bool(refit.sampled["sample_stats"]["diverging"].any())
         ranks.append(rank(truth, refit.parameters))
         if (i + 1) % 50 == 0:
             print(f"{i + 1} of {fits} fits, {np.median(seconds):.2f} s each", file=sys.stderr)

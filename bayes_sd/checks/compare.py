@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.checks.jobs import Job, Keep, finished
-from bayes_sd.checks.leave_out import LeftOut, fold, folds, psis, summary
+from bayes_sd.checks.leave_out import LeftOut, fold, folds, summary
 from bayes_sd.errors import InputError
 from bayes_sd.fit import LatencyModel
 from bayes_sd.model.design import build_design
 from bayes_sd.physics.law import OPTIONAL, Law
 from bayes_sd.runs.schema import Runs
 
-PARETO_K = 0.7  # above it, importance sampling is not to be trusted
 STEPS = 2000  # of the weights' fixed point
 
 
@@ -29,8 +28,7 @@ class Comparison:
     table : pandas.DataFrame
         A row a model, best first: ``name, elpd`` (sum of the log density of the left-out runs' log
         mean latency), ``elpd_se``, ``elpd_diff`` and ``diff_se`` (to the best), ``weight``
-        (stacking), ``median_error``, ``coverage``, ``elpd_psis`` and ``bad_k`` (runs with a Pareto
-        k above 0.7; leave-one-run-out only), ``rhat_max``, ``divergences``.
+        (stacking), ``median_error``, ``coverage``, ``rhat_max``, ``divergences``.
     left_out : mapping
         For each model its predictions (``rows``), refits (``folds``), and pairs of a plain and an
         SD run (``pairs``).
@@ -51,7 +49,7 @@ class Comparison:
         return f"{first} (ELPD {best['elpd']:.1f}); {behind}."
 
 
-def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]:
+def standard_models() -> dict[str, LatencyModel]:
     """Models worth comparing: the full one, one part less each, the paper's law, other poolings.
 
     Examples
@@ -59,8 +57,7 @@ def standard_models(base: LatencyModel | None = None) -> dict[str, LatencyModel]
     >>> sorted(standard_models())[:3]
     ['and host', 'complete pooling', 'families alike']
     """
-    base = base or LatencyModel()
-    parts = base.law.parts
+    base, parts = LatencyModel(), LatencyModel().law.parts
 
     def using(*parts: str) -> LatencyModel:
         return replace(base, law=Law(parts))
@@ -101,9 +98,8 @@ def compare_models(
         By default the standard ones: the full model, the same with one part of its law less or
         more, the paper's law, other poolings, no censoring.
     by : str
-        What is left out at a time: "verifier", "drafter", "moe" (verifiers with experts), "run"
-        (beside which importance sampling is shown), "fifth" (of the runs, at random),
-        "highest_load" or "long_prompts".
+        What is left out at a time: "verifier", "drafter", "moe" (verifiers with experts), "run",
+        "fifth" (of the runs, at random), "highest_load" or "long_prompts".
     seed : int
     executor : concurrent.futures.Executor, optional
         Runs the refits: threads, processes, or Dask's ``client.get_executor()``; whichever it is
@@ -134,36 +130,24 @@ def compare_models(
     if len(models) < 2:
         raise InputError("A comparison needs at least two models.")
     parts = folds(build_design(runs).table, by)
-    jobs = {}
-    for name, model in models.items():
-        jobs[name] = [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
-        if by == "run":
-            jobs[name].append(Job(psis, model, runs, seed, sampling))
-    left_out, by_psis = {}, {}
+    jobs = {
+        name: [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
+        for name, model in models.items()
+    }
+    left_out = {}
     for name, results in finished(jobs, executor, keep):
-        if by == "run":
-            by_psis[name] = pd.DataFrame(results.pop())
         left_out[name] = LeftOut.of(results)
         if progress is not None:
             progress(f"{name}: ELPD {left_out[name].rows['log_score'].sum():.1f}")
     left_out = {name: left_out[name] for name in models}
-    return Comparison(by, _table(left_out, by_psis), left_out)
-
-
-def _table(left_out: Mapping[str, LeftOut], by_psis: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = {name: result.rows.set_index("run_id") for name, result in left_out.items()}
     scores = pd.DataFrame({name: own["log_score"] for name, own in rows.items()})
-    fold = next(iter(rows.values()))["fold"]
-    about = {}
-    for name, result in left_out.items():
-        scored, quick = summary(result.rows), by_psis.get(name)
-        own = {n: scored[n] for n in ("median_error", "coverage")}
-        own["elpd_psis"] = np.nan if quick is None else quick["log_score"].sum()
-        own["bad_k"] = np.nan if quick is None else (quick["pareto_k"] > PARETO_K).sum()
-        own["rhat_max"] = result.folds["rhat_max"].max()
-        about[name] = own | {"divergences": result.folds["divergences"].sum()}
-    extra = pd.DataFrame.from_dict(about, orient="index")
-    return ranking(scores, fold).join(extra).reset_index(names="name")
+    table = ranking(scores, next(iter(rows.values()))["fold"])
+    for name in ("median_error", "coverage"):
+        table[name] = pd.Series({n: summary(own)[name] for n, own in rows.items()})
+    for name, worst in (("rhat_max", "max"), ("divergences", "sum")):
+        table[name] = pd.Series({n: own.folds[name].agg(worst) for n, own in left_out.items()})
+    return Comparison(by, table.reset_index(names="name"), left_out)
 
 
 def ranking(scores: pd.DataFrame, fold: pd.Series) -> pd.DataFrame:

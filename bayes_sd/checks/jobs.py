@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -89,7 +89,7 @@ def _each[K](
     jobs: Mapping[K, Job], executor: cf.Executor | None, keep: Keep
 ) -> Iterator[tuple[K, Any]]:
     """Results as they come: those kept first, lost ones again."""
-    rest, failed, lost = dict(jobs), 0, Exception()
+    kept: dict[K, Any] = {}
     files = {k: Path(keep or "") / f"{job.keys[1]}.json" for k, job in jobs.items()}
     if keep is not None:
         try:
@@ -97,9 +97,11 @@ def _each[K](
         except OSError as error:
             raise InputError(f"<<keep>> {keep}: cannot be a folder ({error}).") from None
         for k, file in files.items():
-            if (result := _kept(file)) is not None:
-                del rest[k]
-                yield k, result
+            with suppress(OSError, ValueError):  # not there, or damaged
+                kept[k] = json.loads(file.read_text())
+    yield from kept.items()
+    rest = {k: job for k, job in jobs.items() if k not in kept}
+    failed, lost = 0, Exception()
     with ExitStack() as own:
         # A thread even for one at a time: what is interrupted there is not taken for a result.
         executor = executor or own.enter_context(cf.ThreadPoolExecutor(1))
@@ -133,10 +135,3 @@ def _each[K](
             if rest and isinstance(executor, cf.ProcessPoolExecutor):  # broken, it takes no more
                 like = (getattr(executor, name) for name in POOL)
                 executor = own.enter_context(cf.ProcessPoolExecutor(*like))
-
-
-def _kept(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):  # not there, or damaged
-        return None

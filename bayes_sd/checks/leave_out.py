@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 from zlib import crc32
 
@@ -11,11 +10,12 @@ import pandas as pd
 from scipy.special import logsumexp
 
 from bayes_sd.errors import EvidenceError, one_of
-from bayes_sd.model.design import NONE, Design
+from bayes_sd.model.design import NONE
 from bayes_sd.model.sample import Refit, Refitter
 from bayes_sd.physics import noise
 
-BY = ("verifier", "drafter", "moe", "run", "fifth", "highest_load", "long_prompts")
+LEVELS = ("verifier", "drafter", "moe")
+BY = (*LEVELS, "run", "fifth", "highest_load", "long_prompts")
 SEED = 7  # of the random fifths
 LONGEST = 0.25  # of the runs, by prompt length
 HIGHEST = 0.15  # of the runs, by their share of the highest load of their server
@@ -33,31 +33,32 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
     """
     one_of("<<by>>", by, BY)
     steady = ~table["saturated"].to_numpy(bool)
-    if by in ("verifier", "drafter", "moe"):
+    parts: dict[str, np.ndarray]
+    if by in LEVELS:
         among, column = (table[table["family"] == by], "verifier") if by == "moe" else (table, by)
         names = sorted(set(among[column].astype(str)) - {NONE})
-        parts = [(name, (table[column] == name).to_numpy()) for name in names]
+        parts = {name: (table[column] == name).to_numpy() for name in names}
     elif by == "run":
         ids = table["run_id"].to_numpy()
-        parts = [(str(ids[i]), np.arange(len(table)) == i) for i in np.flatnonzero(steady)]
+        parts = {str(name): ids == name for name in ids[steady]}
     elif by == "fifth":
         part = np.random.default_rng(SEED).permutation(len(table)) % 5
-        parts = [(f"fifth {i + 1}", part == i) for i in range(5)]
+        parts = {f"fifth {i + 1}": part == i for i in range(5)}
     elif by == "highest_load":
         load = table["rate_rps"].fillna(table["concurrency"])
         share = load / load.groupby([table["server"], table["loop"]]).transform("max")
         top = share.where(steady).fillna(0.0).to_numpy()
-        parts = [("highest loads", top >= np.quantile(top[steady], 1 - HIGHEST))]
+        parts = {"highest loads": top >= np.quantile(top[steady], 1 - HIGHEST)}
     else:
         length = table["prompt_tokens"].to_numpy()
         limit = np.quantile(length[steady], 1 - LONGEST)
-        parts = [("long prompts", (length >= limit) & (length > length.min()))]
-    kept = [(name, mask) for name, mask in parts if (mask & steady).any()]
-    if by in ("verifier", "drafter", "moe") and len(kept) < 2:
+        parts = {"long prompts": (length >= limit) & (length > length.min())}
+    parts = {name: mask for name, mask in parts.items() if (mask & steady).any()}
+    if by in LEVELS and len(parts) < 2:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
-    if not kept or any(not (steady & ~mask).any() for _, mask in kept):
+    if not parts or any(not (steady & ~mask).any() for mask in parts.values()):
         raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
-    return {name: tuple(table["run_id"][mask]) for name, mask in kept}
+    return {name: tuple(table["run_id"][mask]) for name, mask in parts.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +66,8 @@ class LeftOut:
     """Predictions of runs by refits that had not seen them.
 
     `rows`: a row a run, see :func:`predictions`, with its ``fold``. `folds`: a row a fold, with
-    ``runs``, ``rhat_max, ess_min, divergences, seconds`` of its refit and ``joint_rank``, the rank
-    of the fold's mean log latency among its joint predictions. `pairs`: see :func:`pairs`.
+    ``runs``, ``rhat_max, ess_bulk_min, ess_tail_min, divergences`` of its refit and ``joint_rank``,
+    the rank of the fold's mean log latency among its joint predictions. `pairs`: see :func:`pairs`.
     """
 
     rows: pd.DataFrame
@@ -96,20 +97,11 @@ def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampl
     drawn_s = noise.draw_runs(mean_s, _scale(refit, table, rows), t)
     joint = np.log(drawn_s).mean(axis=1) < np.log(left_out["e2e_mean_s"]).mean()
     gate = refit.convergence.summary
-    about = {"fold": name, "runs": len(rows), "rhat_max": gate["rhat_max"]}
-    about["ess_min"] = min(gate["ess_bulk_min"], gate["ess_tail_min"])
-    about |= {"divergences": refit.divergences, "seconds": refit.seconds}
-    about["joint_rank"] = float(joint.mean())
+    about = {n: gate[n] for n in ("rhat_max", "ess_bulk_min", "ess_tail_min", "divergences")}
+    about |= {"fold": name, "runs": len(rows), "joint_rank": float(joint.mean())}
     scored = predictions(refit, table, rows, drawn_s, own_seed).assign(fold=name, row=rows)
     both = pairs(left_out, drawn_s)
     return {"rows": scored.to_dict("list"), "about": about, "pairs": both.to_dict("list")}
-
-
-def run_log_density(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
-    """Log density of the log mean latency of `rows`, draw by draw: (draws, rows)."""
-    observed = np.log(table["e2e_mean_s"].to_numpy()[rows])
-    log_mean = np.log(refit.of_runs("run_mean_e2e", rows))
-    return noise.log_density(observed, log_mean, _scale(refit, table, rows))
 
 
 def _scale(refit: Refit, table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
@@ -127,8 +119,9 @@ def predictions(
     ``inside, log_score, interval_score, pit``, and ``p95_*`` for the 95th percentile of its
     requests, NaN where it was not recorded.
     """
-    own = table.iloc[rows]
-    density = run_log_density(refit, table, rows)
+    own, log_mean = table.iloc[rows], np.log(refit.of_runs("run_mean_e2e", rows))
+    observed_s, scale = own["e2e_mean_s"].to_numpy(), _scale(refit, table, rows)
+    density = noise.log_density(np.log(observed_s), log_mean, scale)
     variance = refit.of_runs("run_variance_e2e", rows)
     z = np.random.default_rng((seed, 1)).standard_normal(variance.shape)
     drawn_p95_s = noise.sample_quantile_s(drawn_s, variance, P95, own["requests"].to_numpy(), z)
@@ -139,7 +132,7 @@ def predictions(
             "run_id": own["run_id"].to_numpy(),
             "verifier": own["verifier"].to_numpy(),
             "server": own["server"].to_numpy(),
-            **interval(own["e2e_mean_s"].to_numpy(), drawn_s),
+            **interval(observed_s, drawn_s),
             "log_score": logsumexp(density, axis=0) - np.log(len(density)),
             **{n: np.where(np.isnan(p95_s), np.nan, v) for n, v in p95.items()},
         },
@@ -192,17 +185,17 @@ def pairs(left_out: pd.DataFrame, drawn_s: np.ndarray) -> pd.DataFrame:
     `drawn_s` are predictive draws (draws, runs) of the runs in `left_out`. A row a pair: ``faster``
     (SD was), ``prob_faster``, ``call`` (0 or 1, by the medians), and the mean latencies.
     """
-    own, rows = left_out.reset_index(drop=True), []
+    own = left_out.reset_index(drop=True).reset_index(names="i").rename(columns={"e2e_mean_s": "s"})
     same = ["environment", "verifier", "prompt_tokens", "output_tokens"]
-    for (_, verifier, *_), part in own.groupby(same):
-        plain, drafting = part.index[part["arm"] == "plain"], part.index[part["draft_tokens"] > 0]
-        for i, j in product(plain, drafting):
-            plain_s, sd_s = float(own["e2e_mean_s"][i]), float(own["e2e_mean_s"][j])
-            prob = float((drawn_s[:, j] < drawn_s[:, i]).mean())
-            call = float(np.median(drawn_s[:, j]) < np.median(drawn_s[:, i]))
-            rows.append((str(verifier), plain_s, sd_s, sd_s < plain_s, prob, call))
-    columns = ["verifier", "plain_s", "sd_s", "faster", "prob_faster", "call"]
-    return pd.DataFrame(rows, columns=columns)
+    plain, drafting = own[own["arm"] == "plain"], own[own["draft_tokens"] > 0]
+    both = plain.merge(drafting, on=same, suffixes=("_plain", "_sd"))
+    of_plain, of_sd = drawn_s[:, both["i_plain"]], drawn_s[:, both["i_sd"]]
+    table = both[["verifier"]].assign(plain_s=both["s_plain"], sd_s=both["s_sd"])
+    return table.assign(
+        faster=table["sd_s"] < table["plain_s"],
+        prob_faster=(of_sd < of_plain).mean(axis=0),
+        call=(np.median(of_sd, axis=0) < np.median(of_plain, axis=0)).astype(float),
+    )
 
 
 def brier(table: pd.DataFrame) -> dict[str, float]:
@@ -234,39 +227,3 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     columns = {"pairs": ("faster", "size"), "stated": ("prob_faster", "mean")}
     parts = table.groupby(where, observed=True).agg(**columns, observed=("faster", "mean"))
     return parts.reset_index(names="range")
-
-
-def run_log_likelihood(refit: Refit, design: Design, rows: np.ndarray) -> np.ndarray:
-    """Log likelihood of everything a steady run contributes, draw by draw: (draws, rows)."""
-    from scipy.stats import norm
-
-    data, total = design.data, 0.0
-    spread_sd = refit.parameters["noise"].sel(noise_term="spread_sd").values.reshape(-1, 1)
-    for metric in ("e2e", "ttft"):
-        mean_s, scale, variance = (
-            refit.of_runs(f"run_{n}_{metric}", rows) for n in ("mean", "scale", "variance")
-        )
-        sd = np.hypot(scale, data[f"se_{metric}"][rows])
-        mean = noise.log_density(data[f"log_{metric}"][rows], np.log(mean_s), sd)
-        error = noise.spread_error(data[f"n_eff_{metric}"][rows], spread_sd)
-        spread = norm.logpdf(data[f"log_var_{metric}"][rows], np.log(variance), error)
-        total = total + np.isin(rows, data[f"{metric}_rows"]) * mean
-        total = total + np.isin(rows, data[f"{metric}_spread_rows"]) * spread
-    return np.asarray(total)
-
-
-def psis(refitter: Refitter, seed: int, **sampling: Any) -> dict[str, list[float]]:
-    """Leave-one-run-out log scores of the steady runs by importance sampling, from one full refit.
-
-    ``pareto_k`` above 0.7: the ``log_score`` is not to be trusted, the run needs an exact refit.
-    """
-    from arviz_stats.base import array_stats
-
-    refit, table = refitter.refit(seed=seed, **sampling), refitter.table
-    rows = np.flatnonzero(~table["saturated"].to_numpy(bool))
-    density = run_log_density(refit, table, rows)
-    likelihood = run_log_likelihood(refit, refitter.design, rows)
-    weights, k = array_stats.psislw(likelihood.T, axis=-1)  # takes their negative itself
-    weights = weights - logsumexp(weights, axis=-1, keepdims=True)
-    log_score = logsumexp(weights + density.T, axis=-1)
-    return {"log_score": log_score.tolist(), "pareto_k": k.tolist()}

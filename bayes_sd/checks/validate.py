@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -73,12 +74,14 @@ def recovery(refitter: Refitter, seed: int, **sampling: Any) -> dict[Any, list]:
     return pd.DataFrame(rows, columns=["parameter", "truth", "low", "high"]).to_dict("list")
 
 
-def judge_recovery(table: pd.DataFrame) -> CheckResult:
+def judge_recovery(results: Sequence[Any]) -> list[CheckResult]:
     """Do the intervals hold the coefficients that made the data?"""
+    table = pd.DataFrame(results[0])
     table["inside"] = table["truth"].between(table["low"], table["high"])
     share = float(table["inside"].mean())
     sentence = f"{share:.0%} of {len(table)} 90% intervals hold the coefficient that made the data."
-    return CheckResult("recovery", share >= RECOVERED, share, f">= {RECOVERED}", sentence, table)
+    passed, bound = share >= RECOVERED, f">= {RECOVERED}"
+    return [CheckResult("recovery", passed, share, bound, sentence, table)]
 
 
 def judge_fifths(result: LeftOut) -> list[CheckResult]:
@@ -117,7 +120,7 @@ def log_means(refitter: Refitter, seed: int, **sampling: Any) -> list[list[float
     return [fitted.mean(axis=0).tolist(), fitted.std(axis=0).tolist()]
 
 
-def judge_priors(results: Sequence[Any]) -> CheckResult:
+def judge_priors(results: Sequence[Any]) -> list[CheckResult]:
     """All priors 1.5 times as wide, and as narrow: how far do fitted run means move?"""
     (stated, sd), *others = np.asarray(results)
     moved = {n: np.abs(x[0] - stated) / sd for n, x in zip([*WIDTHS][1:], others, strict=True)}
@@ -129,7 +132,7 @@ def judge_priors(results: Sequence[Any]) -> CheckResult:
         f"{worst:.2f} of its posterior standard deviations."
     )
     passed, bound = worst <= SENSITIVITY, f"<= {SENSITIVITY}"
-    return CheckResult("prior_sensitivity", passed, worst, bound, sentence, table)
+    return [CheckResult("prior_sensitivity", passed, worst, bound, sentence, table)]
 
 
 def _decisions(name: str, table: pd.DataFrame) -> list[CheckResult]:
@@ -215,30 +218,25 @@ def validate(
         raise InputError(f"No check is called {unknown[0]!r}; known: {', '.join(NAMES)}.")
     model = model or LatencyModel()
 
-    def jobs_of(name: str) -> list[Job]:
+    def refits(name: str) -> tuple[list[Job], Callable[[list[Any]], list[CheckResult]]]:
         if name == "recovery":
-            return [Job(recovery, model, runs, seed, sampling)]
+            return [Job(recovery, model, runs, seed, sampling)], judge_recovery
         if name == "priors":
-            priors = [tuple(replace(p, b=p.b * x) for p in model.priors) for x in WIDTHS.values()]
-            return [Job(log_means, replace(model, priors=p), runs, seed, sampling) for p in priors]
+            wider = [tuple(replace(p, b=p.b * x) for p in model.priors) for x in WIDTHS.values()]
+            models = [replace(model, priors=priors) for priors in wider]
+            return [Job(log_means, each, runs, seed, sampling) for each in models], judge_priors
+        judge = judge_fifths if name == "runs" else partial(judge_left_out, by=name)
         parts = folds(build_design(runs).table, "fifth" if name == "runs" else name)
-        return [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
+        jobs = [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
+        return jobs, lambda results: judge(LeftOut.of(results))
 
-    def judged(name: str, results: list[Any]) -> list[CheckResult]:
-        if name == "recovery":
-            return [judge_recovery(pd.DataFrame(results[0]))]
-        if name == "priors":
-            return [judge_priors(results)]
-        result = LeftOut.of(results)
-        return judge_fifths(result) if name == "runs" else judge_left_out(result, name)
-
-    jobs, checks = {}, {}
+    jobs, judges, checks = {}, {}, {}
     for name in names:
         try:
-            jobs[name] = jobs_of(name)
+            jobs[name], judges[name] = refits(name)
         except EvidenceError as error:
             checks[name] = [CheckResult(name, False, float("nan"), "evidence", str(error))]
-    done = ((name, judged(name, results)) for name, results in finished(jobs, executor, keep))
+    done = ((name, judges[name](results)) for name, results in finished(jobs, executor, keep))
     for name, results in chain(list(checks.items()), done):
         checks[name] = results
         if progress is not None:

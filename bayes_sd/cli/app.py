@@ -41,11 +41,6 @@ class Refits:
         return {**sampler, "keep": self.keep, "progress": o.say, **at_once}
 
 
-def names_in(text: str) -> list[str]:
-    """Names with commas."""
-    return [name.strip() for name in text.split(",")]
-
-
 def check(paths: o.Paths, source: o.Source) -> o.Reply:
     """Say what result files hold, what was set aside and why, and what is missing."""
     result = source.read(paths).check()
@@ -84,8 +79,7 @@ def plan(
     from bayes_sd.plan.design import plan_sweep
 
     made = plan_sweep(description, folder)
-    path = None if made.path is None else str(made.path)
-    return o.Reply.of(made, "Servers", path=path)
+    return o.Reply.of(made, "Servers", path=made.path and str(made.path))
 
 
 def demo(
@@ -152,11 +146,11 @@ def compare_models(
     from bayes_sd.checks.compare import standard_models
 
     known = standard_models()
-    names = list(known) if models is None else names_in(models)
+    names = list(known) if models is None else [name.strip() for name in models.split(",")]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"No model is called {unknown[0]!r}; known: {', '.join(known)}.")
-    chosen, how = {name: known[name] for name in names}, refits.how()
-    result = run(source.read(paths), chosen, by=by, **how)
+    chosen = {name: known[name] for name in names}
+    result = run(source.read(paths), chosen, by=by, **refits.how())
     data = {"answer": str(result), "by": by, "models": result.table.to_dict("records")}
     title = f"Leaving out by {by}: log density of left-out mean latencies"
     return o.Reply(data, [str(result), (title, result.table)])
@@ -174,8 +168,8 @@ def validate(
 
     from bayes_sd.checks.validate import validate as run
 
-    names, how = None if only is None else names_in(only), refits.how()
-    results = run(source.read(paths), only=names, **how)
+    names = None if only is None else [name.strip() for name in only.split(",")]
+    results = run(source.read(paths), only=names, **refits.how())
     if tables is not None:
         tables.mkdir(parents=True, exist_ok=True)
         for result in results:

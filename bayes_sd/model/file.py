@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
 from bayes_sd.errors import InputError
@@ -74,10 +73,9 @@ def read(path: Path) -> xr.DataTree:
         raise InputError(f"{path}: not a netCDF file of a fit ({reason}).") from None
     version, is_fit = tree.attrs.get("format"), str(tree.attrs.get("kind")) == KIND
     if is_fit and version != FORMAT:
-        older = isinstance(version, int | np.integer) and version < FORMAT
-        said = f"was saved in format {version} by {'an older' if older else 'another'} version"
-        said = "does not say in which format it was saved" if version is None else said
-        raise InputError(f"{path}: {said}; this one reads {FORMAT}: fit the runs again.")
+        said = "an unknown format" if version is None else f"format {version}"
+        reads = f"this version reads {FORMAT}: fit the runs again."
+        raise InputError(f"{path}: was saved in {said}; {reads}")
     if not is_fit or any(group not in tree for group in GROUPS):
         raise InputError(f"{path}: a netCDF file, but not a fit saved by bayes_sd.")
     if not sealed:

@@ -143,8 +143,8 @@ class _Loop(Op):
         return len(self.traced.parameters)
 
     def shapes(self, inputs: Sequence[Any]) -> list[tuple]:
-        """Shapes of the outputs for shapes of the inputs."""
-        raise NotImplementedError
+        """Shapes of the outputs for shapes of the inputs: of gradients, those of parameters."""
+        return [tuple(shape) for shape in inputs[: self.groups]]
 
     def make_node(self, *inputs: Any) -> Apply:
         """Shapes as far as they are known."""
@@ -193,10 +193,6 @@ class PerRun(_Loop):
 
 class Pullback(_Loop):
     """Gradients of the parameters, given those of the values, and the detached values."""
-
-    def shapes(self, inputs: Sequence[Any]) -> list[tuple]:
-        """As those of the parameters."""
-        return [tuple(shape) for shape in inputs[: self.groups]]
 
 
 def _arrays(op: _Loop) -> tuple[dict[str, str], dict[str, str]]:

@@ -222,10 +222,7 @@ class Posterior:
         return len(effects[LEVELS.index(level)])
 
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> tuple[list, int] | None:
-        """Draws of a pair's acceptance rate at `k` positions, and at how many it was counted.
-
-        None where nothing is known of it.
-        """
+        """:func:`bayes_sd.model.acceptance.at_positions` of the pairs of this fit."""
         return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
 
     def with_columns(self, **columns: np.ndarray) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import one_of, require
 from bayes_sd.physics.law import Law
 from bayes_sd.physics.structures import Z90
 
@@ -48,15 +48,13 @@ class Prior:
     unknown: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("lognormal", "normal"):
-            raise InputError(f"Prior {self.name}: kind {self.kind!r} must be lognormal or normal.")
-        for field, low in (("a", 0.0 if self.kind == "lognormal" else -np.inf), ("b", 0.0)):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"Prior {self.name}: {field} = {value!r} is not a number.")
-            if not (np.isfinite(value) and value > low):
-                above = f" above {low:g}" if np.isfinite(low) else ""
-                raise InputError(f"Prior {self.name}: {field} = {value} must be finite{above}.")
+        one_of(f"Prior {self.name}: kind", self.kind, ("lognormal", "normal"))
+        for field in ("a", "b"):
+            value, above_0 = getattr(self, field), field == "b" or self.kind == "lognormal"
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            holds = number and np.isfinite(value) and (value > 0 or not above_0)
+            says = "a finite number" + " above 0" * above_0
+            require(f"Prior {self.name}: {field}", value, holds, says)
 
     def interval(self) -> tuple[float, float]:
         """Central 90% interval in natural units."""

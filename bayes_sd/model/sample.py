@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import InputError, whole
+from bayes_sd.errors import InputError, require, whole
 from bayes_sd.model.compiled import compile_nutpie
 from bayes_sd.model.design import Design
 from bayes_sd.model.priors import in_plain_words, settled_by
@@ -45,8 +45,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("draws", "tune", "chains"):
             whole(name, getattr(self, name), 1)
-        if not 0 < self.target_accept < 1:
-            raise InputError(f"target_accept = {self.target_accept!r}: must lie between 0 and 1.")
+        require("target_accept", self.target_accept, 0 < self.target_accept < 1, "between 0 and 1")
 
 
 def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:
@@ -81,39 +80,39 @@ def sample(
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
     samples: list[dict[str, Any]] = []
-    more, accept = 1, how.target_accept
-    for _ in range(SAMPLES):
-        now = replace(how, draws=more * how.draws, tune=more * how.tune, target_accept=accept)
-        if samples:
-            last = samples[-1]
-            # A smaller step takes more of them: twice as many from 0.9 to 0.99.
-            slower = (1 - last["target_accept"]) / (1 - now.target_accept)
-            expected_s = last["seconds"] * now.draws / last["draws"] * max(slower, 1.0) ** 0.5
-            if expected_s > 60 * max_minutes - (time.perf_counter() - begun):
-                break
-            if shown:
-                print(
-                    f"{' '.join(last['complaints'])} Drawing {now.chains} x {now.draws} with "
-                    f"target_accept {now.target_accept:g}: about {expected_s:.0f} s.",
-                    file=sys.stderr,
-                )
+    now = how
+    while True:
         started = time.perf_counter()
         tree = draw(compiled, now, seed, shown)
         convergence = diagnose(tree)
-        took = {"seconds": time.perf_counter() - started, "complaints": convergence.complaints}
-        samples.append({"draws": now.draws, "tune": now.tune, "target_accept": accept, **took})
+        seconds, complaints = time.perf_counter() - started, convergence.complaints
+        settings = {name: getattr(now, name) for name in ("draws", "tune", "target_accept")}
+        samples.append({**settings, "seconds": seconds, "complaints": complaints})
         # What cannot be diagnosed (one chain, an interrupted one) is not mended by drawing again.
-        if not convergence.complaints or convergence.table[list(GATES)].isna().any(axis=None):
+        blank = convergence.table[list(GATES)].isna().any(axis=None)
+        if not complaints or blank or len(samples) == SAMPLES:
             break
-        more *= 2 if convergence.too_short else 1
+        longer = 2 if convergence.refused.any(axis=None) else 1
+        accept = now.target_accept
         if convergence.divergences:
             accept = next((t for t in STEP_TARGETS if t > accept), accept)
-    seconds = {"seconds_compile": compiled_at - begun}
-    seconds |= {"seconds_sample": time.perf_counter() - compiled_at}
+        # A smaller step takes more of them: twice as many from 0.9 to 0.99.
+        expected_s = seconds * longer * ((1 - now.target_accept) / (1 - accept)) ** 0.5
+        if expected_s > 60 * max_minutes - (time.perf_counter() - begun):
+            break
+        draws, tune = longer * now.draws, longer * now.tune
+        now = replace(now, draws=draws, tune=tune, target_accept=accept)
+        if shown:
+            print(
+                f"{' '.join(complaints)} Drawing {now.chains} x {now.draws} with "
+                f"target_accept {accept:g}: about {expected_s:.0f} s.",
+                file=sys.stderr,
+            )
+    used: dict[str, Any] = {"samples": samples, "seconds_compile": compiled_at - begun}
+    used["seconds_sample"] = time.perf_counter() - compiled_at
     # Of more draws as many are kept as were asked for, which carry nearly as much.
-    every = slice(None, None, samples[-1]["draws"] // how.draws)
-    kept = tree.isel(draw=every, missing_dims="ignore")
-    return kept, convergence, {**seconds, "samples": samples}
+    every = slice(None, None, now.draws // how.draws)
+    return tree.isel(draw=every, missing_dims="ignore"), convergence, used
 
 
 @dataclass(frozen=True)
@@ -151,29 +150,27 @@ class Convergence:
         said = []
         if self.divergences:
             said.append(f"{self.divergences} divergent transitions, none allowed.")
-        gates = (("rhat", 1, RHAT_MAX), ("ess_bulk", -1, ESS_MIN), ("ess_tail", -1, ESS_MIN))
-        for name, sign, bound in gates:
-            bad = self.table[name][sign * self.table[name] > sign * bound]
-            if len(bad):
-                where = str((sign * bad).idxmax())
+        for name, refused in self.refused.items():
+            if refused.any():
+                bad, high = self.table[name][refused], name == "rhat"
+                where = str(bad.idxmax() if high else bad.idxmin())
+                bound = f"above {RHAT_MAX:g}" if high else f"below {ESS_MIN:g}"
                 said.append(
-                    f"{GATES[name]} is {'above' if sign > 0 else 'below'} {bound:g} for {len(bad)} "
-                    f"of {len(self.table)} quantities (worst, {bad[where]:.3g}: "
-                    f"{self.table['meaning'][where]})."
+                    f"{GATES[str(name)]} is {bound} for {len(bad)} of {len(self.table)} quantities "
+                    f"(worst, {bad[where]:.3g}: {self.table['meaning'][where]})."
                 )
         return said
 
     @property
-    def too_short(self) -> bool:
-        """Whether the chains have not met, or too few of their draws are independent."""
+    def refused(self) -> pd.DataFrame:
+        """Which quantities each gate refuses: chains that have not met, too few draws."""
         few = self.table[["ess_bulk", "ess_tail"]] < ESS_MIN
-        return bool((self.table["rhat"] > RHAT_MAX).any() or few.any(axis=None))
+        return pd.concat([self.table["rhat"] > RHAT_MAX, few], axis=1)
 
     @property
     def remedies(self) -> list[str]:
-        """Which runs would tell the quantities that the gate refuses, worst first."""
-        by_ess = self.table.sort_values("ess_bulk")
-        bad = by_ess[(by_ess["rhat"] > RHAT_MAX) | (by_ess["ess_bulk"] < ESS_MIN)]
+        """Which runs would tell the quantities that the gates refuse, worst first."""
+        bad = self.table[self.refused.any(axis=1)].sort_values("ess_bulk")
         return list(dict.fromkeys(bad["settled_by"]))[:2]
 
 
@@ -214,17 +211,11 @@ class Refit:
     draws: xr.Dataset  # run_mean_* (s), run_scale_* (log) and run_variance_* (chain, draw, run)
     sampled: xr.DataTree  # posterior and sample_stats
     left_out: np.ndarray
-    seconds: float
 
     @cached_property
     def parameters(self) -> xr.Dataset:
         """Draws of the model's parameters."""
         return self.sampled["posterior"].to_dataset()
-
-    @property
-    def divergences(self) -> int:
-        """Divergent transitions."""
-        return int(self.sampled["sample_stats"]["diverging"].sum())
 
     @cached_property
     def convergence(self) -> Convergence:
@@ -275,11 +266,9 @@ class Refitter:
                 raise InputError(f"{name!r} cannot be replaced; only {', '.join(OBSERVED)}.")
             if np.shape(values) != (n,):
                 raise InputError(f"{name} has shape {np.shape(values)}; the fit has {n} runs.")
-        begun = time.perf_counter()
         data = {name: np.asarray(values, float) for name, values in new.items()}
         tree = draw(self.compiled.with_data(**data), how, seed)
-        seconds = time.perf_counter() - begun
         posterior = tree["posterior"].to_dataset()
         of_runs = [str(name) for name in posterior.data_vars if str(name).startswith("run_")]
         tree["posterior"] = xr.DataTree(posterior.drop_vars(of_runs))
-        return Refit(posterior[of_runs], tree, left_out, seconds)
+        return Refit(posterior[of_runs], tree, left_out)

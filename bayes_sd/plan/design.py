@@ -8,14 +8,14 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bayes_sd.answers.next_runs import NextRuns
 from bayes_sd.answers.servers import name_of
 from bayes_sd.errors import InputError
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.plan.sweep import Described, Plan, Point, SweepServer, VllmOptions, write_sweep
-from bayes_sd.runs.config import Fraction, NonNegative, Positive, PositiveCount, Text, sentence
+from bayes_sd.runs.config import Fraction, NonNegative, Positive, PositiveCount, Text, record
 from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.vllm import short_name
 
@@ -132,9 +132,8 @@ def plan_sweep(description: str | Path | Mapping, folder: str | Path | None = No
     if isinstance(description, Mapping):
         data, where, base = description, "description", Path()
     else:
-        data, where = load_yaml(description), str(description)
-        base = Path(description).parent
-    d = _described(data, where)
+        data, where, base = load_yaml(description), str(description), Path(description).parent
+    d = record(Description, data, f"{where}: ")
     fewest, runs = d.runs_per_server
     while (plan := _design(d, runs, base, where)).minutes > d.time_budget_minutes:
         if runs == fewest:
@@ -177,22 +176,6 @@ def plan_next(
         points.append(list(runs.values()))
         minutes.append((server_seconds + run_seconds * len(runs)) / 60)
     return Plan(servers, points, minutes, write_sweep(folder, servers, points))
-
-
-def _described(data: Mapping[str, Any], where: str) -> Description:
-    """A checked description; an unknown key is refused with the known ones."""
-    try:
-        return Description.model_validate(data)
-    except ValidationError as error:
-        # A misspelt key also makes the right one missing: the misspelt one has to be named.
-        extra = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
-        if not extra:
-            raise InputError(f"{where}: {sentence(error)}") from None
-        parts: dict[Any, type[Described]] = {"drafters": Drafter, "vllm": VllmOptions}
-        part, key = extra[0][0], extra[0][-1]
-        has = f"{part} has " if part in parts else ""
-        known = ", ".join(parts.get(part, Description).model_fields)
-        raise InputError(f"{where}: {has}unknown key {key!r}; known are {known}") from None
 
 
 def _design(d: Description, runs: int, base: Path, where: str) -> Plan:

@@ -3,13 +3,13 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs.vllm import PLACEHOLDER, short_name, speculative_config
@@ -27,7 +27,17 @@ RUN_SH = Path(__file__).with_name("run.sh")
 class Described(BaseModel):
     """Part of a description: a misspelt key is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        # Before fields are looked at: a misspelt key also makes the right one missing.
+        for key in data if isinstance(data, Mapping) else ():
+            if key not in cls.model_fields:
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"has unknown key {key!r}; known are {known}")
+        return data
 
 
 class VllmOptions(Described):

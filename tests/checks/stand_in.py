@@ -23,8 +23,8 @@ class StandIn:
     def __init__(self, design: Design, factor: float = 1.0, sd: float = 0.02) -> None:
         self.design, self.table, self.factor, self.sd = design, design.table, factor, sd
         self.masks: list[np.ndarray] = []
-        self.left_out, self.seconds, self.divergences = np.zeros(len(self.table), bool), 0.1, 0
-        summary = {"rhat_max": 1.0, "ess_bulk_min": 500.0, "ess_tail_min": 450.0}
+        self.left_out = np.zeros(len(self.table), bool)
+        summary = {"rhat_max": 1.0, "ess_bulk_min": 500.0, "ess_tail_min": 450.0, "divergences": 0}
         self.convergence = SimpleNamespace(summary=summary)
         noise = (("chain", "draw", "noise_term"), np.full((CHAINS, DRAWS, 1), 0.3))
         self.parameters = xr.Dataset({"noise": noise}, {"noise_term": ["spread_sd"]})

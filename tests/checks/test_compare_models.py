@@ -102,15 +102,3 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         compare_models(few, **arguments)
-
-
-@pytest.mark.sample  # loads ArviZ
-def test_leaving_a_run_out_shows_importance_sampling_beside_it(
-    few: Runs, stand_ins: dict[bsd.LatencyModel, Any]
-) -> None:
-    result = compare_models(few, MODELS, by="run")
-    assert len(result.left_out["full"].folds) == 16
-    assert np.isfinite(result.table["elpd_psis"]).all()
-    assert (result.table["bad_k"] <= 16).all()
-    best = result.table.iloc[0]
-    assert best["elpd_psis"] == pytest.approx(best["elpd"], abs=0.1 * abs(best["elpd"]))

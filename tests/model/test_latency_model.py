@@ -58,15 +58,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: BASE.with_prior("s_pas"),
         r"name = 's_pas': must be one of read_weights, .*spr",
     ),
-    "median 0": (lambda: BASE.with_prior("read_weights", a=0.0), "a = 0.0 must be fin.*above 0"),
+    "median 0": (lambda: BASE.with_prior("read_weights", a=0.0), "a = 0.0: must be a fin.*above 0"),
     "negative": (lambda: BASE.with_prior("read_weights", a=-1.0), "Prior read_weights: a"),
-    "no width": (lambda: BASE.with_prior("read_weights", b=0.0), "b = 0.0 must be finite"),
-    "infinite": (lambda: BASE.with_prior("read_weights", b=np.inf), "b = inf must be finite"),
-    "text": (lambda: BASE.with_prior("read_weights", a="x"), "a = 'x' is not a number"),
+    "no width": (
+        lambda: BASE.with_prior("read_weights", b=0.0),
+        "b = 0.0: must be a finite number above 0",
+    ),
+    "infinite": (
+        lambda: BASE.with_prior("read_weights", b=np.inf),
+        "b = inf: must be a finite number above 0",
+    ),
+    "text": (lambda: BASE.with_prior("read_weights", a="x"), "a = 'x': must be a finite number"),
     "kind": (lambda: BASE.with_prior("run_sd", kind="normal"), "cannot change 'kind', only a, b"),
     "half-normal": (
         lambda: Prior("x", "halfnormal", 0.0, 0.3, "s", "", ""),
-        "kind 'halfnormal' must be lognormal or normal",
+        "kind = 'halfnormal': must be one of lognormal, normal",
     ),
     "server effects": (lambda: LatencyModel(server_effects=("crowding",)), "server_effects = "),
     "pooling": (lambda: LatencyModel(pooling="some"), "pooling = 'some': must be one of partial"),
@@ -91,7 +97,7 @@ def test_an_impossible_model_is_refused_in_one_sentence(what: str) -> None:
         ({"draws": 0}, "draws = 0: must be a whole number of at least 1"),
         ({"tune": 1.5}, "tune = 1.5"),
         ({"chains": True}, "chains = True"),
-        ({"target_accept": 1.0}, "target_accept = 1.0: must lie between 0 and 1"),
+        ({"target_accept": 1.0}, "target_accept = 1.0: must be between 0 and 1"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_runs(

@@ -135,19 +135,18 @@ def test_a_truncated_file_is_refused(fit_path: Path, tmp_path: Path, share: floa
     refused(path)
 
 
-@pytest.mark.parametrize(("version", "author"), [(FORMAT - 1, "an older"), (FORMAT + 1, "another")])
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1])
 def test_another_format_is_refused_with_both_named(
-    fit_path: Path, tmp_path: Path, version: int, author: str
+    fit_path: Path, tmp_path: Path, version: int
 ) -> None:
     path = tmp_path / "fit.nc"
     message = refused(sealed(fit_path, path, lambda file: file.attrs.modify("format", version)))
-    assert f"format {version} by {author} version" in message
-    assert f"this one reads {FORMAT}: fit the runs again" in message
+    assert f"format {version}; this version reads {FORMAT}: fit the runs again" in message
 
 
 def test_a_file_that_names_no_format_is_refused(fit_path: Path, tmp_path: Path) -> None:
     path = sealed(fit_path, tmp_path / "fit.nc", lambda file: file.attrs.pop("format"))
-    assert "does not say in which format" in refused(path)
+    assert "was saved in an unknown format" in refused(path)
 
 
 def test_a_number_changed_by_another_program_is_refused(fit_path: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_tight_budget_means_fewer_runs_and_then_a_refusal(tmp_path: Path) -> N
         ({"verifier": []}, "unknown key 'verifier'; known are verifiers, drafters, k"),
         ({"vllm": {"args": ""}}, "vllm has unknown key 'args'; known are serve_args"),
         ({"vllm": {"env": {"A;B": "1"}}}, "vllm.env.*should match pattern"),
-        ({"drafters": [{"name": "d", "path": "x"}]}, "drafters has unknown key 'path'"),
+        ({"drafters": [{"name": "d", "path": "x"}]}, r"drafters\[0\] has unknown key 'path'"),
         ({"drafters": [{"name": "d"}]}, "needs a model or a method"),
         ({"verifiers": []}, "verifiers is empty; give at least one"),
         ({"verifiers": [""]}, "verifiers"),
