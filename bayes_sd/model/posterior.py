@@ -222,7 +222,7 @@ class Posterior:
         return len(effects[LEVELS.index(level)])
 
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> tuple[list, int] | None:
-        """:func:`bayes_sd.model.acceptance.at_positions` of the pairs of this fit."""
+        """``bayes_sd.model.acceptance.at_positions`` of the pairs of this fit."""
         return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
 
     def with_columns(self, **columns: np.ndarray) -> Self:
