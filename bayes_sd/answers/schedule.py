@@ -74,13 +74,23 @@ class Schedule(answer.Answer):
         said = f"Draft tokens with {self.drafter} by requests in flight: {'; '.join(parts)}"
         past = f" From {self.beyond_graphs} on passes lie beyond the captured graphs."
         past *= self.beyond_graphs > 0
-        return f"{plain * (not self.pays)}{said} ({label}); beyond {top} vLLM keeps the last.{past}"
+        if not self.pays:
+            said = plain + said
+        elif at := self._plain_faster():
+            past += f" At {', '.join(map(str, at))} a server with no drafter loaded is faster."
+        return f"{said} ({label}); beyond {top} vLLM keeps the last.{past}"
 
     @property
     def pays(self) -> bool:
         """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
-        slower = self.rows.filter(like="prob_faster_than_plain") <= 1 - answer.SURE
-        return bool((self.rows["k"] > 0).any() and not slower.all(axis=None))
+        drafts = bool((self.rows["k"] > 0).any())
+        return drafts and len(self._plain_faster()) < len({*self.rows["lo"], *self.rows["hi"]})
+
+    def _plain_faster(self) -> list[int]:
+        """Ends of rows at which a plain server is surely faster."""
+        ends = [self.rows.set_index(end)[f"prob_faster_than_plain_{end}"] for end in ("lo", "hi")]
+        prob = pd.concat(ends)
+        return sorted({*map(int, prob.index[prob <= 1 - answer.SURE])})
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""

@@ -1,6 +1,7 @@
 """Draft schedules: what vLLM takes, that they are the posterior's own choice, what follows."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -161,6 +162,16 @@ def test_a_schedule_says_when_no_drafter_at_all_is_faster(fit: Fit) -> None:
         assert answer.pays == pays and str(answer).startswith("Serve plain") != pays
     unmeasured = without_runs(fit, lambda s: s["drafter"] == "none")
     assert ask(unmeasured).table["prob_faster_than_plain_lo"].isna().all()
+
+
+def test_a_schedule_says_at_which_ends_a_plain_server_is_faster(fit: Fit) -> None:
+    answer = ask(fit, (0, 2, 5))
+    names, top = ("prob_faster_than_plain_lo", "prob_faster_than_plain_hi"), 32
+    said = f"At {top} a server with no drafter loaded is faster."
+    for lo, hi, ends in ((1.0, 1.0, False), (0.9, 0.05, True), (np.nan, np.nan, False)):
+        rows = answer.rows.tail(1).assign(lo=1, k=2, **dict(zip(names, (lo, hi), strict=True)))
+        one = replace(answer, rows=rows)
+        assert one.pays and str(one).endswith(said) == ends
 
 
 def test_by_default_a_schedule_covers_the_batches_that_were_measured(fit: Fit) -> None:
