@@ -77,20 +77,22 @@ class Schedule(answer.Answer):
         if not self.pays:
             said = plain + said
         elif at := self._plain_faster():
-            past += f" At {', '.join(map(str, at))} a server with no drafter loaded is faster."
+            past += f" At {', '.join(at)} a server with no drafter loaded is faster."
         return f"{said} ({label}); beyond {top} vLLM keeps the last.{past}"
 
     @property
     def pays(self) -> bool:
         """Whether it drafts at some batch size, and a plain server is not surely faster at all."""
-        drafts = bool((self.rows["k"] > 0).any())
-        return drafts and len(self._plain_faster()) < len({*self.rows["lo"], *self.rows["hi"]})
+        slower = self.rows.filter(like="prob_faster_than_plain") <= 1 - answer.SURE
+        return bool((self.rows["k"] > 0).any() and not slower.all(axis=None))
 
-    def _plain_faster(self) -> list[int]:
-        """Ends of rows at which a plain server is surely faster."""
-        ends = [self.rows.set_index(end)[f"prob_faster_than_plain_{end}"] for end in ("lo", "hi")]
-        prob = pd.concat(ends)
-        return sorted({*map(int, prob.index[prob <= 1 - answer.SURE])})
+    def _plain_faster(self) -> list[str]:
+        """Batch sizes at the ends of rows at which a plain server is surely faster: "11 to 15"."""
+        said = []
+        for row in self.rows.to_dict("records"):
+            prob = {row[end]: row[f"prob_faster_than_plain_{end}"] for end in ("lo", "hi")}
+            said.append(" to ".join(str(n) for n, p in prob.items() if p <= 1 - answer.SURE))
+        return [ends for ends in said if ends]
 
     def to_vllm(self) -> list[list[int]]:
         """``num_speculative_tokens_per_batch_size``: ``[[lo, hi, k], ...]``."""
