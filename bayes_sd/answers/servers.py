@@ -252,6 +252,12 @@ def machine_facts(
     return design.machine(**facts | {"captured_tokens": most, "weight_bits": bits})
 
 
+def site_of(fit: Posterior, machine: Machine) -> str:
+    """The only fitted site of a machine, whose factors it has; else its own name."""
+    alike = [site for site in fit.sites if machine_of(site) == machine.name]
+    return alike[0] if len(alike) == 1 else machine.name
+
+
 def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
     """Position of a measured model in its table; None for a new one."""
     if not isinstance(model, str):
@@ -291,8 +297,7 @@ def resolve(
     if isinstance(environment, Machine):
         weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
         environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
-        alike = [s for s in fit.sites if machine_of(s) == environment.name]
-        where = site or (alike[0] if len(alike) == 1 else environment.name)
+        where = site or site_of(fit, environment)
     else:
         where = fit.site_of(environment)
     key = {

@@ -10,7 +10,7 @@ from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import reference
 from bayes_sd.runs.checkpoint import EAGLE
-from bayes_sd.runs.drafting import usual_acceptance
+from bayes_sd.runs.drafting import usual_rate
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.sizes import WEIGHTLESS, Size
 
@@ -34,9 +34,8 @@ def ask(
     size = o.size_of(verifier, "--verifier")
     small, assumed = _drafter(drafter, verifier), ""
     if acceptance is None:
-        weights = 0.0 if drafter.lower() in WEIGHTLESS else small.params
-        a, b = usual_acceptance(drafter, drafter, weights)
-        rates, assumed = [round(a / (a + b), 2)], " (usual of its kind; --acceptance says yours)"
+        rates = [usual_rate(drafter, 0.0 if drafter.lower() in WEIGHTLESS else small.params)]
+        assumed = " (usual of its kind; --acceptance says yours)"
     else:
         rates = o.numbers(acceptance, "--acceptance")
     lengths = [int(x) for x in o.numbers(k, "-k") if x > 0]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
 
 from bayes_sd.errors import InputError
@@ -20,6 +21,26 @@ def generator(seed: int, label: str) -> np.random.Generator:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed = {seed!r}: must be a whole number of at least 0.")
     return np.random.default_rng([seed, zlib.crc32(label.encode("utf-8", "replace"))])
+
+
+def normal_quantiles(draws: int) -> np.ndarray:
+    """Of a standard normal, of so many equal shares."""
+    return scipy.special.ndtri((np.arange(draws) + 0.5) / draws)
+
+
+def new_one(seed: int, label: str, draws: int, effects: int) -> np.ndarray:
+    """Standard normals (draws, effects) of one named new thing, which the report's page can repeat.
+
+    They are `normal_quantiles`, for each effect in an order of its own.
+    """
+    columns = []
+    for effect in range(effects):
+        start = zlib.crc32(f"{seed} {effect} {label}".encode("utf-8", "replace"))
+        key = np.arange(draws, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(start)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # MurmurHash3's last
+            key = (key ^ (key >> np.uint32(shift))) * np.uint32(factor)
+        columns.append(normal_quantiles(draws)[np.argsort(key)])
+    return np.stack(columns, axis=-1)
 
 
 def acceptance_draws(table: pd.DataFrame, shape: tuple[int, int], seed: int) -> xr.Dataset:

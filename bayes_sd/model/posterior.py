@@ -14,7 +14,7 @@ import xarray as xr
 
 from bayes_sd.errors import whole
 from bayes_sd.model import priors as known
-from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator
+from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, new_one
 from bayes_sd.model.design import Design, sites_of
 from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
 from bayes_sd.physics.law import Law
@@ -197,6 +197,17 @@ class Posterior:
             return np.full((self.draws, effects), known.UNPOOLED_SD)
         return self._from_prior(f"scatter_{level}", effects)
 
+    def scatter_of_new(self, level: str) -> np.ndarray:
+        """As `scatter`, of one nobody measured: one alone that was measured is where the law is,
+        and may itself lie as far off its population."""
+        alone = len(self.sites if level == "environment" else getattr(self, f"{level}s")) == 1
+        return self.scatter(level) * (2**0.5 if alone else 1.0)
+
+    @property
+    def family(self) -> float:
+        """Which models the size laws describe: 1 where only mixtures of experts were measured."""
+        return float(self.verifiers["moe"].all())
+
     def factors(self, level: str, index: int | None, label: str, seed: int, moe: float = 0) -> list:
         """Factors of a level: fitted, or with no `index` those of a new one called `label`."""
         name = f"factor_{level}"
@@ -204,15 +215,9 @@ class Posterior:
             return _columns(self._values(name)[:, :, index])
         log = np.zeros((self.draws, self._effects(level)))
         if index is None:
-            # A new one is drawn from its population. One alone is where the law was measured, and
-            # may itself lie as far off its population.
-            alone = len(self.sites if level == "environment" else getattr(self, f"{level}s")) == 1
-            z = generator(seed, label).standard_normal(log.shape)
-            log = self.scatter(level) * z * (2**0.5 if alone else 1.0)
-        # Which family the size laws describe: 1 where only mixtures of experts were measured.
-        family = float(self.verifiers["moe"].all())
-        if level == "verifier" and moe != family:
-            log = log + (moe - family) * self.moe_effect
+            log = self.scatter_of_new(level) * new_one(seed, label, *log.shape)
+        if level == "verifier" and moe != self.family:
+            log = log + (moe - self.family) * self.moe_effect
         return _columns(np.exp(log))
 
     def _effects(self, level: str) -> int:

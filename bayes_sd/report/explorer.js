@@ -13,6 +13,66 @@ let next = 0;
 data.systems.flatMap((s) => [s.plain, ...s.pairs.flatMap((p) => Object.values(p.servers))]).forEach((server, i) => { server.place = i; });
 const columns = data.numbers.map((x) => x === null ? all.subarray(next * n, ++next * n) : new Float64Array(n).fill(x));
 
+// What nobody measured: known models by their sizes, machines by their data sheets.
+const fresh = data.new, COSTS = fresh.costs;
+const models = new Map(fresh.models.map((m) => [m.name, m]));
+const machines = new Map(fresh.machines.map((m) => [m.name, m]));
+const memory = new Map();
+/** What a function gives, made once for each key. */
+const once = (key, make) => { if (!memory.has(key)) memory.set(key, make()); return memory.get(key); };
+function crc32(text) {
+  let c = -1;
+  for (const byte of new TextEncoder().encode(text)) {
+    c ^= byte;
+    for (let bit = 0; bit < 8; bit++) c = (c >>> 1) ^ (c & 1 ? 0xedb88320 : 0);
+  }
+  return ~c;
+}
+/** Standard normals of one named new thing, as `new_one` in Python. */
+function newOne(label, effect) {
+  const start = crc32(`0 ${effect} ${label}`);
+  const keys = Uint32Array.from({ length: n }, (_, i) => {
+    let x = (Math.imul(i, 0x9e3779b9) + start) | 0;
+    x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);
+    x = Math.imul(x ^ (x >>> 13), 0xc2b2ae35);
+    return x ^ (x >>> 16);
+  });
+  return [...keys.keys()].sort((a, b) => keys[a] - keys[b]).map((at) => columns[fresh.normal][at]);
+}
+/** Factors of a new member of a level, as `Posterior.factors`; `family` counts in effects of experts. */
+const factors = (level, label, family = 0) => once(`${level} ${label} ${family}`, () => fresh.scatter[level].map((scatter, effect) => {
+  const z = newOne(label, effect), moe = family ? columns[fresh.moe[effect]] : null;
+  return Float64Array.from(z, (x, i) => Math.exp(columns[scatter][i] * x + (moe ? family * moe[i] : 0)));
+}));
+/** Where a server runs that nobody measured there: numbers of a machine, and the law's terms on it. */
+function site(state) {
+  const sheet = machines.get(state.w), here = sheet || fresh.places[Number(state.w.slice(1))] || fresh.places[0], count = sheet ? state.n : 1;
+  const terms = once(`law ${here.label}`, () => {
+    const own = here.factors ? here.factors.map((place) => columns[place]) : factors("environment", here.label);
+    const all = Object.fromEntries(Object.entries(fresh.law).map(([name, place]) => [name, columns[place]]));
+    fresh.hardware.forEach((names, i) => names.forEach((name) => { if (all[name]) all[name] = all[name].map((x, j) => x * own[i][j]); }));
+    return all;
+  });
+  const sizes = (bytes, k) => ({ dies: here.dies * count, gb_per_s: here.gb_per_s * count, captured: (sheet ? fresh.captured : here.captured)[k],
+    tflops: sheet ? sheet.tflops[fresh.bits.indexOf(8 * bytes)] * count : here.tflops });
+  return { terms, sizes, name: sheet ? (count > 1 ? `${count}x ${sheet.name}` : sheet.name) : here.name, gb: sheet && sheet.memory_gb * count };
+}
+const named = (kind, values) => Object.fromEntries(COSTS[kind].map((cost, i) => [`factor_${cost}`, values[i]]));
+/** A server that nobody measured: a known model, or a measured one elsewhere. */
+function elsewhere(state, system, pair, k) {
+  const model = models.get(state.v), where = site(state), like = k ? pair.servers?.[k] : system?.plain;
+  const verifier = model ? model.name : system.verifier;
+  const sizes = { ...(model ? model.sizes : like.sizes), drafter: !k ? 0 : model ? pair.size : like.sizes.drafter };
+  const of = k ? `${verifier} + ${model ? pair.name : pair.drafter} k=${k}` : `${verifier} plain`;
+  const label = of + (system?.workload ? `, ${system.workload}` : "") + (fresh.places.length > 1 ? ` [${where.name}]` : "");
+  const [slowness, crowding] = factors("server", label);
+  const terms = { ...(model ? named("verifier", factors("verifier", verifier, sizes.moe - fresh.family)) : like.terms),
+    ...(model && k ? named("drafter", factors("drafter", pair.name)) : {}), ...where.terms, factor_slowness: slowness, factor_crowding: crowding };
+  Object.assign(sizes, where.sizes(sizes.bytes, k));
+  const law = `law_${+(k > 0)}${+(sizes.moe > 0)}${+Number.isFinite(sizes.captured)}`;
+  return { law, terms, sizes, acceptance: like ? like.acceptance : [], points: [], place: `${label} ${where.name}` };
+}
+
 let kept = [];
 /** As `law`, which is not asked again for curves that are still known. */
 function curves(server, state, loads) {
@@ -23,13 +83,15 @@ function curves(server, state, loads) {
   return known.said;
 }
 
+const ones = new Float64Array(n).fill(1);
+const column = (term) => term === undefined ? ones : typeof term === "number" ? columns[term] : term;
 /** Means of a server at loads: arrays [load * n + draw] of latency, TTFT, TPOT and C2, s. */
 function law(server, state, loads) {
   const takes = data.takes[`${server.law}_${state.axis}`];
   const given = state.a === null ? null : new Float64Array(n).fill(state.a);
   const terms = given && server.given ? server.given : server.terms;
   const draws = takes[1].map((name) => {
-    if (!name.startsWith("acceptance_")) return columns[terms[name]];
+    if (!name.startsWith("acceptance_")) return column(terms[name]);
     const place = Number(name.slice(11));
     return place >= state.k ? new Float64Array(n) : given || columns[server.acceptance[place]];
   });
@@ -58,10 +120,20 @@ function select(a, place) {
 /** Quantiles that are observed values, as in Python. */
 const quantiles = (a) => QUANTILES.map((q) => select(a, Math.max(Math.ceil(n * q - 1), 0)));
 
-const servers = (state) => {
-  const system = data.systems.find((s) => s.name === state.v);
-  return [system, system.pairs.find((p) => p.name === state.d)];
-};
+/** System and pair of a state: as measured, or with servers that nobody measured. */
+function servers(state) {
+  const system = data.systems.find((s) => s.name === state.v), model = models.get(state.v);
+  const pair = system ? system.pairs.find((p) => p.name === state.d) : model.pairs.find((d) => d.name === state.d);
+  if (system && !state.w) return [system, pair];
+  return once(JSON.stringify([state.v, state.d, state.w, state.n]), () => {
+    const servers = Object.fromEntries(lengthsOf(pair).map((k) => [k, elsewhere(state, system, pair, k)]));
+    const plain = elsewhere(state, system, pair, 0), gb = site(state).gb;
+    const weights = (plain.sizes.shared + plain.sizes.expert) * plain.sizes.bytes + servers[1].sizes.drafter * servers[1].sizes.drafter_bytes;
+    const refused = gb && weights > gb ? `${said(weights)} GB of weights do not fit into the ${said(gb)} GB of ${site(state).name}.` : "";
+    return [{ plain, refused, new: true }, { ...pair, servers, measured: pair.measured }];
+  });
+}
+const lengthsOf = (pair) => pair.servers ? Object.keys(pair.servers).map(Number) : Array.from({ length: data.k_most }, (_, i) => i + 1);
 
 /** Quantiles of both servers and of the speedup, and probabilities, load by load. */
 function answer(state, loads) {
@@ -110,15 +182,19 @@ let state = { ...start };
 /** A state that can be asked: what is not known or not a number becomes what it was. */
 function sane(asked) {
   const s = { ...state, ...asked };
-  const system = data.systems.find((x) => x.name === s.v) || data.systems.find((x) => x.name === start.v);
-  s.v = system.name;
-  const pair = system.pairs.find((x) => x.name === s.d) || system.pairs[0];
-  s.d = pair.name;
-  const ks = Object.keys(pair.servers).map(Number);
   const number = (value, low, high, otherwise) => Number.isFinite(value) ? Math.min(Math.max(value, low), high) : otherwise;
+  const system = data.systems.find((x) => x.name === s.v), model = system ? null : models.get(s.v);
+  if (!system && !model) s.v = start.v;
+  const pairs = (system || model || data.systems.find((x) => x.name === start.v)).pairs;
+  const pair = pairs.find((x) => x.name === s.d) || pairs[0];
+  s.d = pair.name;
+  // A machine by its data sheet, or of a known model the environment of this number.
+  if (!machines.has(s.w)) s.w = model ? (fresh.places[Number(String(s.w).slice(1))] && s.w ? s.w : "@0") : "";
+  s.n = machines.has(s.w) ? Math.round(number(s.n, 1, 1024, 1)) : 1;
+  const ks = lengthsOf(pair);
   s.k = Math.round(number(s.k, 1, Math.max(...ks), start.k));
-  if (!pair.servers[s.k]) s.k = ks[0];
-  s.a = s.a === null ? null : number(s.a, 0, 1, null);
+  if (!ks.includes(s.k)) s.k = ks[0];
+  s.a = s.a === null ? pair.rate ?? null : number(s.a, 0, 1, pair.rate ?? null);
   s.axis = UNIT[s.axis] ? s.axis : start.axis;
   s.m = METRIC[s.m] ? s.m : "e2e";
   s.p = number(s.p, 1, 1e7, start.p);
@@ -129,8 +205,8 @@ function sane(asked) {
 function fromAddress() {
   if (!location.hash.includes("=")) return false;
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  for (const name of ["k", "a", "x", "p", "g"]) if (name in given) given[name] = given[name] === "" ? null : Number(given[name]);
-  for (const name of ["k", "x", "p", "g"]) if (given[name] === null) delete given[name];
+  for (const name of ["k", "a", "x", "p", "g", "n"]) if (name in given) given[name] = given[name] === "" ? null : Number(given[name]);
+  for (const name of ["k", "x", "p", "g", "n"]) if (given[name] === null) delete given[name];
   state = sane(given);
   return true;
 }
@@ -203,19 +279,32 @@ function draw() {
 
 /** What the answer rests on, where that is less than a measurement. */
 function cautions(pair, system) {
-  const found = [];
-  if (!system.plain.points.length) found.push("its plain server never ran");
-  if (!pair.measured.includes(state.k)) found.push(`k = ${state.k} was not measured with this drafter (${pair.measured.join(", ")} was)`);
+  const found = [], model = models.get(state.v), sheet = machines.get(state.w), far = [];
+  if (sheet) found.push(`nobody measured ${site(state).name}: this is by its data sheet`);
+  if (model) {
+    const sizes = { active: model.sizes.active, total: model.sizes.shared + model.sizes.expert };
+    for (const name of model.sizes.moe ? ["active", "total"] : ["total"]) {
+      const [low, high] = fresh.ranges[name], value = sizes[name];
+      if (value < low / 1.001 || value > high * 1.001) far.push(`${said(value)} billion ${name} parameters, measured were ${said(low)} to ${said(high)}`);
+    }
+    found.push(`nobody measured ${model.name}: this is by its sizes${far.length ? ` (${far.join("; ")})` : ""}`);
+    found.push(state.a === pair.rate ? "the acceptance is what is usual of such a drafter" : "the acceptance is yours");
+  }
+  if (!model && !sheet && !system.plain.points.length) found.push("its plain server never ran");
+  if (pair.measured && !pair.measured.includes(state.k)) found.push(`k = ${state.k} was not measured with this drafter (${pair.measured.join(", ")} was)`);
   for (const [name, value, words] of [["prompt_tokens", state.p, "prompts"], ["output_tokens", state.g, "answers"]]) {
     const [low, high] = data.ranges[name];
     if (value < low / 1.001 || value > high * 1.001) found.push(`${words} of ${said(value)} tokens lie outside the measured ${said(low)} to ${said(high)}`);
   }
   if (state.axis === "concurrency" && state.x > data.ranges.in_flight[1]) found.push(`no run had more than ${said(data.ranges.in_flight[1])} requests in flight`);
-  if (state.a !== null) found.push("the acceptance is yours, not measured");
+  if (state.a !== null && !model) found.push("the acceptance is yours, not measured");
+  if (sheet || model) return ` ${sheet ? "Data sheet" : "Extrapolated"}, not measured: ${found.join("; ")}.`;
   return found.length ? ` Beyond the runs: ${found.join("; ")}.` : "";
 }
 function sentence(row) {
-  const [system, pair] = servers(state), name = `${state.d}, k = ${state.k}`;
+  const [system, pair] = servers(state);
+  if (system.refused) return system.refused;
+  const name = `${state.d}, k = ${state.k}`;
   const metric = METRIC[state.m].replace(", s", "").toLowerCase();
   const both = row.faster + row.slower < 0.005;
   const first = both ? `At ${said(state.x)} ${UNIT[state.axis]} both are saturated.`
@@ -224,12 +313,20 @@ function sentence(row) {
 }
 let speaking = 0;
 function show() {
-  const [system, pair] = servers(state), ks = Object.keys(pair.servers).map(Number);
-  const fill = (id, names, chosen) => by(id).replaceChildren(...names.map((x) => new Option(x, x, false, x === chosen)));
-  if (by("x-system").value !== state.v || !by("x-system").length) fill("x-system", data.systems.map((s) => s.name), state.v);
-  fill("x-pair", system.pairs.map((p) => p.name), state.d);
+  const [system, pair] = servers(state), ks = lengthsOf(pair), model = models.get(state.v);
+  const options = (pairs, chosen) => pairs.map(([value, text]) => new Option(text, value, false, value === chosen));
+  const group = (label, pairs, chosen) => { const g = document.createElement("optgroup"); g.label = label; g.append(...options(pairs, chosen)); return g; };
+  const same = (names) => [...names].map((name) => [name, name]);
+  if (by("x-system").value !== state.v || !by("x-system").length)
+    by("x-system").replaceChildren(group("Measured", same(data.systems.map((s) => s.name)), state.v), group("By its sizes", same(models.keys()), state.v));
+  by("x-pair").replaceChildren(...options(same((model || data.systems.find((s) => s.name === state.v)).pairs.map((p) => p.name)), state.d));
+  const ran = model ? fresh.places.map((place, i) => [`@${i}`, place.name]) : [["", "where it ran"]];
+  by("x-where").replaceChildren(...(machines.size ? [group("Measured", ran, state.w), group("By its data sheet", same(machines.keys()), state.w)] : options(ran, state.w)));
+  by("x-gpus").hidden = !machines.has(state.w);
+  by("x-measured").disabled = pair.rate !== undefined;
   const set = (id, value, text) => { if (document.activeElement !== by(id)) by(id).value = value; if (text) by(id).setAttribute("aria-valuetext", text); };
   for (const id of ["r-k", "x-k"]) { by(id).max = Math.max(...ks); set(id, state.k); }
+  set("x-n", state.n);
   by("x-measured").checked = state.a === null;
   const typical = pair.servers[state.k].acceptance.length ? columns[pair.servers[state.k].acceptance[0]][0] : 0.7;
   for (const id of ["r-a", "x-a"]) set(id, round(state.a ?? typical));
@@ -246,7 +343,7 @@ function show() {
   by("x-key").textContent = `${state.d}, k = ${state.k}`;
   by("h-latency").textContent = METRIC[state.m];
   by("c-latency").setAttribute("aria-label", `${METRIC[state.m]} of plain and drafting against load. ${text} All values are in the table below.`);
-  by("c-faster").setAttribute("aria-label", `Probability that drafting is faster, against load. At ${said(state.x)}: ${chance(now.row.faster)}.`);
+  by("c-faster").setAttribute("aria-label", `Probability that drafting is faster, against load. At ${said(state.x)}: ${system.refused || chance(now.row.faster)}.`);
 }
 function table() {
   const heads = [UNIT[state.axis], "plain, s", "90%", "drafting, s", "90%", "P(drafting faster)", "speedup", "90%"];
@@ -264,7 +361,7 @@ function update() {
   now.range = [shown[0], Math.max(shown[1], Math.min(state.x * 1.05, shown[1] * 3))];
   const key = JSON.stringify([{ ...state, x: 0 }, now.range]), known = key === now.key;
   now.key = key;
-  if (!known) now.rows = answer(state, Float64Array.from({ length: POINTS }, (_, i) => between(now.range, i / (POINTS - 1), log)));
+  if (!known) now.rows = system.refused ? [] : answer(state, Float64Array.from({ length: POINTS }, (_, i) => between(now.range, i / (POINTS - 1), log)));
   now.row = answer(state, [state.x])[0];
   const close = (a, b) => Math.abs(a / b - 1) < 0.01, mean = 4 + PLACE[state.m], at = log ? 3 : 2;
   now.points = [system.plain, pair.servers[state.k]].map((s) => s.points
@@ -282,7 +379,9 @@ function change(asked) {
 
 const number = (id) => by(id).value === "" ? NaN : Number(by(id).value);
 const on = (id, asked) => by(id).addEventListener("input", () => { const given = asked(); if (Object.values(given).every((v) => !Number.isNaN(v))) change(given); });
-on("x-system", () => ({ v: by("x-system").value }));
+on("x-system", () => ({ v: by("x-system").value, a: null }));
+on("x-where", () => ({ w: by("x-where").value }));
+on("x-n", () => ({ n: number("x-n") }));
 on("x-pair", () => ({ d: by("x-pair").value }));
 on("x-axis", () => ({ axis: by("x-axis").value, x: by("x-axis").value === "concurrency" ? 8 : start.axis === "rate_rps" ? start.x : 1 }));
 on("x-metric", () => ({ m: by("x-metric").value }));

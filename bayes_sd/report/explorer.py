@@ -14,6 +14,7 @@ from bayes_sd.model.design import PAIR
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.noise import METRICS
 from bayes_sd.report.script import DRAW, LOAD, QUESTION, Tape
+from bayes_sd.report.unmeasured import COLUMNS, examples, unmeasured
 from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.table import LENGTHS
@@ -64,10 +65,10 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     # About four columns a draft length: two factors, as measured and with a given acceptance.
     pairs["columns"] = 8 + 4 * most[pairs["drafter"]].to_numpy()
     order = pairs.sort_values("runs", ascending=False, kind="stable")
-    fits = len(fit.law.terms) + order["columns"].cumsum() <= BYTES / 8 / FEWEST
+    fits = COLUMNS + order["columns"].cumsum() <= BYTES / 8 / FEWEST
     shown = order[fits | (order.index == order.index[0])].sort_index()
     enough = MOST_MOE if fit.verifiers["moe"].any() else MOST
-    thin = fit.thin(int(np.clip(BYTES / 8 / shown["columns"].sum(), FEWEST, enough)))
+    thin = fit.thin(int(np.clip(BYTES / 8 / (COLUMNS + shown["columns"].sum()), FEWEST, enough)))
     points = {
         name: own[MEASURED].head(POINTS).to_numpy(float).round(7).tolist()
         for name, own in runs.groupby("server")
@@ -80,17 +81,20 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
         array = array[:1] if (array == array[0]).all() else array
         return columns.setdefault(array.tobytes(), len(columns))
 
-    @cache
-    def told(server: Server) -> dict[str, Any]:
-        resolved = resolve(thin, server)
+    def law_of(resolved: Resolved) -> str:
         moe, graphs = resolved.sizes["moe"] > 0, np.isfinite(resolved.sizes["captured"])
-        key = f"law_{int(server.k > 0)}{int(moe)}{int(graphs)}"
+        key = f"law_{int(resolved.server.k > 0)}{int(moe)}{int(graphs)}"
         for axis in () if f"{key}_{AXES[0]}" in laws else AXES:
             name = f"{key}_{axis}"
             laws[name] = law_source(fit, axis, resolved, int(most.max()), name)
+        return key
+
+    @cache
+    def told(server: Server) -> dict[str, Any]:
+        resolved = resolve(thin, server)
         own = ran["server"][resolved.measured]
         return {
-            "law": key,
+            "law": law_of(resolved),
             "terms": {name: place(value) for name, value in resolved.coefficients.items()},
             "sizes": resolved.sizes,
             "acceptance": [place(rate) for rate in resolved.acceptance],
@@ -109,18 +113,25 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
                 server = replace(server, acceptance=GIVEN)
                 servers[k] = servers[k] | {"given": told(server)["terms"]}
         system = systems.setdefault(plain, {"plain": told(plain), "pairs": []})
+        system |= {"verifier": row["verifier"], "workload": row["workload"]}
         name = _drafter(replace(server, acceptance=own))
-        system["pairs"].append({"name": name, "measured": row["ks"], "servers": servers})
+        pair = {"name": name, "drafter": row["drafter"], "measured": row["ks"], "servers": servers}
+        system["pairs"].append(pair)
+    new = unmeasured(thin, place, int(most.max()))
+    for example in examples(thin):
+        law_of(example)
     axis, middle = str(load.axis), np.ravel(load.cells[load.axis].values)
     where = shared_name([replace(lead, drafter=None, k=0)])[0]
     start = {"v": where, "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
-    start |= {"axis": axis, "x": float(f"{middle[(len(middle) - 1) // 2]:.3g}")}
+    start |= {"w": "", "n": 1, "axis": axis, "x": float(f"{middle[(len(middle) - 1) // 2]:.3g}")}
     data = {
         "systems": [{"name": shared_name([one])[0]} | system for one, system in systems.items()],
         "takes": {name: takes for name, (_, takes) in laws.items()},
         "numbers": [np.frombuffer(x)[0] if len(x) == 8 else None for x in columns],
         "columns": base64.b64encode(b"".join(x for x in columns if len(x) > 8)).decode(),
         "ranges": {n: [runs[n].min(), runs[n].max()] for n in (*LENGTHS, "in_flight")},
+        "new": new,
+        "k_most": int(most.max()),
         "start": start | dict(zip("pg", load.lengths, strict=True)),
         "draws": thin.draws,
     }

@@ -234,6 +234,11 @@ def _models() -> dict[str, tuple[str, dict[str, Any]]]:
     return {_plain(name): (name, c) for names, c in listed.items() for name in names.split()}
 
 
+def known_models() -> list[str]:
+    """Names of the models that are known by name."""
+    return [name for name, _ in _models().values()]
+
+
 def config_of(name: str) -> dict[str, Any] | None:
     """Configuration of a known model, stored as words of the name say; None if it is not known."""
     words = [word[0] for word in OTHER_WORDS.finditer(name.rstrip("/").lower())]

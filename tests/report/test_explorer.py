@@ -15,6 +15,7 @@ pytestmark = pytest.mark.browser
 PLAIN, DRAFT = "moe-e8k2", "draft-3m @ 0.9"
 ANSWER = "#x-answer"
 QUESTIONS = 40
+DATA = "JSON.parse(document.getElementById('x-data').textContent)"
 
 
 def test_it_loads_without_an_error_or_a_request(opened: Callable[..., Any]) -> None:
@@ -25,45 +26,76 @@ def test_it_loads_without_an_error_or_a_request(opened: Callable[..., Any]) -> N
     assert page.tab.locator("canvas").count() == 2
 
 
+def check_numbers(
+    page: Any, thin: Fit, asked: dict[str, Any], plain: bsd.Server, server: bsd.Server
+) -> None:
+    """What the page says of a question is what Python says of both servers."""
+    load, metric = asked["x"], asked["m"]
+    (said,) = page.tab.evaluate("([asked, load]) => explorer.answer(asked, [load])", [asked, load])
+    name = "rps" if asked["axis"] == "rate_rps" else asked["axis"]
+    wanted = bsd.Load(**{name: load}, prompt=asked["p"], output=asked["g"])
+    answer = thin.latency(wanted, [plain, server], metric=metric, extrapolate=True)
+    other, own = (answer.draws["mean_s"].isel(server=i) for i in (0, 1))
+    for which, draws in (("plain", other), ("sd", own)):
+        values = quantile(draws, [0.05, 0.5, 0.95]).values
+        heard = [np.inf if v is None else float(v) for v in said[which]]
+        np.testing.assert_allclose(heard, values, rtol=1e-6, err_msg=f"{asked}")
+    assert said["faster"] == pytest.approx(float((own < other).mean()), abs=1e-9)
+    if metric == "e2e":
+        table = thin.compare(wanted, server, plain, extrapolate=True).table.iloc[0]
+        heard = [float(v) for v in said["speedup"]]
+        own_table = table[["speedup_p05", "speedup_p50", "speedup_p95"]].to_numpy(float)
+        np.testing.assert_allclose(heard, own_table, rtol=1e-6, err_msg=f"{asked}")
+
+
+def random_load(rng: np.random.Generator) -> dict[str, Any]:
+    axis = str(rng.choice(["rate_rps", "concurrency"]))
+    prompt, output = (float(round(np.exp(rng.uniform(1.5, 7)))) for _ in range(2))
+    load = float(rng.uniform(1, 40) if axis == "concurrency" else np.exp(rng.uniform(-4, 2.5)))
+    metric = str(rng.choice(["e2e", "ttft", "tpot"]))
+    return {"axis": axis, "p": prompt, "g": output, "x": load, "m": metric}
+
+
 def test_numbers_are_those_of_python(opened: Callable[..., Any], fit: Fit) -> None:
     page, rng = opened(), np.random.default_rng(19)
-    data = page.tab.evaluate("JSON.parse(document.getElementById('x-data').textContent)")
+    data = page.tab.evaluate(DATA)
     thin = fit.thin(data["draws"])
     assert thin.draws == data["draws"]
     for _ in range(QUESTIONS):
         system = data["systems"][rng.integers(len(data["systems"]))]
         pair = system["pairs"][rng.integers(len(system["pairs"]))]
         k = int(rng.choice([int(k) for k in pair["servers"]]))
-        axis = str(rng.choice(["rate_rps", "concurrency"]))
         given = round(float(rng.uniform(0.05, 0.98)), 6) if rng.random() < 0.4 else None
-        prompt, output = (float(round(np.exp(rng.uniform(1.5, 7)))) for _ in range(2))
-        load = float(rng.uniform(1, 40) if axis == "concurrency" else np.exp(rng.uniform(-4, 2.5)))
-        metric = str(rng.choice(["e2e", "ttft", "tpot"]))
-        asked = {"v": system["name"], "d": pair["name"], "k": k, "a": given, "axis": axis}
-        asked |= {"p": prompt, "g": output, "x": load, "m": metric}
-        (said,) = page.tab.evaluate(
-            "([asked, load]) => explorer.answer(asked, [load])", [asked, load]
-        )
         drafter, _, imposed = pair["name"].partition(" @ ")
         acceptance = given if given is not None else float(imposed) if imposed else None
+        asked = {"v": system["name"], "d": pair["name"], "k": k, "a": given, "w": ""}
         plain = bsd.Server(system["name"])
         server = bsd.Server(system["name"], drafter, k, acceptance)
-        name = "rps" if axis == "rate_rps" else axis
-        wanted = bsd.Load(**{name: load}, prompt=prompt, output=output)
-        both = thin.latency(wanted, [plain, server], metric=metric, extrapolate=True).draws[
-            "mean_s"
-        ]
-        own, other = both.isel(server=1), both.isel(server=0)
-        for which, draws in (("plain", other), ("sd", own)):
-            values = quantile(draws, [0.05, 0.5, 0.95]).values
-            heard = [np.inf if v is None else float(v) for v in said[which]]
-            np.testing.assert_allclose(heard, values, rtol=1e-6, err_msg=f"{asked}")
-        assert said["faster"] == pytest.approx(float((own < other).mean()), abs=1e-9)
-        if metric == "e2e":
-            table = thin.compare(wanted, server, plain, extrapolate=True).table.iloc[0]
-            heard = [float(v) for v in said["speedup"]]
-            own_table = table[["speedup_p05", "speedup_p50", "speedup_p95"]].to_numpy(float)
-            np.testing.assert_allclose(heard, own_table, rtol=1e-6, err_msg=f"{asked}")
+        check_numbers(page, thin, asked | random_load(rng), plain, server)
+
+
+def test_numbers_of_what_nobody_measured_are_those_of_python(
+    opened: Callable[..., Any], with_sheet: Fit, tmp_path: Path
+) -> None:
+    page, rng = opened(path=with_sheet.report(tmp_path / "page.html")), np.random.default_rng(23)
+    data = page.tab.evaluate(DATA)
+    thin, new = with_sheet.thin(data["draws"]), data["new"]
+    for _ in range(QUESTIONS):
+        system = data["systems"][rng.integers(len(data["systems"]))]
+        model = new["models"][rng.integers(len(new["models"]))]
+        pairs = (model if (known := rng.random() < 0.7) else system)["pairs"]
+        pair, k = pairs[rng.integers(len(pairs))], int(rng.integers(1, data["k_most"] + 1))
+        name = model["name"] if known else system["name"]
+        given = round(float(rng.uniform(0.05, 0.98)), 6) if known or rng.random() < 0.4 else None
+        drafter, _, imposed = pair["name"].partition(" @ ")
+        acceptance = given if given is not None else float(imposed) if imposed else None
+        sheet, gpus = new["machines"][rng.integers(len(new["machines"]))]["name"], 64
+        where: Any = None if known and rng.random() < 0.3 else bsd.Machine(sheet, gpus)
+        asked = {"v": name, "d": pair["name"], "k": k, "a": given, "n": gpus}
+        asked["w"] = "@0" if where is None else sheet
+        plain = bsd.Server(name, environment=where)
+        server = bsd.Server(name, drafter, k, acceptance, where)
+        check_numbers(page, thin, asked | random_load(rng), plain, server)
 
 
 def test_a_slider_moves_the_curves(opened: Callable[..., Any]) -> None:
@@ -97,6 +129,35 @@ def test_every_control_changes_what_is_asked(opened: Callable[..., Any]) -> None
     assert (state["a"], state["axis"], state["v"]) == (None, "concurrency", "dense-60m")
     page.tab.wait_for_timeout(200)
     assert "requests in flight" in page.text(ANSWER) and page.complaints == []
+
+
+def test_a_model_and_a_machine_nobody_measured_can_be_asked_about(
+    opened: Callable[..., Any], with_sheet: Fit, tmp_path: Path
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(path=with_sheet.report(tmp_path / "page.html"))
+    measured = page.text(ANSWER)
+    page.tab.locator("#x-where").select_option("H100")
+    page.tab.wait_for_timeout(200)
+    assert "Data sheet, not measured: nobody measured H100" in page.text(ANSWER)
+    page.tab.locator("#x-system").select_option("Qwen3-235B-A22B")
+    page.tab.wait_for_timeout(200)
+    assert page.text(ANSWER) == "469 GB of weights do not fit into the 80 GB of H100."
+    page.tab.locator("#x-n").fill("8")
+    page.tab.wait_for_timeout(200)
+    said, address = page.text(ANSWER), page.tab.evaluate("location.hash")
+    assert "nobody measured 8x H100" in said and "eagle3, k = 3 is faster than plain" in said
+    assert "234 billion total parameters" in said and page.tab.is_disabled("#x-measured")
+    assert Axe().run(page.tab).response["violations"] == []
+    assert opened(address, tmp_path / "page.html").text(ANSWER) == said
+    page.tab.locator("#x-where").select_option("@0")
+    page.tab.wait_for_timeout(200)
+    assert "Extrapolated, not measured: nobody measured Qwen3-235B" in page.text(ANSWER)
+    page.tab.locator("#x-system").select_option(PLAIN)
+    page.tab.locator("#x-pair").select_option(DRAFT)
+    page.tab.wait_for_timeout(200)
+    assert page.text(ANSWER) == measured and page.complaints == []
 
 
 def test_a_field_without_a_number_asks_nothing(opened: Callable[..., Any]) -> None:
