@@ -5,6 +5,7 @@ import io
 import pytest
 
 from bayes_sd.progress import with_time_left
+from bayes_sd.runs.log_files import duckdb, own_bar
 
 
 class Terminal(io.StringIO):
@@ -25,3 +26,15 @@ def test_steps_pass_under_a_bar_on_a_terminal_only(
     said = file.getvalue()
     assert ("reading [/x] a.csv" in said and "100%" in said) == (kind is Terminal and count > 1)
     assert bool(said) == (kind is Terminal and count > 1)
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_duckdb_draws_its_own_bar_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, kind: type[io.StringIO]
+) -> None:
+    monkeypatch.setattr("sys.stdout", kind())
+    engine = duckdb()
+    setting = "SELECT current_setting('enable_progress_bar')"
+    assert engine.raw_sql(setting).fetchone() == (kind is Terminal,)
+    own_bar(engine, False)
+    assert engine.raw_sql(setting).fetchone() == (False,)

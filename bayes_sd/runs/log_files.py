@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,7 +108,14 @@ def duckdb() -> Any:
         needed = "Ibis with DuckDB: pip install 'bayes-sd[logs]'"
         raise InputError(f"logs of requests and Parquet files need {needed}") from None
     engine.raw_sql("SET TimeZone = 'UTC'")
+    own_bar(engine, True)
     return engine
+
+
+def own_bar(engine: Any, drawn: bool) -> None:
+    """Whether DuckDB draws its bar of what takes over 2 s, with the time left, on a terminal."""
+    if sys.stdout.isatty():
+        engine.raw_sql(f"SET enable_progress_bar = {drawn}")
 
 
 def read(engine: Any, name: str, sources: Sequence[Any], names: Mapping[str, str]) -> Any:

@@ -58,7 +58,7 @@ class Log:
         self.aside: list[dict[str, Any]] = []
         units = {k: v[1] for k, v in mapping.items() if not isinstance(v, str)}
         kept = f.is_lazy(sources[0])
-        self._engine = sources[0].get_backend() if kept else f.duckdb()
+        self._own, self._engine = not kept, sources[0].get_backend() if kept else f.duckdb()
         with f.in_words(name):
             self._rows = _checked(f.read(self._engine, name, sources, names), names, units)
             if not (kept or f.is_parquet(sources[0])):  # texts are parsed once
@@ -162,6 +162,8 @@ class Log:
                 sizes = self._engine.execute(rows.group_by("window").agg(n=rows.count()))
                 before = sizes.set_index("window")["n"].reindex(range(count), fill_value=0).cumsum()
                 ends = [*np.flatnonzero(np.diff(before // AT_A_TIME, prepend=-1)), count]
+                if self._own:  # the bar of all parts instead
+                    f.own_bar(self._engine, False)
             spans = pairwise(map(int, ends))
             for start, end in with_time_left(spans, len(ends) - 1, f"reading {self.name}"):
                 # The times themselves let an engine skip what is stored elsewhere.
