@@ -237,8 +237,8 @@ def show(title: str, table: "pd.DataFrame") -> None:
         texts = [str(name).replace("_", " "), *table[name].map(cell)]
         longest = max(map(len, texts))
         columns.append([x.rjust(longest) if is_number else x.ljust(longest) for x in texts])
-    # The texts at the left and the first number tell rows apart: every block begins with them.
-    first = numeric.index(True) + 1 if any(numeric) else 1
+    # Every block begins with the columns at the left that tell rows apart.
+    first = next((n for n in range(1, len(columns)) if not table.iloc[:, :n].duplicated().any()), 1)
     keys, rest = columns[:first], columns[first:]
     print(title)
     while True:
