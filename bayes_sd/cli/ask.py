@@ -260,10 +260,11 @@ def capacity(
     how |= {"replicas": replicas, "price_per_hour": prices or price}
     answer = fit.capacity(wanted, named, **how, extrapolate=asked.extrapolate)
     beats = [("P(row is faster than column)", answer.beats.reset_index(names=""))]
-    told: dict[str, Any] = {"beats": answer.beats.to_dict("index"), "prob_none": answer.prob_none}
+    told: dict[str, Any] = {"beats": answer.beats.to_dict("index")}
+    told["prob_all_saturated"] = answer.prob_all_saturated
     title = (
         f"P({answer.target}) >= {confidence:g}; best and the chance that all saturate "
-        f"({answer.prob_none:.2g}) sum to 1"
+        f"({answer.prob_all_saturated:.2g}) sum to 1"
     )
     return o.Reply.of(answer, title, *beats * (len(named) > 1), **told)
 
