@@ -185,7 +185,7 @@ def compare(
     )
     if len(drafting) > 1:
         title += "; best: no other k and not plain is faster"
-    reply = o.Reply.of(answer, title, compared=of)
+    reply = o.Reply.of(answer, title, of=of)
     rows = [even.table.to_dict("records")[0] | {"sentence": str(even)} for even in evens]
     first, *shown = reply.shown
     shown = [first, *map(str, evens), *shown]
@@ -209,10 +209,9 @@ def schedule(
     server = asked.server(max(ks), drafter_loaded=True)
     if any(wanted.cells[name].size > 1 for name in LENGTHS):
         several = asked.fit.contexts(wanted, server, k=ks, **how)
-        tables = [one.to_vllm() for one in several.schedules.values()]
-        told: dict[str, Any] = {"num_speculative_tokens_per_batch_size": tables}
-        told["lengths"] = [*several.loses]
-        return o.Reply.of(several, "Draft tokens by lengths and requests in flight", **told)
+        loses = several.loses.to_dict("index")
+        title = "Draft tokens by lengths and requests in flight"
+        return o.Reply.of(several, title, loses=loses)
     answer = asked.fit.schedule(wanted, server, k=ks, **how)
     keys = {"method": method, "model": draft_model}
     config, line = None, "Serve without --speculative-config."
@@ -226,7 +225,6 @@ def schedule(
     )
     shown = [("Latency under this schedule, seconds", table)] * bool(asked.rps or asked.concurrency)
     told = {"speculative_config": config, "latency": table.to_dict("records")}
-    told["num_speculative_tokens_per_batch_size"] = answer.to_vllm()
     return o.Reply.of(answer, title, *shown, line, **told)
 
 

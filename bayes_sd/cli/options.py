@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bayes_sd.answers.answer import Answer
+    from bayes_sd.checks.compare import Comparison
     from bayes_sd.plan.sweep import Plan
     from bayes_sd.runs.schema import Runs
 
@@ -63,7 +64,9 @@ class Reply:
     answer: Any = None  # that is told
 
     @classmethod
-    def of(cls, answer: "Answer | Plan", title: str, *shown: Any, **more: Any) -> "Reply":
+    def of(
+        cls, answer: "Answer | Comparison | Plan", title: str, *shown: Any, **more: Any
+    ) -> "Reply":
         """An answer: its sentence first, then its table and what else is shown."""
         data = {"answer": str(answer), "rows": answer.table.to_dict("records"), **more}
         return cls(data, [str(answer), (title, answer.table), *shown], answer=answer)

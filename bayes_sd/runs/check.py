@@ -14,6 +14,8 @@ from bayes_sd.runs.drafting import USUAL
 
 SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
+RANGES = {"rps": "rps", "prompt_tokens": "prompt", "output_tokens": "output"}  # as they are shown
+RANGES |= {"acceptance_imposed": "imposed"}
 WIDTH, SHOWN = 80, ("verifier", "drafter", "k", "steady", "rps")  # of a terminal; in all tables
 FINDINGS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
 FLAGS, NOTES = FINDINGS["warning"], FINDINGS["note"]
@@ -89,17 +91,14 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     use, rps = fitted_as(runs), runs.rate_rps.fillna(runs.achieved_rps)
     table = runs.assign(steady=use == "steady", bounds=use == "bound", rps=rps, load=_load(runs))
     table["accepted"] = _accepted_share(runs)
-    bounds = {"rps": "rps", "prompt": "prompt_tokens", "output": "output_tokens"}
     summary = table.groupby(SERVER).agg(
         runs=("run_id", "size"),
         steady=("steady", "sum"),
         bounds=("bounds", "sum"),
         requests=("requests", "sum"),
         load_levels=("load", "nunique"),
-        **{f"{end}_{n}": (column, end) for n, column in bounds.items() for end in ("min", "max")},
+        **{f"{end}_{name}": (name, end) for name in RANGES for end in ("min", "max")},
         acceptance=("accepted", "mean"),
-        min_imposed=("acceptance_imposed", "min"),
-        max_imposed=("acceptance_imposed", "max"),
         acceptance_from=("acceptance_from", lambda x: ", ".join(sorted({*x} - {""}))),
     )
     return summary.reset_index()
@@ -111,9 +110,9 @@ def _narrow(summary: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     text = text.map(lambda x: f"{x:.4g}" if isinstance(x, float) else str(x) or "-")
     text = text.replace("nan", "-")
     text["steady"] += " of " + summary.runs.astype(str)
-    for name in ("rps", "prompt", "output", "imposed"):
+    for name, short in RANGES.items():
         low, high = (text.pop(f"{end}_{name}") for end in ("min", "max"))
-        text[name] = low.where(low == high, low + "-" + high)
+        text[short] = low.where(low == high, low + "-" + high)
     text = text.rename(columns={"draft_tokens": "k", "acceptance_from": "told by"})
     values = {name: {*text[name]} - {"-"} for name in text if name not in SHOWN}
     alike = {name: "".join(each) for name, each in values.items() if len(each) < 2}

@@ -174,7 +174,7 @@ def test_fit_into_a_missing_folder_is_refused_before_sampling(one_run: Path) -> 
 def test_fit_saves_and_says_so(one_run: Path, tmp_path: Path) -> None:
     result = run("fit", str(one_run), "-o", str(tmp_path / "fit.nc"), "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["fit"]["divergences"] == 0
+    assert json.loads(result.stdout)["sampling"]["divergences"] == 0
     assert (tmp_path / "fit.nc").is_file()
 
 

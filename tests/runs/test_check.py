@@ -49,7 +49,7 @@ def test_summary_counts(corpus: Runs, checked: Check) -> None:
     assert (row.min_rps, row.max_rps) == (min(rates), max(rates))
     shares = [f["spec_decode_acceptance_rate"] / 100 for f in files]
     assert row.acceptance == pytest.approx(sum(shares) / 5, rel=1e-4)
-    assert (row.min_imposed, row.max_imposed) == (0.7, 0.7)
+    assert (row.min_acceptance_imposed, row.max_acceptance_imposed) == (0.7, 0.7)
     plain = summary[summary.drafter == "none"]
     assert plain.acceptance.isna().all()
 
