@@ -44,7 +44,8 @@ class Refits:
 def check(paths: o.Paths, source: o.Source) -> o.Reply:
     """Say what result files hold, what was set aside and why, and what is missing."""
     result = source.read(paths).check()
-    return o.Reply(result.to_dict(), [o.fill(str(result))], result.passed)
+    shown = [o.fill(part) if isinstance(part, str) else part for part in result.parts]
+    return o.Reply(result.to_dict(), shown, result.passed)
 
 
 def fit(

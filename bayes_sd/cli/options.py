@@ -243,7 +243,7 @@ def show(title: str, table: "pd.DataFrame") -> None:
     # Every block begins with the columns at the left that tell rows apart.
     first = next((n for n in range(1, len(columns)) if not table.iloc[:, :n].duplicated().any()), 1)
     keys, rest = columns[:first], columns[first:]
-    print(title)
+    print(fill(title))
     while True:
         block, room = [*keys], width() - sum(len(column[0]) + 1 for column in keys)
         while rest and (len(block) == first or len(rest[0][0]) <= room):

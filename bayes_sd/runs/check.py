@@ -1,6 +1,5 @@
 """What a set of runs can answer and what it cannot."""
 
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
 RANGES = {"rps": "rps", "prompt_tokens": "prompt", "output_tokens": "output"}  # as they are shown
 RANGES |= {"acceptance_imposed": "imposed"}
-WIDTH, SHOWN = 80, ("verifier", "drafter", "k", "steady", "rps")  # of a terminal; in all tables
+SHOWN = ("verifier", "drafter", "k", "steady", "rps")  # in all tables
 FINDINGS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
 FLAGS, NOTES = FINDINGS["warning"], FINDINGS["note"]
 CONSEQUENCES = FINDINGS["so"] | {flag: x["so"] for flag, x in (FLAGS | NOTES).items()}
@@ -43,19 +42,24 @@ class Check:
     summary: pd.DataFrame
     findings: pd.DataFrame
 
-    def __str__(self) -> str:
+    @property
+    def parts(self) -> list[Any]:
+        """What it says: texts, and a titled table an environment."""
         refused = "These runs cannot be fitted; see the errors below."
-        parts = ["There are steady runs to fit." if self.passed else refused]
-        if len(self.summary):
-            constant, shown = _narrow(self.summary)
-            parts += [constant, shown.to_string(index=False, na_rep="-", line_width=WIDTH)]
-        if len(self.findings):
-            lines = (
-                f"{f.level:<8} {f.where}: {f.finding}\n{'':8} -> {f.consequence}"
-                for f in self.findings.itertuples()
-            )
-            parts.append("\n".join(lines))
-        return "\n\n".join(parts)
+        told = (
+            f"{f.level:<8} {f.where}: {f.finding}\n{'':8} -> {f.consequence}"
+            for f in self.findings.itertuples()
+        )
+        tables = [_narrow(own) for _, own in self.summary.groupby("environment", sort=False)]
+        said = "There are steady runs to fit." if self.passed else refused
+        return [said, *tables, *["\n".join(told)] * (len(self.findings) > 0)]
+
+    def __str__(self) -> str:
+        texts = (
+            part if isinstance(part, str) else f"{part[0]}\n\n{part[1].to_string(index=False)}"
+            for part in self.parts
+        )
+        return "\n\n".join(texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; missing ones are None."""
@@ -117,7 +121,7 @@ def _narrow(summary: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     values = {name: {*text[name]} - {"-"} for name in text if name not in SHOWN}
     alike = {name: "".join(each) for name, each in values.items() if len(each) < 2}
     said = ", ".join(f"{name} {value}" for name, value in alike.items() if value)
-    return textwrap.fill(f"In all rows: {said}", WIDTH), text.drop(columns=list(alike))
+    return f"In all rows: {said}", text.drop(columns=list(alike))
 
 
 def _load(runs: pd.DataFrame) -> pd.Series:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from runs_helpers import CORPUS, PLAIN, REMOVE, SD, TABLE, changed, raw, read_table, write
 
@@ -157,6 +158,14 @@ def test_text_has_every_system_and_finding(corpus: Runs) -> None:
     table = text.split("\n\n")[2].splitlines()
     assert len(table) == len(result.summary) + 1 and max(map(len, table)) <= 80
     assert "nan" not in text.lower()
+
+
+def test_every_environment_has_a_table_that_need_not_name_it(corpus: Runs) -> None:
+    some = corpus.select(verifier="dense-200m")
+    both = pd.concat([some.table, some.table.assign(environment="elsewhere")])
+    text = str(Runs(both, some.set_aside).check()).split("\nwarning")[0]
+    assert text.count("In all rows: environment elsewhere") == text.count("elsewhere") == 1
+    assert text.count("steady acceptance") == 2
 
 
 def test_json(checked: Check) -> None:
