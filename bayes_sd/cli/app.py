@@ -112,7 +112,7 @@ def demo(
         f"{accuracy['mean_error']:.4f}\n"
     )
     title = (
-        "P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate\n"
+        "P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate "
         "(requests/s), {:.0f} + {:.0f} tokens".format(*DEMO_LENGTHS)
     )
     coefficients = ("Fitted coefficients: median and 90% interval", result.coefficients())

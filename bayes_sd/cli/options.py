@@ -69,7 +69,7 @@ class Reply:
     ) -> "Reply":
         """An answer: its sentence first, then its table and what else is shown."""
         data = {"answer": str(answer), "rows": answer.table.to_dict("records"), **more}
-        return cls(data, [str(answer), (title, answer.table), *shown], answer=answer)
+        return cls(data, [fill(str(answer)), (title, answer.table), *shown], answer=answer)
 
 
 def parameters(of: Callable[..., Any]) -> Iterator[inspect.Parameter]:
@@ -219,12 +219,14 @@ def say(text: str) -> None:
 
 
 def width() -> int:
-    """Columns of the terminal; of a file or a pipe so many that little is wrapped."""
+    """Columns of the terminal; of a file or a pipe so many that few tables need blocks."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def fill(text: str) -> str:
-    """Text with its longer lines wrapped at the width of the terminal, set in below the first."""
+    """Text with lines wrapped at the width of the terminal, set in; to a file or pipe as it is."""
+    if not sys.stdout.isatty():
+        return text
     wrapper = textwrap.TextWrapper(
         width(), subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
     )

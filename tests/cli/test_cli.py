@@ -117,6 +117,8 @@ def test_findings_are_wrapped_at_the_terminal(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, said.splitlines())) > 80
     assert max(map(len, fill(said).splitlines())) <= 80
     assert fill(said).split() == said.split()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert fill(said) == said  # a line stays a line for who searches it
 
 
 def test_check_says_what_is_there(one_run: Path) -> None:
