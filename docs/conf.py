@@ -35,7 +35,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 copybutton_prompt_text = "$ "
 
-GENERATED = {"cli": generate.commands, "run_table": generate.columns}
+GENERATED = {"cli": generate.commands, "run_table": generate.columns, "json": generate.replies}
 
 
 def _fill(_: Any, page: str, text: list[str]) -> None:
@@ -46,7 +46,7 @@ def _fill(_: Any, page: str, text: list[str]) -> None:
 
 def _write(app: Any, error: Exception | None) -> None:
     if error is None and app.builder.format == "html":
-        generate.write_schema(Path(app.outdir))
+        generate.write_schemas(Path(app.outdir))
 
 
 def setup(app: Any) -> None:

@@ -91,7 +91,7 @@ def test_ask_answers_before_measuring_and_says_what_it_assumed() -> None:
     answer = json.loads(ask("--verifier", "Qwen3-8B", "--machine", "H100", "--gpus", "2", "--rps",
                             "1", "-k", "2", "--acceptance", "0.8", "--json"))  # fmt: skip
     assert {row["support"] for row in answer["rows"]} == {"data sheet"}
-    assert len(answer["best"]) == 1
+    assert len(answer["least_loss"]) == 1
 
 
 @pytest.mark.parametrize("drafter", ["ngram", "mtp", "Qwen3-0.6B", "params=5e8,layers=20"])

@@ -41,14 +41,14 @@ class Capacity(answer.Answer):
     rows : pandas.DataFrame
         A row a server: ``max_rps`` or ``max_concurrency`` (with the asked confidence; NaN where the
         target is kept at no load), its median, ``replicas`` (the fewest that keep the target, or
-        those asked for), ``prob_kept``, ``mean_s`` with its 90% interval, ``prob_saturated`` (in
-        any window), ``needed``, ``prob_possible`` and ``idle_s`` (chance that an idle server keeps
-        the target, and its percentile), ``prob_best``, ``regret_ms`` (mean latency lost to the best
-        server had it been known), ``support``; with prices ``per_hour``,
+        those asked for), ``prob_kept``, ``mean_p50_s`` with its 90% interval, ``prob_saturated``
+        (in any window), ``needed``, ``prob_possible`` and ``idle_s`` (chance that an idle server
+        keeps the target, and its percentile), ``prob_best``, ``regret_ms`` (mean latency lost to
+        the best server had it been known), ``support``; with prices ``per_hour``,
         ``price_per_million_tokens`` (output), ``prob_cheapest``, ``regret_per_hour``.
     beats : pandas.DataFrame
         Chance that the server of the row has the lower mean latency than that of the column.
-    prob_none : float
+    prob_all_saturated : float
         Chance that every server saturates in some window; with all ``prob_best`` it sums to 1.
     load, slo_s, percentile, confidence
         As asked.
@@ -57,7 +57,7 @@ class Capacity(answer.Answer):
     draws: xr.Dataset
     rows: pd.DataFrame
     beats: pd.DataFrame
-    prob_none: float
+    prob_all_saturated: float
     load: Load
     slo_s: float
     percentile: float
@@ -71,13 +71,13 @@ class Capacity(answer.Answer):
     def __str__(self) -> str:
         able = self.rows[self.rows["replicas"].notna()]
         kept = able[able["prob_kept"] >= self.confidence]
-        parts = []
-        if len(able) and self.prob_none < 0.5:
+        parts, none = [], self.prob_all_saturated
+        if len(able) and none < 0.5:
             best = (kept if len(kept) else able).sort_values("regret_ms").iloc[0]
             keeps = f"keeps {self.target} and " if len(kept) else ""
             parts.append(
-                f"{_on(best)} {keeps}has the lowest expected latency, {best['mean_s']:.3g} s in "
-                f"the mean; it is the fastest with probability {best['prob_best']:.2f}, past "
+                f"{_on(best)} {keeps}has the lowest expected latency, {best['mean_p50_s']:.3g} s "
+                f"in the mean; it is the fastest with probability {best['prob_best']:.2f}, past "
                 f"capacity in some window with probability {best['prob_saturated']:.2f} "
                 f"({best['support']})."
             )
@@ -85,7 +85,7 @@ class Capacity(answer.Answer):
             those = ", ".join(_on(row) for _, row in kept.iterrows()) or "none"
             parts.append(
                 "Every server is past capacity in some window with probability "
-                f"{self.prob_none:.2f}, so none is the fastest; {self.target} is kept by {those}."
+                f"{none:.2f}, so none is the fastest; {self.target} is kept by {those}."
             )
         if len(kept) and "per_hour" in kept:
             low = kept.sort_values("regret_per_hour").iloc[0]
@@ -276,13 +276,13 @@ class _Windows:
     def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
         """What so many replicas do, and draws of their mean latency (s)."""
         draws = self.arm.fit.draws
-        names = ("prob_kept", "mean_s", "mean_p05_s", "mean_p95_s", "prob_saturated")
+        names = ("prob_kept", "mean_p05_s", "mean_p50_s", "mean_p95_s", "prob_saturated")
         if math.isnan(count):
             return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)
         said, variance = self.at(np.full((draws, 1), 1 / count))
         mean = (said.e2e_s * self.shares).sum(axis=1)
         kept = (self.within(said, variance, slo_s) >= share).mean()
-        interval = np.quantile(mean, [0.5, 0.05, 0.95], method="inverted_cdf")
+        interval = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
         saturated = (said.utilization >= 1).any(axis=1).mean()
         values = map(float, (kept, *interval, saturated))
         return {"replicas": count} | dict(zip(names, values, strict=True)), mean

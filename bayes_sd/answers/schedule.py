@@ -37,9 +37,9 @@ class Schedule(answer.Answer):
     ----------
     rows : pandas.DataFrame
         The table: ``lo, hi`` (batch sizes, both included), ``k``, ``prob_best`` (chance that no
-        other candidate is better, mean over the row), ``expected_regret_ms`` (expected latency lost
-        to the best candidate had it been known; for an SLO ``expected_regret``, the probability
-        lost), ``prob_faster_than_plain_lo`` and ``_hi`` (than a server without a drafter, which an
+        other candidate is better, mean over the row), ``regret_ms`` (expected latency lost to the
+        best candidate had it been known; for an SLO ``regret_prob``, the probability lost),
+        ``prob_faster_than_plain_lo`` and ``_hi`` (than a server without a drafter, which an
         idle one slows, at both ends; NaN where none was measured), ``support``.
     latency : Latency
         At the loads asked about; its draws are those of the answer.
@@ -225,7 +225,7 @@ def schedule(
         plain = _loss(thin, *arm.outcome(), loss, slo_s)
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
     best, at = losses.min(axis=0), np.arange(top)
-    lost, unit = ("expected_regret_ms", 1e3) if slo_s is None else ("expected_regret", 1.0)
+    lost, unit = ("regret_ms", 1e3) if slo_s is None else ("regret_prob", 1.0)
     cells = {
         "batch": at + 1,
         "k": np.array(ks)[chosen],
@@ -278,7 +278,7 @@ def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
     columns |= {name: (name, "mean") for name in ("prob_best", lost)}
     for end, which in (("lo", "first"), ("hi", "last")):
         columns[f"prob_faster_than_plain_{end}"] = ("prob_faster_than_plain", which)
-    if lost == "expected_regret":  # of an SLO
+    if lost == "regret_prob":  # of an SLO
         columns["prob_within_slo"] = ("prob_within_slo", "min")
     columns["support"] = ("support", answer.farthest)
     group = (cells["k"] != cells["k"].shift()).cumsum()

@@ -17,7 +17,7 @@ from bayes_sd.errors import InputError
 DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
 BEFORE = ("Qwen3-32B", "H100", 2, "eagle3", "0.7", "1,8,64")  # asked before anything is measured
-SHARES = {"P at 8%": 0, "P at 48%": 5, "P at 95%": 11}  # of plain capacity: rows of a comparison
+SHARES = {8: 0, 48: 5, 95: 11}  # percent of plain capacity: rows of a comparison
 COMPILING = "compiling, ten seconds to a minute, then sampling ..."
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
 
@@ -44,7 +44,8 @@ class Refits:
 def check(paths: o.Paths, source: o.Source) -> o.Reply:
     """Say what result files hold, what was set aside and why, and what is missing."""
     result = source.read(paths).check()
-    return o.Reply(result.to_dict(), [o.fill(str(result))], result.passed)
+    shown = [o.fill(part) if isinstance(part, str) else part for part in result.parts]
+    return o.Reply(result.to_dict(), shown, result.passed)
 
 
 def fit(
@@ -67,7 +68,7 @@ def fit(
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
     result = LatencyModel().fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
-    data = {"file": str(output), "fit": result.sampling, "accuracy": result.accuracy()}
+    data = {"file": str(output), "sampling": result.sampling, "accuracy": result.accuracy()}
     return o.Reply(data, [str(result), f"saved to {output}"])
 
 
@@ -79,7 +80,7 @@ def plan(
     from bayes_sd.plan.design import plan_sweep
 
     made = plan_sweep(description, folder)
-    return o.Reply.of(made, "Servers", path=made.path and str(made.path))
+    return o.Reply.of(made, "Servers", plan=made.path and str(made.path))
 
 
 def demo(
@@ -102,7 +103,8 @@ def demo(
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
     rows = [decision(compared, even) for compared, evens in decisions for even in evens]
     out.mkdir(parents=True, exist_ok=True)
-    files = [str(result.save(out / "fit.nc")), str(result.report(out / "report.html"))]
+    files = {"file": str(result.save(out / "fit.nc"))}
+    files["page"] = str(result.report(out / "report.html"))
     told = (
         f"compiled in {result.sampling['seconds_compile']:.0f} s, sampled in "
         f"{result.sampling['seconds_sample']:.0f} s; R^2 of log mean latency "
@@ -110,15 +112,14 @@ def demo(
         f"{accuracy['mean_error']:.4f}\n"
     )
     title = (
-        "P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate\n"
+        "P(SD beats plain) in the mean at shares of plain capacity, and the break-even rate "
         "(requests/s), {:.0f} + {:.0f} tokens".format(*DEMO_LENGTHS)
     )
     coefficients = ("Fitted coefficients: median and 90% interval", result.coefficients())
-    wrote = "wrote " + ", ".join(files)
+    wrote = "wrote " + ", ".join(files.values())
     shown = [*before.shown, str(result), told, coefficients, (title, pd.DataFrame(rows)), wrote]
-    data: dict[str, Any] = {"before": before.data, "fit": result.sampling, "accuracy": accuracy}
-    data |= {"decisions": rows, "files": files}
-    return o.Reply(data, shown)
+    data = {"before": before.data, "sampling": result.sampling, "accuracy": accuracy}
+    return o.Reply({**data, "decisions": rows, **files}, shown)
 
 
 def decision(comparison: Any, even: Any) -> dict[str, Any]:
@@ -127,10 +128,8 @@ def decision(comparison: Any, even: Any) -> dict[str, Any]:
     row = even.table.iloc[0]
     return {
         "server": even.server,
-        **{name: own.iloc[i] for name, i in SHARES.items()},
-        **{name: row[f"{name}_rps"] for name in ("p05", "p50", "p95")},
-        **{f"P({name})": row[f"prob_{name}"] for name in ("never", "always")},
-        "support": row["support"],
+        **{f"prob_faster_at_{percent}pct": own.iloc[i] for percent, i in SHARES.items()},
+        **row[["p05_rps", "p50_rps", "p95_rps", "prob_never", "prob_always", "support"]].to_dict(),
     }
 
 
@@ -151,9 +150,8 @@ def compare_models(
         raise InputError(f"No model is called {unknown[0]!r}; known: {', '.join(known)}.")
     chosen = {name: known[name] for name in names}
     result = run(source.read(paths), chosen, by=by, **refits.how())
-    data = {"answer": str(result), "by": by, "models": result.table.to_dict("records")}
     title = f"Leaving out by {by}: log density of left-out mean latencies"
-    return o.Reply(data, [str(result), (title, result.table)])
+    return o.Reply.of(result, title, by=by)
 
 
 def validate(
@@ -177,7 +175,7 @@ def validate(
     rows = [result.to_dict() for result in results]
     passed = all(result.passed for result in results)
     table = pd.DataFrame(rows).drop(columns="sentence")  # said already, one after the other
-    return o.Reply({"checks": rows}, [("Checks", table)], passed)
+    return o.Reply({"passed": passed, "rows": rows}, [("Checks", table)], passed)
 
 
 PANELS = {

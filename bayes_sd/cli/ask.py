@@ -180,15 +180,15 @@ def compare(
     answer = fit.compare(wanted, drafting, plain, of=of, requests=requests, extrapolate=far)
     evens = [fit.break_even(wanted, each, plain, extrapolate=far) for each in drafting]
     title = (
-        f"Against {plain}, {of} latency: faster, slower and both saturated sum to 1; the speedup\n"
+        f"Against {plain}, {of} latency: faster, slower and both saturated sum to 1; the speedup "
         "is plain latency over that with SD (median and 90% interval)"
     )
     if len(drafting) > 1:
         title += "; best: no other k and not plain is faster"
-    reply = o.Reply.of(answer, title, compared=of)
+    reply = o.Reply.of(answer, title, of=of)
     rows = [even.table.to_dict("records")[0] | {"sentence": str(even)} for even in evens]
     first, *shown = reply.shown
-    shown = [first, *map(str, evens), *shown]
+    shown = [first, *(o.fill(str(even)) for even in evens), *shown]
     return replace(reply, data=reply.data | {"break_even": rows}, shown=shown)
 
 
@@ -209,10 +209,8 @@ def schedule(
     server = asked.server(max(ks), drafter_loaded=True)
     if any(wanted.cells[name].size > 1 for name in LENGTHS):
         several = asked.fit.contexts(wanted, server, k=ks, **how)
-        tables = [one.to_vllm() for one in several.schedules.values()]
-        told: dict[str, Any] = {"num_speculative_tokens_per_batch_size": tables}
-        told["lengths"] = [*several.loses]
-        return o.Reply.of(several, "Draft tokens by lengths and requests in flight", **told)
+        title = "Draft tokens by lengths and requests in flight"
+        return o.Reply.of(several, title, loses=several.loses.to_dict("index"))
     answer = asked.fit.schedule(wanted, server, k=ks, **how)
     keys = {"method": method, "model": draft_model}
     config, line = None, "Serve without --speculative-config."
@@ -220,13 +218,12 @@ def schedule(
         config, line = answer.speculative_config(**keys), answer.command_line(**keys)
     table = answer.latency.table
     title = (
-        f"Draft tokens by requests in flight, of k = {', '.join(map(str, ks))}; best: no other k\n"
-        "is faster; regret: latency expected to be lost to the best k had it been known;\n"
+        f"Draft tokens by requests in flight, of k = {', '.join(map(str, ks))}; best: no other k "
+        "is faster; regret: latency expected to be lost to the best k had it been known; "
         "faster than plain: than a server with no drafter loaded, at lo and at hi"
     )
     shown = [("Latency under this schedule, seconds", table)] * bool(asked.rps or asked.concurrency)
     told = {"speculative_config": config, "latency": table.to_dict("records")}
-    told["num_speculative_tokens_per_batch_size"] = answer.to_vllm()
     return o.Reply.of(answer, title, *shown, line, **told)
 
 
@@ -260,10 +257,11 @@ def capacity(
     how |= {"replicas": replicas, "price_per_hour": prices or price}
     answer = fit.capacity(wanted, named, **how, extrapolate=asked.extrapolate)
     beats = [("P(row is faster than column)", answer.beats.reset_index(names=""))]
-    told: dict[str, Any] = {"beats": answer.beats.to_dict("index"), "prob_none": answer.prob_none}
+    told: dict[str, Any] = {"beats": answer.beats.to_dict("index")}
+    told["prob_all_saturated"] = answer.prob_all_saturated
     title = (
         f"P({answer.target}) >= {confidence:g}; best and the chance that all saturate "
-        f"({answer.prob_none:.2g}) sum to 1"
+        f"({answer.prob_all_saturated:.2g}) sum to 1"
     )
     return o.Reply.of(answer, title, *beats * (len(named) > 1), **told)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bayes_sd.answers.answer import Answer
+    from bayes_sd.checks.compare import Comparison
     from bayes_sd.plan.sweep import Plan
     from bayes_sd.runs.schema import Runs
 
@@ -63,10 +64,12 @@ class Reply:
     answer: Any = None  # that is told
 
     @classmethod
-    def of(cls, answer: "Answer | Plan", title: str, *shown: Any, **more: Any) -> "Reply":
+    def of(
+        cls, answer: "Answer | Comparison | Plan", title: str, *shown: Any, **more: Any
+    ) -> "Reply":
         """An answer: its sentence first, then its table and what else is shown."""
         data = {"answer": str(answer), "rows": answer.table.to_dict("records"), **more}
-        return cls(data, [str(answer), (title, answer.table), *shown], answer=answer)
+        return cls(data, [fill(str(answer)), (title, answer.table), *shown], answer=answer)
 
 
 def parameters(of: Callable[..., Any]) -> Iterator[inspect.Parameter]:
@@ -216,12 +219,14 @@ def say(text: str) -> None:
 
 
 def width() -> int:
-    """Columns of the terminal; of a file or a pipe so many that little is wrapped."""
+    """Columns of the terminal; of a file or a pipe so many that few tables need blocks."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def fill(text: str) -> str:
-    """Text with its longer lines wrapped at the width of the terminal, set in below the first."""
+    """Text with lines wrapped at the width of the terminal, set in; to a file or pipe as it is."""
+    if not sys.stdout.isatty():
+        return text
     wrapper = textwrap.TextWrapper(
         width(), subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
     )
@@ -237,10 +242,10 @@ def show(title: str, table: "pd.DataFrame") -> None:
         texts = [str(name).replace("_", " "), *table[name].map(cell)]
         longest = max(map(len, texts))
         columns.append([x.rjust(longest) if is_number else x.ljust(longest) for x in texts])
-    # The texts at the left and the first number tell rows apart: every block begins with them.
-    first = numeric.index(True) + 1 if any(numeric) else 1
+    # Every block begins with the columns at the left that tell rows apart.
+    first = next((n for n in range(1, len(columns)) if not table.iloc[:, :n].duplicated().any()), 1)
     keys, rest = columns[:first], columns[first:]
-    print(title)
+    print(fill(title))
     while True:
         block, room = [*keys], width() - sum(len(column[0]) + 1 for column in keys)
         while rest and (len(block) == first or len(rest[0][0]) <= room):

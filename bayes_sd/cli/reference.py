@@ -65,8 +65,8 @@ def ask(
         f"data sheet of {where}; a handful of runs of your own make it sharp."
     )
     title = f"SD against plain {size.label} on {where}: faster, slower and both saturated sum to 1"
-    reply = o.Reply.of(answer, title, verdict=verdict, assumed=told, best=chosen)
-    return o.Reply(reply.data, [f"{verdict}.", told, *reply.shown[1:]])
+    reply = o.Reply.of(answer, title, verdict=verdict, assumed=told, least_loss=chosen)
+    return o.Reply(reply.data, [*map(o.fill, (f"{verdict}.", told)), *reply.shown[1:]])
 
 
 def _drafter(drafter: str, verifier: str) -> Size:

@@ -1,6 +1,7 @@
 """Files that ``vllm bench sweep serve`` runs, on a machine that has only vLLM."""
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -150,9 +151,9 @@ class Plan:
         return f"{servers}, {runs} runs, about {self.minutes:.0f} minutes{start}"
 
 
-def _ends(values: Sequence[float | None]) -> str:
+def _ends(values: Sequence[float | None]) -> str | float:
     known = sorted({value for value in values if value is not None})
-    return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:]))
+    return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:])) or math.nan
 
 
 def write_sweep(

@@ -1,6 +1,5 @@
 """What a set of runs can answer and what it cannot."""
 
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from bayes_sd.runs.drafting import USUAL
 
 SERVER = ["environment", "verifier", "drafter", "draft_tokens"]
 LEVELS = ("error", "warning", "note")
-WIDTH, SHOWN = 80, ("verifier", "drafter", "k", "steady", "rps")  # of a terminal; in all tables
+RANGES = {"rps": "rps", "prompt_tokens": "prompt", "output_tokens": "output"}  # as they are shown
+RANGES |= {"acceptance_imposed": "imposed"}
+SHOWN = ("verifier", "drafter", "k", "steady", "rps")  # in all tables
 FINDINGS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(encoding="utf-8"))
 FLAGS, NOTES = FINDINGS["warning"], FINDINGS["note"]
 CONSEQUENCES = FINDINGS["so"] | {flag: x["so"] for flag, x in (FLAGS | NOTES).items()}
@@ -41,19 +42,24 @@ class Check:
     summary: pd.DataFrame
     findings: pd.DataFrame
 
-    def __str__(self) -> str:
+    @property
+    def parts(self) -> list[Any]:
+        """What it says: texts, and a titled table an environment."""
         refused = "These runs cannot be fitted; see the errors below."
-        parts = ["There are steady runs to fit." if self.passed else refused]
-        if len(self.summary):
-            constant, shown = _narrow(self.summary)
-            parts += [constant, shown.to_string(index=False, na_rep="-", line_width=WIDTH)]
-        if len(self.findings):
-            lines = (
-                f"{f.level:<8} {f.where}: {f.finding}\n{'':8} -> {f.consequence}"
-                for f in self.findings.itertuples()
-            )
-            parts.append("\n".join(lines))
-        return "\n\n".join(parts)
+        told = (
+            f"{f.level:<8} {f.where}: {f.finding}\n{'':8} -> {f.consequence}"
+            for f in self.findings.itertuples()
+        )
+        tables = [_narrow(own) for _, own in self.summary.groupby("environment", sort=False)]
+        said = "There are steady runs to fit." if self.passed else refused
+        return [said, *tables, *["\n".join(told)] * (len(self.findings) > 0)]
+
+    def __str__(self) -> str:
+        texts = (
+            part if isinstance(part, str) else f"{part[0]}\n\n{part[1].to_string(index=False)}"
+            for part in self.parts
+        )
+        return "\n\n".join(texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; missing ones are None."""
@@ -89,17 +95,14 @@ def _summary(runs: pd.DataFrame) -> pd.DataFrame:
     use, rps = fitted_as(runs), runs.rate_rps.fillna(runs.achieved_rps)
     table = runs.assign(steady=use == "steady", bounds=use == "bound", rps=rps, load=_load(runs))
     table["accepted"] = _accepted_share(runs)
-    bounds = {"rps": "rps", "prompt": "prompt_tokens", "output": "output_tokens"}
     summary = table.groupby(SERVER).agg(
         runs=("run_id", "size"),
         steady=("steady", "sum"),
         bounds=("bounds", "sum"),
         requests=("requests", "sum"),
         load_levels=("load", "nunique"),
-        **{f"{end}_{n}": (column, end) for n, column in bounds.items() for end in ("min", "max")},
+        **{f"{end}_{name}": (name, end) for name in RANGES for end in ("min", "max")},
         acceptance=("accepted", "mean"),
-        min_imposed=("acceptance_imposed", "min"),
-        max_imposed=("acceptance_imposed", "max"),
         acceptance_from=("acceptance_from", lambda x: ", ".join(sorted({*x} - {""}))),
     )
     return summary.reset_index()
@@ -111,14 +114,14 @@ def _narrow(summary: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     text = text.map(lambda x: f"{x:.4g}" if isinstance(x, float) else str(x) or "-")
     text = text.replace("nan", "-")
     text["steady"] += " of " + summary.runs.astype(str)
-    for name in ("rps", "prompt", "output", "imposed"):
+    for name, short in RANGES.items():
         low, high = (text.pop(f"{end}_{name}") for end in ("min", "max"))
-        text[name] = low.where(low == high, low + "-" + high)
+        text[short] = low.where(low == high, low + "-" + high)
     text = text.rename(columns={"draft_tokens": "k", "acceptance_from": "told by"})
     values = {name: {*text[name]} - {"-"} for name in text if name not in SHOWN}
     alike = {name: "".join(each) for name, each in values.items() if len(each) < 2}
     said = ", ".join(f"{name} {value}" for name, value in alike.items() if value)
-    return textwrap.fill(f"In all rows: {said}", WIDTH), text.drop(columns=list(alike))
+    return f"In all rows: {said}", text.drop(columns=list(alike))
 
 
 def _load(runs: pd.DataFrame) -> pd.Series:

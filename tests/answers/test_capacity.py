@@ -99,7 +99,7 @@ def test_bills_are_those_of_the_replicas_and_tokens(fit: Fit) -> None:
     tokens = 20.0 * 64 * 3600
     np.testing.assert_allclose(table["price_per_million_tokens"], table["per_hour"] / tokens * 1e6)
     crowd = rows(ask(fit, CROWD, price_per_hour=prices))
-    tokens = 40 / crowd["mean_s"] * 64 * 3600
+    tokens = 40 / crowd["mean_p50_s"] * 64 * 3600
     price = crowd["per_hour"] / tokens * 1e6
     np.testing.assert_allclose(crowd["price_per_million_tokens"], price, rtol=0.01)
 
@@ -115,7 +115,7 @@ def test_chances_sum_and_pairs_agree_whatever_the_order(fit: Fit) -> None:
     prices = {"plain": 1.0, "sd": 1.2, "moe": 0.5}
     answer = ask(fit, price_per_hour=prices)
     table, beats = rows(answer), answer.beats
-    assert table["prob_best"].sum() + answer.prob_none == pytest.approx(1)
+    assert table["prob_best"].sum() + answer.prob_all_saturated == pytest.approx(1)
     assert table["prob_cheapest"].sum() == pytest.approx(1)
     assert (table[["regret_ms", "regret_per_hour"]] >= 0).all(axis=None)
     assert beats.loc["sd", "plain"] + beats.loc["plain", "sd"] == pytest.approx(1)
@@ -139,7 +139,14 @@ def test_equal_servers_share_the_first_place_and_draws_are_shared(fit: Fit) -> N
 def test_a_target_below_the_idle_latency_is_impossible_with_the_number(fit: Fit) -> None:
     answer = ask(fit, slo_s=0.05, price_per_hour=1.0)
     table = answer.table
-    empty = ["max_rps", "replicas", "per_hour", "mean_s", "regret_ms", "price_per_million_tokens"]
+    empty = [
+        "max_rps",
+        "replicas",
+        "per_hour",
+        "mean_p50_s",
+        "regret_ms",
+        "price_per_million_tokens",
+    ]
     assert table[empty].isna().all(axis=None)
     assert (table["prob_possible"] == 0).all() and (table["idle_s"] > 0.05).all()
     assert str(answer).count("impossible at any load") == 3
@@ -151,14 +158,14 @@ def test_one_impossible_server_leaves_the_others_to_compare(fit: Fit) -> None:
     answer = ask(fit, STEADY, slo_s=float(idle["sd"] * 1.15))
     table = rows(answer)
     assert math.isnan(table["replicas"]["plain"]) and table["replicas"]["sd"] >= 1
-    assert table["prob_best"].sum() + answer.prob_none == pytest.approx(1)
+    assert table["prob_best"].sum() + answer.prob_all_saturated == pytest.approx(1)
     assert answer.beats.loc["plain"].isna().all() and "plain: p95" in str(answer)
 
 
 def test_a_load_beyond_every_server_says_so_and_has_no_price(fit: Fit) -> None:
     answer = ask(fit, Load(rps=400.0, prompt=128, output=64), replicas=1, price_per_hour=1.0)
     table = answer.table
-    assert answer.prob_none > 0.99 and table["prob_saturated"].gt(0.99).all()
+    assert answer.prob_all_saturated > 0.99 and table["prob_saturated"].gt(0.99).all()
     assert "Every server is past capacity" in str(answer) and "is kept by none" in str(answer)
     assert table["needed"].gt(1).all()
     assert table[["price_per_million_tokens", "prob_cheapest"]].isna().all(axis=None)

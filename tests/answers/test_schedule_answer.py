@@ -37,7 +37,7 @@ def test_rows_are_those_that_vllm_accepts(fit: Fit, loss: dict[str, Any]) -> Non
     assert covered == list(range(1, 33)) and all(type(x) is int for row in rows for x in row)
     assert all(a[2] != b[2] for a, b in pairwise(rows))
     assert table["prob_best"].between(0, 1).all()
-    regret = table["expected_regret" if "slo_s" in loss else "expected_regret_ms"]
+    regret = table["regret_prob" if "slo_s" in loss else "regret_ms"]
     assert (regret >= 0).all()
     if "slo_s" in loss:
         assert (regret <= 1).all() and table["prob_within_slo"].between(0, 1).all()

@@ -16,6 +16,7 @@ import jsonschema
 import nbformat
 import pytest
 import yaml
+from generate import schema
 from nbclient import NotebookClient
 from typer.testing import CliRunner
 
@@ -25,10 +26,6 @@ from bayes_sd.fit import Fit
 from bayes_sd.runs.schema import Runs
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
-
-from generate import schema
-
 VERBS = [verb.__name__ for verbs in PANELS.values() for verb in verbs]
 NOTEBOOKS = {  # and what each says when it has run, whatever the draws
     "quickstart": "is faster up to a break-even load",
@@ -181,7 +178,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert (site / "api" / "bayes_sd.Fit.html").exists()
     names = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert names and names == {path.stem for path in (site / "notebooks").glob("*.html")}
-    assert json.loads((site / "run_table.schema.json").read_text())["$id"].startswith("urn:")
+    for name in ("run_table", *(verb.replace("_", "-") for verb in VERBS)):
+        assert json.loads((site / f"{name}.schema.json").read_text())["$id"].startswith("urn:")
 
 
 def test_shipped_runs_are_as_the_schema_of_the_run_table_says(runs: Runs) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from runs_helpers import CORPUS, PLAIN, REMOVE, SD, TABLE, changed, raw, read_table, write
 
@@ -49,7 +50,7 @@ def test_summary_counts(corpus: Runs, checked: Check) -> None:
     assert (row.min_rps, row.max_rps) == (min(rates), max(rates))
     shares = [f["spec_decode_acceptance_rate"] / 100 for f in files]
     assert row.acceptance == pytest.approx(sum(shares) / 5, rel=1e-4)
-    assert (row.min_imposed, row.max_imposed) == (0.7, 0.7)
+    assert (row.min_acceptance_imposed, row.max_acceptance_imposed) == (0.7, 0.7)
     plain = summary[summary.drafter == "none"]
     assert plain.acceptance.isna().all()
 
@@ -157,6 +158,14 @@ def test_text_has_every_system_and_finding(corpus: Runs) -> None:
     table = text.split("\n\n")[2].splitlines()
     assert len(table) == len(result.summary) + 1 and max(map(len, table)) <= 80
     assert "nan" not in text.lower()
+
+
+def test_every_environment_has_a_table_that_need_not_name_it(corpus: Runs) -> None:
+    some = corpus.select(verifier="dense-200m")
+    both = pd.concat([some.table, some.table.assign(environment="elsewhere")])
+    text = str(Runs(both, some.set_aside).check()).split("\nwarning")[0]
+    assert text.count("In all rows: environment elsewhere") == text.count("elsewhere") == 1
+    assert text.count("steady acceptance") == 2
 
 
 def test_json(checked: Check) -> None:
