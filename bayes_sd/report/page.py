@@ -2,6 +2,7 @@
 
 import base64
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import pandas as pd
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import break_even
 from bayes_sd.answers.compare import Comparison, compare, default_loads, measured_systems
+from bayes_sd.answers.datatree import to_datatree
 from bayes_sd.answers.fitted import accuracy, coefficient_table, families, misfits, plot_collapse
 from bayes_sd.answers.latency import latency
 from bayes_sd.answers.next_runs import next_runs
@@ -28,6 +30,7 @@ from bayes_sd.report.explorer import explorer
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.table import LENGTHS
 
+UNSURE = 0.7  # Pareto shape from which importance sampling says little
 LINES = 4  # servers in a figure, beside the plain one
 CSV_ROWS = 2000  # of a table's file
 FORMULA = ("=", "+", "-", "@")  # what spreadsheets take for the beginning of one
@@ -116,7 +119,8 @@ def report(
         said["next"] = attempt(lambda: next_runs(fit, load, named, **far))
     said |= {"families": attempt(lambda: families(fit)), "coefficients": coefficient_table(fit)}
     said |= {"stages": figures.stages(fit, load, own[:2]), "accuracy": accuracy(fit)}
-    said |= {"misfits": misfits(fit), "runs": fit.runs[[n for n in RUN_COLUMNS if n in fit.runs]]}
+    said |= {"misfits": misfits(fit), "left_out": left_out(fit.thin(DRAWS))}
+    said |= {"runs": fit.runs[[n for n in RUN_COLUMNS if n in fit.runs]]}
     numbers = count()
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=folder, autoescape=True, finalize=_safe, trim_blocks=True)
@@ -130,6 +134,19 @@ def report(
     about = explorer(fit, lead, load)
     html = page.get_template("page.html").render(**ask, **said, explorer=about)
     return write_whole(path, html.encode())
+
+
+def left_out(fit: Posterior) -> dict[str, Any]:
+    """How many runs lie inside the 90% intervals that a fit without them would give, by PSIS."""
+    import arviz as az
+
+    tree = to_datatree(fit, prior_draws=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of runs that say much: they are counted
+        shape = az.loo(tree, var_name="e2e", pointwise=True).pareto_k
+        place = az.loo_pit(tree, var_names="e2e")["e2e"].values
+    inside = int(((place > 0.05) & (place < 0.95)).sum())
+    return {"inside": inside, "runs": place.size, "unsure": int((shape > UNSURE).sum())}
 
 
 def attempt(make: Callable[[], Any]) -> Any:

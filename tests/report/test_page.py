@@ -13,9 +13,10 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import bayes_sd as bsd
+from bayes_sd.answers.schedule import DRAWS
 from bayes_sd.cli.app import app
 from bayes_sd.fit import Fit
-from bayes_sd.report.page import best_measured
+from bayes_sd.report.page import best_measured, left_out
 from bayes_sd.report.script import LOAD, Tape
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e$x_{" + "'\"&"
@@ -45,6 +46,16 @@ def test_it_is_one_file_below_three_megabytes_that_names_no_other(page: Path) ->
     assert len(text.encode()) < MOST_BYTES
     outside = re.findall(r'(?:src|href|action)="(?!#|data:)[^"]*"', text)
     assert not outside and "@import" not in text and "default-src 'none'" in text
+
+
+def test_it_says_how_well_runs_are_predicted_without_themselves(page: Path, fit: Fit) -> None:
+    said = left_out(fit.thin(DRAWS))
+    assert 0.8 < said["inside"] / said["runs"] <= 0.97 and said["runs"] == len(fit.runs)
+    assert f"{said['inside']} of {said['runs']} measured means lie inside" in text_of(page)
+    # A run that lies far off is inside no more.
+    runs = fit.tree["runs"].to_dataset()
+    off = fit.tree.assign({"runs": xr.DataTree(runs.assign(e2e_mean_s=runs["e2e_mean_s"] * 3))})
+    assert left_out(Fit(off).thin(DRAWS))["inside"] < said["inside"] / 2
 
 
 def test_its_tables_are_those_of_the_answers(page: Path, fit: Fit) -> None:
