@@ -14,7 +14,7 @@ from bayes_sd.model.design import NONE, WEIGHT_BITS, same_key
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
-from bayes_sd.runs.machine import Machine, captured, machine_of
+from bayes_sd.runs.machine import Machine, captured
 from bayes_sd.runs.sizes import Size
 
 
@@ -252,12 +252,6 @@ def machine_facts(
     return design.machine(**facts | {"captured_tokens": most, "weight_bits": bits})
 
 
-def site_of(fit: Posterior, machine: Machine) -> str:
-    """The only fitted site of a machine, whose factors it has; else its own name."""
-    alike = [site for site in fit.sites if machine_of(site) == machine.name]
-    return alike[0] if len(alike) == 1 else machine.name
-
-
 def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
     """Position of a measured model in its table; None for a new one."""
     if not isinstance(model, str):
@@ -297,7 +291,7 @@ def resolve(
     if isinstance(environment, Machine):
         weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
         environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
-        where = site or site_of(fit, environment)
+        where = site or fit.site_of_machine(environment.name)
     else:
         where = fit.site_of(environment)
     key = {

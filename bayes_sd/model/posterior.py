@@ -18,6 +18,7 @@ from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator,
 from bayes_sd.model.design import Design, sites_of
 from bayes_sd.model.file import FORMAT, KIND, TABLES, read, write
 from bayes_sd.physics.law import Law
+from bayes_sd.runs.machine import machine_of
 
 REFERENCE = "runs of other machines"
 LEVELS = (*known.EFFECT_DIMS, "environment")
@@ -103,6 +104,11 @@ class Posterior:
     def site_of(self, environment: str) -> str:
         """The site of an environment; one that the fit does not know is its own."""
         return self._site_of.get(environment, environment)
+
+    def site_of_machine(self, name: str) -> str:
+        """The only site of a machine, whose factors it has by its data sheet; else its own name."""
+        alike = [site for site in self.sites if machine_of(site) == name]
+        return alike[0] if len(alike) == 1 else name
 
     @cached_property
     def _site_of(self) -> dict[str, str]:

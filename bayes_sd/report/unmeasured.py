@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bayes_sd.answers.servers import Resolved, Server, machine_facts, resolve, site_of
+from bayes_sd.answers.servers import Resolved, Server, machine_facts, resolve
 from bayes_sd.model import design
 from bayes_sd.model.acceptance import normal_quantiles
 from bayes_sd.model.posterior import LEVELS, Posterior
@@ -47,7 +47,7 @@ def unmeasured(fit: Posterior, place: Callable[[Any], int], k_most: int) -> dict
         tflops = [machine.tflops_at(each) for each in bits]
         sheet = {n: getattr(machine, n) for n in ("name", "gb_per_s", "dies", "memory_gb")}
         if None not in tflops:
-            machines.append(where(sheet | {"tflops": tflops}, site_of(fit, machine)))
+            machines.append(where(sheet | {"tflops": tflops}, fit.site_of_machine(machine.name)))
     return {
         "models": models,
         "places": places,
