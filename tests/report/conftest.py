@@ -98,6 +98,12 @@ def with_sheet(fit: Fit) -> Fit:
 
 
 @pytest.fixture(scope="session")
+def sheet_page(with_sheet: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of that fit."""
+    return with_sheet.report(tmp_path_factory.mktemp("sheet") / "page.html")
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Debian's Chromium."""
     if CHROMIUM is None:

@@ -14,7 +14,7 @@ from bayes_sd.fit import Fit
 pytestmark = pytest.mark.browser
 PLAIN, DRAFT = "moe-e8k2", "draft-3m @ 0.9"
 ANSWER = "#x-answer"
-QUESTIONS = 40
+QUESTIONS = 25
 DATA = "JSON.parse(document.getElementById('x-data').textContent)"
 
 
@@ -75,9 +75,9 @@ def test_numbers_are_those_of_python(opened: Callable[..., Any], fit: Fit) -> No
 
 
 def test_numbers_of_what_nobody_measured_are_those_of_python(
-    opened: Callable[..., Any], with_sheet: Fit, tmp_path: Path
+    opened: Callable[..., Any], with_sheet: Fit, sheet_page: Path
 ) -> None:
-    page, rng = opened(path=with_sheet.report(tmp_path / "page.html")), np.random.default_rng(23)
+    page, rng = opened(path=sheet_page), np.random.default_rng(23)
     data = page.tab.evaluate(DATA)
     thin, new = with_sheet.thin(data["draws"]), data["new"]
     for _ in range(QUESTIONS):
@@ -132,11 +132,11 @@ def test_every_control_changes_what_is_asked(opened: Callable[..., Any]) -> None
 
 
 def test_a_model_and_a_machine_nobody_measured_can_be_asked_about(
-    opened: Callable[..., Any], with_sheet: Fit, tmp_path: Path
+    opened: Callable[..., Any], sheet_page: Path
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    page = opened(path=with_sheet.report(tmp_path / "page.html"))
+    page = opened(path=sheet_page)
     measured = page.text(ANSWER)
     page.tab.locator("#x-where").select_option("H100")
     page.tab.wait_for_timeout(200)
@@ -150,7 +150,7 @@ def test_a_model_and_a_machine_nobody_measured_can_be_asked_about(
     assert "nobody measured 8x H100" in said and "eagle3, k = 3 is faster than plain" in said
     assert "234 billion total parameters" in said and page.tab.is_disabled("#x-measured")
     assert Axe().run(page.tab).response["violations"] == []
-    assert opened(address, tmp_path / "page.html").text(ANSWER) == said
+    assert opened(address, sheet_page).text(ANSWER) == said
     page.tab.locator("#x-where").select_option("@0")
     page.tab.wait_for_timeout(200)
     assert "Extrapolated, not measured: nobody measured Qwen3-235B" in page.text(ANSWER)
