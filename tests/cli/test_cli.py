@@ -172,6 +172,23 @@ def test_fit_into_a_missing_folder_is_refused_before_sampling(one_run: Path) -> 
     assert "does not exist" in result.stderr
 
 
+def test_fit_takes_the_reference_as_its_prior_where_the_machine_is_known(
+    fit: Fit, one_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fitted(model: LatencyModel, *_: Any, **__: Any) -> Fit:
+        asked.append(next(p for p in model.priors if p.name == "read_weights").reason)
+        return fit
+
+    monkeypatch.setattr(LatencyModel, "fit", fitted)
+    words = ("fit", str(one_run), "-o", str(tmp_path / "fit.nc"), "--reference")
+    refused = run(*words)
+    assert refused.exit_code == 1 and "--set machine=NAME" in refused.stderr and not asked
+    assert run(*words, "--set", "machine=L4").exit_code == 0
+    assert asked == ["runs of other machines"]
+
+
 @pytest.mark.usefixtures("instant")
 def test_fit_saves_and_says_so(one_run: Path, tmp_path: Path) -> None:
     result = run("fit", str(one_run), "-o", str(tmp_path / "fit.nc"), "--json")
