@@ -379,9 +379,14 @@ function change(asked) {
 
 const number = (id) => by(id).value === "" ? NaN : Number(by(id).value);
 const on = (id, asked) => by(id).addEventListener("input", () => { const given = asked(); if (Object.values(given).every((v) => !Number.isNaN(v))) change(given); });
-on("x-system", () => ({ v: by("x-system").value, a: null }));
-on("x-where", () => ({ w: by("x-where").value }));
-on("x-n", () => ({ n: number("x-n") }));
+/** What is asked of another server, at half of its capacity where the rate is beyond that. */
+function within(asked) {
+  const next = sane(asked), top = range(next)[1];
+  return next.axis === "rate_rps" && next.x > top ? { ...asked, x: round(top / 2) } : asked;
+}
+on("x-system", () => within({ v: by("x-system").value, a: null }));
+on("x-where", () => within({ w: by("x-where").value }));
+on("x-n", () => within({ n: number("x-n") }));
 on("x-pair", () => ({ d: by("x-pair").value }));
 on("x-axis", () => ({ axis: by("x-axis").value, x: by("x-axis").value === "concurrency" ? 8 : start.axis === "rate_rps" ? start.x : 1 }));
 on("x-metric", () => ({ m: by("x-metric").value }));

@@ -154,8 +154,11 @@ def test_a_model_and_a_machine_nobody_measured_can_be_asked_about(
     page.tab.locator("#x-where").select_option("@0")
     page.tab.wait_for_timeout(200)
     assert "Extrapolated, not measured: nobody measured Qwen3-235B" in page.text(ANSWER)
+    load = page.tab.evaluate("explorer.state.x")  # that of before would be past its capacity
+    assert load < 0.5 and f"At {load:g} requests/s eagle3, k = 3 is faster" in page.text(ANSWER)
     page.tab.locator("#x-system").select_option(PLAIN)
     page.tab.locator("#x-pair").select_option(DRAFT)
+    page.tab.locator("#x-load").fill(measured.split()[1])
     page.tab.wait_for_timeout(200)
     assert page.text(ANSWER) == measured and page.complaints == []
 
