@@ -47,7 +47,7 @@ class Value(NDArrayOperatorsMixin):
         raise TypeError("what is not known yet is neither true nor false")
 
     def settled(self, step: Callable[["Value"], "Value"], most: int) -> "Value":
-        """What `step` makes of this again and again, until it no longer changes."""
+        """What `step` makes of this again and again, until it no longer changes; never above it."""
         tape, before = self.tape, {*self.tape.values}
         again = tape._kept(LOAD, f"{self.name} again")
         end = step(again)
@@ -118,10 +118,14 @@ class Tape:
             if value.name in loops:
                 start, again, end = (v.name for v in value.of)
                 most, here = code.split()[0], value.name
-                body = [f"const {again} = {here};", *loops[value.name], f"{here} = {end};"]
-                stop = f"if (Math.abs({here} - {again}) <= {SETTLED} * {here}) break;"
-                head = f"let {here} = {start};\nfor (let s = 0; s < {most}; s++) {{"
-                lines[LOAD] += [head, *body, stop, "}"]
+                # It begins where it ended at the load before.
+                lines[DRAW].append(f"let last{here} = 0;")
+                near = f"last{here} > 0 && last{here} < {start} ? last{here} : {start}"
+                step = f"{here} = {end} > 0 && {end} < {start} ? {end} : {start};"
+                stop = f"if (!(Math.abs({here} - {again}) > {SETTLED} * {here})) break;"
+                body = [f"const {again} = {here};", *loops[value.name], step, stop]
+                head = f"let {here} = {near};\nfor (let s = 0; s < {most}; s++) {{"
+                lines[LOAD] += [head, *body, "}", f"last{here} = {here};"]
                 continue
             if code.startswith(INPUT):
                 own = takes[value.depends]
