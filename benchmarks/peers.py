@@ -1,13 +1,13 @@
-"""The fit and its predictions beside what PyMC and NumPyro make of the same model.
+"""The fit and its predictions beside what PyMC, nutpie and NumPyro make of the same model.
 
     uv run --with jax --with numpyro benchmarks/peers.py [--verifier dense-60m] [--json]
 
 Each sampler is run in a process of its own that finds no compiled code on disk, and again in one
 that finds it: the smallest effective sample size (bulk) over all parameters, a second of sampling
 and a second in all. The samplers draw from the same PyMC model of the shipped runs, 4 chains on all
-cores, each as it does by default; posterior means are compared in their own errors. Predictions are
-those of the measured runs by all draws. PyMC is measured as of the numba backend. NumPyro is left
-out where it is not installed.
+cores, each as `pymc.sample(nuts_sampler=NAME)` does by default; posterior means are compared in
+their own errors. Predictions are those of the measured runs by all draws, beside
+`pymc.sample_posterior_predictive`. NumPyro is left out where it is not installed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 import warnings
 from typing import Any
 
-PEERS = ("bayes_sd", "pymc", "numpyro")
+PEERS = ("bayes_sd", "pymc", "nutpie", "numpyro")
 CHAINS, DRAWS = 4, 1000
 
 
@@ -88,7 +88,7 @@ def of_bayes_sd(verifier: str) -> dict[str, Any]:
     return row
 
 
-def of_pymc(verifier: str, sampler: str = "pymc") -> dict[str, Any]:
+def of_pymc(verifier: str, sampler: str) -> dict[str, Any]:
     """As `pymc.sample` samples by default; and `pymc.sample_posterior_predictive`."""
     import pymc as pm
 
@@ -96,10 +96,11 @@ def of_pymc(verifier: str, sampler: str = "pymc") -> dict[str, Any]:
     begun = time.perf_counter()
     with model.build(runs):
         how: dict[str, Any] = {"chains": CHAINS, "draws": DRAWS, "tune": DRAWS, "random_seed": 1}
+        how["nuts_sampler"] = sampler
         if sampler == "numpyro":
             import peers_jax  # noqa: F401
 
-            how |= {"nuts_sampler": "numpyro", "nuts_sampler_kwargs": {"chain_method": "parallel"}}
+            how["nuts_sampler_kwargs"] = {"chain_method": "parallel"}
         tree = pm.sample(**how, progressbar=False, compute_convergence_checks=False)
         seconds = time.perf_counter() - begun
         stats = tree["sample_stats"]

@@ -138,6 +138,7 @@ def test_a_model_and_a_machine_nobody_measured_can_be_asked_about(
 
     page = opened(path=sheet_page)
     measured = page.text(ANSWER)
+    assert not page.tab.locator("#x-n").is_visible()
     page.tab.locator("#x-where").select_option("H100")
     page.tab.wait_for_timeout(200)
     assert "Data sheet, not measured: nobody measured H100" in page.text(ANSWER)
