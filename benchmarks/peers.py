@@ -96,7 +96,7 @@ def of_pymc(verifier: str, sampler: str) -> dict[str, Any]:
     begun = time.perf_counter()
     with model.build(runs):
         how: dict[str, Any] = {"chains": CHAINS, "draws": DRAWS, "tune": DRAWS, "random_seed": 1}
-        how["nuts_sampler"] = sampler
+        how |= {"nuts_sampler": sampler, "cores": os.cpu_count()}  # of itself it takes half of them
         if sampler == "numpyro":
             import peers_jax  # noqa: F401
 

@@ -102,9 +102,8 @@ function law(server, state, loads) {
   return into;
 }
 
-/** The value with so many others below it; orders the array in part. */
-function select(a, place) {
-  let low = 0, high = a.length - 1;
+/** The value with so many others below it; orders the array in part, between two places. */
+function select(a, place, low = 0, high = a.length - 1) {
   while (low < high) {
     const pivot = a[(low + high) >> 1];
     let i = low, j = high;
@@ -118,7 +117,10 @@ function select(a, place) {
   return a[place];
 }
 /** Quantiles that are observed values, as in Python. */
-const quantiles = (a) => QUANTILES.map((q) => select(a, Math.max(Math.ceil(n * q - 1), 0)));
+function quantiles(a) {
+  const [low, middle, high] = QUANTILES.map((q) => Math.max(Math.ceil(n * q - 1), 0)), half = select(a, middle);
+  return [select(a, low, 0, middle), half, select(a, high, middle)];
+}
 
 /** System and pair of a state: as measured, or with servers that nobody measured. */
 function servers(state) {

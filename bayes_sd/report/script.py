@@ -22,7 +22,7 @@ SOURCE = {
 }
 POWERS: dict[Any, str] = {0.5: "Math.sqrt({0})", 2.0: "{0} * {0}", -1.0: "1 / {0}"}
 INPUT = "// "
-SETTLED = 1e-6  # last change of what is repeated, whose error is then far smaller
+SETTLED = 1e-5  # last change of what is repeated, whose error is then far smaller
 LOGARITHM = "Math.exp({1} * Math.log({0}))"
 
 
