@@ -282,7 +282,7 @@ function draw() {
 /** What the answer rests on, where that is less than a measurement. */
 function cautions(pair, system) {
   const found = [], model = models.get(state.v), sheet = machines.get(state.w), far = [];
-  if (sheet) found.push(`nobody measured ${site(state).name}: this is by its data sheet`);
+  if (sheet) found.push(sheet.factors ? `${site(state).name} is answered by its data sheet and what was measured on ${sheet.label}` : `nobody measured ${site(state).name}: this is by its data sheet`);
   if (model) {
     const sizes = { active: model.sizes.active, total: model.sizes.shared + model.sizes.expert };
     for (const name of model.sizes.moe ? ["active", "total"] : ["total"]) {
