@@ -114,8 +114,7 @@ def duckdb() -> Any:
 
 def own_bar(engine: Any, drawn: bool) -> None:
     """Whether DuckDB draws its bar of what takes over 2 s, with the time left, on a terminal."""
-    if sys.stdout.isatty():
-        engine.raw_sql(f"SET enable_progress_bar = {drawn}")
+    engine.raw_sql(f"SET enable_progress_bar = {drawn and sys.stdout.isatty()}")
 
 
 def read(engine: Any, name: str, sources: Sequence[Any], names: Mapping[str, str]) -> Any:
