@@ -41,7 +41,7 @@ REPEATS = 3
 
 def made_up(systems: int, runs: int) -> Runs:
     """So many runs of so many systems, by the law and a little scatter."""
-    sizes = np.geomspace(1e9, 70e9, systems)
+    sizes, each = np.geomspace(1e9, 70e9, systems), len(KS) * len(CONCURRENCIES)
     rows = []
     for i in range(runs):
         system, at = i % systems, i // systems
@@ -52,7 +52,8 @@ def made_up(systems: int, runs: int) -> Runs:
             "drafter_params": sizes[system] / 30 if k else np.nan, "draft_tokens": k,
             "acceptance_imposed": 0.7 if k else np.nan,
             "concurrency": CONCURRENCIES[at // len(KS) % len(CONCURRENCIES)],
-            "prompt_tokens": PROMPTS[at // (len(KS) * len(CONCURRENCIES)) % len(PROMPTS)],
+            # No two alike: a run that is there twice counts once.
+            "prompt_tokens": PROMPTS[at // each % len(PROMPTS)] + at // (each * len(PROMPTS)),
         })  # fmt: skip
     once = {"output_tokens": 256, "loop": "closed", "requests": 200,
             "gb_per_s": 3350.0, "tflops": 989.0, "environment": "made up"}  # fmt: skip
