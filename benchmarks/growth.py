@@ -110,7 +110,7 @@ def of_answers(fit: bsd.Fit) -> pd.DataFrame:
         took = []
         for _ in range(REPEATS):
             begun = time.perf_counter()
-            thin.latency(load, asked)
+            thin.latency(load, asked, extrapolate=True)
             took.append(time.perf_counter() - begun)
         rows.append({"loads": loads, "servers": servers, "draws": thin.draws, "seconds": min(took)})
     return pd.DataFrame(rows)
@@ -159,7 +159,7 @@ def main() -> None:
     answers = of_answers(first)
     exponents = {}
     for series, own in fits.groupby("series"):
-        for name in ("gradient_ms", "sample_s", "seconds"):
+        for name in ("gradient_ms", "sample_s", "seconds") if len(own) > 1 else ():
             exponents[f"{name}, more {series}"] = exponent(own["runs"], own[name])
     usual = dict(zip(("loads", "servers", "draws"), USUAL, strict=True))
     for name in usual:
