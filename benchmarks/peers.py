@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 PEERS = ("bayes_sd", "pymc", "nutpie", "numpyro")
@@ -60,7 +61,12 @@ def told(posterior: Any, seconds: float, sampling_s: float, divergences: int) ->
 
 def of_bayes_sd(verifier: str) -> dict[str, Any]:
     """As `LatencyModel.fit` samples; and its predictions."""
+    import numpy as np
+
+    from bayes_sd.answers.fitted import run_outcome
+    from bayes_sd.model.posterior import assemble
     from bayes_sd.model.sample import Sampling, sample
+    from bayes_sd.physics.noise import NU, draw_runs
 
     model, runs = model_and_runs(verifier)
     begun = time.perf_counter()
@@ -70,21 +76,13 @@ def of_bayes_sd(verifier: str) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     row = told(tree["posterior"].to_dataset(), seconds, used["seconds_sample"],
                convergence.divergences)  # fmt: skip
-    from bayes_sd.answers.fitted import run_outcome
-    from bayes_sd.model.posterior import assemble
-
     attrs = {"provenance": {}, "sampling": convergence.summary}
-    from dataclasses import asdict
-
     fit = assemble(tree, design, asdict(model) | asdict(Sampling()), attrs, 1)
     begun = time.perf_counter()
     said, scale, _ = run_outcome(fit, fit.runs)
-    import numpy as np
-
-    t = np.random.default_rng(1).standard_t(5, scale.shape)
-    log = np.log(said.e2e_s) + scale * t
+    runs_s = draw_runs(said.e2e_s, scale, np.random.default_rng(1).standard_t(NU, scale.shape))
     row["predict_s"], row["predicted_draws"] = time.perf_counter() - begun, fit.draws
-    row["predicted"] = np.median(log, axis=0).tolist()
+    row["predicted"] = np.median(np.log(runs_s), axis=0).tolist()
     return row
 
 

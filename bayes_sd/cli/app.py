@@ -57,7 +57,7 @@ def fit(
     tune: o.Tune = 700,
     target_accept: Annotated[float, o.sampling_option("Nearer 1: fewer divergences.", "P")] = 0.9,
     max_minutes: Annotated[float, o.sampling_option("Draw again for so long.", "M")] = 10.0,
-    known: Annotated[bool, o.option("Priors from public runs.", None, "--reference")] = False,
+    public: Annotated[bool, o.option("Priors from public runs.", None, "--reference")] = False,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
     from bayes_sd.fit import LatencyModel, reference
@@ -65,11 +65,11 @@ def fit(
 
     writable(output)
     runs = source.read(paths)
-    if known and runs.table["gb_per_s"].isna().any():
+    if public and runs.table["gb_per_s"].isna().any():
         raise InputError("--reference needs the machine of all runs: --set machine=NAME.")
     o.say(f"{runs!r}\n{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
-    model = LatencyModel(prior=reference() if known else None)
+    model = LatencyModel(prior=reference() if public else None)
     result = model.fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
     data = {"file": str(output), "sampling": result.sampling, "accuracy": result.accuracy()}

@@ -16,10 +16,15 @@ PRIOR_TRIALS = 10.0  # weight, in tokens, of a pair's mean rate on the rate of o
 STEP_SD = 0.3  # of the logit of acceptance from one position to the next, before any is measured
 
 
-def generator(seed: int, label: str) -> np.random.Generator:
-    """Random numbers of one named thing, so that all answers about it share them."""
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is no whole number of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed = {seed!r}: must be a whole number of at least 0.")
+
+
+def generator(seed: int, label: str) -> np.random.Generator:
+    """Random numbers of one named thing, so that all answers about it share them."""
+    check_seed(seed)
     return np.random.default_rng([seed, zlib.crc32(label.encode("utf-8", "replace"))])
 
 
@@ -33,6 +38,7 @@ def new_one(seed: int, label: str, draws: int, effects: int) -> np.ndarray:
 
     They are `normal_quantiles`, for each effect in an order of its own.
     """
+    check_seed(seed)
     columns = []
     for effect in range(effects):
         start = zlib.crc32(f"{seed} {effect} {label}".encode("utf-8", "replace"))

@@ -132,7 +132,7 @@ function servers(state) {
     const plain = elsewhere(state, system, pair, 0), gb = site(state).gb;
     const weights = (plain.sizes.shared + plain.sizes.expert) * plain.sizes.bytes + servers[1].sizes.drafter * servers[1].sizes.drafter_bytes;
     const refused = gb && weights > gb ? `${said(weights)} GB of weights do not fit into the ${said(gb)} GB of ${site(state).name}.` : "";
-    return [{ plain, refused, new: true }, { ...pair, servers, measured: pair.measured }];
+    return [{ plain, refused }, { ...pair, servers }];
   });
 }
 const lengthsOf = (pair) => pair.servers ? Object.keys(pair.servers).map(Number) : Array.from({ length: data.k_most }, (_, i) => i + 1);
@@ -389,7 +389,8 @@ function within(asked) {
 on("x-system", () => within({ v: by("x-system").value, a: null }));
 on("x-where", () => within({ w: by("x-where").value }));
 on("x-n", () => within({ n: number("x-n") }));
-on("x-pair", () => ({ d: by("x-pair").value }));
+// The usual acceptance of one drafter is not that of another.
+on("x-pair", () => ({ d: by("x-pair").value, a: servers(state)[1].rate === state.a ? null : state.a }));
 on("x-axis", () => ({ axis: by("x-axis").value, x: by("x-axis").value === "concurrency" ? 8 : start.axis === "rate_rps" ? start.x : 1 }));
 on("x-metric", () => ({ m: by("x-metric").value }));
 on("x-measured", () => ({ a: by("x-measured").checked ? null : number("x-a") }));

@@ -72,6 +72,7 @@ INPUT: list[tuple[str, str]] = [
     ("fit.latency(ONE, SD).quantile([[0.1, 0.2]])", r"q = .*: must be probabilities"),
     ("fit.break_even(ONE, SD, PLAIN).quantile([-1])", r"q = \[-1\]: must be probabilities"),
     ("fit.latency(ONE, SD, seed=-1)", r"seed = -1: must be a whole number"),
+    ("fit.capacity(ONE, Server(Size(9e7)), slo_s=2.0, seed=-1)", r"seed = -1: must be a whole"),
     ("fit.latency(ONE, SD, requests=10**400)", r"requests = 10{19} \.\.\. 0{20}: must be a whole"),
     ("fit.latency(rps(1e308), SD)", r"rps must be 0 or from 1e-60 to 1e\+19"),
     ("fit.latency(ONE, Server(Size(1e300)), extrapolate=True)", r"must be a number from 1 to"),

@@ -152,6 +152,10 @@ def test_a_model_and_a_machine_nobody_measured_can_be_asked_about(
     assert "234 billion total parameters" in said and page.tab.is_disabled("#x-measured")
     assert Axe().run(page.tab).response["violations"] == []
     assert opened(address, sheet_page).text(ANSWER) == said
+    page.tab.locator("#x-pair").select_option("ngram")
+    page.tab.wait_for_timeout(200)
+    assert "the acceptance is what is usual of such a drafter" in page.text(ANSWER)
+    page.tab.locator("#x-pair").select_option("eagle3")
     page.tab.locator("#x-where").select_option("@0")
     page.tab.wait_for_timeout(200)
     assert "Extrapolated, not measured: nobody measured Qwen3-235B" in page.text(ANSWER)
