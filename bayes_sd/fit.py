@@ -209,28 +209,12 @@ class LatencyModel:
         """Levels and arrays of the runs that this model fits."""
         return build_design(runs, self.censored)
 
-    def graph(
-        self, design: Design, start: np.ndarray | None = None, keep_runs: bool = False
-    ) -> "pm.Model":
-        """PyMC model of a design.
-
-        Parameters
-        ----------
-        design : Design
-        start : numpy.ndarray, optional
-            Logs of the law's coefficients near which the sampler's axes are straight.
-        keep_runs : bool
-            Whether to keep what the law says of every run.
-
-        Returns
-        -------
-        pymc.Model
-        """
+    def graph(self, design: Design, keep_runs: bool = False) -> "pm.Model":
+        """PyMC model of a design; `keep_runs` keeps what the law says of every run."""
         from bayes_sd.model.graph import build
 
-        at = self._start(design) if start is None else start
         how = (self.priors, self.server_effects, self.law, self.pooling, keep_runs)
-        return build(design, at, *how)
+        return build(design, *how)
 
     def build(self, runs: Runs) -> "pm.Model":
         """PyMC model of the steady runs, for those who want to look inside."""
@@ -244,8 +228,8 @@ class LatencyModel:
     def refitter(self, runs: Runs) -> Refitter:
         """The model compiled so that refits without some runs cost sampling only."""
         design = self.design(runs)
-        at = self._start(design)
-        return Refitter.of(self.graph(design, at, keep_runs=True), design, {"log_law": at})
+        graph = self.graph(design, keep_runs=True)
+        return Refitter.of(graph, design, {"log_law": self._start(design)})
 
     def _warn(self, design: Design) -> None:
         """Say what stays at its prior: acceptances of runs, and effects."""
@@ -312,9 +296,9 @@ class LatencyModel:
         how = Sampling(draws, tune, chains, target_accept)
         design = self.design(runs)
         self._warn(design)
-        at = self._start(design)
+        initial = {"log_law": self._start(design)}
         sampled, convergence, used = sample(
-            self.graph(design, at), how, seed, progress, {"log_law": at}, max_minutes
+            self.graph(design), how, seed, progress, initial, max_minutes
         )
         steady = design.table[~design.table["saturated"]]
         provenance = {

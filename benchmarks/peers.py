@@ -71,8 +71,8 @@ def of_bayes_sd(verifier: str) -> dict[str, Any]:
     model, runs = model_and_runs(verifier)
     begun = time.perf_counter()
     design = model.design(runs)
-    at = model._start(design)
-    tree, convergence, used = sample(model.graph(design, at), Sampling(), 1, False, {"log_law": at})
+    initial = {"log_law": model._start(design)}
+    tree, convergence, used = sample(model.graph(design), Sampling(), 1, False, initial)
     seconds = time.perf_counter() - begun
     row = told(tree["posterior"].to_dataset(), seconds, used["seconds_sample"],
                convergence.divergences)  # fmt: skip

@@ -114,13 +114,11 @@ def _prior(fit: Posterior, design: Design, draws: int, seed: int) -> Posterior:
     import pymc as pm
 
     from bayes_sd.model.graph import build
-    from bayes_sd.model.start import start
 
     spec = fit.spec
     priors = tuple(Prior(**p | {"dims": tuple(p["dims"])}) for p in spec["priors"])
-    told = design.told(tuple(p for p in priors if p.name in fit.law.terms))
     how = (priors, tuple(spec["server_effects"]), fit.law, spec["pooling"])
-    graph = build(design, start(design, told, fit.law), *how)
+    graph = build(design, *how)
     names = [name for name in (*SAMPLED, *FACTORS) if name in graph.named_vars]
     # Not sample_prior_predictive, which warns of the potential: a likelihood, of censored runs.
     values = pm.draw([graph[n] for n in names], draws, random_seed=seed, mode="FAST_COMPILE")

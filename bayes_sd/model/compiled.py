@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from bayes_sd.model.priors import TOLD
+
 if TYPE_CHECKING:
     import pymc as pm
 
@@ -31,11 +33,13 @@ def compile_nutpie(model: "pm.Model", initial: Mapping, fixed: Iterable[str] | N
     from pytensor.graph.rewriting.basic import MergeOptimizer
 
     # Frozen here, not in nutpie, which would renew the variables that are to be jittered.
-    frozen = freeze_dims_and_data(model, **({} if fixed is None else {"data": fixed}))
+    names = [v.name for v in model.data_vars] if fixed is None else fixed
+    frozen = freeze_dims_and_data(model, data=[n for n in names if not n.startswith(TOLD)])
     # Code called by address cannot raise; what breaks a bound is not finite, so a divergence.
     frozen.check_bounds = False
-    jittered = {v for v in frozen.free_RVs if v.name not in initial}
-    how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": jittered}
+    known = {v.name for v in frozen.free_RVs}
+    points = {name: value for name, value in initial.items() if name in known}
+    how = {"freeze_model": False, "initial_points": points, "jitter_rvs": set()}
     mode = predefined_modes["NUMBA"].excluding(*SKIPPED_REWRITES)  # nutpie asks for it by name
     called: Any = {"_make_c_logp_func": _logp_function, "_make_c_expand_func": _expand_function}
 

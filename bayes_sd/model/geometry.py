@@ -46,27 +46,26 @@ CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a facto
 class Centred(Transform):
     r"""Between a value and its standardized one: ``x = mu + sd^(1 - c) (v - c mu)``.
 
-    With `c` = 1 where the runs tell the value, with 0 where its population does.
+    With `c` = 1 where the runs tell the value, with 0 where its population does. `mu`, `sd` and
+    `c` are the parameters of the variable.
     """
 
     name = "centred"
 
-    def __init__(self, share: np.ndarray) -> None:
-        self.share = share
-
     def backward(self, value: Any, *inputs: Any) -> Any:
         """The variable of the model."""
-        mu, sd = inputs[-2:]
-        return mu + sd ** (1 - self.share) * (value - self.share * mu)
+        mu, sd, share = inputs[1:4]
+        return mu + sd ** (1 - share) * (value - share * mu)
 
     def forward(self, value: Any, *inputs: Any) -> Any:
         """The axis of the sampler."""
-        mu, sd = inputs[-2:]
-        return self.share * mu + (value - mu) * sd ** (self.share - 1)
+        mu, sd, share = inputs[1:4]
+        return share * mu + (value - mu) * sd ** (share - 1)
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Log of how much the variable moves with the axis."""
-        return pt.zeros_like(value) + (1 - self.share) * pt.log(inputs[-1])
+        _, sd, share = inputs[1:4]
+        return pt.zeros_like(value) + (1 - share) * pt.log(sd)
 
 
 class CostShares(Transform):

@@ -12,8 +12,7 @@ from bayes_sd.model import priors as known
 from bayes_sd.model.design import SPREADS, Design, coefficients, run_machine
 from bayes_sd.model.geometry import Centred, CostShares
 from bayes_sd.model.kernel import Group, per_run
-from bayes_sd.model.priors import EFFECT_DIMS, UNPOOLED_SD, Prior, population
-from bayes_sd.model.start import told_shares
+from bayes_sd.model.priors import EFFECT_DIMS, TOLD, UNPOOLED_SD, Prior, population
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, outcome
 from bayes_sd.physics.noise import NU, TINY, run_terms, spread_error, t_cdf
@@ -21,17 +20,13 @@ from bayes_sd.physics.noise import NU, TINY, run_terms, spread_error, t_cdf
 
 def build(
     design: Design,
-    start: np.ndarray,
     priors: tuple[Prior, ...] = known.ALL,
     server_effects: tuple[str, ...] = known.SERVER_EFFECTS,
     law: Law = FULL,
     pooling: str = "partial",
     keep_runs: bool = False,
 ) -> pm.Model:
-    """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run.
-
-    `start` are logs of the law's coefficients near which its axes are straight.
-    """
+    """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
     by_name = {p.name: p for p in priors}
     told = design.told(tuple(by_name[p.name] for p in population(law)))
     with pm.Model(coords=_coords(design, server_effects, told)) as model:
@@ -44,8 +39,7 @@ def build(
         groups = {"law": Group([p.name for p in told], law_terms)}
         typical = _typical_costs(design, groups, law)
         groups["noise"] = Group(noise_terms, noise)
-        shares = told_shares(design, told, start, law)
-        factors = _factors(design, typical, by_name, pooling, shares)
+        factors = _factors(design, typical, by_name, pooling)
         for level, values in factors.items():
             if pooling != "complete":  # what only the family moves is no factor of its own
                 pm.Deterministic(f"factor_{level}", values, dims=EFFECT_DIMS[level])
@@ -153,7 +147,7 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
 
 
 def _factors(
-    design: Design, typical_costs: dict, by_name: dict[str, Prior], pooling: str, shares: dict
+    design: Design, typical_costs: dict, by_name: dict[str, Prior], pooling: str
 ) -> dict[str, Any]:
     """Factors (effect, level) of verifiers, drafters and servers around the size laws."""
     coords = pm.modelcontext(None).coords
@@ -172,10 +166,7 @@ def _factors(
     factors: dict[str, Any] = {}
     servers: Any = np.zeros((len(coords["server_effect"]), len(coords["server"])))
     if "server" in own:
-        centring: Any = Centred(shares["server"][: len(servers)])
-        dims = EFFECT_DIMS["server"]
-        sd = scatter["server"][:, None]
-        servers = pm.Normal("log_server", 0.0, sd, dims=dims, default_transform=centring)
+        servers = _centred("server", servers, scatter["server"])
         factors["server"] = pt.exp(servers)
     for level, typical in typical_costs.items():
         family = shift if level == "verifier" else 0.0
@@ -186,11 +177,19 @@ def _factors(
         # The log of a level's own cost is sampled, which its runs pin down while overhead and slope
         # stay loose. It and the mean slowness of its servers are known only as a product.
         mean = (_server_means(design, level) * servers[0]).sum(axis=1)[None, :]  # needs no BLAS
-        around, sd = typical + family + mean, scatter[level][:, None]
-        dims, centring = EFFECT_DIMS[level], Centred(shares[level])
-        log_cost = pm.Normal(f"log_{level}", around, sd, dims=dims, default_transform=centring)
+        log_cost = _centred(level, typical + family + mean, scatter[level])
         factors[level] = pt.exp(log_cost - typical - mean)
     return factors
+
+
+def _centred(level: str, mean: Any, scatter: Any) -> Any:
+    """Normal effects (effect, level), `told_*` of which the runs tell: axes of the sampler."""
+    shape = tuple(len(pm.modelcontext(None).coords[dim]) for dim in EFFECT_DIMS[level])
+    told = pm.Data(f"{TOLD}{level}", np.full(shape, 0.5))
+    how: dict[str, Any] = {"dims": EFFECT_DIMS[level], "default_transform": Centred()}
+    how["dist"] = lambda mean, sd, told, size: pm.Normal.dist(mean, sd, size=size)
+    how["logp"] = lambda value, mean, sd, told: pm.logp(pm.Normal.dist(mean, sd), value)
+    return pm.CustomDist(f"log_{level}", mean, scatter[:, None], told, **how)
 
 
 def _server_means(design: Design, level: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from bayes_sd.physics.structures import Z90
 VERIFIER_COSTS = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 DRAFTER_COSTS = ("draft_alone", "draft_others")
 SERVER_EFFECTS = ("slowness", "crowding")
+TOLD = "told_"  # begins the names of shares that the runs tell of effects
 HARDWARE = {  # coefficients that share a factor of each environment
     "overhead": (
         *(f"host_{cost}" for cost in VERIFIER_COSTS),

@@ -19,6 +19,8 @@ from bayes_sd.model.priors import in_plain_words, settled_by
 if TYPE_CHECKING:
     import pymc as pm
 
+    from bayes_sd.model.turned import Axes
+
 RHAT_MAX = 1.01
 ESS_MIN = 400.0
 GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that of the tails"}
@@ -39,7 +41,7 @@ class Sampling:
     chains: int = 4
     target_accept: float = 0.9
     cores: int | None = None
-    # Turns the few directions along which costs trade off: a third of the steps of "diag".
+    # Turns what `Axes` has left: in small data sets a mode says little of how far they reach.
     adaptation: str = "low_rank"
 
     def __post_init__(self) -> None:
@@ -53,6 +55,13 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     import nutpie
 
     return nutpie.sample(compiled, seed=seed, progress_bar=progress, **asdict(how))
+
+
+def axes_of(compiled: Any) -> "Axes":
+    """Axes on which the posterior is about round."""
+    from bayes_sd.model.turned import Axes
+
+    return Axes.of(compiled)
 
 
 def sample(
@@ -79,11 +88,12 @@ def sample(
     begun = time.perf_counter()
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
+    turned = axes_of(compiled).turned(compiled)
     samples: list[dict[str, Any]] = []
     now = how
     while True:
         started = time.perf_counter()
-        tree = draw(compiled, now, seed, shown)
+        tree = draw(turned, now, seed, shown)
         convergence = diagnose(tree)
         seconds, complaints = time.perf_counter() - started, convergence.complaints
         settings = {name: getattr(now, name) for name in ("draws", "tune", "target_accept")}
@@ -235,6 +245,11 @@ class Refitter:
     design: Design
     compiled: Any
 
+    @cached_property
+    def axes(self) -> "Axes":
+        """Round axes of the posterior of all runs."""
+        return axes_of(self.compiled)
+
     @classmethod
     def of(cls, graph: "pm.Model", design: Design, initial: Mapping[str, np.ndarray]) -> "Refitter":
         """Compile a graph that was built with ``keep_runs``."""
@@ -267,7 +282,7 @@ class Refitter:
             if np.shape(values) != (n,):
                 raise InputError(f"{name} has shape {np.shape(values)}; the fit has {n} runs.")
         data = {name: np.asarray(values, float) for name, values in new.items()}
-        tree = draw(self.compiled.with_data(**data), how, seed)
+        tree = draw(self.axes.turned(self.compiled.with_data(**data)), how, seed)
         posterior = tree["posterior"].to_dataset()
         of_runs = [str(name) for name in posterior.data_vars if str(name).startswith("run_")]
         tree["posterior"] = xr.DataTree(posterior.drop_vars(of_runs))

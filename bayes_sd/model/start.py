@@ -1,11 +1,11 @@
-"""Where chains start, by least squares, and how much the runs tell of each level there."""
+"""Where chains start, by least squares."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from bayes_sd.model.design import Design, coefficients
-from bayes_sd.model.priors import DRAFTER_COSTS, EFFECTS, SERVER_EFFECTS, VERIFIER_COSTS, Prior
+from bayes_sd.model.priors import Prior
 from bayes_sd.physics.law import FULL, SOFTNESS, Law, Outcome, outcome
 
 # Priors reach from a laptop to an H200, so their median may lie far past the pole of every run,
@@ -14,15 +14,13 @@ SHIFTS = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5)  # prior standard deviations
 ERROR = 0.1  # relative, of an observed latency; more near the pole
 PRIOR_WEIGHT = 0.25  # so that what the runs leave open stays near its median
 NUDGE = 0.1  # prior standard deviations
-STEP = 0.01  # relative, of a factor
-EFFECTS_OF = {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS, "server": SERVER_EFFECTS}
 METRICS = {"e2e": ERROR, "ttft": 2 * ERROR}
 
 
-def _outcome(design: Design, law: Law, terms: Mapping, factors: Mapping) -> Outcome:
-    """What the law says of every run with these coefficients, and factors of single runs."""
+def _outcome(design: Design, law: Law, terms: Mapping) -> Outcome:
+    """What the law says of every run with these coefficients."""
     law, inputs = design.fitted_law(law), design.inputs
-    stages = law.stages(coefficients(design.all_terms(terms)) | dict(factors), inputs, inputs)
+    stages = law.stages(coefficients(design.all_terms(terms)), inputs, inputs)
     return outcome(stages, terms["queue_cycles"], inputs, inputs, SOFTNESS, law=law)
 
 
@@ -36,7 +34,7 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
     crowding = (design.table["e2e_mean_s"] / alone.transform("min")).to_numpy()
 
     def errors(z: np.ndarray) -> np.ndarray:
-        said = _outcome(design, law, dict(zip(names, np.exp(middle + sd * z), strict=True)), {})
+        said = _outcome(design, law, dict(zip(names, np.exp(middle + sd * z), strict=True)))
         rows = [
             ((np.log(said.mean_s(metric, 0.0)) - data[f"log_{metric}"]) / (error * crowding))[
                 data[f"{metric}_rows"]
@@ -52,35 +50,3 @@ def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndar
     logs = np.round(middle + sd * solution.x, 1)
     # In the middle of its prior a coefficient that no run tells has no gradient: a fault to nutpie.
     return np.where(np.isclose(logs, middle), logs + NUDGE * sd, logs)
-
-
-def told_shares(
-    design: Design, priors: tuple[Prior, ...], logs: np.ndarray, law: Law = FULL
-) -> dict[str, np.ndarray]:
-    """Share that the runs, not its population, tell of each effect of each level: (effect, level).
-
-    The runs tell ``sum of (d log latency / d log factor)^2 / error^2`` of it, at `logs`; the
-    population ``1 / scatter^2``.
-    """
-    terms = dict(zip((p.name for p in priors), np.exp(logs), strict=True))
-    usual = {p.name: p.a for p in EFFECTS}
-    at, data = _outcome(design, law, terms, {}), design.data
-    shares = {}
-    for level, effects in EFFECTS_OF.items():
-        named = len(getattr(design, f"{level}s"))
-        if named == 0:
-            continue
-        rows = []
-        for effect in effects:
-            moved = _outcome(design, law, terms, {f"factor_{effect}": 1 + STEP})
-            told = np.zeros(named)
-            used = data["drafted"] if level == "drafter" else np.ones(len(design.table))
-            for metric, error in METRICS.items():
-                slope = np.log(moved.mean_s(metric, 0.0) / at.mean_s(metric, 0.0)) / STEP
-                # Crowded runs scatter more.
-                each = used * (slope / (error * (1 + at.growth))) ** 2
-                which = data[f"{metric}_rows"]
-                told += np.bincount(data[f"{level}_i"][which], each[which], named)
-            rows.append(told / (told + usual[f"scatter_{level}"] ** -2))
-        shares[level] = np.round(rows, 1)
-    return shares

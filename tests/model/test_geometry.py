@@ -76,8 +76,8 @@ def test_centring_is_between_the_value_and_the_standardized_one(share: float) ->
     from bayes_sd.model.geometry import Centred
 
     x, mu, sd = np.array([0.3, -2.0]), 0.7, 0.2
-    transform = Centred(np.array([share, share]))
-    inputs = (None, None, pt.as_tensor(mu), pt.as_tensor(sd))
+    transform = Centred()
+    inputs = (None, *(pt.as_tensor(each) for each in (mu, sd, np.array([share, share]))), None)
     value = transform.forward(x, *inputs).eval()
     if share in (0.0, 1.0):
         np.testing.assert_allclose(value, x if share else (x - mu) / sd)

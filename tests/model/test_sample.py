@@ -4,6 +4,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from bayes_sd.model.design import Design, build_design, coefficients, machine
 from bayes_sd.model.posterior import STATS
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
 from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample
-from bayes_sd.model.start import EFFECTS_OF, start, told_shares
+from bayes_sd.model.start import start
+from bayes_sd.model.turned import Axes, curvature, gradient
 from bayes_sd.physics.law import FULL, Outcome, outcome
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
@@ -71,27 +73,6 @@ def test_no_chain_starts_where_a_coefficient_has_no_gradient() -> None:
     priors = design.told(population(model.law))
     logs = start(design, priors, model.law)
     assert not np.isclose(logs, np.log([p.a for p in priors])).any()
-
-
-def test_runs_tell_more_of_an_effect_the_more_there_are_and_the_more_it_costs() -> None:
-    few = table(rate_rps=[0.1, 0.2, 0.3])
-    many = few + table(rate_rps=np.linspace(0.1, 0.3, 40), e2e_mean_s=1.0)
-    shares = []
-    for runs in (few, many):
-        design = build_design(runs)
-        told = design.told(population(FULL))
-        logs = np.log([p.a for p in told])
-        shares.append(told_shares(design, told, logs))
-    for level, effects in EFFECTS_OF.items():
-        if level == "drafter":
-            assert all(level not in share for share in shares)
-            continue
-        first, second = (share[level] for share in shares)
-        assert first.shape == (len(effects), 1)
-        assert (first >= 0).all() and (first <= second).all() and (second <= 1).all()
-        assert (first < second).any()
-    slowness, crowding = shares[0]["server"][:, 0]
-    assert slowness > crowding  # hardly anyone is beside a request at these rates
 
 
 # --- the gate -------------------------------------------------------------------------------
@@ -171,6 +152,27 @@ def test_the_compiled_gradient_is_right(refitter: Refitter) -> None:
     assert begin == x.size and np.abs(slow).max() > 1
     # Sums over runs cancel, so an entry is compared on the scale of the largest as well.
     np.testing.assert_allclose(fast, slow, rtol=1e-6, atol=1e-9 * np.abs(slow).max())
+
+
+@pytest.mark.sample
+def test_turned_axes_are_round_and_change_nothing_else(refitter: Refitter) -> None:
+    """The same density and variables at a point, its gradient along the axes, curvature 1."""
+    axes = refitter.axes
+    own, turned = refitter.compiled.with_data(**axes.told), axes.turned(refitter.compiled)
+    y = np.random.default_rng(1).uniform(-0.5, 0.5, own.n_dim)
+    (value, slope), (same, along) = (
+        gradient(own)(axes.origin + axes.matrix @ y),
+        gradient(turned)(y),
+    )
+    assert np.isfinite(value) and same == pytest.approx(value, rel=1e-9)
+    np.testing.assert_allclose(along, axes.matrix @ slope, rtol=1e-6, atol=1e-6)
+    bent = curvature(gradient(turned), np.zeros(own.n_dim))
+    # Where the density bends less than a prior, or upwards, an axis keeps that scale.
+    assert np.linalg.eigvalsh(bent).max() == pytest.approx(1.0, abs=0.05)
+    assert np.median(bent.diagonal()) == pytest.approx(1.0, abs=0.05)
+    untold = Axes.of(refitter.compiled).told
+    assert untold.keys() == {"told_verifier", "told_drafter", "told_server"}
+    assert all(((share >= 0) & (share <= 0.95)).all() for share in untold.values())
 
 
 @pytest.mark.sample
@@ -277,6 +279,8 @@ def test_draws_go_on_until_the_gate_is_passed_or_time_is_up(
         return tree(draws + apart, int(bad and fault == "diverging"))
 
     monkeypatch.setattr("bayes_sd.model.sample.compile_nutpie", lambda *_, **__: None)
+    axes = SimpleNamespace(turned=lambda compiled: compiled)
+    monkeypatch.setattr("bayes_sd.model.sample.axes_of", lambda _: axes)
     monkeypatch.setattr("bayes_sd.model.sample.draw", draw)
     how = Sampling(draws=500, tune=100)
     kept, convergence, used = sample(None, how, 1, False, {}, max_minutes)  # type: ignore[arg-type]
