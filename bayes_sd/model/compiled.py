@@ -32,14 +32,13 @@ def compile_nutpie(model: "pm.Model", initial: Mapping, fixed: Iterable[str] | N
     from pytensor.graph import FunctionGraph, rewrite_graph
     from pytensor.graph.rewriting.basic import MergeOptimizer
 
-    # Frozen here, not in nutpie, which would renew the variables that are to be jittered.
+    # Frozen here, not in nutpie, which knows all data or none.
     names = [v.name for v in model.data_vars] if fixed is None else fixed
     frozen = freeze_dims_and_data(model, data=[n for n in names if not n.startswith(TOLD)])
     # Code called by address cannot raise; what breaks a bound is not finite, so a divergence.
     frozen.check_bounds = False
-    known = {v.name for v in frozen.free_RVs}
-    points = {name: value for name, value in initial.items() if name in known}
-    how = {"freeze_model": False, "initial_points": points, "jitter_rvs": set()}
+    # Chains start apart on the axes that `Axes` finds, so nothing is jittered here.
+    how = {"freeze_model": False, "initial_points": dict(initial), "jitter_rvs": set()}
     mode = predefined_modes["NUMBA"].excluding(*SKIPPED_REWRITES)  # nutpie asks for it by name
     called: Any = {"_make_c_logp_func": _logp_function, "_make_c_expand_func": _expand_function}
 

@@ -264,9 +264,8 @@ def source(op: _Loop) -> str:
         tile.append(f"        w[{rows[0]} + i, t] = {array}[i, first + t]")
     sums = []
     for (kind, j, i), at in row.items():
-        run, step = f"level[{j}, first + t]", "for t in range(m):"
         if kind == "x":
-            tile += [step, f"    w[{at}, t] = x{j}[{i}, {run}]"]
+            tile += ["for t in range(m):", f"    w[{at}, t] = x{j}[{i}, level[{j}, first + t]]"]
     tile += ["for t in range(m):", *("    " + line for line in body)]
     for (_, j, i), at in ends:
         if not back:

@@ -77,7 +77,7 @@ def curvature(of: Gradient, x: np.ndarray) -> np.ndarray:
     return (np.array(rows) + np.transpose(rows)) / 2
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """Where the axes and the scales of a level's effects are, and how much the runs tell of them.
 
     Shares are those of `Centred`: (effect, member).
@@ -89,12 +89,12 @@ class _Level(NamedTuple):
     share: np.ndarray
 
     @classmethod
-    def of(cls, compiled: Any) -> "dict[str, _Level]":
-        """Levels by the names of their shares."""
+    def of(cls, compiled: Any) -> "dict[str, Level]":
+        """Levels whose scales are sampled, by the names of their shares."""
         places = dict(zip(*compiled.shape_info[:2], strict=True))
         found = {}
         for name, key in ((str(v.name), key) for v, key in compiled.shared_var_keys.items()):
-            if name.startswith(TOLD):
+            if name.startswith(TOLD) and f"scatter_{name.removeprefix(TOLD)}_log__" in places:
                 level, share = name.removeprefix(TOLD), compiled.shared_data[key]
                 at = (f"log_{level}", f"log_{level}_centred__", f"scatter_{level}_log__")
                 values, axes, scales = (places[place] for place in at)
@@ -128,19 +128,18 @@ class Axes(NamedTuple):
                 free[place] = False
         told: dict[str, np.ndarray] = {}
         x = mode(gradient(compiled), np.asarray(compiled.initial_point_func(0), float), free)
-        for _ in range(ROUNDS if _Level.of(compiled) else 0):
+        for _ in range(ROUNDS if Level.of(compiled) else 0):
             x, told = _estimated(compiled, x, free)
             compiled = compiled.with_data(**told)
             x = mode(gradient(compiled), x, free)
         # Rounded, so that the last digits of a sum on another machine do not change the draws.
         origin = np.round(x, 3)
-        root = _root(curvature(gradient(compiled), origin))
-        return cls(origin, np.ascontiguousarray(root @ root.T), told)
+        return cls(origin, _widths(curvature(gradient(compiled), origin)), told)
 
     def turned(self, compiled: Any) -> Any:
-        """A model compiled for nutpie on these axes."""
+        """A model compiled for nutpie on these axes; give it other data before, not after."""
         compiled = compiled.with_data(**self.told)
-        held = (compiled, self)  # their addresses are used
+        held = compiled, self  # kept by `initial`, as the addresses of their arrays are used
         addresses = [
             compiled.compiled_logp_func.address,
             compiled.compiled_expand_func.address,
@@ -159,10 +158,11 @@ class Axes(NamedTuple):
         )
 
 
-def _root(bent: np.ndarray) -> np.ndarray:
-    """A matrix whose fourth power inverts a curvature."""
+def _widths(bent: np.ndarray) -> np.ndarray:
+    """``H^(-1/2)`` of a curvature, symmetric; where it bends less than a prior, as a prior."""
     values, vectors = np.linalg.eigh(np.nan_to_num(bent))
-    return vectors * np.maximum(np.abs(values), FLATTEST) ** -0.25
+    scales = np.maximum(np.abs(values), FLATTEST) ** -0.5
+    return np.ascontiguousarray(vectors * scales @ vectors.T)
 
 
 def _estimated(
@@ -170,9 +170,9 @@ def _estimated(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scales of effects that their values at `x` make probable, and shares that the runs tell."""
     bent, at, x = curvature(gradient(compiled), x), expanded(compiled, x), x.copy()
-    root, variance, told = _root(bent[np.ix_(free, free)]), np.zeros(len(x)), {}
-    variance[free] = ((root @ root.T) ** 2).sum(axis=1)
-    for name, level in _Level.of(compiled).items():
+    variance, told = np.zeros(len(x)), {}
+    variance[free] = (_widths(bent[np.ix_(free, free)]) ** 2).sum(axis=1)
+    for name, level in Level.of(compiled).items():
         value, mean = level.means(x, at)
         sd = np.exp(x[level.scales])[:, None]
         moved = sd ** (2 - 2 * level.share)  # squared, of a value with its axis

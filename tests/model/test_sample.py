@@ -5,7 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from bayes_sd.model.posterior import STATS
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
 from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample
 from bayes_sd.model.start import start
-from bayes_sd.model.turned import Axes, curvature, gradient
+from bayes_sd.model.turned import Level, curvature, gradient
 from bayes_sd.physics.law import FULL, Outcome, outcome
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
@@ -170,9 +170,26 @@ def test_turned_axes_are_round_and_change_nothing_else(refitter: Refitter) -> No
     # Where the density bends less than a prior, or upwards, an axis keeps that scale.
     assert np.linalg.eigvalsh(bent).max() == pytest.approx(1.0, abs=0.05)
     assert np.median(bent.diagonal()) == pytest.approx(1.0, abs=0.05)
-    untold = Axes.of(refitter.compiled).told
-    assert untold.keys() == {"told_verifier", "told_drafter", "told_server"}
-    assert all(((share >= 0) & (share <= 0.95)).all() for share in untold.values())
+    assert axes.told.keys() == {"told_verifier", "told_drafter", "told_server"}
+    assert all(((share >= 0) & (share <= 0.95)).all() for share in axes.told.values())
+    slowness, crowding = axes.told["told_server"].mean(axis=1)
+    assert slowness > crowding  # which only the runs under load tell
+
+
+class Named(NamedTuple):
+    name: str
+
+
+def test_scales_that_are_not_sampled_are_not_looked_for() -> None:
+    """With pooling "none" effects have a fixed scale; only servers still have one."""
+    names = ["log_server_centred__", "scatter_server_log__", "log_drafter_centred__"]
+    places = [slice(i, i + 1) for i in range(5)]
+    compiled = SimpleNamespace(
+        shape_info=([*names, "log_server", "log_drafter"], places),
+        shared_var_keys={Named(f"told_{n}"): n for n in ("server", "drafter")},
+        shared_data=dict.fromkeys(("server", "drafter"), np.full((1, 1), 0.5)),
+    )
+    assert Level.of(compiled).keys() == {"told_server"}
 
 
 @pytest.mark.sample
