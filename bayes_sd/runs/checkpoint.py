@@ -88,6 +88,11 @@ def sizes_of(content: Any) -> dict[str, Any]:
     return counts | {"layers": layers, "kv_bytes": kv_bytes, "weight_bits": bits}
 
 
+def is_head(drafter: str) -> bool:
+    """Whether a drafter's name, or its method's, is that of heads in general."""
+    return drafter.lower() in EAGLE or drafter.lower().endswith("mtp")
+
+
 def drafter_of(verifier: Any, method: str) -> dict[str, Any]:
     """Fields of a Size of a head for a config.json or a name; empty where that is not known."""
     if isinstance(verifier, str) and (verifier := config_of(verifier)) is None:

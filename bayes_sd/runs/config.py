@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
-from bayes_sd.runs.checkpoint import bits_of, near, of_name
+from bayes_sd.runs.checkpoint import bits_of, drafter_of, is_head, near, of_name
 from bayes_sd.runs.machine import Machine, captured, named, one_named, so_many
 from bayes_sd.runs.sizes import WEIGHTLESS, contradictions
 
@@ -268,6 +268,15 @@ def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dic
     return filled | {"environment": label if unnamed else f"{c.environment} / {label}"}
 
 
+def _drafter_size(verifier: str, values: Values) -> Values:
+    """Fields of a Size of a known model, or of a head for one; empty where it is not known."""
+    name, method = str(values["drafter"]), str(values.get("drafter_method", ""))
+    for head in filter(is_head, (method, name)):
+        return drafter_of(verifier, head.lower())
+    # Other heads may be called what their verifier is called and are much smaller.
+    return of_name(name) if method in ("", "draft_model") else {}
+
+
 def configure(values: Values) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
     v = {key: value for key, value in values.items() if not absent(value)}
@@ -288,9 +297,7 @@ def configure(values: Values) -> Configuration:
     v.setdefault("weight_bits", known.get("weight_bits") or bits_of(verifier) or 16.0)
     if "verifier_params" not in v:
         v = verifier_sizes(known) | v
-    # Heads are called what their verifier is called and are much smaller.
-    model = not plain and v.get("drafter_method", "draft_model") == "draft_model"
-    if model and (size := of_name(str(v["drafter"]))):
+    if not plain and (size := _drafter_size(verifier, v)):
         v.setdefault("drafter_params", size["active_params"])
     for key in ("verifier", "verifier_params", "draft_tokens"):
         if key not in v:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import constant_acceptance, tokens_per_cycle
 from bayes_sd.runs.check import Check, check, place
+from bayes_sd.runs.checkpoint import is_head
 from bayes_sd.runs.config import Configuration, absent
 from bayes_sd.runs.drafting import EVIDENCE
 from bayes_sd.runs.rows import METRICS, Latency, Workload
@@ -148,6 +150,7 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
             where = place(there["source"], there["row"])
             reasons[i] = f"its measurements are those of {where} again; a run counts once"
     kept = {i: row for i, row in enumerate(same) if i not in reasons}
+    _tell_heads_apart(kept.values())
     for what in SIZES:
         _given_sizes_win(kept.values(), what)
         _respell(kept.values(), what)
@@ -174,6 +177,17 @@ def _key(name: str, what: str) -> str:
     """A name without what differs: capitals, blanks, hyphens, a last .0, owners of a model."""
     key = re.sub(r"(\.0)+(?![\d.])", "", re.sub(r"[\s_-]+", " ", name.casefold()))
     return key if what == "environment" else key.rpartition("/")[2]
+
+
+def _tell_heads_apart(rows: Iterable[dict[str, Any]]) -> None:
+    """Heads called by their method alone, as eagle3, are others for verifiers of other sizes."""
+    heads = defaultdict[str, dict[float, list[dict[str, Any]]]](lambda: defaultdict(list))
+    for row in rows:
+        if "drafter-by-name" in row["flags"] and is_head(row["drafter"]):
+            heads[row["drafter"].lower()][row["drafter_params"]].append(row)
+    for sizes in heads.values():
+        for row in (row for alike in sizes.values() for row in alike if len(sizes) > 1):
+            row["drafter"] = f"{row['drafter']} of {row['verifier']}"
 
 
 def _given_sizes_win(rows: Collection[dict[str, Any]], what: str) -> None:

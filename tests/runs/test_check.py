@@ -247,7 +247,7 @@ def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> Non
     assert set(runs.table.verifier_kv_bytes) == {size.kv_bytes}
     assert set(runs.table.drafter_params.dropna()) == {small.params}
     assert len(found(runs, "give no size of their verifier, a model known by its name")) == 2
-    assert len(found(runs, "give no size of their drafter, a model known by its name")) == 1
+    assert len(found(runs, "give no size of their drafter, a known model or a head for one")) == 1
     # A given size holds for the runs that give a name, in any spelling; nothing is then assumed.
     given = {"verifier": "qwen3-8b-fp8", "verifier_params": "8.2e9", "verifier_layers": REMOVE}
     write(tmp_path / "given.json", changed(raw(CORPUS / "dense-115m_1.json"), **given))
@@ -255,6 +255,20 @@ def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> Non
     assert set(runs.table.verifier_params) == {8.2e9} and runs.set_aside.empty
     assert runs.table.verifier_layers.isna().all() and runs.table.verifier.nunique() == 1
     assert not found(runs, "give no size of their verifier")
+
+
+def test_a_head_has_the_size_of_one_for_its_verifier(tmp_path: Path) -> None:
+    """A public head, by the name of its method; one name, two sizes: they are told apart."""
+    head = {"drafter": "eagle3", "drafter_params": REMOVE, "verifier_params": REMOVE}
+    of = {"sd.json": (SD, "Qwen3-8B"), "larger.json": (CORPUS / "dense-115m_draft-3m_k1_a90_0.json", "Qwen3-32B")}
+    for name, (run, verifier) in of.items():
+        write(tmp_path / name, changed(raw(run), **head, verifier=verifier))
+    one = read(tmp_path / "sd.json").table.iloc[0]
+    assert one.drafter == "eagle3"
+    assert one.drafter_params == Size.drafter("eagle3", "Qwen3-8B").active
+    runs = read(tmp_path)
+    assert {*runs.table.drafter} == {"eagle3 of Qwen3-8B", "eagle3 of Qwen3-32B"}
+    assert len(found(runs, "give no size of their drafter, a known model or a head")) == 2
 
 
 def test_a_head_named_as_its_verifier_has_no_size_by_name(tmp_path: Path) -> None:
