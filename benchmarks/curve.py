@@ -130,7 +130,7 @@ def rows_of(name: str, counts: list[Any], cache: Path) -> Iterator[dict[str, Any
     """A row a number of runs and prior."""
     runs = reference.runs_of(name)
     others = [n for n in reference.SOURCES if n.partition(" ")[0] != name.partition(" ")[0]]
-    prior = reference.build(others, cache)
+    prior = reference.build(others, cache, old=name in reference.STATIC)
     models = {"reference": bsd.LatencyModel(prior=prior), "default": bsd.LatencyModel()}
     own, sheet = system(runs.table), runs.table["gb_per_s"].notna().all()
     arms = [("reference", "next_runs")] * (name == "GB200")

@@ -92,6 +92,7 @@ def features(rows: pd.DataFrame) -> Values:
         "draft_passes": k,
         "cycles": output / rows["tokens_per_cycle"].to_numpy(float),
         "drafter": rows["drafter_params"].fillna(0.0).to_numpy(float) / 1e9,
+        "drafter_layers": rows["drafter_layers"].fillna(1.0).to_numpy(float),
         "captured": np.inf,
         "closed": closed,
         "rate_rps": np.where(closed > 0, 0.0, rows["rate_rps"].to_numpy(float)),

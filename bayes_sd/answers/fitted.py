@@ -37,7 +37,8 @@ def _server_of(row: pd.Series, fit: Posterior) -> Server:
         verifier = Size(total, active, int(experts), int(chosen), *known)  # type: ignore[arg-type]
     drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in fit.drafters.index:
-        drafter = Size(row["drafter_params"])
+        layers = row["drafter_layers"]
+        drafter = Size(row["drafter_params"], layers=None if np.isnan(layers) else layers)
     imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
     pair = {n: row[n] for n in design.PAIR}
@@ -235,7 +236,11 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    sizes |= {"drafter": 0.0, **design.machine(**fit.servers[list(design.MACHINE)].mean())}
+    sizes |= {
+        "drafter": 0.0,
+        "drafter_layers": 1.0,
+        **design.machine(**fit.servers[list(design.MACHINE)].mean()),
+    }
     stages = whole(fit.law.stages(terms, sizes, inputs))
     tail, rows = (1 - prob) / 2, []
     for i, name in enumerate(VERIFIER_COSTS):

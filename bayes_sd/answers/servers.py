@@ -285,9 +285,12 @@ def resolve(
     verifier_i = _row_of(fit.verifiers, "verifier", v)
     drafter_i = _row_of(fit.drafters, "drafter", d)
     facts: Any = v.features() if isinstance(v, Size) else fit.verifiers.loc[v].to_dict()
-    small = d.active / 1e9 if isinstance(d, Size) else fit.drafters["drafter_params"].get(d, 0.0)
+    facts |= {"drafter": 0.0, "drafter_layers": 1.0} if d is None else {}
+    facts |= d.drafter_features() if isinstance(d, Size) else {}
+    if isinstance(d, str):
+        facts |= fit.drafters.loc[d].rename({"drafter_params": "drafter"})
     environment, pair = environment_of(fit, server), find_pair(fit, server)
-    facts = facts | {"drafter": small} | machine_facts(fit, environment, v, server.k)
+    facts = facts | machine_facts(fit, environment, v, server.k)
     sizes = {str(name): float(value) for name, value in facts.items()}
     if isinstance(environment, Machine):
         weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]

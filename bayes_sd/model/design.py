@@ -29,6 +29,7 @@ SIZES = (
     *("verifier_layers", "verifier_kv_bytes"),
 )
 MACHINE = ("gb_per_s", "tflops", "dies", "captured_tokens", "weight_bits")
+DRAFTER_SIZES = ("drafter_params", "drafter_layers")  # a head has one layer, if nothing is said
 PAIR = ["verifier", "drafter", "acceptance_imposed", "workload"]
 SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
@@ -189,8 +190,9 @@ class Design:
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
         """What the law takes of every run beside coefficients: its workload, sizes, machine."""
-        data, drafters = self.data, self.drafters["drafter_params"].to_numpy(float)
-        drafter = drafters[data["drafter_i"]] if len(drafters) else 0.0
+        data, plain = self.data, (0.0, 1.0)
+        drafters = self.drafters.to_numpy(float) if len(self.drafters) else np.array([plain])
+        drafter, layers = drafters[data["drafter_i"]].T
         verifier = self.verifiers.iloc[data["verifier_i"]]
         sizes = {str(name): values.to_numpy(float) for name, values in verifier.items()}
         return {
@@ -199,6 +201,7 @@ class Design:
             **sizes,
             **{name: data[name] for name in ("requests", "drafted")},
             "drafter": drafter * data["drafted"],
+            "drafter_layers": layers,
         }
 
     @property
@@ -274,7 +277,7 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
         raise EvidenceError("There is no steady run to fit; run check for the reasons.")
     verifiers = _levels(table, "verifier", list(SIZES))
     sizes = pd.DataFrame(features(*(_numbers(verifiers, n) for n in SIZES)), verifiers.index)
-    drafters = _levels(table[table["drafter"] != NONE], "drafter", ["drafter_params"])
+    drafters = _levels(table[table["drafter"] != NONE], "drafter", list(DRAFTER_SIZES))
     for name in drafters.index[drafters["drafter_params"].isna()]:
         raise EvidenceError(
             f"The size of drafter {name!r} is unknown: give drafter_params (0 for a drafter "
@@ -302,7 +305,8 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
         for name, level in levels.items()
     }
     data = indices | run_workload(table) | run_machine(table) | _observed(table, steady)
-    return Design(table, sizes, drafters / GIGA, servers, environments, data)
+    drafters = drafters.assign(drafter_params=drafters["drafter_params"] / GIGA).fillna(1.0)
+    return Design(table, sizes, drafters, servers, environments, data)
 
 
 def _observed(table: pd.DataFrame, steady: np.ndarray) -> dict[str, np.ndarray]:

@@ -82,11 +82,12 @@ class CostShares(Transform):
     def __init__(self, design: Design, law: Law) -> None:
         self.law, self.design = law, design
         self.terms = tuple(p.name for p in design.told(population(law)))
-        data, drafters = design.data, design.drafters["drafter_params"]
+        data, drafters = design.data, design.drafters
         machine = {name: np.mean(x) for name, x in run_machine(design.table).items()}
         self.sizes = design.touched.iloc[data["verifier_i"]].mean().to_dict() | machine
         # A drafter without weights, or none, has no cost to take the log of.
-        self.sizes["drafter"] = max(float(drafters.mean()) if len(drafters) else 0.0, WEIGHTLESS)
+        params, layers = drafters.mean() if len(drafters) else (0.0, 1.0)
+        self.sizes |= {"drafter": max(float(params), WEIGHTLESS), "drafter_layers": float(layers)}
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
         self.workload = {"k": 0.0, **lengths}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())

@@ -81,7 +81,7 @@ class Posterior:
 
     @cached_property
     def drafters(self) -> pd.DataFrame:
-        """``drafter_params`` (1e9) of the drafters; a row each."""
+        """``drafter_params`` (1e9) and ``drafter_layers`` of the drafters; a row each."""
         return self._frame("drafters")
 
     @cached_property

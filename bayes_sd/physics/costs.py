@@ -107,7 +107,8 @@ def _token(c: Any, m: Any) -> Any:
 def _linear(c: Any, m: Any, w: Any) -> Stages:
     """Weights read once a pass; arithmetic of prompts and sequences; a drafter's overheads."""
     read, token = c["read_weights"] / m["gb_per_s"], _token(c, m)
-    draft_alone = c["overhead_draft_alone"] + read * m["drafter_bytes"] * m["drafter"]
+    overhead = c["overhead_draft_alone"] * m["drafter_layers"]
+    draft_alone = overhead + read * m["drafter_bytes"] * m["drafter"]
     draft_others = c["overhead_draft_others"] + token * m["drafter"]
     compute = token * m["active"] * c["factor_verify_others"]
     whole = (m["shared"] + m["expert"]) * m["bytes"]

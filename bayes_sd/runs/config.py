@@ -164,6 +164,7 @@ class Configuration(BaseModel):
     experts_per_token: Count = column("experts routed to, 0 if dense", 0)
     drafter: Text = column("model that drafts, 'none' if plain", NO_DRAFTER)
     drafter_params: NonNegative = column("parameters of the drafter, 0 if it has no weights")
+    drafter_layers: Positive = column("layers of the drafter; missing: one, as of a head")
     drafter_method: Text = column("draft_model, eagle3, mtp, ngram, ...; '' if unknown", "")
     drafter_path: Text = column("what vLLM calls the drafter's model; '' if unknown", "")
     draft_tokens: Annotated[Count, Field(le=DRAFT_TOKENS_MAX)] = column("per cycle, k", ...)
@@ -190,7 +191,8 @@ KNOWN = (*NAMES, *ALIASES)
 
 def _problems(c: Configuration) -> Iterator[str]:
     plain, moe = c.drafter == NO_DRAFTER, c.family == "moe"
-    for name in ("draft_tokens", "drafter_params", "drafter_method", "drafter_path"):
+    facts = ("params", "layers", "method", "path")
+    for name in ("draft_tokens", *(f"drafter_{fact}" for fact in facts)):
         if plain and (value := getattr(c, name)) and not absent(value):
             yield f"{name} is {value} but there is no drafter; name the drafter"
     for name in ("experts", "experts_per_token"):
@@ -238,6 +240,12 @@ def verifier_sizes(sizes: Values) -> dict[str, Any]:
     plain = ("experts", "experts_per_token", "weight_bits")
     known = {n: x for n, x in sizes.items() if n != "name"}
     return {n if n in plain else f"verifier_{n}": x for n, x in known.items()}
+
+
+def drafter_sizes(sizes: Values) -> dict[str, Any]:
+    """What the law takes of a drafter's Size, under its columns' names; empty of none."""
+    facts = {"active_params": "drafter_params", "layers": "drafter_layers"}
+    return {column: sizes[fact] for fact, column in facts.items() if not absent(sizes.get(fact))}
 
 
 def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dict[str, Any]:
@@ -297,8 +305,8 @@ def configure(values: Values) -> Configuration:
     v.setdefault("weight_bits", known.get("weight_bits") or bits_of(verifier) or 16.0)
     if "verifier_params" not in v:
         v = verifier_sizes(known) | v
-    if not plain and (size := _drafter_size(verifier, v)):
-        v.setdefault("drafter_params", size["active_params"])
+    if not plain and "drafter_params" not in v:
+        v |= drafter_sizes(_drafter_size(verifier, v))
     for key in ("verifier", "verifier_params", "draft_tokens"):
         if key not in v:
             alike = near(verifier) if key == "verifier_params" else ""
@@ -317,5 +325,5 @@ def configure(values: Values) -> Configuration:
         raise InputError(problem)
     # Nothing is drafted, so no acceptance was imposed, whatever the metadata's filler says.
     unused = ["acceptance_imposed"] if config.draft_tokens == 0 else []
-    unused += ["drafter_params"] if plain else []
+    unused += ["drafter_params", "drafter_layers"] if plain else []
     return config.model_copy(update=dict.fromkeys(unused, math.nan))

@@ -57,7 +57,7 @@ SIZES = {
         *("verifier_params", "verifier_active_params", "family", "experts", "experts_per_token"),
         *("verifier_layers", "verifier_kv_bytes"),
     ),
-    "drafter": ("drafter_params",),
+    "drafter": ("drafter_params", "drafter_layers"),
 }
 SAME_SIZE = 0.02  # counts are given rounded, or with and without norms and biases
 SET_ASIDE = {"source": "str", "row": "int64", "reason": "str"}

@@ -224,3 +224,7 @@ class Size:
         depth = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
         values = features(self.params, self.active, self.experts, self.experts_per_token, *depth)
         return {name: float(value) for name, value in values.items()}
+
+    def drafter_features(self) -> dict[str, float]:
+        """What the cost law knows of it as a drafter, of one layer if nothing is said."""
+        return {"drafter": self.active / GIGA, "drafter_layers": float(self.layers or 1)}

@@ -233,7 +233,10 @@ def _models(data: c.Values, configuration: c.Values, path: Path) -> dict[str, An
     if method:
         values["drafter"] = short_name(drafter) or method
         size = _size(drafter, path) if drafter else None
-        values["drafter_params"] = 0 if method in c.WEIGHTLESS else size and size.active
+        if method in c.WEIGHTLESS:
+            values["drafter_params"] = 0
+        elif size is not None:
+            values |= c.drafter_sizes(vars(size) | {"active_params": size.active})
     return values
 
 

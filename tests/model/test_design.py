@@ -189,7 +189,11 @@ def test_runs_with_drafts_tell_what_drafts_cost(runs: Runs) -> None:
 def said(design: Design, terms: dict[str, float]) -> Outcome:
     """What the law says of runs without a drafter."""
     rows = design.verifiers.iloc[design.data["verifier_i"]]
-    sizes = {str(n): v.to_numpy() for n, v in rows.items()} | design.data | {"drafter": 0.0}
+    sizes = (
+        {str(n): v.to_numpy() for n, v in rows.items()}
+        | design.data
+        | {"drafter": 0.0, "drafter_layers": 1.0}
+    )
     stages = FULL.stages(coefficients(terms), sizes, design.data)
     return outcome(stages, terms["queue_cycles"], sizes, design.data, 0.01)
 

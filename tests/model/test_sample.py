@@ -14,7 +14,7 @@ from tables import table
 
 from bayes_sd.errors import ConvergenceError, EvidenceError, EvidenceWarning, InputError
 from bayes_sd.fit import Fit, LatencyModel
-from bayes_sd.model.design import Design, build_design, coefficients, machine
+from bayes_sd.model.design import Design, build_design, coefficients
 from bayes_sd.model.posterior import STATS
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
 from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample
@@ -30,11 +30,7 @@ from bayes_sd.runs.schema import Runs
 def at_the_start(design: Design, priors: tuple[Prior, ...]) -> Outcome:
     """What the law says of the runs with the coefficients of the start."""
     terms = dict(zip((p.name for p in priors), np.exp(start(design, priors)), strict=True))
-    data, v = design.data, design.data["verifier_i"]
-    sizes = {str(n): column.to_numpy()[v] for n, column in design.verifiers.items()}
-    drafters = design.drafters["drafter_params"].to_numpy()
-    sizes["drafter"] = drafters[data["drafter_i"]] * data["drafted"]
-    sizes |= {name: data[name] for name in machine()}
+    sizes, data = design.inputs, design.data
     stages = FULL.stages(coefficients(design.all_terms(terms)), sizes, data)
     return outcome(stages, terms["queue_cycles"], sizes, data, 0.01)
 

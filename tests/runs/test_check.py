@@ -260,7 +260,10 @@ def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> Non
 def test_a_head_has_the_size_of_one_for_its_verifier(tmp_path: Path) -> None:
     """A public head, by the name of its method; one name, two sizes: they are told apart."""
     head = {"drafter": "eagle3", "drafter_params": REMOVE, "verifier_params": REMOVE}
-    of = {"sd.json": (SD, "Qwen3-8B"), "larger.json": (CORPUS / "dense-115m_draft-3m_k1_a90_0.json", "Qwen3-32B")}
+    of = {
+        "sd.json": (SD, "Qwen3-8B"),
+        "larger.json": (CORPUS / "dense-115m_draft-3m_k1_a90_0.json", "Qwen3-32B"),
+    }
     for name, (run, verifier) in of.items():
         write(tmp_path / name, changed(raw(run), **head, verifier=verifier))
     one = read(tmp_path / "sd.json").table.iloc[0]
