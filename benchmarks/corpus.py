@@ -15,6 +15,7 @@ import json
 import warnings
 from pathlib import Path
 
+import machines_data
 import numpy as np
 import pandas as pd
 from scipy.stats import beta, chi2
@@ -131,7 +132,7 @@ def main() -> None:
     if options.fit:
         fit = bsd.Fit.load(options.fit)
     elif not options.no_fit:
-        fit = bsd.LatencyModel().fit(bsd.read(corpus()), seed=1, draws=2000)
+        fit = bsd.LatencyModel().fit(machines_data.cpu(), seed=1, draws=2000)
     result = {
         "campaign": options.campaign,
         "runs": len(runs),

@@ -33,7 +33,7 @@ from bayes_sd.errors import EvidenceError
 from bayes_sd.runs.schema import Runs
 
 CLEAR = 0.05  # SD and plain differ by more
-CELL = ["verifier", "environment", "workload", "acceptance_imposed", "concurrency",
+CELL = ["verifier", "environment", "workload", "concurrency",
         "prompt_tokens", "output_tokens"]  # fmt: skip
 SYSTEMS = "2 systems"
 

@@ -110,5 +110,5 @@ def a100(most: float = np.inf, ttft: bool = True) -> Runs:
 
 
 def cpu() -> Runs:
-    """The shipped runs."""
-    return bsd.read(corpus())
+    """The shipped runs on a CPU."""
+    return bsd.read([corpus("vllm-cpu"), corpus("vllm-cpu-2")])

@@ -10,8 +10,6 @@ import pandas as pd
 import static_data
 from machines_data import SHEETS
 
-import bayes_sd as bsd
-from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
 
 # Nobody published a data sheet of the shared CPU: its efficiencies are of 40 GB/s and 1 TFLOP/s.
@@ -82,8 +80,8 @@ def a100_rows(most: float = 16.0) -> pd.DataFrame:
 
 
 def cpu_rows(most: float = 4.0) -> pd.DataFrame:
-    """The shipped runs with at most so many requests in flight."""
-    raw = bsd.read(corpus()).table
+    """The shipped runs on a CPU with at most so many requests in flight."""
+    raw = machines_data.cpu().table
     known = raw["acceptance_imposed"].notna() | (raw["draft_tokens"] == 0)
     few = (raw["in_flight"] <= most) & raw["tpot_mean_s"].notna()
     raw = raw[known & few].reset_index(drop=True)

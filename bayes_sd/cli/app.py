@@ -89,7 +89,7 @@ def plan(
 
 def demo(
     out: Annotated[Path, o.option("Folder for the fit and a page on it.", "FOLDER")] = DEMO_FOLDER,
-    campaign: Annotated[str, o.option("vllm-cpu, vllm-cpu-2, '' (both).", "NAME")] = "vllm-cpu",
+    campaign: Annotated[str, o.option("vllm-cpu, vllm-cpu-2 or vllm-h200.", "NAME")] = "vllm-cpu",
     seed: o.Seed = 1,
     draws: o.Draws = 1200,
 ) -> o.Reply:
