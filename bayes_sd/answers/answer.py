@@ -218,6 +218,7 @@ def far_outside(fit: Posterior, resolved: Resolved, cells: Any) -> str:
     if isinstance(server.drafter, Size):
         measured = fit.drafters["drafter_params"]
         checks.append(("drafter parameters (1e9)", sizes["drafter"], measured[measured > 0]))
+        checks.append(("drafter layers", sizes["drafter_layers"], fit.drafters["drafter_layers"]))
     for name, asked, measured in checks:
         low, high = float(np.min(asked)), float(np.max(asked))
         least, most = np.nanmin(measured, initial=np.inf), np.nanmax(measured, initial=-np.inf)
@@ -300,6 +301,6 @@ def _size_inside(fit: Posterior, resolved: Resolved) -> bool:
             family[n].min() <= sizes[n] <= family[n].max() for n in ("active", "shared", "expert")
         )
     if isinstance(server.drafter, Size):
-        known = fit.drafters["drafter_params"]
-        inside &= bool(known.min() <= sizes["drafter"] <= known.max())
+        known = fit.drafters.rename(columns={"drafter_params": "drafter"})
+        inside &= all(known[n].min() <= sizes[n] <= known[n].max() for n in map(str, known))
     return inside

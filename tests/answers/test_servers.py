@@ -36,6 +36,16 @@ def test_a_name_with_an_at_sign_keeps_the_acceptance_that_was_given(fit: Fit) ->
         )
 
 
+def test_a_drafter_of_more_layers_costs_their_overheads(fit: Fit) -> None:
+    """One that says nothing of its layers has one, as a head has."""
+    head, deep = (Server("dense-60m", Size(10e6, layers=n), 5, 0.8) for n in (None, 4))
+    said = {s: resolve(fit, s).sizes["drafter_layers"] for s in (head, deep)}
+    assert list(said.values()) == [1.0, 4.0]
+    more_s = mean_s(fit, deep) - mean_s(fit, head)
+    draft_s = fit.posterior["law"].sel(law_term="overhead_draft_alone").values.ravel()
+    assert np.median(more_s) > 3 * np.median(draft_s)  # in every cycle, of which there are several
+
+
 def test_a_new_server_is_answered_wider_and_never_called_measured(fit: Fit) -> None:
     new = Server(Size(61726720.0), Size(10616832.0), 5, 0.8)
     moe = Server(Size(212398080.0, 75e6, 8, 2), Size(10616832.0), 1, 0.8)

@@ -46,7 +46,8 @@ def by_hand(
     launch = (layers * each_layer + t["overhead_pass"]) * t["factor_verify_alone"]
     sequence = (k + 1) * layers * t["overhead_token"] + keys * m["kv_gb"] * (p + g / 2)
     sequence *= t["factor_verify_others"]
-    draft = t["overhead_draft_alone"] + gb * m["drafter_bytes"] * t["read_weights"] * d
+    draft = m["drafter_layers"] * t["overhead_draft_alone"]
+    draft += gb * m["drafter_bytes"] * t["read_weights"] * d
     drafts = (t["overhead_draft_others"] + token * d) * t["factor_draft_others"] * crowded
     compute = (k + 1) * token * a * t["factor_verify_others"]
     pace = layers * (t["pace_experts"] if m["moe"] else t["pace_dense"]) * slow
@@ -79,6 +80,7 @@ MACHINES = {  # memory-bound to compute-bound, and passes within captured graphs
     "tflops": st.floats(0.5, 2500),
     "dies": st.sampled_from([1.0, 8.0]),
     "bytes": st.sampled_from([0.5, 1.0, 2.0]),
+    "drafter_layers": st.sampled_from([1.0, 28.0]),
     "captured": st.sampled_from([16.0, 64.0, 512.0, np.inf]),
 }
 LOADS = {

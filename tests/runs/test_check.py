@@ -246,6 +246,7 @@ def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> Non
     assert set(runs.table.verifier_params) == {size.params}
     assert set(runs.table.verifier_kv_bytes) == {size.kv_bytes}
     assert set(runs.table.drafter_params.dropna()) == {small.params}
+    assert set(runs.table.drafter_layers.dropna()) == {small.layers} == {28}
     assert len(found(runs, "give no size of their verifier, a model known by its name")) == 2
     assert len(found(runs, "give no size of their drafter, a known model or a head for one")) == 1
     # A given size holds for the runs that give a name, in any spelling; nothing is then assumed.
@@ -269,6 +270,7 @@ def test_a_head_has_the_size_of_one_for_its_verifier(tmp_path: Path) -> None:
     one = read(tmp_path / "sd.json").table.iloc[0]
     assert one.drafter == "eagle3"
     assert one.drafter_params == Size.drafter("eagle3", "Qwen3-8B").active
+    assert one.drafter_layers == 1
     runs = read(tmp_path)
     assert {*runs.table.drafter} == {"eagle3 of Qwen3-8B", "eagle3 of Qwen3-32B"}
     assert len(found(runs, "give no size of their drafter, a known model or a head")) == 2
