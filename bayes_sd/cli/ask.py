@@ -137,10 +137,14 @@ class Asked:
         """The verifier, the fit's only one if none is named, and the drafter if one is."""
         if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
             raise BadParameter("name a measured model or give a new one's size, not both.")
-        sizes = {"--new-verifier": self.new_verifier, "--new-drafter": self.new_drafter}
-        new = [None if text is None else o.size_of(text, flag) for flag, text in sizes.items()]
-        verifier, drafter = self.verifier or new[0], self.drafter or new[1]
-        return verifier or only("verifier", self.fit.verifiers.index, "the fit knows"), drafter
+        verifier: Any = self.verifier
+        if self.new_verifier is not None:
+            verifier = o.size_of(self.new_verifier, "--new-verifier")
+        verifier = verifier or only("verifier", self.fit.verifiers.index, "the fit knows")
+        if self.new_drafter is None:
+            return verifier, self.drafter
+        of = self.new_verifier or str(verifier)
+        return verifier, o.drafter_of(self.new_drafter, "--new-drafter", of)
 
 
 def only(what: str, names: Iterable[str], known: str) -> str:

@@ -21,6 +21,7 @@ import typer
 from bayes_sd.answers.answer import cell
 from bayes_sd.errors import EvidenceError, InputError, in_words
 from bayes_sd.physics.structures import NAMES, Structure
+from bayes_sd.runs.checkpoint import is_head
 from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.sizes import Size
@@ -173,6 +174,17 @@ def structure_of(text: str | None) -> Structure | None:
 def size_of(text: str, flag: str) -> Size:
     """A model nobody measured, from a name, a config.json or ``name=number`` pairs."""
     return built(Size, pairs(text, flag), flag) if "=" in text else Size.read(text)
+
+
+def drafter_of(text: str, flag: str, verifier: str) -> Size:
+    """Size of a drafter: a head of its verifier, a model, or nothing to read."""
+    if not is_head(text):
+        return Size.public(text) or size_of(text, flag)
+    try:
+        return Size.drafter(text.lower(), verifier)
+    except InputError:
+        sized = "is sized by a verifier's public name or config.json"
+        raise InputError(f"{flag} {text} {sized}, {verifier} is neither.") from None
 
 
 def machine_of(text: str, gpus: int) -> Machine:

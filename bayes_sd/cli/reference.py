@@ -9,10 +9,9 @@ from bayes_sd.answers.servers import Server
 from bayes_sd.cli import options as o
 from bayes_sd.errors import InputError
 from bayes_sd.fit import reference
-from bayes_sd.runs.checkpoint import EAGLE
 from bayes_sd.runs.drafting import usual_rate
 from bayes_sd.runs.load import Load
-from bayes_sd.runs.sizes import WEIGHTLESS, Size
+from bayes_sd.runs.sizes import WEIGHTLESS
 
 IN_FLIGHT = "1,4,16,64"
 
@@ -32,7 +31,7 @@ def ask(
     """Answer before measuring, from data sheets: is drafting worth it, and with how many tokens?"""
     where = o.machine_of(machine, gpus)
     size = o.size_of(verifier, "--verifier")
-    small, assumed = _drafter(drafter, verifier), ""
+    small, assumed = o.drafter_of(drafter, "--drafter", verifier), ""
     if acceptance is None:
         rates = [usual_rate(drafter, 0.0 if drafter.lower() in WEIGHTLESS else small.params)]
         assumed = " (usual of its kind; --acceptance says yours)"
@@ -67,12 +66,3 @@ def ask(
     title = f"SD against plain {size.label} on {where}: faster, slower and both saturated sum to 1"
     reply = o.Reply.of(answer, title, verdict=verdict, assumed=told, least_loss=chosen)
     return o.Reply(reply.data, [*map(o.fill, (f"{verdict}.", told)), *reply.shown[1:]])
-
-
-def _drafter(drafter: str, verifier: str) -> Size:
-    """Size of a drafter: a head of its verifier, a model, or nothing to read."""
-    if drafter.lower() in (*EAGLE, "mtp"):
-        if "=" in verifier:
-            raise InputError(f"--drafter {drafter} is sized by a verifier's name or config.json.")
-        return Size.drafter(drafter.lower(), verifier)
-    return Size.public(drafter) or o.size_of(drafter, "--drafter")

@@ -279,8 +279,8 @@ def _machine(c: Configuration, given: Values, where: str, own_name: bool) -> dic
 def _drafter_size(verifier: str, values: Values) -> Values:
     """Fields of a Size of a known model, or of a head for one; empty where it is not known."""
     name, method = str(values["drafter"]), str(values.get("drafter_method", ""))
-    for head in filter(is_head, (method, name)):
-        return drafter_of(verifier, head.lower())
+    if is_head(method):
+        return drafter_of(verifier, method.lower())
     # Other heads may be called what their verifier is called and are much smaller.
     return of_name(name) if method in ("", "draft_model") else {}
 
@@ -291,8 +291,10 @@ def configure(values: Values) -> Configuration:
     hardware, own_name = shown(str(v.get("hardware", "")).strip()), "environment" in v
     parts = [str(v.pop(key)).strip() for key in ("hardware", "engine") if key in v]
     v.setdefault("environment", " / ".join(parts) or "unknown")
-    # A method alone says that there is a drafter: n-grams have no model to name.
+    # A method alone says that there is a drafter: n-grams have no model to name. And a head's name.
     v.setdefault("drafter", v.get("drafter_method", NO_DRAFTER))
+    if is_head(str(v["drafter"])):
+        v.setdefault("drafter_method", str(v["drafter"]).lower())
     plain = str(v["drafter"]).strip().lower() == NO_DRAFTER
     names = {str(v.get(key, "")).strip().lower() for key in ("drafter", "drafter_method")}
     if names & {*WEIGHTLESS}:

@@ -303,6 +303,15 @@ def test_a_new_model_by_size(fit_path: Path) -> None:
     assert rows["rows"][0]["support"] == "extrapolated"
 
 
+def test_a_new_head_is_named_by_its_method(fit_path: Path) -> None:
+    words = ["--rps", "0.1", "--acceptance", "0.7", *WORK, "--json", "--extrapolate"]
+    words += ["--new-drafter", "eagle3", "-k", "2"]
+    said = run("latency", str(fit_path), *words, "--new-verifier", "Qwen3-8B")
+    assert "eagle3" in json.loads(said.stdout)["rows"][0]["server"]
+    for verifier in (["--new-verifier", "params=8e9"], ["--verifier", "dense-60m"]):
+        refused = run("latency", str(fit_path), *words, *verifier)
+        assert refused.exit_code == 1 and "is neither" in " ".join(refused.output.split())
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

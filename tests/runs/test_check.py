@@ -270,7 +270,7 @@ def test_a_head_has_the_size_of_one_for_its_verifier(tmp_path: Path) -> None:
     one = read(tmp_path / "sd.json").table.iloc[0]
     assert one.drafter == "eagle3"
     assert one.drafter_params == Size.drafter("eagle3", "Qwen3-8B").active
-    assert one.drafter_layers == 1
+    assert (one.drafter_layers, one.drafter_method) == (1, "eagle3")
     runs = read(tmp_path)
     assert {*runs.table.drafter} == {"eagle3 of Qwen3-8B", "eagle3 of Qwen3-32B"}
     assert len(found(runs, "give no size of their drafter, a known model or a head")) == 2
