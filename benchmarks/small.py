@@ -10,9 +10,10 @@ left out. Prints for each source how many fits pass the gate, their seconds, and
 held-out runs lie inside their 90% intervals: those within the loads of the fit, and all.
 
 `--variants` fits each data set in other ways too: without TTFT, with a TTFT that is up to QUEUED
-times as long under load ("queued"), with independent priors, and prints how far the fitted means
-move. `--seeds` fits one GB200 and one CPU data set from so many seeds, and prints how the answers
-scatter beside their Monte Carlo error. `--out` keeps finished rows and goes on from them.
+times as long under load ("queued"), with independent priors or those of the reference, and prints
+how far the fitted means move. `--seeds` fits one GB200 and one CPU data set from so many seeds, and
+prints how the answers scatter beside their Monte Carlo error. `--out` keeps finished rows and goes
+on from them.
 """
 
 import argparse
@@ -45,13 +46,13 @@ SEED = 1
 LEAST = 10  # runs of a verifier, from which to cut
 CASE = ("source", "verifier", "drafting", "loads", "ttft")
 KEY = (*CASE, "variant", "seed")
-VARIANTS = ("default", "no-ttft", "queued", "independent")
+VARIANTS = ("default", "no-ttft", "queued", "independent", "reference")
 QUEUED = 5.0
 SEVERAL = ("gb200", "vllm-cpu")  # sources of the data sets of `--seeds`
 
 
-def cpu(campaign: str) -> Runs:
-    """A shipped campaign: open loops, several pairs of lengths."""
+def shipped(campaign: str) -> Runs:
+    """A shipped campaign: open loops on a CPU, held concurrencies on a GPU."""
     return bsd.read(corpus(campaign)).steady
 
 
@@ -77,8 +78,9 @@ def held(loop: str | None = None) -> Runs:
 
 
 SOURCES = {
-    "vllm-cpu": lambda: cpu("vllm-cpu"),
-    "vllm-cpu-2": lambda: cpu("vllm-cpu-2"),
+    "vllm-cpu": lambda: shipped("vllm-cpu"),
+    "vllm-cpu-2": lambda: shipped("vllm-cpu-2"),
+    "vllm-h200": lambda: shipped("vllm-h200"),
     "cpu-closed": lambda: held("closed"),
     "cpu-both": held,
     "a100": a100,
@@ -194,7 +196,8 @@ def one(
     begun, problem = time.perf_counter(), ""
     try:
         with mock.patch.dict(TOGETHER, clear=variant == "independent"):
-            fit = bsd.LatencyModel().fit(used, seed=seed, progress=False)
+            prior = bsd.reference() if variant == "reference" else None
+            fit = bsd.LatencyModel(prior=prior).fit(used, seed=seed, progress=False)
     except ConvergenceError as error:
         fit, problem = error.fit, str(error)
     seconds = time.perf_counter() - begun

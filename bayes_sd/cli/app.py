@@ -57,7 +57,13 @@ def fit(
     tune: o.Tune = 700,
     target_accept: Annotated[float, o.sampling_option("Nearer 1: fewer divergences.", "P")] = 0.9,
     max_minutes: Annotated[float, o.sampling_option("Draw again for so long.", "M")] = 10.0,
-    public: Annotated[bool, o.option("Priors from public runs.", None, "--reference")] = False,
+    public: Annotated[
+        bool | None,
+        o.option(
+            "Priors from public runs of other machines; default: for one verifier on a known one.",
+            *(None, "--reference/--no-reference"),
+        ),
+    ] = None,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
     from bayes_sd.fit import LatencyModel, reference
@@ -65,9 +71,13 @@ def fit(
 
     writable(output)
     runs = source.read(paths)
-    if public and runs.table["gb_per_s"].isna().any():
+    known = bool(runs.table["gb_per_s"].notna().all())
+    if public and not known:
         raise InputError("--reference needs the machine of all runs: --set machine=NAME.")
-    o.say(f"{runs!r}\n{COMPILING}")
+    if public is None:  # one model does not tell what grows with size from what does not
+        public = known and runs.table["verifier"].nunique() == 1
+    told = "Priors are those of public runs of other machines (--no-reference: wide ones).\n"
+    o.say(f"{runs!r}\n{told * public}{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
     model = LatencyModel(prior=reference() if public else None)
     result = model.fit(runs, seed=seed, max_minutes=max_minutes, **how)

@@ -182,11 +182,15 @@ def test_fit_takes_the_reference_as_its_prior_where_the_machine_is_known(
         return fit
 
     monkeypatch.setattr(LatencyModel, "fit", fitted)
-    words = ("fit", str(one_run), "-o", str(tmp_path / "fit.nc"), "--reference")
-    refused = run(*words)
+    words = ("fit", str(one_run), "-o", str(tmp_path / "fit.nc"))
+    refused = run(*words, "--reference")
     assert refused.exit_code == 1 and "--set machine=NAME" in refused.stderr and not asked
-    assert run(*words, "--set", "machine=L4").exit_code == 0
-    assert asked == ["runs of other machines"]
+    public, known = "runs of other machines", ("--set", "machine=L4")
+    assert run(*words).exit_code == 0 and asked.pop() != public
+    for more, taken in ((known, True), ((*known, "--no-reference"), False)):
+        said = run(*words, *more)
+        assert said.exit_code == 0 and (asked.pop() == public) is taken
+        assert ("Priors are those of public runs" in said.stderr) is taken
 
 
 @pytest.mark.usefixtures("instant")
@@ -311,6 +315,7 @@ def test_a_new_head_is_named_by_its_method(fit_path: Path) -> None:
     for verifier in (["--new-verifier", "params=8e9"], ["--verifier", "dense-60m"]):
         refused = run("latency", str(fit_path), *words, *verifier)
         assert refused.exit_code == 1 and "is neither" in " ".join(refused.output.split())
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
