@@ -99,7 +99,6 @@ def plan(
 
 def demo(
     out: Annotated[Path, o.option("Folder for the fit and a page on it.", "FOLDER")] = DEMO_FOLDER,
-    campaign: Annotated[str, o.option("vllm-cpu, vllm-cpu-2 or vllm-h200.", "NAME")] = "vllm-cpu",
     seed: o.Seed = 1,
     draws: o.Draws = 1200,
 ) -> o.Reply:
@@ -111,7 +110,7 @@ def demo(
 
     before = ask_reference(*BEFORE)
     o.say(f"Before any measurement. {before.shown[0]}")
-    runs = read(corpus(campaign))
+    runs = read(corpus("vllm-cpu"))
     o.say(f"{runs!r}\n{COMPILING}")
     result = LatencyModel().fit(runs, seed=seed, draws=draws)
     decisions, accuracy = result.decisions(*DEMO_LENGTHS), result.accuracy()
