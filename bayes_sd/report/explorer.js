@@ -62,7 +62,7 @@ const named = (kind, values) => Object.fromEntries(COSTS[kind].map((cost, i) => 
 function elsewhere(state, system, pair, k) {
   const model = models.get(state.v), where = site(state), like = k ? pair.servers?.[k] : system?.plain;
   const verifier = model ? model.name : system.verifier;
-  const sizes = { ...(model ? model.sizes : like.sizes), drafter: !k ? 0 : model ? pair.size : like.sizes.drafter };
+  const sizes = { ...(model ? model.sizes : like.sizes), ...(!k ? { drafter: 0, drafter_layers: 1 } : model ? pair.sizes : {}) };
   const of = k ? `${verifier} + ${model ? pair.name : pair.drafter} k=${k}` : `${verifier} plain`;
   const label = of + (system?.workload ? `, ${system.workload}` : "") + (fresh.places.length > 1 ? ` [${where.name}]` : "");
   const [slowness, crowding] = factors("server", label);

@@ -85,7 +85,7 @@ def _model(name: str) -> dict[str, Any]:
     for method in METHODS:
         drafter = Size.public(method, name) or size
         rate = usual_rate(method, 0.0 if method in WEIGHTLESS else drafter.params)
-        drafters.append({"name": method, "size": drafter.active / GIGA, "rate": rate})
+        drafters.append({"name": method, "sizes": drafter.drafter_features(), "rate": rate})
     stored = design.machine(weight_bits=size.weight_bits or np.nan)
     sizes = size.features() | {n: float(stored[n]) for n in ("bytes", "drafter_bytes")}
     return {"name": name, "sizes": sizes, "pairs": drafters}
