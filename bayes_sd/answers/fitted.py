@@ -236,11 +236,7 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    sizes |= {
-        "drafter": 0.0,
-        "drafter_layers": 1.0,
-        **design.machine(**fit.servers[list(design.MACHINE)].mean()),
-    }
+    sizes |= design.UNDRAFTED | design.machine(**fit.servers[list(design.MACHINE)].mean())
     stages = whole(fit.law.stages(terms, sizes, inputs))
     tail, rows = (1 - prob) / 2, []
     for i, name in enumerate(VERIFIER_COSTS):

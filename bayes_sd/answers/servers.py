@@ -213,9 +213,8 @@ def find_pair(fit: Posterior, server: Server) -> dict[str, Any] | None:
         return pair | {"acceptance_imposed": given} if given in imposed else None
     if given is None and len(imposed) > 1:
         rates = ", ".join(f"{a:g}" for a in imposed)
-        raise InputError(
-            f"{v} + {d} was measured at acceptance {rates}; choose one with <<acceptance>>."
-        )
+        measured = f"{v} + {d} was measured at acceptance {rates}"
+        raise InputError(f"{measured}; choose one with <<acceptance>>.")
     return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
 
 
@@ -257,10 +256,8 @@ def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | 
     if not isinstance(model, str):
         return None
     if model not in known.index:
-        raise InputError(
-            f"The fit has no {level} {model!r}; it knows {', '.join(known.index) or 'none'}. "
-            f"For one nobody measured give its size (<<new_{level}>>)."
-        )
+        said = f"The fit has no {level} {model!r}; it knows {', '.join(known.index) or 'none'}"
+        raise InputError(f"{said}. For one nobody measured give its size (<<new_{level}>>).")
     return known.index.tolist().index(model)
 
 
@@ -285,16 +282,16 @@ def resolve(
     verifier_i = _row_of(fit.verifiers, "verifier", v)
     drafter_i = _row_of(fit.drafters, "drafter", d)
     facts: Any = v.features() if isinstance(v, Size) else fit.verifiers.loc[v].to_dict()
-    facts |= {"drafter": 0.0, "drafter_layers": 1.0} if d is None else {}
-    facts |= d.drafter_features() if isinstance(d, Size) else {}
     if isinstance(d, str):
         facts |= fit.drafters.loc[d].rename({"drafter_params": "drafter"})
+    else:
+        facts |= design.UNDRAFTED if d is None else d.drafter_features()
     environment, pair = environment_of(fit, server), find_pair(fit, server)
-    facts = facts | machine_facts(fit, environment, v, server.k)
+    facts |= machine_facts(fit, environment, v, server.k)
     sizes = {str(name): float(value) for name, value in facts.items()}
     if isinstance(environment, Machine):
-        weights_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
-        environment.fits(weights_gb + sizes["drafter"] * sizes["drafter_bytes"])
+        drafter_gb = sizes["drafter"] * sizes["drafter_bytes"]
+        environment.fits((sizes["shared"] + sizes["expert"]) * sizes["bytes"] + drafter_gb)
         where = site or fit.site_of_machine(environment.name)
     else:
         where = fit.site_of(environment)

@@ -30,6 +30,7 @@ SIZES = (
 )
 MACHINE = ("gb_per_s", "tflops", "dies", "captured_tokens", "weight_bits")
 DRAFTER_SIZES = ("drafter_params", "drafter_layers")  # a head has one layer, if nothing is said
+UNDRAFTED = {"drafter": 0.0, "drafter_layers": 1.0}
 PAIR = ["verifier", "drafter", "acceptance_imposed", "workload"]
 SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
@@ -190,8 +191,8 @@ class Design:
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
         """What the law takes of every run beside coefficients: its workload, sizes, machine."""
-        data, plain = self.data, (0.0, 1.0)
-        drafters = self.drafters.to_numpy(float) if len(self.drafters) else np.array([plain])
+        data, plain = self.data, [[*UNDRAFTED.values()]]
+        drafters = self.drafters.to_numpy(float) if len(self.drafters) else np.array(plain)
         drafter, layers = drafters[data["drafter_i"]].T
         verifier = self.verifiers.iloc[data["verifier_i"]]
         sizes = {str(name): values.to_numpy(float) for name, values in verifier.items()}
