@@ -80,6 +80,16 @@ class Fit(Posterior):
     to_datatree = _datatree.to_datatree
 
 
+def usual_prior(runs: Runs) -> Fit | None:
+    """The reference where runs are predicted better with it: one verifier on a known machine.
+
+    One model does not tell what grows with size from what does not; several do, and the priors of
+    the law are then as good (docs/one_law.md).
+    """
+    known = bool(runs.table["gb_per_s"].notna().all())
+    return reference() if known and runs.table["verifier"].nunique() == 1 else None
+
+
 @cache
 def reference() -> Fit:
     """The shipped reference posterior: what public runs of many machines say of any of them.

@@ -61,26 +61,24 @@ def fit(
         bool | None,
         o.option(
             "Priors from public runs of other machines; default: for one verifier on a known one.",
-            *(None, "--reference/--no-reference"),
+            None,
+            "--reference/--no-reference",
         ),
     ] = None,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
-    from bayes_sd.fit import LatencyModel, reference
+    from bayes_sd.fit import LatencyModel, reference, usual_prior
     from bayes_sd.model.file import writable
 
     writable(output)
     runs = source.read(paths)
-    known = bool(runs.table["gb_per_s"].notna().all())
-    if public and not known:
+    if public and runs.table["gb_per_s"].isna().any():
         raise InputError("--reference needs the machine of all runs: --set machine=NAME.")
-    if public is None:  # one model does not tell what grows with size from what does not
-        public = known and runs.table["verifier"].nunique() == 1
+    prior = usual_prior(runs) if public is None else reference() if public else None
     told = "Priors are those of public runs of other machines (--no-reference: wide ones).\n"
-    o.say(f"{runs!r}\n{told * public}{COMPILING}")
+    o.say(f"{runs!r}\n{told if prior else ''}{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
-    model = LatencyModel(prior=reference() if public else None)
-    result = model.fit(runs, seed=seed, max_minutes=max_minutes, **how)
+    result = LatencyModel(prior=prior).fit(runs, seed=seed, max_minutes=max_minutes, **how)
     result.save(output)
     data = {"file": str(output), "sampling": result.sampling, "accuracy": result.accuracy()}
     return o.Reply(data, [str(result), f"saved to {output}"])

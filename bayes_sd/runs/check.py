@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from bayes_sd.runs.checkpoint import is_head
 from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.drafting import USUAL
 
@@ -199,6 +200,12 @@ def _environments(runs: pd.DataFrame, steady: pd.DataFrame) -> Iterator[Finding]
         if depths.isna().any():
             names = ", ".join(map(str, depths[depths.isna()].index))
             yield "note", environment, f"verifier_layers not given for {names}", "depth"
+    heads = runs.drafter_method.map(is_head).astype(bool)
+    models = runs[(runs.drafter_params > 0) & ~heads]
+    depths = models.groupby("drafter").drafter_layers.first()
+    if depths.isna().any():
+        names = ", ".join(map(str, depths[depths.isna()].index))
+        yield "note", "all runs", f"drafter_layers not given for {names}", "drafter_depth"
     environments = runs.environment.drop_duplicates()
     if len(environments) > 1:
         finding = f"{len(environments)} environments: {'; '.join(map(str, environments))}"

@@ -285,6 +285,14 @@ def _drafter_size(verifier: str, values: Values) -> Values:
     return of_name(name) if method in ("", "draft_model") else {}
 
 
+def _alike(given: Any, known: Any) -> bool:
+    """Whether a size that was given may be that of the known model, counted in another way."""
+    try:
+        return absent(given) or known / 2 <= number(given) <= 2 * known
+    except ValueError:
+        return False  # refused with the configuration
+
+
 def configure(values: Values) -> Configuration:
     """Check a configuration under canonical names and fill what follows from the rest."""
     v = {key: value for key, value in values.items() if not absent(value)}
@@ -307,8 +315,9 @@ def configure(values: Values) -> Configuration:
     v.setdefault("weight_bits", known.get("weight_bits") or bits_of(verifier) or 16.0)
     if "verifier_params" not in v:
         v = verifier_sizes(known) | v
-    if not plain and "drafter_params" not in v:
-        v |= drafter_sizes(_drafter_size(verifier, v))
+    size = {} if plain else drafter_sizes(_drafter_size(verifier, v))
+    if size and _alike(v.get("drafter_params"), size["drafter_params"]):
+        v = size | v
     for key in ("verifier", "verifier_params", "draft_tokens"):
         if key not in v:
             alike = near(verifier) if key == "verifier_params" else ""

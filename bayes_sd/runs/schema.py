@@ -181,12 +181,12 @@ def _key(name: str, what: str) -> str:
 
 def _tell_heads_apart(rows: Iterable[dict[str, Any]]) -> None:
     """Heads called by their method alone, as eagle3, are others for verifiers of other sizes."""
-    heads = defaultdict[str, dict[float, list[dict[str, Any]]]](lambda: defaultdict(list))
-    for row in rows:
-        if "drafter-by-name" in row["flags"] and is_head(row["drafter"]):
-            heads[row["drafter"].lower()][row["drafter_params"]].append(row)
-    for sizes in heads.values():
-        for row in (row for alike in sizes.values() for row in alike if len(sizes) > 1):
+    heads = [r for r in rows if "drafter-by-name" in r["flags"] and is_head(r["drafter"])]
+    sizes = defaultdict[str, set[float]](set)
+    for row in heads:
+        sizes[row["drafter"].lower()].add(row["drafter_params"])
+    for row in heads:
+        if len(sizes[row["drafter"].lower()]) > 1:
             row["drafter"] = f"{row['drafter']} of {row['verifier']}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import LARGEST, InputError, require
-from bayes_sd.runs.checkpoint import EAGLE, config_of, drafter_of, near, sizes_of
+from bayes_sd.runs.checkpoint import config_of, drafter_of, is_head, near, sizes_of
 
 GIGA = 1e9
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
@@ -200,7 +200,7 @@ class Size:
         """
         if name.lower() in WEIGHTLESS:
             return cls(NO_WEIGHTS, name=name)
-        if name.lower() in (*EAGLE, "mtp"):
+        if is_head(name):
             return cls.drafter(name.lower(), verifier) if config_of(verifier) else None
         return cls.read(name) if config_of(name) else None
 

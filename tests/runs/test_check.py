@@ -34,8 +34,9 @@ def test_the_corpus_passes(corpus: Runs, checked: Check) -> None:
     warned = checked.findings[checked.findings.level == "warning"]
     assert len(warned) == saturated.groupby(["verifier", "drafter", "draft_tokens"]).ngroups
     assert warned.finding.str.contains("are past saturation").all()
-    (note,) = checked.findings[checked.findings.level == "note"].itertuples()
+    note, drafters = checked.findings[checked.findings.level == "note"].itertuples()
     assert note.finding.startswith("verifier_layers not given for dense-115m, dense-200m")
+    assert drafters.finding == "drafter_layers not given for draft-12m, draft-3m"
 
 
 def test_summary_counts(corpus: Runs, checked: Check) -> None:
@@ -247,6 +248,12 @@ def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> Non
     assert set(runs.table.verifier_kv_bytes) == {size.kv_bytes}
     assert set(runs.table.drafter_params.dropna()) == {small.params}
     assert set(runs.table.drafter_layers.dropna()) == {small.layers} == {28}
+    # Its layers are known too where its size is given, if it is that of the model.
+    for params, layers in (("6e8", [28.0]), ("2e7", [])):
+        sized = changed(raw(SD), **names, **(draft | {"drafter_params": params}))
+        told = read(write(tmp_path / "sized.json", sized)).table
+        assert told.drafter_layers.dropna().tolist() == layers
+    (tmp_path / "sized.json").unlink()
     assert len(found(runs, "give no size of their verifier, a model known by its name")) == 2
     assert len(found(runs, "give no size of their drafter, a known model or a head for one")) == 1
     # A given size holds for the runs that give a name, in any spelling; nothing is then assumed.
@@ -256,6 +263,14 @@ def test_sizes_of_known_models_are_taken_by_name_and_said(tmp_path: Path) -> Non
     assert set(runs.table.verifier_params) == {8.2e9} and runs.set_aside.empty
     assert runs.table.verifier_layers.isna().all() and runs.table.verifier.nunique() == 1
     assert not found(runs, "give no size of their verifier")
+
+
+def test_unknown_layers_of_a_draft_model_are_said() -> None:
+    given = read_table(drafter="d", drafter_params=4e8)
+    assert len(found(given, "drafter_layers not given")) == 1
+    for known in ({"drafter_layers": 28}, {"drafter_method": "eagle3"}):
+        told = read_table(drafter="d", drafter_params=4e8, **known)
+        assert not found(told, "drafter_layers not given")
 
 
 def test_a_head_has_the_size_of_one_for_its_verifier(tmp_path: Path) -> None:

@@ -400,3 +400,11 @@ def test_shipped_measurements() -> None:
     assert (shipped("vllm-cpu") / PLAIN.name).is_file()
     with pytest.raises(InputError, match="the shipped runs 'none' were not found"):
         shipped("none")
+
+
+def test_the_shipped_runs_of_a_gpu_are_read_as_they_are() -> None:
+    runs = read(shipped("vllm-h200"))
+    assert len(runs.table) == 40 and runs.set_aside.empty and not runs.table.saturated.any()
+    assert set(runs.table.machine) == {"H200"} and runs.table.requests.sum() == 2996
+    layers = runs.table.groupby("drafter").drafter_layers.first().dropna()
+    assert layers.to_dict() == {"Qwen3-0.6B": 28, "eagle3": 1}
