@@ -402,9 +402,23 @@ def test_shipped_measurements() -> None:
         shipped("none")
 
 
-def test_the_shipped_runs_of_a_gpu_are_read_as_they_are() -> None:
-    runs = read(shipped("vllm-h200"))
-    assert len(runs.table) == 40 and runs.set_aside.empty and not runs.table.saturated.any()
-    assert set(runs.table.machine) == {"H200"} and runs.table.requests.sum() == 2996
-    layers = runs.table.groupby("drafter").drafter_layers.first().dropna()
-    assert layers.to_dict() == {"Qwen3-0.6B": 28, "eagle3": 1}
+@pytest.mark.parametrize(
+    ("campaign", "machine", "rows", "requests", "layers"),
+    [
+        ("vllm-h200", "H200", 40, 2996, {"Qwen3-0.6B": 28, "eagle3": 1}),
+        (
+            "vllm-h100",
+            "H100",
+            26,
+            2216,
+            {"eagle3 of Llama-3.1-8B": 1, "eagle3 of Qwen3-30B-A3B": 1},
+        ),
+    ],
+)
+def test_the_shipped_runs_of_a_gpu_are_read_as_they_are(
+    campaign: str, machine: str, rows: int, requests: int, layers: dict[str, int]
+) -> None:
+    runs = read(shipped(campaign))
+    assert len(runs.table) == rows and runs.set_aside.empty and not runs.table.saturated.any()
+    assert set(runs.table.machine) == {machine} and runs.table.requests.sum() == requests
+    assert runs.table.groupby("drafter").drafter_layers.first().dropna().to_dict() == layers
