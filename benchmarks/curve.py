@@ -153,6 +153,8 @@ def rows_of(name: str, counts: list[Any], cache: Path) -> Iterator[dict[str, Any
             elif (which, chosen) != ("reference", "spread") or not sheet:
                 continue
             rest = part(runs, ~runs.table.index.isin(taken))
+            if not len(rest):
+                continue
             if count and not sheet:  # nothing says how another environment differs
                 here = rest.table["environment"].isin(known.environments)
                 rest = part(rest, here)

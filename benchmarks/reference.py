@@ -39,10 +39,12 @@ TOLD = 0.9  # posterior sd over prior sd, above which a machine does not tell a 
 SCATTER = (0.5, 0.4)  # of machines, log: median and log-sd
 AGE = 1.0  # log: sd of what engines of 2024 differ by
 DRAWS = 1000
-CAMPAIGNS = {"CPU": "vllm-cpu", "CPU eager": "vllm-cpu-2", "H200": "vllm-h200"}
+CAMPAIGNS = {"CPU": "vllm-cpu", "CPU eager": "vllm-cpu-2",
+             "H200": "vllm-h200", "H100 of 2026": "vllm-h100"}  # fmt: skip
+UNTRAINED = ("H200", "H100 of 2026")  # routers of their mixtures of experts (traces/README.md)
 STATIC = ("A100 40GB", "H100", "GH200 96GB", "MI250", "MI300X")
 NOTE = (
-    "Plain decoding rests on eight accelerators, drafting on GB200, an H200, an A100 and a CPU, "
+    "Plain decoding rests on eight accelerators; drafting on GB200, H200, H100, an A100 and a CPU, "
     "and what a draft model of many layers costs on one server. Engines are taken to be of today. "
     "Max 1550 is left out, for it has no credible efficiencies (docs/one_law.md)."
 )
@@ -53,7 +55,8 @@ SOURCES = {
     "CPU": "the shipped runs of traces/vllm-cpu",
     "CPU eager": "the shipped runs of traces/vllm-cpu-2, without compiled graphs",
     "A100 80GB": "Qwen3 with a one-layer drafter on an A100, public (qwen3-sd-a100)",
-    "H200": "the shipped runs of traces/vllm-h200",
+    "H200": "the shipped runs of dense models of traces/vllm-h200",
+    "H100 of 2026": "the shipped runs of the dense model of traces/vllm-h100",
     **dict.fromkeys(STATIC, "static batches of vLLM 2024, public (llm-inference-bench)"),
 }  # fmt: skip
 
@@ -66,6 +69,9 @@ def runs_of(name: str) -> Runs:
         runs = machines_data.a100(ttft=False)
     elif name in CAMPAIGNS:
         runs = bsd.read(corpus(CAMPAIGNS[name]))
+        if name in UNTRAINED:
+            dense = runs.table["experts"] == 0
+            runs = Runs(runs.table[dense].reset_index(drop=True), runs.set_aside)
     else:
         runs = machines_data.static(name)
     every = np.linspace(0, len(runs) - 1, min(MOST, len(runs))).astype(int)
@@ -126,7 +132,8 @@ def population(fits: dict[str, Posterior], old: bool, seed: int = 1) -> tuple[xr
     names = list(dict.fromkeys(n for fit in fits.values() for n in quantities(fit)))
     names += [n for n in FULL.terms if n not in names]
     prior = {p.name: p for p in ALL}
-    rows = [(names.index(n), machine in STATIC, *x)
+    # Costs have their time; how models and servers scatter about them, and runs, has not.
+    rows = [(names.index(n), machine in STATIC and n in FULL.terms, *x)
             for machine, each in estimates.items() for n, x in each.items()]  # fmt: skip
     which, aged, estimate, error = (np.array(column) for column in zip(*rows, strict=True))
     of = [prior[n.partition("[")[0]] for n in names]
@@ -149,7 +156,8 @@ def population(fits: dict[str, Posterior], old: bool, seed: int = 1) -> tuple[xr
         "of 2024": np.exp(tree["posterior"]["age"].mean(("chain", "draw")).values),
     }, names).to_string(float_format="{:.3g}".format))  # fmt: skip
     found = tree["posterior"].to_dataset()
-    return found.assign(mu=found["mu"] + old * found["age"]), convergence.summary
+    shift = old * np.isin(names, list(FULL.terms)) * found["age"]
+    return found.assign(mu=found["mu"] + shift), convergence.summary
 
 
 def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
