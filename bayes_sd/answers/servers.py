@@ -14,6 +14,7 @@ from bayes_sd.model.design import NONE, WEIGHT_BITS, same_key
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure
+from bayes_sd.runs.checkpoint import is_head
 from bayes_sd.runs.machine import Machine, captured
 from bayes_sd.runs.sizes import Size
 
@@ -266,15 +267,15 @@ def resolve(
 ) -> Resolved:
     """Coefficients, sizes and acceptance of a server.
 
-    By default it is the one that was measured, if it was; with `started_anew` it is another of
-    that name, whose own effect is drawn, the same for every draft length. A machine by its data
-    sheet has the factors of `site`, by default of the only fitted one of that machine. InputError
-    where a name is not known or a choice is open, EvidenceError where no acceptance was given or
-    measured.
+    By default the one that was measured, if any; with `started_anew` another of that name, whose
+    own effect is drawn, the same for every draft length. A machine by its data sheet has the
+    factors of `site`, by default of the only fitted one of that machine. InputError where a name
+    is unknown or a choice is open, EvidenceError where no acceptance is known.
     """
     v, d = server.verifier, server.drafter
-    if isinstance(d, str) and d not in fit.drafters.index:
-        own = f"{d} of {name_of(v)}"  # heads called by their method, see runs.schema
+    ran = same_key(fit.servers, ["verifier", "drafter"], {"verifier": name_of(v), "drafter": d})
+    if isinstance(d, str) and (d not in fit.drafters.index or (is_head(d) and not ran.any())):
+        own = f"{d} of {name_of(v)}"  # a head is of one verifier, see runs.schema
         d = own if own in fit.drafters.index else Size.public(d, name_of(v)) or d
     if isinstance(v, str) and v not in fit.verifiers.index:
         v = Size.public(v) or v

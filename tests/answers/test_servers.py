@@ -46,6 +46,14 @@ def test_a_drafter_of_more_layers_costs_their_overheads(fit: Fit) -> None:
     assert np.median(more_s) > 3 * np.median(draft_s)  # in every cycle, of which there are several
 
 
+def test_a_head_asked_for_another_verifier_has_the_size_of_its_own(fit: Fit) -> None:
+    """Heads called by their method are one for each verifier; the one that ran is of its own."""
+    heads = renamed(fit, {"dense-60m": "Qwen3-8B", "draft-12m": "eagle3"})
+    ran, other = (resolve(heads, Server(v, "eagle3", 5, 0.8)) for v in ("Qwen3-8B", "Qwen3-14B"))
+    assert ran.sizes["drafter"] == fit.drafters.loc["draft-12m", "drafter_params"]
+    assert 1e9 * other.sizes["drafter"] == Size.drafter("eagle3", "Qwen3-14B").params
+
+
 def test_a_new_server_is_answered_wider_and_never_called_measured(fit: Fit) -> None:
     new = Server(Size(61726720.0), Size(10616832.0), 5, 0.8)
     moe = Server(Size(212398080.0, 75e6, 8, 2), Size(10616832.0), 1, 0.8)
