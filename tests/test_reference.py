@@ -84,7 +84,8 @@ def ask(*arguments: str) -> str:
 
 def test_ask_answers_before_measuring_and_says_what_it_assumed() -> None:
     said = ask("--verifier", "Qwen3-8B", "--machine", "H100", "--concurrency", "1,64")
-    assert re.match(r"Least expected loss of latency: k = \d at 1 (to 64 )?requests? in", said)
+    each = r"1 request in flight, k = \d at 64|1 to 64 requests in flight"
+    assert re.match(rf"Least expected loss of latency: k = \d at ({each})\.", said)
     assert "acceptance 0.65 a token (usual of its kind" in said and "data sheet of H100" in said
     answer = json.loads(ask("--verifier", "Qwen3-8B", "--machine", "H100", "--gpus", "2", "--rps",
                             "1", "-k", "2", "--acceptance", "0.8", "--json"))  # fmt: skip

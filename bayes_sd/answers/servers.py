@@ -273,7 +273,7 @@ def resolve(
     is unknown or a choice is open, EvidenceError where no acceptance is known.
     """
     v, d = server.verifier, server.drafter
-    ran = same_key(fit.servers, ["verifier", "drafter"], {"verifier": name_of(v), "drafter": d})
+    ran = (fit.servers["verifier"] == name_of(v)) & (fit.servers["drafter"] == name_of(d))
     if isinstance(d, str) and (d not in fit.drafters.index or (is_head(d) and not ran.any())):
         own = f"{d} of {name_of(v)}"  # a head is of one verifier, see runs.schema
         d = own if own in fit.drafters.index else Size.public(d, name_of(v)) or d
