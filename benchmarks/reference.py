@@ -39,9 +39,9 @@ TOLD = 0.9  # posterior sd over prior sd, above which a machine does not tell a 
 SCATTER = (0.5, 0.4)  # of machines, log: median and log-sd
 AGE = 1.0  # log: sd of what engines of 2024 differ by
 DRAWS = 1000
-CAMPAIGNS = {"CPU": "vllm-cpu", "CPU eager": "vllm-cpu-2",
-             "H200": "vllm-h200", "H100 of 2026": "vllm-h100"}  # fmt: skip
-UNTRAINED = ("H200", "H100 of 2026")  # routers of their mixtures of experts (traces/README.md)
+CAMPAIGNS = {"CPU": ["vllm-cpu"], "CPU eager": ["vllm-cpu-2"],
+             "H200": ["vllm-h200", "vllm-h200-experts"], "H100 of 2026": ["vllm-h100"]}  # fmt: skip
+UNTRAINED = ("vllm-h200", "vllm-h100")  # routers of their mixtures of experts (traces/README.md)
 STATIC = ("A100 40GB", "H100", "GH200 96GB", "MI250", "MI300X")
 NOTE = (
     "Plain decoding rests on eight accelerators; drafting on GB200, H200, H100, an A100 and a CPU, "
@@ -55,7 +55,7 @@ SOURCES = {
     "CPU": "the shipped runs of traces/vllm-cpu",
     "CPU eager": "the shipped runs of traces/vllm-cpu-2, without compiled graphs",
     "A100 80GB": "Qwen3 with a one-layer drafter on an A100, public (qwen3-sd-a100)",
-    "H200": "the shipped runs of dense models of traces/vllm-h200",
+    "H200": "the shipped runs of traces/vllm-h200 (dense models) and traces/vllm-h200-experts",
     "H100 of 2026": "the shipped runs of the dense model of traces/vllm-h100",
     **dict.fromkeys(STATIC, "static batches of vLLM 2024, public (llm-inference-bench)"),
 }  # fmt: skip
@@ -68,10 +68,10 @@ def runs_of(name: str) -> Runs:
     elif name == "A100 80GB":
         runs = machines_data.a100(ttft=False)
     elif name in CAMPAIGNS:
-        runs = bsd.read(corpus(CAMPAIGNS[name]))
-        if name in UNTRAINED:
-            dense = runs.table["experts"] == 0
-            runs = Runs(runs.table[dense].reset_index(drop=True), runs.set_aside)
+        runs = bsd.read([corpus(each) for each in CAMPAIGNS[name]])
+        folders = runs.table["source"].astype(str).map(lambda path: Path(path).parent.name)
+        real = ~folders.isin(UNTRAINED) | (runs.table["experts"] == 0)
+        runs = Runs(runs.table[real].reset_index(drop=True), runs.set_aside)
     else:
         runs = machines_data.static(name)
     every = np.linspace(0, len(runs) - 1, min(MOST, len(runs))).astype(int)

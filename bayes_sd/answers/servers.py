@@ -248,18 +248,18 @@ def machine_facts(
         most = same["captured_tokens"].max()
     elif 0 < most < np.inf:
         most = captured(k, int(most))
-    facts: dict[Any, Any] = there[list(design.MACHINE)].iloc[0].to_dict()
-    return design.machine(**facts | {"captured_tokens": most, "weight_bits": bits})
+    alike = there[same_key(there, ["weight_bits"], {"weight_bits": bits})]
+    like = next(rows for rows in (own, alike, there) if len(rows))  # arithmetic goes with the bits
+    facts = like[list(design.MACHINE)].iloc[0].to_dict() | {"captured_tokens": most}
+    return design.machine(**{str(n): x for n, x in facts.items()} | {"weight_bits": bits})
 
 
 def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
     """Position of a measured model in its table; None for a new one."""
-    if not isinstance(model, str):
-        return None
-    if model not in known.index:
+    if isinstance(model, str) and model not in known.index:
         said = f"The fit has no {level} {model!r}; it knows {', '.join(known.index) or 'none'}"
         raise InputError(f"{said}. For one nobody measured give its size (<<new_{level}>>).")
-    return known.index.tolist().index(model)
+    return known.index.tolist().index(model) if isinstance(model, str) else None
 
 
 def resolve(
@@ -291,8 +291,8 @@ def resolve(
     facts |= machine_facts(fit, environment, v, server.k)
     sizes = {str(name): float(value) for name, value in facts.items()}
     if isinstance(environment, Machine):
-        drafter_gb = sizes["drafter"] * sizes["drafter_bytes"]
-        environment.fits((sizes["shared"] + sizes["expert"]) * sizes["bytes"] + drafter_gb)
+        verifier_gb = (sizes["shared"] + sizes["expert"]) * sizes["bytes"]
+        environment.fits(verifier_gb + sizes["drafter"] * sizes["drafter_bytes"])
         where = site or fit.site_of_machine(environment.name)
     else:
         where = fit.site_of(environment)

@@ -223,7 +223,9 @@ class Design:
     @property
     def untold(self) -> frozenset[str]:
         """Coefficients of the law that multiply nothing in these runs."""
-        moe, past = self.verifiers["moe"] > 0, self.data["pass_tokens"] > self.data["captured"]
+        moe, d = self.verifiers["moe"] > 0, self.data
+        prompts = d["prompt_tokens"] * (1 + d["closed"] * d["others"])
+        past = np.maximum(d["pass_tokens"], prompts) > d["captured"]
         paced = moe.to_numpy()[self.data["verifier_i"][past]]
         experts = ("overhead_experts", "uneven_experts") if not self.moe else ()
         pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())

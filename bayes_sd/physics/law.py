@@ -30,8 +30,9 @@ class Law:
         with experts and several devices), ``experts`` (a pass reads the experts it touches),
         ``tokens`` (verifying costs ``k + 1`` tokens), ``context`` (keys and values are read),
         ``attention`` (prompts cost their square), ``graphs`` (beyond captured graphs the host sets
-        the pace), ``knee`` (reading and computing go side by side; else one after the other) and
-        ``stalls`` (prefills of others stall decoding; without it they delay the first token).
+        the pace, of prompts too), ``knee`` (reading and computing go side by side; else one after
+        the other) and ``stalls`` (prefills of others stall decoding; without it they delay the
+        first token).
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
 
     Examples
@@ -71,7 +72,10 @@ class Law:
         if self.stalls:
             ahead = times(total.prefill_others, coefficients["prefills_ahead"])
             total = total._replace(prefill_ahead=ahead)
-        return total
+        if absent(total.pace):
+            return total
+        least = queue.launch_s(total, sizes, workload["prompt_tokens"])
+        return total._replace(prefill_alone=queue.both(total.prefill_alone, least))
 
 
 FULL = Law()
@@ -117,8 +121,8 @@ def beside(
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
     cycle_s, slope = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
     n = workload["cycles"]
-    e2e = stages.prefill_alone + others * stages.prefill_others + n * cycle_s
-    return e2e, stages.prefill_others + n * slope, cycle_s
+    prefills, each = queue.prefills(stages.prefill_others, stages, sizes, workload, others)
+    return stages.prefill_alone + prefills + n * cycle_s, each + n * slope, cycle_s
 
 
 def most_added_s(stages: Stages, workload: Any) -> Any:
@@ -152,7 +156,8 @@ def outcome(
     with `n` cycles, see :func:`bayes_sd.physics.queue.cycle`. The first token waits for `w` running
     cycles (`queue_cycles`) and for the prefills ahead of its own: of random arrivals as in
     `queue_s`; where a concurrency is held, answers of one length end together and the next prompts
-    come together, so that `s` of the others (`prefills_ahead`) are ahead, ``W = s B c2,prefill``.
+    come together, so that `s` of the others (`prefills_ahead`) are ahead, ``W = s B c2,prefill``
+    (:func:`bayes_sd.physics.queue.prefills`; beyond captured graphs a pass over them is launched).
     Prefills that come later stall decoding and are in L. A law without the part "stalls" charges
     them to the first token, as ``B c2,prefill``. Of measured runs ``pass_tokens`` of the workload
     say whether passes lay beyond captured graphs. `softness` as in `headroom`, `detach` as in
@@ -176,7 +181,8 @@ def outcome(
     if law.stalls:
         prefills = rate * stages.prefill_others
         ahead = (1 - closed) * queue_s(stages.prefill_others, prefills, PREFILL_SOFTNESS)
-        ahead = ahead + closed * others * stages.prefill_ahead
+        together, _ = queue.prefills(stages.prefill_ahead, stages, sizes, workload, others)
+        ahead = ahead + closed * together
     else:
         ahead = others * stages.prefill_others
     ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead

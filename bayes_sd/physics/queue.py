@@ -52,6 +52,24 @@ def both(read_s: Any, compute_s: Any) -> Any:
     return (read_s**2 + compute_s**2 + TINY) ** 0.5
 
 
+def launch_s(stages: Stages, sizes: Any, tokens: Any) -> Any:
+    """Seconds in which the host launches a pass: `pace` beyond captured graphs."""
+    return stages.pace * (tokens > sizes["captured"])
+
+
+def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
+    """Seconds of the prefills of `others` at so much each, and how they grow with each.
+
+    Where a concurrency is held they come together in a pass, which has to be launched too.
+    """
+    if absent(stages.pace):
+        return others * cost, cost
+    together = workload["closed"] * (others > 0)
+    least = launch_s(stages, sizes, workload["prompt_tokens"] * (1 + others)) * together
+    each = both(cost, least / (others + (others <= 0)))
+    return others * each, cost**2 / each
+
+
 def cycle(
     stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool
 ) -> tuple[Any, Any]:

@@ -124,6 +124,25 @@ def test_the_bits_of_a_measured_model_go_with_it_to_another_machine(sheet: Fit) 
     assert np.median(mean_s(packed, PLAIN, card)) < np.median(mean_s(sheet, PLAIN, card))
 
 
+def test_verifiers_of_one_machine_have_the_arithmetic_of_their_own_precision(sheet: Fit) -> None:
+    servers = sheet.tree["servers"].to_dataset()
+    eight = {"weight_bits": 8.0, "tflops": 2 * OWN["tflops"]}
+
+    def packed(where: np.ndarray) -> Fit:
+        """The fit, these servers' weights in eight bits."""
+        here = {n: servers.get(n, xr.full_like(servers["tflops"], np.nan)) for n in eight}
+        return changed(sheet, servers=servers.assign({n: here[n].where(~where, x)
+                                                      for n, x in eight.items()}))  # fmt: skip
+
+    names, everywhere = servers["verifier"], xr.full_like(servers["tflops"], True, dtype=bool)
+    for own in names == "dense-60m", names != "dense-60m":
+        mixed, alike = packed(own), packed(everywhere)
+        for name in np.unique(names):
+            fit = alike if own[names == name].all() else sheet
+            asked = Server(str(name), None, 0)
+            np.testing.assert_array_equal(mean_s(mixed, asked), mean_s(fit, asked))
+
+
 def test_more_of_a_fitted_machine_is_that_machine(sheet: Fit) -> None:
     tables: Any = {}
     for name, row in (("servers", "server"), ("runs", "run")):

@@ -149,23 +149,35 @@ def test_machines_of_runs_and_typical_ones_where_they_are_not_known() -> None:
 
 
 EXPERTS, PACES = {"overhead_experts", "uneven_experts"}, {"pace_dense", "pace_experts"}
-DRAFTS = {"overhead_draft_alone", "overhead_draft_others"}
+DRAFTS, ALONE = {"overhead_draft_alone", "overhead_draft_others"}, "overhead_parallel"
 BEYOND = {"captured_tokens": 8, "loop": "closed", "rate_rps": None, "concurrency": [4, 8, 9]}
+WITHIN = {"concurrency": 8, "prompt_tokens": 1}
 
 
 @pytest.mark.parametrize(
     ("runs", "untold"),
     [
-        (table(), {*EXPERTS, *PACES, "overhead_parallel"}),
+        (table(), {*EXPERTS, *PACES, ALONE}),
         (table(dies=2), {*EXPERTS, *PACES}),
-        (table(PLAIN | MOE), {*PACES, "overhead_parallel"}),
-        (table(**BEYOND), {*EXPERTS, "pace_experts", "overhead_parallel"}),
-        (table(**BEYOND | {"concurrency": 8}), {*EXPERTS, *PACES, "overhead_parallel"}),
-        (table(PLAIN | MOE, **BEYOND), {"pace_dense", "overhead_parallel"}),
+        (table(PLAIN | MOE), {*PACES, ALONE}),
+        (table(**BEYOND), {*EXPERTS, "pace_experts", ALONE}),
+        (table(**BEYOND | WITHIN), {*EXPERTS, *PACES, ALONE}),
+        (table(**BEYOND | WITHIN | {"prompt_tokens": 2}), {*EXPERTS, "pace_experts", ALONE}),
+        (table(PLAIN | MOE, **BEYOND), {"pace_dense", ALONE}),
         (table(**BEYOND) + table(PLAIN | MOE, **BEYOND | {"dies": 2}), set()),
         (table() + table(PLAIN | MOE, **BEYOND | {"dies": 2}), {"pace_dense"}),
     ],
-    ids=["dense", "two dies", "experts", "beyond", "just within", "experts beyond", "all", "mixed"],
+    ids=[
+        "dense",
+        "two dies",
+        "experts",
+        "beyond",
+        "just within",
+        "prompts beyond",
+        "experts beyond",
+        "all",
+        "mixed",
+    ],
 )
 def test_what_multiplies_nothing_in_the_runs_is_not_told(runs: Runs, untold: set[str]) -> None:
     design, priors, untold = build_design(runs), population(FULL), untold | DRAFTS  # all are plain

@@ -413,6 +413,13 @@ def test_shipped_measurements() -> None:
             2216,
             {"eagle3 of Llama-3.1-8B": 1, "eagle3 of Qwen3-30B-A3B": 1},
         ),
+        (
+            "vllm-h200-experts",
+            "H200",
+            39,
+            3140,
+            {"eagle3 of Mixtral-8x7B": 1, "eagle3 of Qwen3-30B-A3B": 1},
+        ),
     ],
 )
 def test_the_shipped_runs_of_a_gpu_are_read_as_they_are(
