@@ -82,3 +82,8 @@ class ConvergenceError(EvidenceError):
 
 class EvidenceWarning(UserWarning):
     """A fit goes on with less than was given, or rests on a prior where runs say nothing."""
+
+
+def plural(count: int, name: str) -> str:
+    """A count with its noun, "1 run" or "2 runs"."""
+    return f"{count} {name}{'s' * (count != 1)}"

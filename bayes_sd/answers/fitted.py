@@ -229,7 +229,7 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     moe = known["moe"].to_numpy() > 0
     if moe.all() or not moe.any():
         raise EvidenceError(
-            f"All {len(moe)} verifiers are {'mixtures of experts' if moe.all() else 'dense'}; "
+            f"Every verifier is {'a mixture of experts' if moe.all() else 'dense'}; "
             "a comparison of families needs both."
         )
     terms = design.coefficients(fit.law_terms)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import whole
+from bayes_sd.errors import plural, whole
 from bayes_sd.model import priors as known
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, new_one
 from bayes_sd.model.design import Design, sites_of
@@ -137,8 +137,9 @@ class Posterior:
     def __repr__(self) -> str:
         s, p = self.sampling, self.provenance
         return (
-            f"Fit of {p['runs']} runs ({p['requests']} requests) on {p['environment']}: "
-            f"{len(self.verifiers)} verifiers, {len(self.servers)} servers\n"
+            f"Fit of {plural(p['runs'], 'run')} ({plural(p['requests'], 'request')}) on "
+            f"{p['environment']}: {plural(len(self.verifiers), 'verifier')}, "
+            f"{plural(len(self.servers), 'server')}\n"
             f"R-hat <= {s['rhat_max']:.3f}, ESS >= {s['ess_bulk_min']:.0f} bulk and "
             f"{s['ess_tail_min']:.0f} tail, {s['divergences']} divergences, "
             f"{s['chains']} x {s['draws']} draws"

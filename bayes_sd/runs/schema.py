@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, plural
 from bayes_sd.physics.acceptance import constant_acceptance, tokens_per_cycle
 from bayes_sd.runs.check import Check, check, place
 from bayes_sd.runs.checkpoint import is_head
@@ -95,8 +95,9 @@ class Runs:
     def __repr__(self) -> str:
         t, aside = self.table, len(self.set_aside)
         return (
-            f"Runs: {len(t)} runs, {t.requests.sum()} requests, "
-            f"{t.verifier.nunique()} verifiers, {(t.arm == 'plain').sum()} plain runs\n"
+            f"Runs: {plural(len(t), 'run')}, {plural(int(t.requests.sum()), 'request')}, "
+            f"{plural(t.verifier.nunique(), 'verifier')}, "
+            f"{plural((t.arm == 'plain').sum(), 'plain run')}\n"
             f"{t.saturated.sum()} saturated, {aside} set aside; see .check() for why"
         )
 
