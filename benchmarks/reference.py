@@ -45,8 +45,8 @@ UNTRAINED = ("vllm-h200", "vllm-h100")  # routers of their mixtures of experts (
 STATIC = ("A100 40GB", "H100", "GH200 96GB", "MI250", "MI300X")
 NOTE = (
     "Plain decoding rests on eight accelerators; drafting on GB200, H200, H100, an A100 and a CPU, "
-    "of mixtures of experts on GB200, H200 and the CPU, and what a draft model of many layers costs "
-    "on one server. Engines are taken to be of today. "
+    "of mixtures of experts on GB200, H200 and the CPU, and what a draft model of many layers "
+    "costs on one server. Engines are taken to be of today. "
     "Max 1550 is left out, for it has no credible efficiencies (docs/one_law.md)."
 )
 RANGES = ("prompt_tokens", "output_tokens", "in_flight", "rate_rps", "concurrency", "draft_tokens",
