@@ -86,4 +86,4 @@ class EvidenceWarning(UserWarning):
 
 def plural(count: int, name: str) -> str:
     """A count with its noun, "1 run" or "2 runs"."""
-    return f"{count} {name}{'s' * (count != 1)}"
+    return f"{count} {name}" + ("" if count == 1 else "s")
