@@ -75,8 +75,10 @@ def run_outcome(
             "both, so that data sheets tell how they differ."
         )
     columns = np.empty((len(Outcome._fields) + 2, fit.draws, len(table)))
+    workloads = design.run_workload(table)
     for _, rows in table.groupby(design.SERVER, dropna=False):
-        first, inputs = rows.iloc[0], design.run_workload(rows)
+        first, at = rows.iloc[0], rows.index.to_numpy()
+        inputs = {name: values[at] for name, values in workloads.items()}
         place = site(str(first["environment"]), str(first["machine"]))
         resolved = resolve(fit, _server_of(first, fit), seed, site=place)
         sizes: dict[str, Any] = dict(resolved.sizes)
@@ -87,7 +89,7 @@ def run_outcome(
         terms, law = resolved.coefficients, fit.law
         stages = law.stages(terms, sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)
-        requests, at = rows["requests"].to_numpy(float), rows.index.to_numpy()
+        requests = rows["requests"].to_numpy(float)
         own, variance = scatter(fit, said, inputs, metric, requests)
         each = (*said, observed_scale(own, variance, requests), variance)
         for column, values in zip(columns, each, strict=True):
