@@ -55,7 +55,7 @@ def both(read_s: Any, compute_s: Any) -> Any:
 
 def launch_s(stages: Stages, sizes: Any, tokens: Any) -> Any:
     """Seconds in which the host launches a pass: `pace` beyond captured graphs."""
-    return stages.pace * (tokens > sizes["captured"])
+    return stages.pace * (1.0 * (tokens > sizes["captured"]))
 
 
 def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
@@ -65,9 +65,9 @@ def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) 
     """
     if absent(stages.pace):
         return others * cost, cost
-    together = workload["closed"] * (others > 0)
-    least = launch_s(stages, sizes, workload["prompt_tokens"] * (1 + others)) * together
-    each = both(cost, least / (others + (others <= 0)))
+    some = 1.0 * (others > 0)  # a number: symbols are not multiplied by truth values
+    least = launch_s(stages, sizes, workload["prompt_tokens"] * (1 + others))
+    each = both(cost, workload["closed"] * some * least / (others + (1 - some)))
     return others * each, cost**2 / each
 
 
