@@ -27,6 +27,11 @@ def shown(text: str) -> str:
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
+def plural(count: int, name: str) -> str:
+    """A count with its noun, "1 run" or "2 runs"."""
+    return f"{count} {name}" + ("" if count == 1 else "s")
+
+
 class _UserError(Exception):
     """An error whose message speaks Python, and a shell's language through :func:`in_words`."""
 
@@ -82,8 +87,3 @@ class ConvergenceError(EvidenceError):
 
 class EvidenceWarning(UserWarning):
     """A fit goes on with less than was given, or rests on a prior where runs say nothing."""
-
-
-def plural(count: int, name: str) -> str:
-    """A count with its noun, "1 run" or "2 runs"."""
-    return f"{count} {name}" + ("" if count == 1 else "s")
