@@ -16,6 +16,7 @@ from bayes_sd.runs.load import Load
 OUTCOMES = ("below", "never", "always", "above", "between", "several")
 # Of the range of loads, to bracket changes of order: experts fill up at its low end.
 GRID = np.unique([*np.linspace(0, 1, 33), *np.geomspace(1e-3, 1, 33)])
+EVEN = np.linspace(0, 1, 9)  # where nothing bends the law
 TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
 LOWEST = {"rate_rps": 0.0, "concurrency": 1.0}
 UNUSUAL = 0.05  # probability of other orders than one change from which a sentence shows loads
@@ -147,8 +148,8 @@ def break_even(
 ) -> BreakEven:
     """The loads at which a server is faster in the mean, with the chances of never and always.
 
-    Without experts there is at most one change of order. With experts there can be several, each
-    bracketed by a grid of loads.
+    Without experts and captured graphs there is at most one change of order; with them there can be
+    several, each bracketed by a finer grid of loads.
 
     Parameters
     ----------
@@ -178,8 +179,15 @@ def break_even(
         capacity = [np.broadcast_to(arm.capacity_rps, shape) for arm in arms]
         top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
         end = capacity[0]
-    grid = low + (high - low) * GRID
-    wins = gain(grid := np.sort(np.hstack([grid, turns(grid, gain(grid))]), axis=1)) > 0
+    sizes = [arm.resolved.sizes for arm in arms]
+    bends = any(size["moe"] or np.isfinite(size["captured"]) for size in sizes)
+    grid = low + (high - low) * (GRID if bends else EVEN)
+    gained = gain(grid)
+    more = turns(grid, gained)
+    grid, gained = np.hstack([grid, more]), np.hstack([gained, gain(more)])
+    order = np.argsort(grid, axis=1, kind="stable")
+    grid = np.take_along_axis(grid, order, axis=1)
+    wins = np.take_along_axis(gained, order, axis=1) > 0
     changed = wins[:, 1:] != wins[:, :-1]
     count = changed.sum(axis=1)
 

@@ -78,7 +78,9 @@ def run_outcome(
     workloads = design.run_workload(table)
     for _, rows in table.groupby(design.SERVER, dropna=False):
         first, at = rows.iloc[0], rows.index.to_numpy()
-        inputs = {name: values[at] for name, values in workloads.items()}
+        inputs: dict[str, Any] = {name: values[at] for name, values in workloads.items()}
+        if inputs["closed"].all():
+            inputs["rate_rps"] = 0.0
         place = site(str(first["environment"]), str(first["machine"]))
         resolved = resolve(fit, _server_of(first, fit), seed, site=place)
         sizes: dict[str, Any] = dict(resolved.sizes)

@@ -64,7 +64,7 @@ def workload(
         "prompt_cv2": prompt_cv**2,
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
-        "rate_rps": np.where(closed, 0.0, rate_rps),
+        "rate_rps": 0.0 if np.all(closed) else np.where(closed, 0.0, rate_rps),
         "others": np.where(closed, np.subtract(concurrency, 1.0), 0.0),  # beside one's own
     }
 
@@ -148,7 +148,8 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
         rate_rps=_numbers(table, "rate_rps"),
         concurrency=np.where(closed, _numbers(table, "concurrency"), np.nan),
     )
-    return inputs | {"pass_tokens": tokens_in_pass(others, inputs["k"])}
+    rates = np.where(closed, 0.0, _numbers(table, "rate_rps"))
+    return inputs | {"rate_rps": rates, "pass_tokens": tokens_in_pass(others, inputs["k"])}
 
 
 def sites_of(table: pd.DataFrame) -> dict[str, str]:
@@ -209,6 +210,12 @@ class Design:
     def moe(self) -> bool:
         """Whether there is a mixture of experts among the verifiers."""
         return bool(self.verifiers["moe"].any())
+
+    @property
+    def absent(self) -> dict[str, float]:
+        """Inputs that no run has, as floats: the law then needs no fixed point for them."""
+        experts = {} if self.moe else {"expert": 0.0}
+        return experts if self.data["rate_rps"].any() else {**experts, "rate_rps": 0.0}
 
     @property
     def both_families(self) -> bool:

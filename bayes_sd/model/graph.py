@@ -114,10 +114,9 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
     levels = [level for level in (*EFFECT_DIMS, "environment") if level in parameters]
     effects: Any = {level: list(parameters[level].values()) for level in levels}
     terms, noise = coefficients(design.all_terms(parameters["law"]), **effects), parameters["noise"]
-    # A float says so where there are no experts: no fixed point to iterate.
-    sizes = values if design.moe else {**values, "expert": 0.0}
-    stages = law.stages(terms, sizes, values)
-    said = outcome(stages, terms["queue_cycles"], sizes, values, SOFTNESS, detach, law)
+    values = {**values, **design.absent}
+    stages = law.stages(terms, values, values)
+    said = outcome(stages, terms["queue_cycles"], values, values, SOFTNESS, detach, law)
     return run_terms(SPREADS, noise, said, values)
 
 

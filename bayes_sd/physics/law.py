@@ -163,19 +163,22 @@ def outcome(
     say whether passes lay beyond captured graphs. `softness` as in `headroom`, `detach` as in
     `in_flight_at_rate`.
     """
-    rate, closed, knee = workload["rate_rps"], workload["closed"], "knee" in law.parts
+    rate, closed, others = workload["rate_rps"], workload["closed"], workload["others"]
     c2 = most_added_s(stages, workload)
     room = queue.headroom(rate * c2, softness)
-    find = partial(queue.in_flight_at_rate, stages, sizes, workload, room, knee=knee)
-    if "pass_tokens" in workload or absent(stages.pace):
-        paced = workload.get("pass_tokens", 0.0) > sizes["captured"]
-        at_rate = find(paced=paced, detach=detach)
-    else:
-        graphs = find()  # passes with captured graphs come first, where both would sustain the rate
-        beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
-        at_rate = np.where(beyond, find(paced=1.0), graphs) if np.any(beyond) else graphs
-        paced = None  # their tokens say it
-    others = (1 - closed) * at_rate + closed * workload["others"]
+    measured = "pass_tokens" in workload
+    paced = workload["pass_tokens"] > sizes["captured"] if measured else None  # else tokens say it
+    if not absent(rate):
+        find = partial(queue.in_flight_at_rate, stages, sizes, workload, room)
+        find = partial(find, knee="knee" in law.parts, detach=detach)
+        if measured or absent(stages.pace):
+            at_rate = find(paced if measured else 0.0)
+        else:
+            at_rate = graphs = find()  # these come first, where both would sustain the rate
+            beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
+            if np.any(beyond):
+                at_rate = np.where(beyond, find(1.0), graphs)
+        others = (1 - closed) * at_rate + closed * others
     e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced)
     c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
     if law.stalls:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Stages, absent, larger, times
+from bayes_sd.physics.costs import Stages, absent, times
 
 TINY = 1e-100  # s^2: where a structure hides a whole pass, it has a slope still
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
@@ -92,8 +92,18 @@ def cycle(
     seconds, slope = fixed + others * each + work, each + slope
     if absent(s.pace):
         return seconds, slope
-    pace = s.pace * paced
-    return larger(seconds, pace), slope * (seconds >= pace)
+    launched = both(seconds, s.pace * paced)
+    return launched, slope * seconds / launched
+
+
+def settled(nearer: Any, value: Any, detach: Any) -> Any:
+    """What steps of Newton's method come to; the gradient is that of the last one."""
+    if hasattr(value, "settled"):  # symbols of a language that has loops
+        return value.settled(nearer, NEWTON_STEPS)
+    for step in range(NEWTON_STEPS):
+        last = detach is not None and step == NEWTON_STEPS - 1
+        value = nearer(detach(value) if last else value)
+    return value
 
 
 def in_flight_at_rate(
@@ -134,19 +144,20 @@ def in_flight_at_rate(
         found, slope = beside(s.weights + s.experts * phi)
         return b + (found - b) / (1 - slope * s.experts * more * (k + 1))
 
+    def launched(b: Any) -> Any:
+        """A step of Newton's method where passes are launched kernel by kernel."""
+        cycle_s, slope = cycle(stages, sizes, workload, b, paced, knee)
+        fixed = s.prefill_alone + n * (cycle_s - b * each)  # beside the most that each adds
+        return b + (rate * fixed / room - b) / (1 + rate * n * (each - slope) / room)
+
     b, _ = beside(s.weights + s.experts)
     if not (absent(s.experts) or absent(sizes["expert"])):
-        if hasattr(b, "settled"):  # symbols of a language that has loops
-            b = b.settled(nearer, NEWTON_STEPS)
-        else:
-            for step in range(NEWTON_STEPS):
-                last = detach is not None and step == NEWTON_STEPS - 1
-                b = nearer(detach(b) if last else b)
-    if absent(s.pace):
+        b = settled(nearer, b, detach)
+    if absent(s.pace) or absent(paced):
         return b
     each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
-    waiting = rate * (s.prefill_alone + n * s.pace) / (room + rate * n * each)
-    return larger(b, waiting * paced)
+    # Above the root without, and convex but for experts: every step from below comes nearer.
+    return settled(launched, b, detach)
 
 
 def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray:
@@ -192,31 +203,34 @@ def mean_in_flight(probabilities: np.ndarray, latency_s: np.ndarray, rate_rps: A
 def find_roots(function: Any, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Where ``function(x, index)`` changes sign between `low` and `high`; NaN where it does not.
 
-    `index` says which elements `x` belongs to: only those not yet solved are asked again. By false
-    position with halved weights (Illinois), every third step in the middle; importing a library's
-    takes longer than the answers that need it.
+    `index` says which elements `x` belongs to: only those not yet solved are asked again. By the
+    method of Chandrupatla (Adv. Eng. Software 28, 1997): through three points where that is safe,
+    else in the middle. Importing a library's takes longer than the answers that need it.
     """
     index = np.arange(low.size)
     with np.errstate(all="ignore"):
-        kept, last = np.array(low, float), np.array(high, float)
-        f_kept, f_last = (np.array(function(x, index), float) for x in (kept, last))
-        found = np.where(f_kept == 0, kept, np.where(f_last == 0, last, np.nan))
-        index = np.flatnonzero(np.sign(f_kept) * np.sign(f_last) < 0)
-        kept, last, f_kept, f_last = (x[index] for x in (kept, last, f_kept, f_last))
-        step = 0
+        a, b = np.array(low, float), np.array(high, float)
+        f_a, f_b = (np.array(function(x, index), float) for x in (a, b))
+        found = np.where(f_a == 0, a, np.where(f_b == 0, b, np.nan))
+        index = np.flatnonzero(np.sign(f_a) * np.sign(f_b) < 0)
+        a, b, f_a, f_b = (x[index] for x in (a, b, f_a, f_b))
+        share, step = np.full(index.size, 0.5), 0
         while index.size:
             step += 1
-            x, middle = last - f_last * (last - kept) / (f_last - f_kept), (kept + last) / 2
-            inside = (np.minimum(kept, last) < x) & (x < np.maximum(kept, last))
-            x = np.where(inside & (step % 3 > 0), x, middle)
+            x = a + share * (b - a)
             f = np.asarray(function(x, index), float)
-            same = np.sign(f) == np.sign(f_last)
-            kept, f_kept = np.where(same, kept, last), np.where(same, f_kept / 2, f_last)
-            last, f_last = x, f
-            narrow = abs(last - kept) <= ROOT * abs(last)
-            done = narrow | (f == 0) | (step == MOST_STEPS)
-            found[index[done]] = np.where(np.isnan(f), np.nan, last)[done]
-            index, kept, last, f_kept, f_last = (
-                x[~done] for x in (index, kept, last, f_kept, f_last)
-            )
+            same = np.sign(f) == np.sign(f_a)
+            c, f_c = np.where(same, a, b), np.where(same, f_a, f_b)
+            b, f_b = np.where(same, b, a), np.where(same, f_b, f_a)
+            a, f_a = x, f
+            best = np.where(abs(f_a) < abs(f_b), a, b)
+            least = ROOT / 2 * abs(best) / abs(b - a)  # as a share of the interval
+            done = (least >= 0.5) | (f == 0) | (step == MOST_STEPS)
+            found[index[done]] = np.where(np.isnan(f), np.nan, best)[done]
+            across, down = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+            safe = (down**2 < across) & ((1 - down) ** 2 < 1 - across)
+            bent = f_a / (f_b - f_a) * f_c / (f_b - f_c)
+            bent += (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
+            share = np.clip(np.where(safe, bent, 0.5), least, 1 - least)
+            index, a, b, f_a, f_b, share = (y[~done] for y in (index, a, b, f_a, f_b, share))
     return found
