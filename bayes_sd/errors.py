@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 LONGEST = 2_000  # characters of a message
 SMALLEST, LARGEST = 1e-60, 1e19  # in size: the square of a ratio of two is still a number
 _DIGITS = re.compile(r"\d{41,}")
@@ -65,6 +67,14 @@ def whole(name: str, value: Any, least: int, most: float = LARGEST) -> None:
     within = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
     says = f"a whole number of at least {least}" + f", at most {most}" * (most < LARGEST)
     require(name, value, within, says)
+
+
+def shares(name: str, value: Any, says: str) -> np.ndarray:
+    """One or more numbers from 0 to 1, checked."""
+    array = np.asarray(value)
+    number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
+    require(name, value, number and bool(((array >= 0) & (array <= 1)).all()), says)
+    return array.astype(float)
 
 
 def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The fit and its predictions beside what PyMC, nutpie and NumPyro make of the same model.
+"""The fit and its predictions beside what PyMC, nutpie, NumPyro and Stan make of the same model.
 
     uv run --with jax --with numpyro benchmarks/peers.py [--verifier dense-60m] [--json]
 
@@ -7,7 +7,8 @@ that finds it: the smallest effective sample size (bulk) over all parameters, a 
 and a second in all. The samplers draw from the same PyMC model of the shipped runs, 4 chains on all
 cores, each as `pymc.sample(nuts_sampler=NAME)` does by default; posterior means are compared in
 their own errors. Predictions are those of the measured runs by all draws, beside
-`pymc.sample_posterior_predictive`. NumPyro is left out where it is not installed.
+`pymc.sample_posterior_predictive`. Stan samples its own program of that model (`peers_stan.py`), by
+R's package rstan (Debian: r-cran-rstan). What is not installed is left out.
 """
 
 import argparse
@@ -20,10 +21,12 @@ import tempfile
 import time
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-PEERS = ("bayes_sd", "pymc", "nutpie", "numpyro")
+PEERS = ("bayes_sd", "pymc", "nutpie", "numpyro", "stan")
 CHAINS, DRAWS = 4, 1000
+STAN_DRAWS = 250  # of a chain, and as many to tune: a gradient takes Stan many times as long
 
 
 def model_and_runs(verifier: str) -> tuple[Any, Any]:
@@ -120,6 +123,24 @@ def of_pymc(verifier: str, sampler: str) -> dict[str, Any]:
     return row
 
 
+def of_stan(verifier: str, cache: str) -> dict[str, Any]:
+    """As rstan's `sampling` samples by default, from where PyMC starts."""
+    import peers_stan
+
+    model, runs = model_and_runs(verifier)
+    design = model.design(runs)
+    how = {"chains": CHAINS, "draws": STAN_DRAWS, "cores": os.cpu_count() or 1}
+    built, folder = model.graph(design), Path(cache)
+    return told(*peers_stan.sample(built, design, model.priors, folder, **how))
+
+
+def installed(peer: str) -> bool:
+    """Whether a peer can be asked."""
+    import peers_stan
+
+    return peers_stan.version() != "" if peer == "stan" else bool(importlib.util.find_spec(peer))
+
+
 def child(peer: str, verifier: str, cache: str) -> dict[str, Any]:
     """What a new process measures, with compiled code in a folder of its own."""
     flags = {"PYTENSOR_FLAGS": f"base_compiledir={cache}", "NUMBA_CACHE_DIR": cache}
@@ -143,8 +164,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         warnings.simplefilter("ignore")
-        own = given.child == "bayes_sd"
-        row = of_bayes_sd(given.verifier) if own else of_pymc(given.verifier, given.child)
+        if given.child == "stan":
+            row = of_stan(given.verifier, os.environ["NUMBA_CACHE_DIR"])
+        elif given.child == "bayes_sd":
+            row = of_bayes_sd(given.verifier)
+        else:
+            row = of_pymc(given.verifier, given.child)
         print(json.dumps(row))
         return
 
@@ -153,14 +178,18 @@ def main() -> None:
 
     from bayes_sd import __version__
 
-    peers = [p for p in given.peers.split(",") if importlib.util.find_spec(p)]
+    peers = [p for p in given.peers.split(",") if installed(p)]
     rows: dict[str, dict[str, Any]] = {}
     for peer in peers:
         with tempfile.TemporaryDirectory() as cache:
             for when in ("first", "second"):
                 rows[f"{peer}, {when}"] = child(peer, given.verifier, cache)
     table = pd.DataFrame(rows).T
-    versions = {p: importlib.import_module(p).__version__ for p in peers if p != "bayes_sd"}
+    versions = {p: importlib.import_module(p).__version__ for p in peers if p in PEERS[1:4]}
+    if "stan" in peers:
+        import peers_stan
+
+        versions["rstan"] = peers_stan.version()
     print(f"bayes_sd {__version__}, {versions}, {os.cpu_count()} cores")
     if given.json:
         print(json.dumps(rows))

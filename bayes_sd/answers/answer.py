@@ -9,8 +9,8 @@ import pandas as pd
 import scipy
 import xarray as xr
 
-from bayes_sd.answers.servers import Resolved, name_of, of_verifier, shares
-from bayes_sd.errors import LARGEST, SMALLEST, InputError, require
+from bayes_sd.answers.servers import Resolved, name_of, of_verifier
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, require, shares
 from bayes_sd.model.design import NONE
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome

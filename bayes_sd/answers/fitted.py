@@ -85,7 +85,8 @@ def run_outcome(
         resolved = resolve(fit, _server_of(first, fit), seed, site=place)
         sizes: dict[str, Any] = dict(resolved.sizes)
         if rows["captured_tokens"].notna().all():  # a run's own, of whatever machine
-            sizes["captured"] = design.run_machine(rows)["captured"]
+            captured = design.run_machine(rows)["captured"]
+            sizes["captured"] = captured if np.isfinite(captured).any() else np.inf
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
         terms, law = resolved.coefficients, fit.law

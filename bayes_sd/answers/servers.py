@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import EvidenceError, InputError, require
+from bayes_sd.errors import EvidenceError, InputError, require, shares
 from bayes_sd.model import design
 from bayes_sd.model.acceptance import generator
 from bayes_sd.model.design import NONE, WEIGHT_BITS, same_key
@@ -114,14 +114,6 @@ def shared_name(servers: Sequence[Server]) -> tuple[str, dict[str, str]]:
     return shared, short | {str(s): "plain" for s in servers if s.drafter is None}
 
 
-def shares(name: str, value: Any, says: str) -> np.ndarray:
-    """One or more numbers from 0 to 1, checked."""
-    array = np.asarray(value)
-    number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
-    require(name, value, number and bool(((array >= 0) & (array <= 1)).all()), says)
-    return array.astype(float)
-
-
 def draft_lengths(k: int | Sequence[int]) -> list[int]:
     """Draft lengths asked for, checked, each once."""
     values = np.atleast_1d(np.asarray(k))
@@ -168,6 +160,12 @@ def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
     return table[table["verifier"] == verifier] if isinstance(verifier, str) else table
 
 
+def _ran(fit: Posterior, server: Server, column: str) -> list[str]:
+    """What a column says of the servers of this verifier; of all servers for a new one."""
+    own, new = fit.server_columns["verifier"] == server.verifier, isinstance(server.verifier, Size)
+    return sorted({str(x) for x in fit.server_columns[column][own | new]})
+
+
 def environment_of(fit: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
     asked, known = server.environment, fit.environments
@@ -177,8 +175,7 @@ def environment_of(fit: Posterior, server: Server) -> str | Machine:
         if asked not in known:
             raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
         return asked
-    ran = of_verifier(fit.servers, server.verifier)
-    own = sorted(str(e) for e in ran["environment"].unique()) or known
+    own = _ran(fit, server, "environment") or known
     if len(own) > 1:
         raise InputError(
             f"{name_of(server.verifier)} could run in {len(own)} environments; choose one with "
@@ -191,7 +188,7 @@ def workload_of(fit: Posterior, server: Server) -> str:
     """What requests a server is asked for; "" where its runs name none."""
     if server.workload is not None or not isinstance(server.verifier, str):
         return server.workload or ""
-    known = sorted(of_verifier(fit.servers, server.verifier)["workload"].unique())
+    known = _ran(fit, server, "workload")
     if len(known) > 1:
         raise InputError(
             f"{server.verifier} ran with workloads {', '.join(known)}; choose one with "
@@ -206,15 +203,16 @@ def find_pair(fit: Posterior, server: Server) -> dict[str, Any] | None:
     if server.k == 0 or not isinstance(v, str) or not isinstance(d, str):
         return None
     pair: dict[str, Any] = {"verifier": v, "drafter": d, "workload": workload_of(fit, server)}
-    rows = fit.servers[same_key(fit.servers, [*pair], pair) & (fit.servers["draft_tokens"] > 0)]
-    imposed = sorted(rows["acceptance_imposed"].dropna().unique())
-    if rows["acceptance_imposed"].isna().any():
+    ran = fit.server_columns
+    rates = ran["acceptance_imposed"][same_key(ran, [*pair], pair) & (ran["draft_tokens"] > 0)]
+    imposed = sorted({float(rate) for rate in rates[~np.isnan(rates)]})
+    if np.isnan(rates).any():
         return pair | {"acceptance_imposed": np.nan}
     if isinstance(given, float):
         return pair | {"acceptance_imposed": given} if given in imposed else None
     if given is None and len(imposed) > 1:
-        rates = ", ".join(f"{a:g}" for a in imposed)
-        measured = f"{v} + {d} was measured at acceptance {rates}"
+        several = ", ".join(f"{a:g}" for a in imposed)
+        measured = f"{v} + {d} was measured at acceptance {several}"
         raise InputError(f"{measured}; choose one with <<acceptance>>.")
     return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
 
@@ -223,15 +221,15 @@ def machine_facts(
     fit: Posterior, environment: str | Machine, verifier: str | Size, k: int
 ) -> dict[str, Any]:
     """What the law knows of an environment's machine, for passes that draft `k` tokens."""
-    there = fit.servers[fit.servers["environment"] == str(environment)]
-    own = of_verifier(there, verifier)
+    ran, bits = fit.server_columns, np.nan
+    there, named = ran["environment"] == str(environment), ran["verifier"] == verifier
+    own = there & (named | isinstance(verifier, Size))
     if isinstance(verifier, Size):
         bits = verifier.weight_bits or np.nan
-    else:  # as it ran here, or else elsewhere
-        ran = own if len(own) else of_verifier(fit.servers, verifier)
-        bits = float(ran["weight_bits"].iloc[0]) if len(ran) else np.nan
+    elif named.any():  # as it ran here, or else elsewhere
+        bits = ran["weight_bits"][own if own.any() else named][0]
     if isinstance(environment, Machine):
-        if fit.servers["gb_per_s"].isna().all():
+        if np.isnan(ran["gb_per_s"]).all():
             raise EvidenceError(
                 f"{environment} cannot be answered by its data sheet: that of the fitted machine "
                 "is unknown; fit its runs with <<machine>>, or with gb_per_s and tflops."
@@ -243,15 +241,14 @@ def machine_facts(
                 f"(name={environment.name},tflops=...)."
             )
         return design.machine(environment.gb_per_s, tflops, environment.dies, captured(k), bits)
-    most, same = own["captured_tokens"].max(), own[own["draft_tokens"] == k]
-    if len(same):
-        most = same["captured_tokens"].max()
-    elif 0 < most < np.inf:
+    same, captured_tokens = own & (ran["draft_tokens"] == k), ran["captured_tokens"]
+    most = np.fmax.reduce(captured_tokens[same if same.any() else own], initial=np.nan)
+    if not same.any() and 0 < most < np.inf:
         most = captured(k, int(most))
-    alike = there[same_key(there, ["weight_bits"], {"weight_bits": bits})]
-    like = next(rows for rows in (own, alike, there) if len(rows))  # arithmetic goes with the bits
-    facts = like[list(design.MACHINE)].iloc[0].to_dict() | {"captured_tokens": most}
-    return design.machine(**{str(n): x for n, x in facts.items()} | {"weight_bits": bits})
+    alike = there & same_key(ran, ["weight_bits"], {"weight_bits": bits})
+    like = next(rows for rows in (own, alike, there) if rows.any())  # arithmetic goes with the bits
+    facts = {name: ran[name][like][0] for name in design.MACHINE}
+    return design.machine(**facts | {"captured_tokens": most, "weight_bits": bits})
 
 
 def _row_of(known: pd.DataFrame, level: str, model: str | Size | None) -> int | None:
@@ -273,7 +270,8 @@ def resolve(
     is unknown or a choice is open, EvidenceError where no acceptance is known.
     """
     v, d = server.verifier, server.drafter
-    ran = (fit.servers["verifier"] == name_of(v)) & (fit.servers["drafter"] == name_of(d))
+    table = fit.server_columns
+    ran = (table["verifier"] == name_of(v)) & (table["drafter"] == name_of(d))
     if isinstance(d, str) and (d not in fit.drafters.index or (is_head(d) and not ran.any())):
         own = f"{d} of {name_of(v)}"  # a head is of one verifier, see runs.schema
         d = own if own in fit.drafters.index else Size.public(d, name_of(v)) or d
@@ -304,7 +302,7 @@ def resolve(
         "draft_tokens": server.k,
         "environment": str(environment),
     }
-    known = same_key(fit.servers, design.SERVER, key) & (pair is not None or server.k == 0)
+    known = same_key(table, design.SERVER, key) & (pair is not None or server.k == 0)
     index = int(np.flatnonzero(known)[0]) if known.any() and started_anew is None else None
     label = f"{started_anew} of {name_of(v)}"
     if started_anew is None:

@@ -36,7 +36,7 @@ class Posterior:
 
     tree: xr.DataTree
 
-    @property
+    @cached_property
     def posterior(self) -> xr.Dataset:
         """Draws in natural units, dims (chain, draw, ...)."""
         return self.tree["posterior"].to_dataset()
@@ -88,6 +88,11 @@ class Posterior:
     def servers(self) -> pd.DataFrame:
         """Verifier, drafter, imposed acceptance, draft tokens and environment of the servers."""
         return self._frame("servers").reset_index()
+
+    @cached_property
+    def server_columns(self) -> dict[str, np.ndarray]:
+        """The columns of `servers`: a table is slow to look a single one up in."""
+        return {str(name): values.to_numpy() for name, values in self.servers.items()}
 
     @cached_property
     def environments(self) -> list[str]:
@@ -233,9 +238,13 @@ class Posterior:
         effects = (known.VERIFIER_COSTS, known.DRAFTER_COSTS, server, known.HARDWARE)
         return len(effects[LEVELS.index(level)])
 
+    @cached_property
+    def _accepted(self) -> xr.Dataset:
+        return self.tree["acceptance"].to_dataset()
+
     def acceptance(self, pair: Mapping[str, Any], k: int, seed: int = 0) -> tuple[list, int] | None:
         """``bayes_sd.model.acceptance.at_positions`` of the pairs of this fit."""
-        return at_positions(self.tree["acceptance"].to_dataset(), pair, k, seed)
+        return at_positions(self._accepted, pair, k, seed)
 
     def with_columns(self, **columns: np.ndarray) -> Self:
         """The same fit with columns added to its runs."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Stages, absent, times
+from bayes_sd.physics.costs import Stages, absent, larger, times
 
 TINY = 1e-100  # s^2: where a structure hides a whole pass, it has a slope still
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
@@ -92,18 +92,8 @@ def cycle(
     seconds, slope = fixed + others * each + work, each + slope
     if absent(s.pace):
         return seconds, slope
-    launched = both(seconds, s.pace * paced)
-    return launched, slope * seconds / launched
-
-
-def settled(nearer: Any, value: Any, detach: Any) -> Any:
-    """What steps of Newton's method come to; the gradient is that of the last one."""
-    if hasattr(value, "settled"):  # symbols of a language that has loops
-        return value.settled(nearer, NEWTON_STEPS)
-    for step in range(NEWTON_STEPS):
-        last = detach is not None and step == NEWTON_STEPS - 1
-        value = nearer(detach(value) if last else value)
-    return value
+    pace = s.pace * paced
+    return larger(seconds, pace), slope * (seconds >= pace)
 
 
 def in_flight_at_rate(
@@ -144,20 +134,19 @@ def in_flight_at_rate(
         found, slope = beside(s.weights + s.experts * phi)
         return b + (found - b) / (1 - slope * s.experts * more * (k + 1))
 
-    def launched(b: Any) -> Any:
-        """A step of Newton's method where passes are launched kernel by kernel."""
-        cycle_s, slope = cycle(stages, sizes, workload, b, paced, knee)
-        fixed = s.prefill_alone + n * (cycle_s - b * each)  # beside the most that each adds
-        return b + (rate * fixed / room - b) / (1 + rate * n * (each - slope) / room)
-
     b, _ = beside(s.weights + s.experts)
     if not (absent(s.experts) or absent(sizes["expert"])):
-        b = settled(nearer, b, detach)
+        if hasattr(b, "settled"):  # symbols of a language that has loops
+            b = b.settled(nearer, NEWTON_STEPS)
+        else:
+            for step in range(NEWTON_STEPS):
+                last = detach is not None and step == NEWTON_STEPS - 1
+                b = nearer(detach(b) if last else b)
     if absent(s.pace) or absent(paced):
         return b
     each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
-    # Above the root without, and convex but for experts: every step from below comes nearer.
-    return settled(launched, b, detach)
+    waiting = rate * (s.prefill_alone + n * s.pace) / (room + rate * n * each)
+    return larger(b, waiting * paced)
 
 
 def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray:

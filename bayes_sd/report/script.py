@@ -47,7 +47,7 @@ class Value(NDArrayOperatorsMixin):
         raise TypeError("what is not known yet is neither true nor false")
 
     def settled(self, step: Callable[["Value"], "Value"], most: int) -> "Value":
-        """What `step` makes of this again and again, until it no longer changes."""
+        """What `step` makes of this again and again, until it no longer changes; never above it."""
         tape, before = self.tape, {*self.tape.values}
         again = tape._kept(LOAD, f"{self.name} again")
         end = step(again)
@@ -120,10 +120,8 @@ class Tape:
                 most, here = code.split()[0], value.name
                 # It begins where it ended at the load before.
                 lines[DRAW].append(f"let last{here} = 0;")
-                near = (
-                    f"last{here} > 0 && {start} > 0 && isFinite(last{here}) ? last{here} : {start}"
-                )
-                step = f"{here} = {end} > 0 ? {end} : {start};"
+                near = f"last{here} > 0 && last{here} < {start} ? last{here} : {start}"
+                step = f"{here} = {end} > 0 && {end} < {start} ? {end} : {start};"
                 stop = f"if (!(Math.abs({here} - {again}) > {SETTLED} * {here})) break;"
                 body = [f"const {again} = {here};", *loops[value.name], step, stop]
                 head = f"let {here} = {near};\nfor (let s = 0; s < {most}; s++) {{"

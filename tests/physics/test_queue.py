@@ -173,7 +173,7 @@ def solves(
         passes = work["draft_passes"]
         each = s.verify_others + passes * s.draft_others + s.compute_others
         cycle = s.verify_alone + passes * s.draft_alone + busy
-        cycle = np.hypot(cycle + b * each, s.pace) - b * each if paced else cycle
+        cycle = np.maximum(cycle, s.pace - b * each) if paced else cycle
         return work["rate_rps"] * (s.prefill_alone + work["cycles"] * cycle) - room * b
 
     low, high = gather(b * (1 - 1e-6)), gather(b * (1 + 1e-6))
