@@ -19,6 +19,7 @@ from bayes_sd.model import priors as known
 from bayes_sd.model.design import SPREADS, Design
 from bayes_sd.model.graph import _server_means
 from bayes_sd.model.kernel import SOURCE, PerRun
+from bayes_sd.physics.law import FULL
 from bayes_sd.physics.noise import NU, TINY
 
 POWERS = {"(2.0)": "{0} * {0}", "(0.5)": "sqrt({0})", "(-1.0)": "1 / {0}"}
@@ -161,16 +162,17 @@ def program(model: pm.Model, design: Design, priors: tuple[known.Prior, ...]) ->
     by_size = {node.op.traced.outputs[0]: node for node in nodes}
     verifiers, drafters, run = by_size[4], by_size[2], by_size[0]
     by_name = {p.name: p for p in priors}
-    law, noise = model.coords["law_term"], [p.name for p in known.NOISE]
+    law = design.told(tuple(by_name[p.name] for p in known.population(FULL)))
+    noise = [p.name for p in known.NOISE]
     middle, sd = (np.array([getattr(by_name[n], x) for n in noise]) for x in "ab")
-    root = np.linalg.cholesky(known.correlation(tuple(law)))
+    root = np.linalg.cholesky(known.correlation(tuple(p.name for p in law)))
     scatters = [by_name[f"scatter_{level}"] for level in ("verifier", "drafter", "server")]
     moe = design.verifiers["moe"].to_numpy(float)
     data: dict[str, Any] = {
         "N": len(design.table), "V": len(design.verifiers), "D": len(design.drafters),
         "S": len(design.servers), "moe": moe, "moe_sd": np.full(4, by_name["moe_effect"].b),
-        "law_middle": np.log([by_name[n].a for n in law]),
-        "law_root": np.array([by_name[n].b for n in law])[:, None] * root,
+        "law_middle": np.log([p.a for p in law]),
+        "law_root": np.array([p.b for p in law])[:, None] * root,
         "noise_middle": np.log(middle), "noise_sd": sd,
         "scatter_prior": np.array([[np.log(p.a), p.b] for p in scatters]),
         "ran_v": _server_means(design, "verifier"), "ran_d": _server_means(design, "drafter"),
