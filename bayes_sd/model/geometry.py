@@ -39,7 +39,6 @@ GROUPS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
 )
 WEIGHTLESS = 1e-3  # 1e9 parameters
-PACES, BESIDE = ("pace_dense", "pace_experts"), "overhead_prefill_alone"
 RATIOS = ("decode_token_ratio",)  # to prefill_token_others
 CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a factor
 
@@ -74,9 +73,7 @@ class CostShares(Transform):
 
     With parts `A` of a cost (coefficients times sizes and workload, at the runs' means), each axis
     of the sampler is the log of a sum of stages, of one stage over the first of them, or of one
-    part over the first of its stage. Where prompts are beyond captured graphs, their overhead and
-    their launch are known as the root of their squares' sum, an axis, and not one by one: the log
-    of their ratio is another. All of that shifts one log by others: the Jacobian is 1.
+    part over the first of its stage. All of that shifts one log by others: the Jacobian is 1.
     """
 
     name = "shares"
@@ -95,8 +92,6 @@ class CostShares(Transform):
         self.workload = {"k": 0.0, **lengths}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
         self.times = {"prefill": 1.0, "verify": cycles, "draft": cycles * max(passes, 1.0)}
-        launched = self.workload["prompt_tokens"] > machine["captured"] and BESIDE in self.terms
-        self.launches = [t for t in PACES if t in self.terms and launched]
         named = ([[t for t in ts if t in self.terms] for ts in group.values()] for group in GROUPS)
         self.groups = [[stage for stage in group if stage] for group in named]
 
@@ -111,10 +106,6 @@ class CostShares(Transform):
                     ones["prefill_token_others"] = 1.0
                 costs = whole(self.law.stages(coefficients(self.design.all_terms(ones)), at, at))
                 found[term] = ps.log(getattr(costs, stage) * at[stage.split("_")[0]])
-        for term in self.launches:
-            ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
-            costs = self.law.stages(coefficients(self.design.all_terms(ones)), at, at)
-            found[term] = ps.log(costs.pace)
         return found
 
     def _axes(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
@@ -131,16 +122,11 @@ class CostShares(Transform):
                 axes.update({t: parts[t] - parts[first] for t in rest})
                 axes[first] = total - totals[0]
             axes[group[0][0]] = _log_sum(totals)
-        axes |= {t: parts[t] - parts[BESIDE] for t in self.launches}
-        if self.launches:
-            axes[BESIDE] = axes[BESIDE] + self._launched(axes)
         return {"axes": [axes[t] for t in self.terms]}
 
     def _logs(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
-        axes = dict(values["value"])
+        axes = values["value"]
         logs, units = dict(axes), self._log_unit_costs(axes, at)
-        if self.launches:
-            axes[BESIDE] = axes[BESIDE] - self._launched(axes)
         for group in self.groups:
             between = [0.0, *(axes[stage[0]] for stage in group[1:])]
             whole = axes[group[0][0]] - _log_sum(between)
@@ -150,13 +136,7 @@ class CostShares(Transform):
                 logs |= {t: first + x - units[t] for t, x in zip(stage, within, strict=True)}
         for term in (t for t in RATIOS if t in logs):
             logs[term] = logs[term] - logs["prefill_token_others"]
-        for term in self.launches:
-            logs[term] = logs[BESIDE] + units[BESIDE] + axes[term] - units[term]
         return {"logs": [logs[t] for t in self.terms]}
-
-    def _launched(self, axes: dict[str, Any]) -> Any:
-        """Log of the overhead and the launch of prompts, over the overhead alone."""
-        return _log_sum([0.0, *(2 * axes[t] for t in self.launches)]) / 2
 
     def _mapped(self, function: Any, value: Any) -> Any:
         known: dict[Any, float] = {**self.sizes, **self.workload, **self.times}
