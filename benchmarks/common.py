@@ -36,3 +36,24 @@ def random_fifth(count: int, seed: int) -> np.ndarray:
     """Which of `count` runs are in a random fifth of them."""
     order = np.random.default_rng(seed).permutation(count)
     return np.isin(np.arange(count), order[: round(0.2 * count)])
+
+
+def statements(
+    graph: Any, inputs: list[str], sources: dict[type, Any], line: str
+) -> tuple[list[str], list[str]]:
+    """A graph of scalars in another language, a statement a value, and what its outputs are called.
+
+    `inputs` are the names of its inputs, `sources` print operators, `line` an assignment.
+    """
+    names, lines = dict(zip(graph.inputs, inputs, strict=True)), []
+
+    def term(v: Any) -> str:
+        return names[v] if v in names else f"({float(v.data)!r})"
+
+    for node in graph.toposort():
+        (output,) = node.outputs
+        if output not in names:
+            text = sources[type(node.op)]([term(v) for v in node.inputs])
+            names[output] = f"v{len(names)}"
+            lines.append(line.format(names[output], text))
+    return lines, [term(v) for v in graph.outputs]

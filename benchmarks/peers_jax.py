@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytensor.scalar as ps
+from common import statements
 from pytensor.graph.fg import FrozenFunctionGraph
 from pytensor.link.jax.dispatch import jax_funcify
 
@@ -18,19 +19,9 @@ def evaluator(graph: FrozenFunctionGraph) -> Any:
     """A graph of scalars as a function of arrays over runs."""
     import jax.numpy as jnp
 
-    names = {v: f"v{i}" for i, v in enumerate(graph.inputs)}
-    arguments, lines = [*names.values()], []
-
-    def name(v: Any) -> str:
-        return names[v] if v in names else f"({float(v.data)!r})"
-
-    for node in graph.toposort():
-        (output,) = node.outputs
-        if output not in names:
-            text = SOURCES[type(node.op)]([name(v) for v in node.inputs])
-            names[output] = f"v{len(names)}"
-            lines.append(f"{names[output]} = {text}")
-    lines.append(f"return [{', '.join(map(name, graph.outputs))}]")
+    arguments = [f"x{i}" for i in range(len(graph.inputs))]
+    lines, ends = statements(graph, arguments, SOURCES, "{} = {}")
+    lines.append(f"return [{', '.join(ends)}]")
     here: dict[str, Any] = {"np": jnp, "math": jnp}
     exec("\n    ".join([f"def run({', '.join(arguments)}):", *lines]), here)
     return here["run"]

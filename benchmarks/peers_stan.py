@@ -1,7 +1,8 @@
 """The model as a Stan program, which R's rstan compiles and samples.
 
 The law of a run is traced as for our own sampler and printed in Stan's language; priors, effects
-and likelihoods are written out below and are those of ``bayes_sd.model.graph``.
+and likelihoods are written out below and are those of ``bayes_sd.model.graph``, for runs of several
+verifiers, drafters and servers in one environment.
 """
 
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pymc as pm
 import pytensor.scalar as ps
 import xarray as xr
+from common import statements
 from pytensor.graph.traversal import ancestors
 
 from bayes_sd.model import priors as known
@@ -32,7 +34,6 @@ SOURCES = SOURCE | {
     ps.Switch: lambda x: f"{x[0]} ? {x[1]} : {x[2]}",
     ps.Pow: lambda x: POWERS.get(x[1], "pow({0}, {1})").format(*x),
 }
-COSTS = {"verifier": known.VERIFIER_COSTS, "drafter": known.DRAFTER_COSTS}
 PROGRAM = """
 functions {{
 {functions}
@@ -138,20 +139,10 @@ def function(name: str, op: PerRun, groups: list[str]) -> str:
     graph, counts = op.traced.value, op.traced.parameters
     read = [f"{g}[{i + 1}]" for g, n in zip(groups, counts, strict=True) for i in range(n)]
     read += [f"x[{i + 1}]" for i in range(op.traced.data)]
-    names, lines = dict(zip(graph.inputs, read, strict=True)), []
-
-    def term(v: Any) -> str:
-        return names[v] if v in names else f"({float(v.data)!r})"
-
-    for node in graph.toposort():
-        (output,) = node.outputs
-        if output not in names:
-            text = SOURCES[type(node.op)]([term(v) for v in node.inputs])
-            names[output] = f"v{len(names)}"
-            lines.append(f"    real {names[output]} = {text};")
+    lines, ends = statements(graph, read, SOURCES, "    real {} = {};")
     given = ", ".join(f"vector {g}" for g in [*groups, "x"])
     places = sum(n or 1 for n in op.traced.outputs) - op.traced.detached
-    shown = ", ".join(map(term, graph.outputs[:places]))
+    shown = ", ".join(ends[:places])
     return "\n".join([f"  vector {name}({given}) {{", *lines, f"    return [{shown}]';", "  }"])
 
 

@@ -149,7 +149,7 @@ def break_even(
     """The loads at which a server is faster in the mean, with the chances of never and always.
 
     Changes of order are bracketed by a grid of loads: a fine one with experts or captured graphs,
-    which bend the law, and else a coarse one (54 of 384,000 draws have another outcome with it).
+    which bend the law, and else a coarse one.
 
     Parameters
     ----------

@@ -171,6 +171,8 @@ def _attention(c: Any, m: Any, w: Any) -> Stages:
 
 def _graphs(c: Any, m: Any, w: Any) -> Stages:
     """Without a captured graph the host launches every kernel, and sets the pace."""
+    if isinstance(m["captured"], float) and m["captured"] == float("inf"):
+        return Stages()  # no pass is without
     each = c["pace_dense"] * (1 - m["moe"]) + c["pace_experts"] * m["moe"]
     return Stages(pace=m["layers"] * each)
 

@@ -72,9 +72,6 @@ class Law:
         if self.stalls:
             ahead = times(total.prefill_others, coefficients["prefills_ahead"])
             total = total._replace(prefill_ahead=ahead)
-        captured = sizes["captured"]
-        if isinstance(captured, float) and captured == np.inf:
-            total = total._replace(pace=0.0)
         if absent(total.pace):
             return total
         least = queue.launch_s(total, sizes, workload["prompt_tokens"])
