@@ -48,13 +48,13 @@ data {{
 }}
 parameters {{
   vector[{T}] log_law; vector[{K}] log_noise; vector[4] moe_effect;
-  vector<lower=0>[4] scatter_verifier; vector<lower=0>[2] scatter_drafter;
+  vector<lower=0>[4] scatter_verifier; vector<lower=0>[1] scatter_drafter;
   vector<lower=0>[2] scatter_server;
-  matrix[4, V] of_verifier; matrix[2, D] of_drafter; matrix[2, S] of_server;
+  matrix[4, V] of_verifier; matrix[1, D] of_drafter; matrix[2, S] of_server;
 }}
 transformed parameters {{
   matrix[2, S] log_server = diag_pre_multiply(sqrt(scatter_server), of_server);
-  matrix[4, V] log_verifier; matrix[2, D] log_drafter;
+  matrix[4, V] log_verifier; matrix[1, D] log_drafter;
   {{
     vector[{T}] law = exp(log_law);
     row_vector[V] mean_v = (ran_v * log_server[1]')';
@@ -80,7 +80,7 @@ model {{
   for (d in 1:D) of_drafter[, d] ~ normal(0, sqrt(scatter_drafter));
   for (s in 1:S) of_server[, s] ~ normal(0, sqrt(scatter_server));
   {{
-    matrix[4, V] f_v; matrix[2, D] f_d; matrix[2, S] f_s = exp(log_server);
+    matrix[4, V] f_v; matrix[1, D] f_d; matrix[2, S] f_s = exp(log_server);
     row_vector[V] mean_v = (ran_v * log_server[1]')';
     row_vector[D] mean_d = (ran_d * log_server[1]')';
     for (v in 1:V) f_v[, v] = exp(log_verifier[, v] - mean_v[v]) ./ costs_v(law, col(x_v, v));
@@ -112,9 +112,9 @@ given <- read_rdump("data.R"); begun <- proc.time()[["elapsed"]]
 model <- stan_model("model.stan"); built <- proc.time()[["elapsed"]]; set.seed(1)
 near <- function(x) x + runif(length(x), -1, 1)
 start <- function() list(log_law = near(given$law_middle), log_noise = near(given$noise_middle),
-  moe_effect = runif(4, -1, 1), scatter_verifier = rep(0.15, 4), scatter_drafter = rep(0.15, 2),
+  moe_effect = runif(4, -1, 1), scatter_verifier = rep(0.15, 4), scatter_drafter = array(0.15, 1),
   scatter_server = rep(0.06, 2), of_verifier = matrix(runif(4 * given$V, -0.1, 0.1), 4),
-  of_drafter = matrix(runif(2 * given$D, -0.1, 0.1), 2),
+  of_drafter = matrix(runif(given$D, -0.1, 0.1), 1),
   of_server = matrix(runif(2 * given$S, -0.1, 0.1), 2))
 fit <- sampling(model, given, chains = {chains}, iter = 2 * {draws}, warmup = {draws},
   cores = {cores}, seed = 1, refresh = 0, init = start)

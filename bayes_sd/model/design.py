@@ -14,6 +14,7 @@ from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_vari
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import coverage, tokens_in_pass
+from bayes_sd.physics.structures import DRAFT
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.machine import site
 from bayes_sd.runs.schema import Runs
@@ -237,7 +238,7 @@ class Design:
         experts = ("overhead_experts", "uneven_experts") if not self.moe else ()
         pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())
         alone = ("overhead_parallel",) if (self.data["dies"] <= 1).all() else ()
-        drafts = tuple(f"overhead_{cost}" for cost in DRAFTER_COSTS) if self.drafters.empty else ()
+        drafts = tuple(f"overhead_{cost}" for cost in DRAFT) if self.drafters.empty else ()
         return frozenset((*experts, *pace, *alone, *drafts))
 
     @property

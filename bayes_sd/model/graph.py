@@ -143,7 +143,7 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
     if not len(design.drafters):
         return {"verifier": verifiers}
     drafters = design.drafters.rename(columns={"drafter_params": "drafter"})
-    return {"verifier": verifiers, "drafter": logs(known.DRAFTER_COSTS, drafters)}
+    return {"verifier": verifiers, "drafter": logs(("draft_alone",), drafters)}
 
 
 def _factors(

@@ -9,16 +9,16 @@ import numpy as np
 
 from bayes_sd.errors import one_of, require
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.structures import Z90
+from bayes_sd.physics.structures import DRAFT, Z90
 
 VERIFIER_COSTS = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
-DRAFTER_COSTS = ("draft_alone", "draft_others")
+DRAFTER_COSTS = ("draft",)  # of one and of each other request alike
 SERVER_EFFECTS = ("slowness", "crowding")
 TOLD = "told_"  # begins the names of shares that the runs tell of effects
 HARDWARE = {  # coefficients that share a factor of each environment
     "overhead": (
         *(f"host_{cost}" for cost in VERIFIER_COSTS),
-        *(f"overhead_{cost}" for cost in (*VERIFIER_COSTS[:3], *DRAFTER_COSTS)),
+        *(f"overhead_{cost}" for cost in (*VERIFIER_COSTS[:3], *DRAFT)),
         *(f"overhead_{each}" for each in ("pass", "experts", "parallel")),
     ),
     "token": ("overhead_token",),

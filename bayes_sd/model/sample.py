@@ -1,11 +1,14 @@
 """Sampling with nutpie, where chains start, the convergence gate, and refits."""
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -27,8 +30,12 @@ GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that
 MAX_MINUTES = 10.0
 SAMPLES = 4  # at most, one after the other
 STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
+# Draws between updates of what a chain has learned of the axes, 20 by default: of 200 and more
+# parameters each takes longer than the draws between them.
+UPDATE_EVERY = 100
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
+_one_starts = threading.Lock()
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
 
 
@@ -53,8 +60,25 @@ class Sampling:
 def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:
     """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
+    from nutpie import _lib
 
-    return nutpie.sample(compiled, seed=seed, progress_bar=progress, **asdict(how))
+    def settings(seed: int) -> Any:
+        """Those of nutpie, which takes no argument for how often it adapts."""
+        found = low_rank(seed)
+        values = found.as_dict()["settings"]
+        values["adapt_options"]["mass_matrix_update_freq"] = UPDATE_EVERY
+        found.update_settings(values)
+        return found
+
+    with _one_starts:
+        low_rank = _lib.PyNutsSettings.LowRank
+        with patch.object(_lib, "PyNutsSettings", SimpleNamespace(LowRank=settings)):
+            asked: dict[str, Any] = {"seed": seed, "progress_bar": progress, **asdict(how)}
+            running = nutpie.sample(compiled, **asked, blocking=False)
+    try:
+        return running.wait()
+    except KeyboardInterrupt:
+        return running.abort()
 
 
 def axes_of(compiled: Any) -> "Axes":

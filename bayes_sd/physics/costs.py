@@ -115,8 +115,8 @@ def _linear(c: Any, m: Any, w: Any) -> Stages:
     return _prompt(c, m, w["prompt_tokens"])._replace(
         weights=read * whole * c["factor_verify_alone"],
         compute_others=compute,
-        draft_alone=draft_alone * c["factor_draft_alone"],
-        draft_others=draft_others * c["factor_draft_others"],
+        draft_alone=draft_alone * c["factor_draft"],
+        draft_others=draft_others * c["factor_draft"],
     )
 
 

@@ -35,7 +35,7 @@ RATIOS = {
     "decode_token_ratio": 0.8,
     "uneven_experts": 0.9,
 }
-VALUES = (1.1, 0.9, 1.2, 0.8, 1.3, 0.7)
+VALUES = (1.1, 0.9, 1.2, 0.8, 1.3)
 FACTORS = {
     f"factor_{name}": value
     for name, value in zip((*VERIFIER_COSTS, *DRAFTER_COSTS), VALUES, strict=True)

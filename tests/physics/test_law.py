@@ -48,10 +48,10 @@ def by_hand(
     sequence *= t["factor_verify_others"]
     draft = m["drafter_layers"] * t["overhead_draft_alone"]
     draft += gb * m["drafter_bytes"] * t["read_weights"] * d
-    drafts = (t["overhead_draft_others"] + token * d) * t["factor_draft_others"] * crowded
+    drafts = (t["overhead_draft_others"] + token * d) * t["factor_draft"] * crowded
     compute = (k + 1) * token * a * t["factor_verify_others"]
     pace = layers * (t["pace_experts"] if m["moe"] else t["pace_dense"]) * slow
-    fixed = slow * (launch + sequence + work["draft_passes"] * draft * t["factor_draft_alone"])
+    fixed = slow * (launch + sequence + work["draft_passes"] * draft * t["factor_draft"])
 
     def latency(b: float, paced: bool) -> float:
         chosen = -np.log(m["idle"]) * (k + 1) * (1 + b)
@@ -236,7 +236,7 @@ def test_a_plain_server_pays_nothing_for_drafting_and_an_idle_drafter_its_first_
     family: str,
 ) -> None:
     plain: dict[str, Any] = {"k": 0, "cycles": 127.0, "sizes": {"drafter": 0.0}}
-    dear = dict.fromkeys(("overhead_draft_alone", "factor_draft_alone"), 9.0)
+    dear = dict.fromkeys(("overhead_draft_alone", "factor_draft"), 9.0)
     assert says(family, terms=dear, **plain).c1_s == says(family, **plain).c1_s
     idle = says(family, **plain, draft_passes=draft_passes(0, 1))
     assert idle.c1_s > says(family, **plain).c1_s
