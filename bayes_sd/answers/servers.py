@@ -309,12 +309,15 @@ def resolve(
         names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
         label = design.server_label(names, len(fit.environments) > 1)
     site_i = fit.sites.index(where) if where in fit.sites else None
-    drafter = [1.0, 1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
+    drafter = [1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
+    slowness, *rest = fit.factors("server", index, label, seed)
+    if isinstance(v, str):
+        slowness = slowness * fit.place_factor(v, str(environment), seed)
     terms = design.coefficients(
         fit.law_terms,
         verifier=fit.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
         drafter=drafter,
-        server=fit.factors("server", index, label, seed),
+        server=[slowness, *rest],
         environment=fit.factors("environment", site_i, where, seed),
     )
     place = None
