@@ -233,9 +233,10 @@ class Posterior:
         return _columns(np.exp(log))
 
     def place_factor(self, verifier: str, environment: str, seed: int) -> Any:
-        """How much slower a verifier is where it never ran, (draws, 1); 1 where it did."""
+        """How much slower a verifier is where it never ran, (draws, 1); else 1."""
         ran = self.server_columns
-        if ((ran["verifier"] == verifier) & (ran["environment"] == environment)).any():
+        there = ran["environment"][ran["verifier"] == verifier]
+        if not len(there) or (there == environment).any():
             return 1.0
         label = f"{verifier} in {environment}"
         return np.exp(known.PLACE_SD * new_one(seed, label, self.draws, 1))

@@ -31,9 +31,8 @@ EFFECT_DIMS = {
     "drafter": ("drafter_cost", "drafter"),
     "server": ("server_effect", "server"),
 }
-# Log-sd of how much a model is slower or faster than the law says on another number of devices: 0.06
-# to 0.11 of those that vLLM 2024 served on one, two and four of A100, MI250 and H100. Servers of one
-# place share it, so that no fit of one place tells it.
+# Log-sd of how much a model is slower than the law says on another number of devices: 0.06 to 0.11
+# of those that vLLM 2024 served on one, two and four A100, MI250 and H100.
 PLACE_SD = 0.08
 UNPOOLED_SD = 1.5  # log-sd of effects that share nothing: factors of 0.08 to 12
 
