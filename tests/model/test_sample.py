@@ -307,7 +307,7 @@ def test_draws_go_on_until_the_gate_is_passed_or_time_is_up(
 def test_a_parameter_has_plain_words_and_runs_that_tell_it() -> None:
     assert in_plain_words("log_law", ("queue_cycles",)).startswith("cycles between arrival")
     assert in_plain_words("scatter_server", ("slowness",)).startswith("scatter of servers: all")
-    assert in_plain_words("log_drafter", ("draft_alone", "eagle")) == "draft pass of eagle"
+    assert in_plain_words("log_drafter", ("draft", "eagle")) == "drafting of eagle"
     assert settled_by("log_law", ("prefill_token_alone",)).startswith("runs that record TTFT")
     assert settled_by("log_law", ("read_keys",)).endswith("longer prompts and answers")
     assert settled_by("log_law", ("pace_experts",)).endswith("captured graphs hold")
