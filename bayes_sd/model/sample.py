@@ -30,9 +30,9 @@ GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that
 MAX_MINUTES = 10.0
 SAMPLES = 4  # at most, one after the other
 STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
-# Draws between updates of what a chain has learned of the axes, 20 by default: of 200 and more
-# parameters each takes longer than the draws between them.
-UPDATE_EVERY = 100
+# Draws between updates of what a chain has learned of the axes, at first and where that did not do:
+# of 200 and more parameters an update takes longer than 20 draws, but curved ridges need them.
+UPDATE_EVERY, UPDATE_OFTEN = 100, 20
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 _one_starts = threading.Lock()
@@ -50,6 +50,7 @@ class Sampling:
     cores: int | None = None
     # Turns what `Axes` has left: in small data sets a mode says little of how far they reach.
     adaptation: str = "low_rank"
+    update_every: int = UPDATE_EVERY
 
     def __post_init__(self) -> None:
         for name in ("draws", "tune", "chains"):
@@ -62,18 +63,20 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     import nutpie
     from nutpie import _lib
 
+    asked = {"seed": seed, "progress_bar": progress, **asdict(how)}
+    update_every = asked.pop("update_every")
+
     def settings(seed: int) -> Any:
         """Those of nutpie, which takes no argument for how often it adapts."""
         found = low_rank(seed)
         values = found.as_dict()["settings"]
-        values["adapt_options"]["mass_matrix_update_freq"] = UPDATE_EVERY
+        values["adapt_options"]["mass_matrix_update_freq"] = update_every
         found.update_settings(values)
         return found
 
     with _one_starts:
         low_rank = _lib.PyNutsSettings.LowRank
         with patch.object(_lib, "PyNutsSettings", SimpleNamespace(LowRank=settings)):
-            asked: dict[str, Any] = {"seed": seed, "progress_bar": progress, **asdict(how)}
             running = nutpie.sample(compiled, **asked, blocking=False)
     try:
         return running.wait()
@@ -135,7 +138,7 @@ def sample(
         if expected_s > 60 * max_minutes - (time.perf_counter() - begun):
             break
         draws, tune = longer * now.draws, longer * now.tune
-        now = replace(now, draws=draws, tune=tune, target_accept=accept)
+        now = replace(now, draws=draws, tune=tune, target_accept=accept, update_every=UPDATE_OFTEN)
         if shown:
             print(
                 f"{' '.join(complaints)} Drawing {now.chains} x {now.draws} with "
