@@ -151,7 +151,7 @@ def program(model: pm.Model, design: Design, priors: tuple[known.Prior, ...]) ->
     found = [v.owner for v in ancestors(model.basic_RVs) if v.owner]
     nodes = {id(node): node for node in found if isinstance(node.op, PerRun)}.values()
     by_size = {node.op.traced.outputs[0]: node for node in nodes}
-    verifiers, drafters, run = by_size[4], by_size[2], by_size[0]
+    verifiers, drafters, run = by_size[4], by_size[1], by_size[0]
     by_name = {p.name: p for p in priors}
     law = design.told(tuple(by_name[p.name] for p in known.population(FULL)))
     noise = [p.name for p in known.NOISE]
