@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import nutpie
 import pytest
 import xarray as xr
 from tables import table
@@ -17,7 +18,16 @@ from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.model.design import Design, build_design, coefficients
 from bayes_sd.model.posterior import STATS
 from bayes_sd.model.priors import ALL, Prior, in_plain_words, population, settled_by
-from bayes_sd.model.sample import Refitter, Sampling, compile_nutpie, diagnose, sample
+from bayes_sd.model.sample import (
+    UPDATE_EVERY,
+    UPDATE_OFTEN,
+    Refitter,
+    Sampling,
+    compile_nutpie,
+    diagnose,
+    draw,
+    sample,
+)
 from bayes_sd.model.start import start
 from bayes_sd.model.turned import Level, curvature, gradient
 from bayes_sd.physics.law import FULL, Outcome, outcome
@@ -253,6 +263,21 @@ def test_a_small_fit_follows_its_runs_in_both_environments(small_fit: Fit) -> No
 
 
 @pytest.mark.sample
+def test_how_often_nutpie_adapts_is_its_own_affair_again_after_a_draw(refitter: Refitter) -> None:
+    given = nutpie._lib.PyNutsSettings
+    turned = refitter.axes.turned(
+        refitter.compiled.with_data(mask_sd=np.zeros(len(refitter.table)))
+    )
+    how = Sampling(draws=3, tune=60, chains=1)
+    same, often = (replace(how, update_every=n) for n in (UPDATE_EVERY, UPDATE_OFTEN))
+    first, again, other = (draw(turned, one, 1)["posterior"]["log_law"].values
+                           for one in (how, same, often))  # fmt: skip
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert nutpie._lib.PyNutsSettings is given
+
+
+@pytest.mark.sample
 def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     small_runs: Runs, refitter: Refitter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,9 +308,11 @@ def test_draws_go_on_until_the_gate_is_passed_or_time_is_up(
 ) -> None:
     """Drawn from again: longer, with smaller steps after divergences; as many draws are kept."""
     steps: list[float] = []
+    updates: list[int] = []
 
     def draw(_: Any, how: Sampling, seed: int, progress: bool) -> xr.DataTree:
         steps.append(how.target_accept)
+        updates.append(how.update_every)
         draws = np.random.default_rng(seed).standard_normal((4, how.draws))
         bad = len(steps) < 3
         apart = 2.0 * np.eye(4)[:, :1] * (bad and fault == "apart")
@@ -298,6 +325,7 @@ def test_draws_go_on_until_the_gate_is_passed_or_time_is_up(
     how = Sampling(draws=500, tune=100)
     kept, convergence, used = sample(None, how, 1, False, {}, max_minutes)  # type: ignore[arg-type]
     assert [one["draws"] for one in used["samples"]] == drawn
+    assert updates == [UPDATE_EVERY, UPDATE_OFTEN, UPDATE_OFTEN][: len(drawn)]
     assert bool(convergence.complaints) == (len(drawn) == 1)
     assert convergence.draws == drawn[-1] and kept["posterior"].sizes["draw"] == 500
     smaller = [0.9, 0.95, 0.98] if fault == "diverging" else [0.9] * 3
