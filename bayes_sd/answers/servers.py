@@ -311,7 +311,7 @@ def resolve(
     site_i = fit.sites.index(where) if where in fit.sites else None
     drafter = [1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
     slowness, *rest = fit.factors("server", index, label, seed)
-    slowness = slowness * fit.place_factor(name_of(v), str(environment), seed)
+    slowness = slowness * fit.elsewhere_factor(name_of(v), str(environment), seed)
     terms = design.coefficients(
         fit.law_terms,
         verifier=fit.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),

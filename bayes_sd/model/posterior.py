@@ -232,14 +232,14 @@ class Posterior:
             log = log + (moe - self.family) * self.moe_effect
         return _columns(np.exp(log))
 
-    def place_factor(self, verifier: str, environment: str, seed: int) -> Any:
+    def elsewhere_factor(self, verifier: str, environment: str, seed: int) -> Any:
         """How much slower a verifier is where it never ran, (draws, 1); else 1."""
         ran = self.server_columns
         there = ran["environment"][ran["verifier"] == verifier]
         if not len(there) or (there == environment).any():
             return 1.0
         label = f"{verifier} in {environment}"
-        return np.exp(known.PLACE_SD * new_one(seed, label, self.draws, 1))
+        return np.exp(known.ELSEWHERE_SD * new_one(seed, label, self.draws, 1))
 
     def _effects(self, level: str) -> int:
         """How many factors a member of a level has."""

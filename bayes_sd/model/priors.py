@@ -12,7 +12,7 @@ from bayes_sd.physics.law import Law
 from bayes_sd.physics.structures import DRAFT, Z90
 
 VERIFIER_COSTS = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
-DRAFTER_COSTS = ("draft",)  # of one and of each other request alike
+DRAFTER_COSTS = ("draft",)  # all times of a drafter alike
 SERVER_EFFECTS = ("slowness", "crowding")
 TOLD = "told_"  # begins the names of shares that the runs tell of effects
 HARDWARE = {  # coefficients that share a factor of each environment
@@ -33,7 +33,7 @@ EFFECT_DIMS = {
 }
 # Log-sd of how much a model is slower than the law says on another number of devices: 0.06 to 0.11
 # of those that vLLM 2024 served on one, two and four A100, MI250 and H100.
-PLACE_SD = 0.08
+ELSEWHERE_SD = 0.08
 UNPOOLED_SD = 1.5  # log-sd of effects that share nothing: factors of 0.08 to 12
 
 

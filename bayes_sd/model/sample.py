@@ -35,8 +35,8 @@ STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
 UPDATE_EVERY, UPDATE_OFTEN = 100, 20
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
-_one_starts = threading.Lock()
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
+_one_starts = threading.Lock()  # fits of several threads set nutpie up one at a time
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ function elsewhere(state, system, pair, k) {
   const of = k ? `${verifier} + ${model ? pair.name : pair.drafter} k=${k}` : `${verifier} plain`;
   const label = of + (system?.workload ? `, ${system.workload}` : "") + (fresh.places.length > 1 ? ` [${where.name}]` : "");
   const [started, crowding] = factors("server", label), off = model ? null : newOne(`${verifier} in ${where.name}`, 0);
-  const slowness = off ? started.map((x, i) => x * Math.exp(fresh.place_sd * off[i])) : started; // as Posterior.place_factor
+  const slowness = off ? started.map((x, i) => x * Math.exp(fresh.elsewhere_sd * off[i])) : started; // as Posterior.elsewhere_factor
   const terms = { ...(model ? named("verifier", factors("verifier", verifier, sizes.moe - fresh.family)) : like.terms),
     ...(model && k ? named("drafter", factors("drafter", pair.name)) : {}), ...where.terms, factor_slowness: slowness, factor_crowding: crowding };
   Object.assign(sizes, where.sizes(sizes.bytes, k));

@@ -9,7 +9,7 @@ from bayes_sd.answers.servers import Resolved, Server, machine_facts, resolve
 from bayes_sd.model import design
 from bayes_sd.model.acceptance import normal_quantiles
 from bayes_sd.model.posterior import LEVELS, Posterior
-from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, PLACE_SD, VERIFIER_COSTS
+from bayes_sd.model.priors import DRAFTER_COSTS, ELSEWHERE_SD, HARDWARE, VERIFIER_COSTS
 from bayes_sd.runs.checkpoint import known_models
 from bayes_sd.runs.drafting import usual_rate
 from bayes_sd.runs.machine import Machine, sheets
@@ -56,7 +56,7 @@ def unmeasured(fit: Posterior, place: Callable[[Any], int], k_most: int) -> dict
         "captured": [float(one["captured"]) for one in drafts(ANY)] if machines else [],
         "law": {name: place(values) for name, values in fit.law_terms.items()},
         "scatter": {name: [*map(place, fit.scatter_of_new(name).T)] for name in LEVELS},
-        "place_sd": PLACE_SD,
+        "elsewhere_sd": ELSEWHERE_SD,
         "normal": place(normal_quantiles(fit.draws)),
         "moe": [*map(place, fit.moe_effect.T)],
         "family": fit.family,

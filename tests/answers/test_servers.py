@@ -10,7 +10,13 @@ from questions import ELSEWHERE, NEW, PLAIN, SD, changed, law, renamed, rps, wit
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import InputError
 from bayes_sd.fit import Fit
-from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, PLACE_SD, SERVER_EFFECTS, VERIFIER_COSTS
+from bayes_sd.model.priors import (
+    DRAFTER_COSTS,
+    ELSEWHERE_SD,
+    HARDWARE,
+    SERVER_EFFECTS,
+    VERIFIER_COSTS,
+)
 from bayes_sd.physics.structures import Disaggregated, Edge
 from bayes_sd.runs.sizes import Size
 
@@ -113,12 +119,12 @@ def test_servers_of_a_model_share_how_far_it_is_off_where_it_never_ran(fit: Fit)
     servers = [replace(NEW, verifier="dense-25m", environment=here, k=k) for k in (1, 3)]
     slow = [resolve(two, s, started_anew="again").coefficients["factor_slowness"] for s in servers]
     np.testing.assert_array_equal(*slow)
-    place = two.place_factor("dense-25m", here, 0)
-    assert np.log(place).std() == pytest.approx(PLACE_SD, rel=0.05)
+    place = two.elsewhere_factor("dense-25m", here, 0)
+    assert np.log(place).std() == pytest.approx(ELSEWHERE_SD, rel=0.05)
     anew = two.factors("server", None, "again of dense-25m", 0)[0]
     np.testing.assert_allclose(slow[0], anew * place)
-    assert two.place_factor("dense-25m", ELSEWHERE, 0) == 1  # ran there
-    assert two.place_factor("nobody measured", here, 0) == 1  # lies off the law by itself
+    assert two.elsewhere_factor("dense-25m", ELSEWHERE, 0) == 1  # ran there
+    assert two.elsewhere_factor("nobody measured", here, 0) == 1  # lies off the law by itself
 
 
 def test_an_environment_that_only_saturated_keeps_its_factors(fit: Fit) -> None:
