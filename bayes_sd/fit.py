@@ -20,6 +20,7 @@ from bayes_sd.answers import latency as _latency
 from bayes_sd.answers import next_runs as _next_runs
 from bayes_sd.answers import schedule as _schedule
 from bayes_sd.errors import ConvergenceError, EvidenceWarning, InputError, one_of, require, whole
+from bayes_sd.model.arrow import systems_of
 from bayes_sd.model.design import Design, build_design
 from bayes_sd.model.posterior import Posterior, assemble
 from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECTS, NOISE, SERVER_EFFECTS, TOGETHER, Prior
@@ -307,9 +308,8 @@ class LatencyModel:
         design = self.design(runs)
         self._warn(design)
         initial = {"log_law": self._start(design)}
-        sampled, convergence, used = sample(
-            self.graph(design), how, seed, progress, initial, max_minutes
-        )
+        run = (seed, progress, initial, max_minutes, systems_of(design.data))
+        sampled, convergence, used = sample(self.graph(design), how, *run)
         steady = design.table[~design.table["saturated"]]
         provenance = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

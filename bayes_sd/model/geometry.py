@@ -5,7 +5,8 @@ overhead of a pass, say), so that in the coefficients themselves the posterior i
 the sum and the ratio of its parts it is not.
 """
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytensor.scalar as ps
@@ -18,26 +19,21 @@ from bayes_sd.model.priors import population
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import Law
 
-# Coefficients that add up to a cost: of the first request, and of each other one.
-GROUPS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {
-        "verify_alone": (
-            *("read_weights", "overhead_verify_alone", "overhead_pass", "host_verify_alone"),
-            *("overhead_experts", "overhead_parallel"),
-        ),
-        "prefill_alone": ("prefill_token_alone", "overhead_prefill_alone", "host_prefill_alone"),
-        "draft_alone": ("overhead_draft_alone",),
-    },
-    {
-        "prefill_others": (
-            *("prefill_token_others", "overhead_prefill_others", "host_prefill_others"),
-        ),
-        "verify_others": (
-            *("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),
-        ),
-        "draft_others": ("overhead_draft_others",),
-    },
-)
+# Coefficients by the stage that they are a cost of. `CostShares` joins those of one line first.
+STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "verify_alone": (
+        ("read_weights",),
+        ("overhead_verify_alone", "overhead_pass", "overhead_experts", "overhead_parallel"),
+        ("host_verify_alone",),
+    ),
+    "prefill_alone": (("prefill_token_alone", "overhead_prefill_alone", "host_prefill_alone"),),
+    "pace": (("pace_dense", "pace_experts"),),
+    "draft_alone": (("overhead_draft_alone",),),
+    "prefill_others": (("prefill_token_others", "overhead_prefill_others", "host_prefill_others"),),
+    "verify_others": (("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),),
+    "draft_others": (("overhead_draft_others",),),
+}
+FEW = 0.05  # share of runs that decode beyond graphs: only prompts tell what launches them
 WEIGHTLESS = 1e-3  # 1e9 parameters
 RATIOS = ("decode_token_ratio",)  # to prefill_token_others
 CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a factor
@@ -68,12 +64,56 @@ class Centred(Transform):
         return pt.zeros_like(value) + (1 - share) * pt.log(sd)
 
 
+class Sum(NamedTuple):
+    """Costs, or sums of them, that add up; of the power 2 as the sides of a triangle do."""
+
+    parts: "tuple[Sum | str, ...]"
+    power: float = 1.0
+
+    @classmethod
+    def of(cls, parts: "Iterable[Sum | str]", power: float = 1.0) -> "Sum":
+        """Without sums of nothing."""
+        return cls(tuple(p for p in parts if isinstance(p, str) or p.parts), power)
+
+    def total(self, logs: list[Any]) -> Any:
+        """Log of the sum."""
+        if len(logs) == 1:
+            return logs[0]
+        total: Any = ps.log(sum(ps.exp(self.power * x) for x in logs))
+        return total / self.power
+
+    def ratios(self, logs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Log of the sum, and of each part over the first by the part's first cost, of all sums."""
+        found: dict[str, Any] = {}
+        totals = []
+        for part in self.parts:
+            total, inner = (logs[part], {}) if isinstance(part, str) else part.ratios(logs)
+            found |= inner
+            totals.append(total)
+        firsts = (_first(part) for part in self.parts[1:])
+        found |= {name: x - totals[0] for name, x in zip(firsts, totals[1:], strict=True)}
+        return self.total(totals), found
+
+    def costs(self, total: Any, ratios: Mapping[str, Any]) -> dict[str, Any]:
+        """Logs of all costs: the way back."""
+        over = [0.0, *(ratios[_first(part)] for part in self.parts[1:])]
+        first, found = total - self.total(over), dict[str, Any]()
+        for part, more in zip(self.parts, over, strict=True):
+            log = first + more
+            found |= {part: log} if isinstance(part, str) else part.costs(log, ratios)
+        return found
+
+
+def _first(part: Sum | str) -> str:
+    return part if isinstance(part, str) else _first(part.parts[0])
+
+
 class CostShares(Transform):
     r"""Logs of coefficients as logs of what a request costs in all, and of ratios of its parts.
 
     With parts `A` of a cost (coefficients times sizes and workload, at the runs' means), each axis
-    of the sampler is the log of a sum of stages, of one stage over the first of them, or of one
-    part over the first of its stage. All of that shifts one log by others: the Jacobian is 1.
+    of the sampler is the log of a sum, or of one part of a sum over the first. All of that shifts
+    one log by others: the Jacobian is 1.
     """
 
     name = "shares"
@@ -91,16 +131,26 @@ class CostShares(Transform):
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
         self.workload = {"k": 0.0, **lengths}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
-        self.times = {"prefill": 1.0, "verify": cycles, "draft": cycles * max(passes, 1.0)}
-        named = ([[t for t in ts if t in self.terms] for ts in group.values()] for group in GROUPS)
-        self.groups = [[stage for stage in group if stage] for group in named]
+        self.times = {"prefill": 1.0, "pace": 1.0, "verify": cycles}
+        self.times["draft"] = cycles * max(passes, 1.0)
+        of = {
+            stage: Sum.of(Sum.of(t for t in line if t in self.terms) for line in lines)
+            for stage, lines in STAGES.items()
+        }
+        beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
+        launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
+        if launched and of["pace"].parts:
+            of["prefill_alone"] = Sum.of((of["prefill_alone"], of["pace"]), 2.0)
+        del of["pace"]
+        whose = ("alone", "others")
+        self.sums = [Sum.of(of[stage] for stage in of if stage.endswith(each)) for each in whose]
 
     def _log_unit_costs(self, logs: dict[str, Any], at: Any) -> dict[str, Any]:
         """Log of what a coefficient of 1 costs a request, of those that are a cost."""
         curves = {n: ps.exp(logs[n]) for n in CURVES if n in logs}
         found: dict[str, Any] = {}
-        for stage, terms in (GROUPS[0] | GROUPS[1]).items():
-            for term in (t for t in terms if t in logs):
+        for stage, lines in STAGES.items():
+            for term in (t for line in lines for t in line if t in logs):
                 ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
                 if term in RATIOS:
                     ones["prefill_token_others"] = 1.0
@@ -109,31 +159,20 @@ class CostShares(Transform):
         return found
 
     def _axes(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
-        logs = values["value"]
-        parts: dict[str, Any] = {}
-        for term, unit in self._log_unit_costs(logs, at).items():
-            parts[term] = logs[term] + unit
-            if term in RATIOS:
-                parts[term] = parts[term] + logs["prefill_token_others"]
-        axes = dict(logs)  # what is no cost stands for itself
-        for group in self.groups:
-            totals = [_log_sum([parts[t] for t in stage]) for stage in group]
-            for (first, *rest), total in zip(group, totals, strict=True):
-                axes.update({t: parts[t] - parts[first] for t in rest})
-                axes[first] = total - totals[0]
-            axes[group[0][0]] = _log_sum(totals)
+        axes = dict(values["value"])  # what is in no sum stands for itself
+        parts = {t: axes[t] + unit for t, unit in self._log_unit_costs(axes, at).items()}
+        parts |= {t: parts[t] + axes["prefill_token_others"] for t in RATIOS if t in parts}
+        for one in self.sums:
+            total, ratios = one.ratios(parts)
+            axes |= {_first(one): total, **ratios}
         return {"axes": [axes[t] for t in self.terms]}
 
     def _logs(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
-        axes = values["value"]
-        logs, units = dict(axes), self._log_unit_costs(axes, at)
-        for group in self.groups:
-            between = [0.0, *(axes[stage[0]] for stage in group[1:])]
-            whole = axes[group[0][0]] - _log_sum(between)
-            for stage, share in zip(group, between, strict=True):
-                within = [0.0, *(axes[t] for t in stage[1:])]
-                first = whole + share - _log_sum(within)
-                logs |= {t: first + x - units[t] for t, x in zip(stage, within, strict=True)}
+        logs = dict(values["value"])
+        units = self._log_unit_costs(logs, at)
+        for one in self.sums:
+            costs = one.costs(logs[_first(one)], values["value"])
+            logs |= {t: cost - units[t] for t, cost in costs.items()}
         for term in (t for t in RATIOS if t in logs):
             logs[term] = logs[term] - logs["prefill_token_others"]
         return {"logs": [logs[t] for t in self.terms]}
@@ -156,7 +195,3 @@ class CostShares(Transform):
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Zero: see above."""
         return pt.zeros(value.shape[:-1])
-
-
-def _log_sum(logs: list[Any]) -> Any:
-    return logs[0] if len(logs) == 1 else ps.log(sum(ps.exp(x) for x in logs))

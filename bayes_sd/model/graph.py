@@ -9,6 +9,7 @@ import pymc as pm
 import pytensor.tensor as pt
 
 from bayes_sd.model import priors as known
+from bayes_sd.model.arrow import systems_of
 from bayes_sd.model.design import SPREADS, Design, coefficients, run_machine
 from bayes_sd.model.geometry import Centred, CostShares
 from bayes_sd.model.kernel import Group, per_run
@@ -193,11 +194,15 @@ def _centred(level: str, mean: Any, scatter: Any) -> Any:
 
 
 def _server_means(design: Design, level: str) -> np.ndarray:
-    """Matrix (level, server) that averages over the servers a verifier or drafter ran on."""
+    """Matrix (level, server) that averages over the servers a verifier or drafter ran on.
+
+    None of a drafter that several verifiers have: it would tie their servers to one another.
+    """
     levels = design.verifiers if level == "verifier" else design.drafters
     member = np.zeros((len(levels), len(design.servers)))
     used = design.data["drafted"] > 0 if level == "drafter" else np.full(len(design.table), True)
     member[design.data[f"{level}_i"][used], design.data["server_i"][used]] = 1.0
+    member[systems_of(design.data)[level] < 0] = 0.0
     return member / np.maximum(member.sum(axis=1, keepdims=True), 1.0)
 
 

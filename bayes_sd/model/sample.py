@@ -1,23 +1,21 @@
 """Sampling with nutpie, where chains start, the convergence gate, and refits."""
 
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from bayes_sd.errors import InputError, require, whole
+from bayes_sd.model.arrow import systems_of
 from bayes_sd.model.compiled import compile_nutpie
 from bayes_sd.model.design import Design
-from bayes_sd.model.priors import in_plain_words, settled_by
+from bayes_sd.model.priors import TOLD, in_plain_words, settled_by
 
 if TYPE_CHECKING:
     import pymc as pm
@@ -30,13 +28,9 @@ GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that
 MAX_MINUTES = 10.0
 SAMPLES = 4  # at most, one after the other
 STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
-# Draws between updates of what a chain has learned of the axes, at first and where that did not do:
-# of 200 and more parameters an update takes longer than 20 draws, but curved ridges need them.
-UPDATE_EVERY, UPDATE_OFTEN = 100, 20
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
-_one_starts = threading.Lock()  # fits of several threads set nutpie up one at a time
 
 
 @dataclass(frozen=True)
@@ -48,9 +42,6 @@ class Sampling:
     chains: int = 4
     target_accept: float = 0.9
     cores: int | None = None
-    # Turns what `Axes` has left: in small data sets a mode says little of how far they reach.
-    adaptation: str = "low_rank"
-    update_every: int = UPDATE_EVERY
 
     def __post_init__(self) -> None:
         for name in ("draws", "tune", "chains"):
@@ -58,37 +49,32 @@ class Sampling:
         require("target_accept", self.target_accept, 0 < self.target_accept < 1, "between 0 and 1")
 
 
+# A mode does not tell the scales of effects, and axes found at wrong ones are not round.
+PILOT = Sampling(draws=200, tune=200, chains=2)
+
+
 def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.DataTree:
     """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
-    from nutpie import _lib
 
-    asked = {"seed": seed, "progress_bar": progress, **asdict(how)}
-    update_every = asked.pop("update_every")
-
-    def settings(seed: int) -> Any:
-        """Those of nutpie, which takes no argument for how often it adapts."""
-        found = low_rank(seed)
-        values = found.as_dict()["settings"]
-        values["adapt_options"]["mass_matrix_update_freq"] = update_every
-        found.update_settings(values)
-        return found
-
-    with _one_starts:
-        low_rank = _lib.PyNutsSettings.LowRank
-        with patch.object(_lib, "PyNutsSettings", SimpleNamespace(LowRank=settings)):
-            running = nutpie.sample(compiled, **asked, blocking=False)
-    try:
-        return running.wait()
-    except KeyboardInterrupt:
-        return running.abort()
+    # Turning axes further as it goes costs nutpie more than it gains on axes that are round.
+    asked = {"seed": seed, "progress_bar": progress, "adaptation": "diag", **asdict(how)}
+    return nutpie.sample(compiled, **asked)
 
 
-def axes_of(compiled: Any) -> "Axes":
-    """Axes on which the posterior is about round."""
+def axes_of(compiled: Any, systems: Mapping[str, np.ndarray]) -> "Axes":
+    """Axes on which the posterior is about round, where the scales of effects are likely."""
     from bayes_sd.model.turned import Axes
 
-    return Axes.of(compiled)
+    axes = Axes.of(compiled, systems)
+    if not axes.told:
+        return axes
+    few = draw(axes.turned(compiled), PILOT, seed=1)["posterior"].to_dataset()
+    drawn = {name: few[name.replace(TOLD, "scatter_")].values for name in axes.told}
+    scales = {name: np.log(values).mean(axis=(0, 1)) for name, values in drawn.items()}
+    if not all(np.isfinite(x).all() for x in scales.values()):
+        raise KeyboardInterrupt  # which nutpie answers with the draws until then
+    return Axes.of(compiled, systems, scales)
 
 
 def sample(
@@ -98,8 +84,9 @@ def sample(
     progress: bool | None = None,  # by default on a terminal
     initial: Mapping[str, np.ndarray] | None = None,
     max_minutes: float = MAX_MINUTES,
+    systems: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[xr.DataTree, "Convergence", dict[str, Any]]:
-    """Draw until the gate is passed; chains start at `initial`.
+    """Draw until the gate is passed; chains start at `initial`, `systems` as of `systems_of`.
 
     Where a sample does not pass, the compiled model is drawn from again, twice as long if the draws
     were too few and with a smaller step after divergences, as long as that is expected to end
@@ -115,7 +102,7 @@ def sample(
     begun = time.perf_counter()
     compiled = compile_nutpie(model, initial or {})
     compiled_at = time.perf_counter()
-    turned = axes_of(compiled).turned(compiled)
+    turned = axes_of(compiled, systems or {}).turned(compiled)
     samples: list[dict[str, Any]] = []
     now = how
     while True:
@@ -138,7 +125,7 @@ def sample(
         if expected_s > 60 * max_minutes - (time.perf_counter() - begun):
             break
         draws, tune = longer * now.draws, longer * now.tune
-        now = replace(now, draws=draws, tune=tune, target_accept=accept, update_every=UPDATE_OFTEN)
+        now = replace(now, draws=draws, tune=tune, target_accept=accept)
         if shown:
             print(
                 f"{' '.join(complaints)} Drawing {now.chains} x {now.draws} with "
@@ -275,7 +262,7 @@ class Refitter:
     @cached_property
     def axes(self) -> "Axes":
         """Round axes of the posterior of all runs."""
-        return axes_of(self.compiled)
+        return axes_of(self.compiled, systems_of(self.design.data))
 
     @classmethod
     def of(cls, graph: "pm.Model", design: Design, initial: Mapping[str, np.ndarray]) -> "Refitter":

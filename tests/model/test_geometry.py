@@ -14,11 +14,12 @@ from bayes_sd.runs.schema import Runs
 
 pytestmark = pytest.mark.sample  # imports PyMC and compiles
 MACHINE = {"gb_per_s": 900.0, "tflops": 50.0, "dies": 2, "captured_tokens": 2.0}
+PROMPTS = MACHINE | {"captured_tokens": 110.0}  # fewer than a prompt, more than a pass decodes
 LAWS = [Law(), Law(parts=("host",)), Law(parts=PARTS)]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
-@pytest.mark.parametrize("machine", [{}, MACHINE], ids=["unknown", "sheet"])
+@pytest.mark.parametrize("machine", [{}, MACHINE, PROMPTS], ids=["unknown", "sheet", "prompts"])
 @pytest.mark.parametrize("verifier", ["dense-25m", "moe-e8k2", ["dense-25m", "moe-e8k2"]])
 def test_axes_lead_back_and_have_unit_jacobian(
     runs: Runs, law: Law, verifier: Any, machine: dict[str, Any]
@@ -33,6 +34,8 @@ def test_axes_lead_back_and_have_unit_jacobian(
     design = build_design(replace(some, table=some.table.assign(**machine)))
     axes = CostShares(design, law)
     told = set(law.terms) - design.untold
+    launched = {part.power for one in axes.sums for part in one.parts if not isinstance(part, str)}
+    assert (2.0 in launched) == (machine is PROMPTS and "graphs" in law.parts)
     assert set(axes.terms) == told and bool(machine) == ("overhead_parallel" not in design.untold)
     at = pt.dvector()
     logs = axes.backward(at)
@@ -44,13 +47,15 @@ def test_axes_lead_back_and_have_unit_jacobian(
     assert abs(log_jacobian) < 1e-9
 
 
-def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs) -> None:
+@pytest.mark.parametrize("machine", [{}, PROMPTS], ids=["captured", "launched"])
+def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs, machine: dict) -> None:
     """At the runs' means, without others: the sum that the law itself gives."""
     import pytensor.tensor as pt
 
     from bayes_sd.model.geometry import CostShares
 
-    law, design = Law(), build_design(runs.select(verifier="dense-60m"))
+    some = runs.select(verifier="dense-60m")
+    law, design = Law(), build_design(replace(some, table=some.table.assign(**machine)))
     shares, priors = CostShares(design, law), design.told(population(law))
     logs = np.log([p.a for p in priors])
     axes = shares.forward(pt.as_tensor(logs)).eval()
