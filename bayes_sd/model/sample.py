@@ -28,6 +28,9 @@ GATES = {"rhat": "R-hat", "ess_bulk": "effective sample size", "ess_tail": "that
 MAX_MINUTES = 10.0
 SAMPLES = 4  # at most, one after the other
 STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
+# Up to so many parameters nutpie turns the axes further as it goes: few runs tell little of their
+# widths at a mode. Of many that takes longer than it saves, and many runs tell them.
+MOST_TURNED = 150
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
@@ -57,8 +60,8 @@ def draw(compiled: Any, how: Sampling, seed: int, progress: bool = False) -> xr.
     """Sample a compiled model; equal seeds give equal draws on one machine and set of versions."""
     import nutpie
 
-    # Turning axes further as it goes costs nutpie more than it gains on axes that are round.
-    asked = {"seed": seed, "progress_bar": progress, "adaptation": "diag", **asdict(how)}
+    adaptation = "low_rank" if compiled.n_dim <= MOST_TURNED else "diag"
+    asked = {"seed": seed, "progress_bar": progress, "adaptation": adaptation, **asdict(how)}
     return nutpie.sample(compiled, **asked)
 
 
