@@ -67,6 +67,7 @@ def of_bayes_sd(verifier: str) -> dict[str, Any]:
     import numpy as np
 
     from bayes_sd.answers.fitted import run_outcome
+    from bayes_sd.model.arrow import systems_of
     from bayes_sd.model.posterior import assemble
     from bayes_sd.model.sample import Sampling, sample
     from bayes_sd.physics.noise import NU, draw_runs
@@ -75,7 +76,10 @@ def of_bayes_sd(verifier: str) -> dict[str, Any]:
     begun = time.perf_counter()
     design = model.design(runs)
     initial = {"log_law": model._start(design)}
-    tree, convergence, used = sample(model.graph(design), Sampling(), 1, False, initial)
+    systems = systems_of(design.data)
+    tree, convergence, used = sample(
+        model.graph(design), Sampling(), 1, False, initial, systems=systems
+    )
     seconds = time.perf_counter() - begun
     row = told(tree["posterior"].to_dataset(), seconds, used["seconds_sample"],
                convergence.divergences)  # fmt: skip

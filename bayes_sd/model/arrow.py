@@ -27,13 +27,12 @@ def systems_of(data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     `data` is that of a `Design`.
     """
     of_run, drafted = data["verifier_i"], data["drafted"] > 0
-    found = {"verifier": np.arange(of_run.max() + 1), "server": np.zeros(0), "drafter": np.zeros(0)}
+    found = {"verifier": np.arange(of_run.max() + 1)}
     for level, taken in (("server", np.full(len(of_run), True)), ("drafter", drafted)):
         members, verifiers = data[f"{level}_i"][taken], of_run[taken]
-        found[level] = np.full(members.max(initial=-1) + 1, -1)
-        found[level][members] = verifiers
-        several = members[found[level][members] != verifiers]
-        found[level][several] = -1
+        found[level] = own = np.full(members.max(initial=-1) + 1, -1)
+        own[members] = verifiers
+        own[members[own[members] != verifiers]] = -1
     return found
 
 
