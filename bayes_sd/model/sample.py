@@ -30,7 +30,7 @@ SAMPLES = 4  # at most, one after the other
 STEP_TARGETS = (0.95, 0.98, 0.99)  # after divergences
 # Up to so many parameters nutpie turns the axes further as it goes: few runs tell little of their
 # widths at a mode. Of many that takes longer than it saves, and many runs tell them.
-MOST_TURNED = 150
+MOST_TURNED = 100
 
 MASKED_SD = 1e6  # added to the log-sd of a run left out: its likelihood is flat
 OBSERVED = ("log_e2e", "log_ttft", "log_var_e2e", "log_var_ttft")
