@@ -308,8 +308,10 @@ class LatencyModel:
         design = self.design(runs)
         self._warn(design)
         initial = {"log_law": self._start(design)}
-        run = (seed, progress, initial, max_minutes, systems_of(design.data))
-        sampled, convergence, used = sample(self.graph(design), how, *run)
+        graph, systems = self.graph(design), systems_of(design.data)
+        sampled, convergence, used = sample(
+            graph, how, seed, progress, initial, max_minutes, systems
+        )
         steady = design.table[~design.table["saturated"]]
         provenance = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
