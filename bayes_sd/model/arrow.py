@@ -9,7 +9,7 @@ A verifier, its servers and drafters of its own are a system. With a block ``A``
 Its cost grows with the number of systems, not with its square or cube.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,13 +61,15 @@ class Root(NamedTuple):
     roots: list[np.ndarray]  # of what is shared, then of each system; symmetric
     carried: list[np.ndarray]  # (variables of a system, shared variables)
 
+    @property
+    def _systems(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        return zip(self.blocks.systems, self.roots[1:], self.carried, strict=True)
+
     def moved(self, y: np.ndarray) -> np.ndarray:
         """Variables at `y`, whose order is that of the blocks."""
-        first, x, at = len(self.blocks.shared), np.empty(len(y)), len(self.blocks.shared)
-        x[self.blocks.shared] = shared = self.roots[0] @ y[:first]
-        for own, root, carried in zip(
-            self.blocks.systems, self.roots[1:], self.carried, strict=True
-        ):
+        x, at = np.empty(len(y)), len(self.blocks.shared)
+        x[self.blocks.shared] = shared = self.roots[0] @ y[:at]
+        for own, root, carried in self._systems:
             x[own] = root @ y[at : at + len(own)] - carried @ shared
             at += len(own)
         return x
@@ -75,9 +77,7 @@ class Root(NamedTuple):
     def along(self, slope: np.ndarray) -> np.ndarray:
         """Slope along `y` from that along the variables."""
         shared, rest = slope[self.blocks.shared].copy(), []
-        for own, root, carried in zip(
-            self.blocks.systems, self.roots[1:], self.carried, strict=True
-        ):
+        for own, root, carried in self._systems:
             shared -= carried.T @ slope[own]
             rest.append(root @ slope[own])
         return np.concatenate([self.roots[0] @ shared, *rest])
@@ -87,9 +87,7 @@ class Root(NamedTuple):
         """Squared widths of the variables."""
         found = np.empty(sum(map(len, self.roots)))
         found[self.blocks.shared] = (self.roots[0] ** 2).sum(axis=1)
-        for own, root, carried in zip(
-            self.blocks.systems, self.roots[1:], self.carried, strict=True
-        ):
+        for own, root, carried in self._systems:
             found[own] = (root**2).sum(axis=1) + ((carried @ self.roots[0]) ** 2).sum(axis=1)
         return found
 
