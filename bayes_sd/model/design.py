@@ -37,6 +37,7 @@ SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
 WEIGHT_BITS = 16.0
+LAUNCHED = ("overhead_prefill_alone",)  # gives way to the host's pace beyond captured graphs
 UNEVEN = 1.0  # of experts, where only the order of a cost matters
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
@@ -239,7 +240,8 @@ class Design:
         pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())
         alone = ("overhead_parallel",) if (self.data["dies"] <= 1).all() else ()
         drafts = tuple(f"overhead_{cost}" for cost in DRAFT) if self.drafters.empty else ()
-        return frozenset((*experts, *pace, *alone, *drafts))
+        beyond = bool((d["prompt_tokens"] > d["captured"]).all())
+        return frozenset((*experts, *pace, *alone, *drafts, *(LAUNCHED * beyond)))
 
     @property
     def touched(self) -> pd.DataFrame:
@@ -251,8 +253,10 @@ class Design:
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
         """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
         known = {name: self.table[name].notna().all() for name in ("gb_per_s", "tflops")}
-        rows = []
-        for prior in (p for p in priors if p.name not in self.untold):
+        rows, untold = [], self.untold
+        if "pace_dense" not in {p.name for p in priors}:  # a law that knows no captured graphs
+            untold = untold.difference(LAUNCHED)
+        for prior in (p for p in priors if p.name not in untold):
             sheet = known["tflops" if prior.name.startswith("prefill_token") else "gb_per_s"]
             wide = prior.b if sheet else float(np.hypot(prior.b, prior.unknown))
             rows.append(replace(prior, b=wide))

@@ -139,6 +139,8 @@ class CostShares(Transform):
         }
         beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
         launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
+        # What an overhead costs is seen where it is charged, within captured graphs.
+        self.sizes["captured"] = max(machine["captured"], lengths["prompt_tokens"])
         if launched and of["pace"].parts:
             of["prefill_alone"] = Sum.of((of["prefill_alone"], of["pace"]), 2.0)
         del of["pace"]

@@ -126,11 +126,15 @@ def _overheads(c: Any, prefix: str, by: Any, names: tuple[str, ...] = VERIFIER) 
 
 
 def _layers(c: Any, m: Any, w: Any) -> Stages:
-    """A pass is scheduled, then launched layer by layer; more for experts and between devices."""
+    """A pass is scheduled, then launched layer by layer; more for experts and between devices.
+
+    Of a prompt beyond captured graphs the host's pace is all that, see `Law.stages`.
+    """
     stages = _overheads(c, "overhead", m["layers"], VERIFIER[:3])
+    own = stages.prefill_alone * (1 - 1.0 * (w["prompt_tokens"] > m["captured"]))
     more = c["overhead_experts"] * m["moe"] + c["overhead_parallel"] * (m["dies"] > 1)
     more = (more * m["layers"] + c["overhead_pass"]) * c["factor_verify_alone"]
-    return stages._replace(verify_alone=stages.verify_alone + more)
+    return stages._replace(prefill_alone=own, verify_alone=stages.verify_alone + more)
 
 
 def _experts(c: Any, m: Any, w: Any) -> Stages:

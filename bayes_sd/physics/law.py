@@ -66,6 +66,8 @@ class Law:
 
     def stages(self, coefficients: Any, sizes: Any, workload: Any) -> Stages:
         """Stage costs in seconds: the sum of the parts, times the server's own factors."""
+        if "graphs" not in self.parts:
+            sizes = {**sizes, "captured": np.inf}
         total = add(*(p.costs(coefficients, sizes, workload) for p in self._costs))
         total = scaled(total, costs.TIMES, coefficients["factor_slowness"])
         total = scaled(total, costs.OTHERS, coefficients["factor_crowding"])
@@ -75,6 +77,7 @@ class Law:
         if absent(total.pace):
             return total
         least = queue.launch_s(total, sizes, workload["prompt_tokens"])
+        least = least * coefficients["factor_prefill_alone"]
         return total._replace(prefill_alone=queue.both(total.prefill_alone, least))
 
 

@@ -263,7 +263,7 @@ def test_throughput_rises_with_concurrency_but_where_graphs_end(
 ) -> None:
     """Up to 200 in flight; a fixed point that jumped would lose nearly all of it."""
     k, others = 3, np.arange(200.0)
-    work = load(family, 0, k) | {"closed": 1.0, "others": others}
+    work = load(family, 0, k) | {"closed": 1.0, "others": others, "prompt_tokens": 16.0}
 
     def throughput(**changes: float) -> np.ndarray:
         size = SIZES[family] | changes
