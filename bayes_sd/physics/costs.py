@@ -77,6 +77,13 @@ def whole(stages: Stages) -> Stages:
     )
 
 
+def beyond_graphs(tokens: Any, m: Any) -> Any:
+    """1 where a pass over so many tokens has no captured graph, else 0."""
+    if isinstance(m["captured"], float) and m["captured"] == float("inf"):
+        return 0.0
+    return 1.0 * (tokens > m["captured"])  # a number: symbols are not multiplied by truth values
+
+
 def draft_passes(k: Any, drafter_loaded: Any) -> Any:
     """Passes of the drafter in a cycle: `k`, and one at ``k = 0`` where a drafter is loaded."""
     # vLLM runs the first pass even when nothing is to be drafted, so that the drafter's keys and
@@ -131,7 +138,7 @@ def _layers(c: Any, m: Any, w: Any) -> Stages:
     Of a prompt beyond captured graphs the host's pace is all that, see `Law.stages`.
     """
     stages = _overheads(c, "overhead", m["layers"], VERIFIER[:3])
-    own = stages.prefill_alone * (1 - 1.0 * (w["prompt_tokens"] > m["captured"]))
+    own = stages.prefill_alone * (1 - beyond_graphs(w["prompt_tokens"], m))
     more = c["overhead_experts"] * m["moe"] + c["overhead_parallel"] * (m["dies"] > 1)
     more = (more * m["layers"] + c["overhead_pass"]) * c["factor_verify_alone"]
     return stages._replace(prefill_alone=own, verify_alone=stages.verify_alone + more)

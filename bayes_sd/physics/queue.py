@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Stages, absent, larger, times
+from bayes_sd.physics.costs import Stages, absent, beyond_graphs, larger, times
 
 TINY = 1e-100  # s^2: where a structure hides a whole pass, it has a slope still
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
@@ -55,7 +55,7 @@ def both(read_s: Any, compute_s: Any) -> Any:
 
 def launch_s(stages: Stages, sizes: Any, tokens: Any) -> Any:
     """Seconds in which the host launches a pass: `pace` beyond captured graphs."""
-    return stages.pace * (1.0 * (tokens > sizes["captured"]))
+    return stages.pace * beyond_graphs(tokens, sizes)
 
 
 def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
