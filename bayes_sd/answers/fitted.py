@@ -88,7 +88,7 @@ def run_outcome(
             captured = design.run_machine(rows)["captured"]
             sizes["captured"] = captured if np.isfinite(captured).any() else np.inf
         if held_out:  # at a rate, from the latency that is to be predicted
-            del inputs["pass_tokens"]
+            del inputs["pass_tokens"], inputs["taking_in"]
         terms, law = resolved.coefficients, fit.law
         stages = law.stages(terms, sizes, inputs)
         said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)

@@ -13,7 +13,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import coverage, tokens_in_pass
+from bayes_sd.physics.queue import coverage, taking_in, tokens_in_pass
 from bayes_sd.physics.structures import DRAFT
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.machine import site
@@ -151,7 +151,9 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
         concurrency=np.where(closed, _numbers(table, "concurrency"), np.nan),
     )
     rates = np.where(closed, 0.0, _numbers(table, "rate_rps"))
-    return inputs | {"rate_rps": rates, "pass_tokens": tokens_in_pass(others, inputs["k"])}
+    taken = np.where(closed, 0.0, taking_in(others, inputs["cycles"]))
+    measured = {"pass_tokens": tokens_in_pass(others, inputs["k"]), "taking_in": taken}
+    return inputs | {"rate_rps": rates} | measured
 
 
 def sites_of(table: pd.DataFrame) -> dict[str, str]:

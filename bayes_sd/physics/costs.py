@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 PROMPT_TOKENS = 512.0  # prompt length at which prefill slopes are quoted, whatever the curvature
 FLOP_S = 2e-3  # seconds of a multiply and an add for each of 1e9 parameters at 1 TFLOP/s
-OTHERS = ("prefill_others", "verify_others", "compute_others", "draft_others")
+OTHERS = ("prefill_others", "prefill_pass", "verify_others", "compute_others", "draft_others")
 VERIFIER = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 
 
@@ -20,8 +20,9 @@ class Stages(NamedTuple):
     of reading and computing takes (`both`): ``weights + coverage * experts`` and
     ``compute_alone + B compute_others``. `uneven` is how unevenly tokens choose experts, see
     :func:`bayes_sd.physics.queue.coverage`. Beyond captured graphs a cycle takes `pace` or more.
-    ``prefill_ahead`` is the part of ``prefill_others`` that comes before a request's first token
-    where a concurrency is held.
+    ``prefill_pass`` is the overhead of others' prompts: at a rate those that come within one cycle
+    share it, where a concurrency is held each has it. ``prefill_ahead`` is the part of the prefills
+    of others that comes before a request's first token where a concurrency is held.
     """
 
     prefill_alone: Any = 0.0
@@ -36,6 +37,7 @@ class Stages(NamedTuple):
     draft_others: Any = 0.0
     pace: Any = 0.0
     uneven: Any = 0.0
+    prefill_pass: Any = 0.0
     prefill_ahead: Any = 0.0
 
 
@@ -72,6 +74,7 @@ def whole(stages: Stages) -> Stages:
     """With all that a pass reads and computes in its costs, as if one came after the other."""
     s = stages
     return s._replace(
+        prefill_others=s.prefill_others + s.prefill_pass,
         verify_alone=s.verify_alone + s.weights + s.experts,
         verify_others=s.verify_others + s.compute_others,
     )
@@ -141,7 +144,9 @@ def _layers(c: Any, m: Any, w: Any) -> Stages:
     own = stages.prefill_alone * (1 - beyond_graphs(w["prompt_tokens"], m))
     more = c["overhead_experts"] * m["moe"] + c["overhead_parallel"] * (m["dies"] > 1)
     more = (more * m["layers"] + c["overhead_pass"]) * c["factor_verify_alone"]
-    return stages._replace(prefill_alone=own, verify_alone=stages.verify_alone + more)
+    more = stages.verify_alone + more
+    prompts = {"prefill_alone": own, "prefill_others": 0.0, "prefill_pass": stages.prefill_others}
+    return stages._replace(verify_alone=more, **prompts)
 
 
 def _experts(c: Any, m: Any, w: Any) -> Stages:

@@ -72,7 +72,8 @@ class Law:
         total = scaled(total, costs.TIMES, coefficients["factor_slowness"])
         total = scaled(total, costs.OTHERS, coefficients["factor_crowding"])
         if self.stalls:
-            ahead = times(total.prefill_others, coefficients["prefills_ahead"])
+            each = total.prefill_others + total.prefill_pass
+            ahead = times(each, coefficients["prefills_ahead"])
             total = total._replace(prefill_ahead=ahead)
         if absent(total.pace):
             return total
@@ -114,18 +115,30 @@ class Outcome(NamedTuple):
 
 
 def beside(
-    stages: Stages, sizes: Any, workload: Any, others: Any, law: Law = FULL, paced: Any = None
+    stages: Stages,
+    sizes: Any,
+    workload: Any,
+    others: Any,
+    law: Law = FULL,
+    paced: Any = None,
+    taken: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Mean latency beside so many others, what one more adds to it, and a cycle; s.
 
-    `paced` says whether passes lie beyond captured graphs; by default their tokens say it.
+    `paced` says whether passes lie beyond captured graphs, by default their tokens do; `taken` what
+    share of them takes in prompts that come at a rate.
     """
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
     cycle_s, slope = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
-    n = workload["cycles"]
-    prefills, each = queue.prefills(stages.prefill_others, stages, sizes, workload, others)
-    return stages.prefill_alone + prefills + n * cycle_s, each + n * slope, cycle_s
+    n, closed, overhead = workload["cycles"], workload["closed"], stages.prefill_pass
+    if taken is None:
+        taken = (1 - closed) * queue.taking_in(others, n)
+    cycle_s = cycle_s + overhead * taken
+    cost = stages.prefill_others + closed * overhead
+    prefills, each = queue.prefills(cost, stages, sizes, workload, others)
+    added = each + n * slope + overhead * (1 - closed - taken)
+    return stages.prefill_alone + prefills + n * cycle_s, added, cycle_s
 
 
 def most_added_s(stages: Stages, workload: Any) -> Any:
@@ -171,9 +184,10 @@ def outcome(
     room = queue.headroom(rate * c2, softness)
     measured = "pass_tokens" in workload
     paced = workload["pass_tokens"] > sizes["captured"] if measured else None  # else tokens say it
+    taken = workload["taking_in"] if measured else None
     if not absent(rate):
         find = partial(queue.in_flight_at_rate, stages, sizes, workload, room)
-        find = partial(find, knee="knee" in law.parts, detach=detach)
+        find = partial(find, knee="knee" in law.parts, detach=detach, taken=taken)
         if measured or absent(stages.pace):
             at_rate = find(paced if measured else 0.0)
         else:
@@ -182,15 +196,18 @@ def outcome(
             if np.any(beyond):
                 at_rate = np.where(beyond, find(1.0), graphs)
         others = (1 - closed) * at_rate + closed * others
-    e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced)
-    c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
+    if taken is None:
+        taken = (1 - closed) * queue.taking_in(others, workload["cycles"])
+    e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced, taken)
+    c1 = beside(stages, sizes, workload, 0.0, law, 0.0, 0.0)[0]
     if law.stalls:
-        prefills = rate * stages.prefill_others
-        ahead = (1 - closed) * queue_s(stages.prefill_others, prefills, PREFILL_SOFTNESS)
+        shared = workload["cycles"] * taken / (others + queue.TINY)
+        service_s = stages.prefill_others + stages.prefill_pass * shared
+        ahead = (1 - closed) * queue_s(service_s, rate * service_s, PREFILL_SOFTNESS)
         together, _ = queue.prefills(stages.prefill_ahead, stages, sizes, workload, others)
         ahead = ahead + closed * together
     else:
-        ahead = others * stages.prefill_others
+        ahead = others * (stages.prefill_others + stages.prefill_pass)
     ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead
     # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
     feedback = room - rate * (added - c2)

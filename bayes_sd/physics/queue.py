@@ -7,7 +7,7 @@ import numpy as np
 from bayes_sd.errors import InputError
 from bayes_sd.physics.costs import Stages, absent, beyond_graphs, larger, times
 
-TINY = 1e-100  # s^2: where a structure hides a whole pass, it has a slope still
+TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
 NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
 
@@ -71,6 +71,16 @@ def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) 
     return others * each, cost**2 / each
 
 
+def taking_in(others: Any, cycles: Any) -> Any:
+    r"""Share of cycles that take in prompts of others which come at a rate, `n` cycles apart.
+
+    .. math:: 1 - e^{-B / n}
+
+    A request in flight has come once within its `n` cycles, so that ``B / n`` come in a cycle.
+    """
+    return -np.expm1(-others / (cycles + TINY))
+
+
 def cycle(
     stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool
 ) -> tuple[Any, Any]:
@@ -104,48 +114,76 @@ def in_flight_at_rate(
     paced: Any = 0.0,
     knee: bool = True,
     detach: Any = None,
+    taken: Any = None,
 ) -> Any:
     r"""Mean requests in flight at an offered rate, when the cost of a pass depends on them.
 
     .. math:: B = \lambda\, L(B), \qquad L(B) = R(B) + B\, C_2
 
-    Where every pass reads as much, the form is closed: equation (1), or with the knee the larger
-    root of a quadratic. Of experts a pass reads more, the more are in flight: Newton's method from
-    the `B` of passes that read them all, which lies above the only root. `room` is
-    ``1 - rate * C2``, positive. `detach` makes a symbolic value constant: the last step, from the
-    solution, has the exact gradient.
+    Where every pass reads as much and as many take in prompts, the form is closed: equation (1), or
+    with the knee the larger root of a quadratic. Else the more are in flight, the more experts a
+    pass reads, and the more passes take in prompts: Newton's method from the `B` where all do,
+    which lies above the only root. `taken` is the share of passes that take in prompts, where it
+    is known; `room` is ``1 - rate * C2``, positive. `detach` makes a symbolic value constant: the
+    last step, from the solution, has the exact gradient.
     """
     s, n, rate, k = stages, workload["cycles"], workload["rate_rps"], workload["k"]
-    alone = s.prefill_alone + n * (s.verify_alone + workload["draft_passes"] * s.draft_alone)
+    own_s = s.prefill_alone + n * (s.verify_alone + workload["draft_passes"] * s.draft_alone)
     busy = rate * n * s.compute_others
+    own, wide = (room + busy) * s.compute_alone, room * (room + 2 * busy)
 
-    def beside(read: Any) -> tuple[Any, Any]:
-        """Requests in flight where passes read for so long, and their slope."""
+    def beside(read: Any, alone: Any) -> tuple[Any, Any, Any]:
+        """Requests in flight where passes read for so long, and their slopes."""
         if not knee:
-            return rate * (alone + n * (s.compute_alone + read)) / room, rate * n / room
-        own, wide = (room + busy) * s.compute_alone, room * (room + 2 * busy)
-        apart = both(own + rate * s.compute_others * alone, wide**0.5 * read)
+            return (
+                rate * (alone + n * (s.compute_alone + read)) / room,
+                rate * n / room,
+                rate / room,
+            )
+        computed = own + rate * s.compute_others * alone
+        apart = both(computed, wide**0.5 * read)
         b = rate * ((room + busy) * alone + n * (busy * s.compute_alone + apart)) / wide
-        return b, rate * n * read / apart
+        by_alone = rate * (room + busy + busy * computed / apart) / wide
+        return b, rate * n * read / apart, by_alone
 
     def nearer(b: Any) -> Any:
         """A step of Newton's method."""
-        phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven)
-        found, slope = beside(s.weights + s.experts * phi)
-        return b + (found - b) / (1 - slope * s.experts * more * (k + 1))
+        phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
+        share = taking_in(b, n) if taken is None else taken
+        alone = own_s + n * share * s.prefill_pass
+        found, by_read, by_alone = beside(s.weights + s.experts * phi, alone)
+        slope = by_read * s.experts * more * (k + 1)
+        slope = slope + joining * by_alone * s.prefill_pass * (1 - share)
+        return b + (found - b) / (1 - slope)
 
-    b, _ = beside(s.weights + s.experts)
-    if not (absent(s.experts) or absent(sizes["expert"])):
+    def settled(b: Any, nearer: Any) -> Any:
+        """Where steps from `b` end."""
         if hasattr(b, "settled"):  # symbols of a language that has loops
-            b = b.settled(nearer, NEWTON_STEPS)
-        else:
-            for step in range(NEWTON_STEPS):
-                last = detach is not None and step == NEWTON_STEPS - 1
-                b = nearer(detach(b) if last else b)
+            return b.settled(nearer, NEWTON_STEPS)
+        for step in range(NEWTON_STEPS):
+            last = detach is not None and step == NEWTON_STEPS - 1
+            b = nearer(detach(b) if last else b)
+        return b
+
+    experts = not (absent(s.experts) or absent(sizes["expert"]))
+    joining = float(taken is None and not absent(s.prefill_pass))
+    most = n * s.prefill_pass * (1.0 if taken is None else taken)
+    b, _, _ = beside(s.weights + s.experts, own_s + most)
+    b = settled(b, nearer) if experts or joining else b
     if absent(s.pace) or absent(paced):
         return b
     each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
-    waiting = rate * (s.prefill_alone + n * s.pace) / (room + rate * n * each)
+    gain = rate / (room + rate * n * each)
+    waiting = gain * (s.prefill_alone + n * s.pace + most)
+    if joining:
+        gain, least = gain * s.prefill_pass, waiting - gain * most
+
+        def waits(b: Any) -> Any:
+            """A step of Newton's method, where the host sets the pace."""
+            share = taking_in(b, n)
+            return b + (least + gain * n * share - b) / (1 - gain * (1 - share))
+
+        waiting = settled(waiting, waits)
     return larger(b, waiting * paced)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from bayes_sd.errors import InputError, require
 from bayes_sd.physics.costs import Stages, scaled
 
-PREFILL = ("prefill_alone", "prefill_others", "prefill_ahead")
+PREFILL = ("prefill_alone", "prefill_others", "prefill_pass", "prefill_ahead")
 VERIFY = ("verify_alone", "verify_others", "weights", "experts", "compute_alone", "compute_others")
 DRAFT = ("draft_alone", "draft_others")
 MOST = 1e4  # seconds, or a factor; beyond that nobody serves
@@ -245,7 +245,7 @@ class Disaggregated(Structure):
         return Placed(
             (scaled(left, PREFILL + VERIFY + DRAFT, t["decode_slowdown"]),),
             before_s=separated * (slower * s.prefill_alone + transfer),
-            pool_s=separated * slower * s.prefill_others,
+            pool_s=separated * slower * (s.prefill_others + s.prefill_pass),
             waits=1 - separated,
         )
 

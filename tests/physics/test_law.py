@@ -13,10 +13,9 @@ from scipy.optimize import brentq
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.costs import Stages, draft_passes
+from bayes_sd.physics.costs import OTHERS, Stages, draft_passes
 from bayes_sd.physics.law import DEFAULT, FULL, PARTS, Law, outcome
-from bayes_sd.physics.queue import coverage
-from bayes_sd.physics.structures import PREFILL
+from bayes_sd.physics.queue import coverage, taking_in
 
 modest = settings(max_examples=60, deadline=None)
 families = st.sampled_from(["dense", "moe"])
@@ -40,8 +39,9 @@ def by_hand(
     within = p <= m["captured"]  # beyond, the host's pace is all that overhead
     prompt = within * layers * t["overhead_prefill_alone"] + mine * a * tokens
     prompt = prompt * t["factor_prefill_alone"] + mine * d * tokens
-    prompts = layers * t["overhead_prefill_others"] + theirs * a * tokens
-    prompts = prompts * t["factor_prefill_others"] + theirs * d * tokens
+    joining = layers * t["overhead_prefill_others"] * t["factor_prefill_others"] * crowded
+    prompts = theirs * a * tokens * t["factor_prefill_others"] + theirs * d * tokens
+    prompts = prompts * crowded + joining * (concurrency > 0)
     each_layer = t["overhead_verify_alone"]
     each_layer += t["overhead_experts"] * m["moe"] + t["overhead_parallel"] * (m["dies"] > 1)
     launch = (layers * each_layer + t["overhead_pass"]) * t["factor_verify_alone"]
@@ -61,9 +61,10 @@ def by_hand(
         cycle = fixed + np.hypot(read, compute * (slow + b * crowded))
         cycle += b * (sequence * crowded + work["draft_passes"] * drafts)
         cycle = max(cycle, pace) if paced else cycle
+        cycle += joining * (1 - np.exp(-b / max(n, 1e-9))) * (not concurrency)
         own = np.hypot(slow * prompt, (not within) * pace * t["factor_prefill_alone"])
         together = pace * (concurrency > 1 and p * (1 + b) > m["captured"])
-        return float(own + np.hypot(b * crowded * prompts, together) + n * cycle)
+        return float(own + np.hypot(b * prompts, together) + n * cycle)
 
     def beyond(b: float) -> bool:
         return (k + 1) * (1 + b) > m["captured"]
@@ -141,14 +142,15 @@ def test_shares_and_identities_of_an_offered_rate(family: str, share: float) -> 
 @modest
 @given(share=st.floats(0.01, 0.99))
 def test_where_nothing_bends_the_law_has_its_closed_form(share: float) -> None:
-    """No experts, and reading and computing one after the other."""
+    """No experts, reading and computing one after the other, and no overhead of others' prompts."""
     law = Law(tuple(part for part in PARTS if part != "knee"))
-    rate = rate_at("dense", share, law)
-    said = says("dense", law, rate_rps=rate)
+    none = {"overhead_prefill_others": 0.0}
+    rate = rate_at("dense", share, law, terms=none)
+    said = says("dense", law, terms=none, rate_rps=rate)
     assert said.e2e_s == pytest.approx(latency_open(said.c1_s, said.c2_s, rate))
     assert said.others_share == pytest.approx(share)
     assert said.growth == pytest.approx(share / (1 - share))
-    held = says("dense", law, closed=1.0, others=said.others)
+    held = says("dense", law, terms=none, closed=1.0, others=said.others)
     assert held.e2e_s == pytest.approx(held.c1_s + held.others * held.c2_s)
     assert held.growth == pytest.approx(held.others * held.c2_s / held.e2e_s)
 
@@ -177,8 +179,9 @@ def test_no_latency_past_the_pole_is_finite_and_the_soft_one_is(family: str) -> 
 @each_family
 @pytest.mark.parametrize("captured", [np.inf, 16.0])
 def test_a_concurrency_is_the_rate_that_keeps_it_in_flight(family: str, captured: float) -> None:
-    # Prompts that come together in a pass beyond graphs are launched once; apart they are not.
+    # Prompts that come together are charged otherwise: launched once, each with its overhead.
     how: dict[str, Any] = {"sizes": {"captured": captured}, "prompt_tokens": 1.0}
+    how["terms"] = {"overhead_prefill_others": 0.0}
     rate = says(family, **how, rate_rps=rate_at(family, 0.6))
     fixed = says(family, **how, closed=1.0, others=rate.others)
     assert fixed.e2e_s == pytest.approx(rate.e2e_s, rel=1e-9)
@@ -249,9 +252,9 @@ def test_a_plain_server_pays_nothing_for_drafting_and_an_idle_drafter_its_first_
 @each_family
 def test_the_host_sets_the_pace_of_passes_beyond_captured_graphs_only(family: str) -> None:
     """With the graphs there are as many tokens in a pass as captured, and one sequence more."""
-    rate = rate_at(family, 0.5, prompt_tokens=1.0)
-    others = says(family, rate_rps=rate, prompt_tokens=1.0).others
-    tokens, pace = 4 * (1 + others), {"pace_dense": 0.1, "pace_experts": 0.1}
+    rate, apart = rate_at(family, 0.5, prompt_tokens=1.0), {"overhead_prefill_others": 0.0}
+    others = says(family, terms=apart, rate_rps=rate, prompt_tokens=1.0).others
+    tokens, pace = 4 * (1 + others), apart | {"pace_dense": 0.1, "pace_experts": 0.1}
 
     def cycle_s(captured: float, **work: Any) -> tuple[float, float]:
         work = {**work, "prompt_tokens": 1.0}
@@ -294,7 +297,8 @@ def test_measured_tokens_say_whether_passes_had_a_graph(family: str, share: floa
     assert free.e2e_s < slow.e2e_s
     for tokens, expected in ((64.0, free), (64.1, slow)):
         size = {"captured": np.float64(64)}
-        said = says(family, sizes=size, **load, pass_tokens=np.float64(tokens))
+        measured = {"pass_tokens": tokens, "taking_in": taking_in(expected.others, WORK["cycles"])}
+        said = says(family, sizes=size, **load, **{n: np.float64(x) for n, x in measured.items()})
         for name in ("e2e_s", "ttft_s", "others", "growth", "added_s"):
             value = getattr(expected, name)
             assert getattr(said, name) == pytest.approx(value, rel=1e-12), name
@@ -323,14 +327,15 @@ def test_prompts_beyond_captured_graphs_are_launched_once_a_pass(family: str) ->
 
 # --- parts ----------------------------------------------------------------------------------
 
+PROMPTS = {"prefill_alone", "prefill_others", "prefill_ahead"}
 PASS = {"verify_alone", "verify_others", "compute_alone", "compute_others"}
 MOVES = {  # the stage costs that a part may change
-    "host": {*PREFILL, "verify_alone", "verify_others"},
-    "layers": {*PREFILL, "verify_alone"},
+    "host": {*PROMPTS, "verify_alone", "verify_others"},
+    "layers": {"prefill_alone", "prefill_pass", "prefill_ahead", "verify_alone"},
     "experts": {"weights", "experts", "uneven"},
     "tokens": PASS,
     "context": {"verify_alone", "verify_others"},
-    "attention": set(PREFILL),
+    "attention": PROMPTS,
     "graphs": {"pace"},
     "knee": set(),
     "stalls": {"prefill_ahead"},
@@ -350,7 +355,7 @@ def test_all_times_are_slowed_and_what_others_add_is_crowded() -> None:
     plain = Law(PARTS).stages(TERMS | {"factor_slowness": 1.0}, SIZES["moe"], WORK)
     slow = Law(PARTS).stages(TERMS | {"factor_slowness": 3.0}, SIZES["moe"], WORK)
     crowded = Law(PARTS).stages(TERMS | {"factor_crowding": 0.5 * 0.95}, SIZES["moe"], WORK)
-    crowd = {"prefill_others", "verify_others", "compute_others", "draft_others", "prefill_ahead"}
+    crowd = {*OTHERS, "prefill_ahead"}
     for name in Stages._fields:
         before = getattr(plain, name)
         assert getattr(slow, name) == pytest.approx(before * (1 if name == "uneven" else 3)), name
@@ -413,7 +418,8 @@ def test_prompts_wait_for_each_other_where_a_concurrency_is_held_and_only_there(
 
     assert ttft(work, 0.0) == ttft(work, 1.0)
     (none, before), (all_of_them, after) = ttft(held, 0.0), ttft(held, 1.0)
-    prefill_s = FULL.stages(TERMS, size, held).prefill_others
+    stages = FULL.stages(TERMS, size, held)
+    prefill_s = stages.prefill_others + stages.prefill_pass
     assert all_of_them - none == pytest.approx(27 * prefill_s) and before == after
 
 
@@ -442,6 +448,7 @@ def test_the_law_is_the_same_for_numpy_and_pytensor_and_detached(family: str) ->
     work = WORK | {"k": passes, "draft_passes": passes, "others": np.zeros(5)}
     work |= {"cycles": np.array([127.0, 75.0, 41.0, 60.0, 60.0]), "closed": np.zeros(5)}
     work |= {"rate_rps": np.zeros(5), "pass_tokens": np.array([1.0, 2.0, 3.0, 9.0, 1.0])}
+    work |= {"taking_in": np.zeros(5)}
     work["closed"][-1], work["others"][-1] = 1.0, 7.0
     size = {n: np.array(v) for n, v in (SIZES[family] | {"captured": 8.0}).items()}
 

@@ -60,7 +60,9 @@ def test_scatter_adds_in_squares(
 
 def test_the_spread_of_requests_adds_alone_crowding_and_lengths() -> None:
     linear = Law(tuple(part for part in DEFAULT if part != "knee"))
-    said = says("dense", linear, rate_rps=rate_at("dense", 0.5, linear))
+    none = {"overhead_prefill_others": 0.0}
+    rate = rate_at("dense", 0.5, linear, terms=none)
+    said = says("dense", linear, terms=none, rate_rps=rate)
     crowding = {"e2e": 0.5 * said.c2_s / said.c1_s, "ttft": 0.25}
     for metric, name in (("e2e", "spread"), ("tpot", "spread"), ("ttft", "ttft_spread")):
         own = SCALES[f"{name}_alone"] ** 2

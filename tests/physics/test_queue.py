@@ -19,6 +19,7 @@ from bayes_sd.physics.queue import (
     in_flight_at_rate,
     mean_in_flight,
     occupancy,
+    taking_in,
     tokens_in_pass,
 )
 
@@ -108,6 +109,7 @@ COSTS = {  # s: of a request, its passes, what others add to them, and how they 
     "more_compute": st.floats(0, 1),
     "draft": st.floats(0, 1e-2),
     "pace": st.floats(0, 1),
+    "joining": st.floats(0, 1),
 }
 
 
@@ -147,6 +149,7 @@ def test_the_fixed_point_solves_its_equation(
         draft_alone=c["draft"],
         draft_others=c["draft"] / 10,
         pace=c["pace"],
+        prefill_pass=c["joining"],
         uneven=r,
     )
     work: dict[str, Any] = {"k": k, "draft_passes": k, "cycles": cycles}
@@ -174,6 +177,7 @@ def solves(
         each = s.verify_others + passes * s.draft_others + s.compute_others
         cycle = s.verify_alone + passes * s.draft_alone + busy
         cycle = np.maximum(cycle, s.pace - b * each) if paced else cycle
+        cycle = cycle + s.prefill_pass * taking_in(b, work["cycles"])
         return work["rate_rps"] * (s.prefill_alone + work["cycles"] * cycle) - room * b
 
     low, high = gather(b * (1 - 1e-6)), gather(b * (1 + 1e-6))
@@ -194,6 +198,7 @@ def test_the_fixed_point_is_met_where_experts_bend_the_law_most(even: bool) -> N
     work["cycles"] = between(1, 1e3)
     stages = Stages(
         prefill_alone=read * work["cycles"] * between(1e-6, 1e-2),
+        prefill_pass=read * between(1e-6, 10),
         verify_alone=read * between(1e-6, 1e-2),
         verify_others=read * between(1e-7, 1e-3),
         weights=read * between(1e-6, 1e-1),
@@ -214,7 +219,7 @@ def test_the_soft_pole_has_a_fixed_point_on_both_sides(
     near: float, x: float, r: float, k: int, m: int, spare: int
 ) -> None:
     stages = Stages(0.1, 0.05, 1e-3, 1e-4, 1e-3, 0.05, 1e-3, 1e-3, 0.0, 0.0, uneven=r)
-    work: dict[str, Any] = {"k": k, "draft_passes": 0, "cycles": 40.0}
+    work: dict[str, Any] = {"k": k, "draft_passes": 0, "cycles": 40.0, "closed": 0.0}
     c2 = most_added_s(stages, work)
     for share in (1 - 10**near, x):
         rate, room = share / c2, headroom(share, 0.01)

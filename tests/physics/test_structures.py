@@ -13,7 +13,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.physics import structures as S
 from bayes_sd.physics.costs import Stages
 from bayes_sd.physics.law import FULL, Outcome, capacity_rps, placed_outcome
-from bayes_sd.physics.queue import coverage, tokens_in_pass
+from bayes_sd.physics.queue import coverage, taking_in, tokens_in_pass
 from bayes_sd.physics.structures import Placed, Structure
 
 modest = settings(max_examples=6, deadline=None)  # each solves many fixed points
@@ -220,11 +220,13 @@ def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
     work, size = load(family, 0, k), SIZES[family]
     s = stages_of(family, work)
 
-    def own_s(b: float) -> float:
+    def own_s(b: float, together: bool = False) -> float:
         verify = verify_s(s, size, k, b)
         draft = slower * k * (s.draft_alone + b * s.draft_others)
         cycle = verify + draft - hidden * min(verify, draft)
-        return float(s.prefill_alone + b * s.prefill_others + work["cycles"] * cycle)
+        joining = b if together else work["cycles"] * taking_in(b, work["cycles"])
+        prompts = b * s.prefill_others + joining * s.prefill_pass
+        return float(s.prefill_alone + prompts + work["cycles"] * cycle)
 
     structure = S.Asynchronous(wasted=1 - hidden, draft_slowdown=slower)
     rate = share * capacity_rps(place(structure, family, work), work)
@@ -233,7 +235,7 @@ def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
     b = brentq(lambda b: rate * own_s(b) - b, 0.0, top, xtol=1e-12, rtol=1e-12)
     assert at_rate.e2e_s == pytest.approx(own_s(b), rel=1e-8)
     crowd = solve(structure, family, load(family, 0, k, b))
-    assert crowd.e2e_s == pytest.approx(own_s(b), rel=1e-8)
+    assert crowd.e2e_s == pytest.approx(own_s(b, together=True), rel=1e-8)
 
 
 @modest
@@ -248,7 +250,8 @@ def test_at_a_concurrency_the_server_holds_who_is_not_elsewhere(
 
     def served_s(b: float) -> float:
         cycle = verify_s(s, size, k, b)
-        return float(s.prefill_alone + b * s.prefill_others + work["cycles"] * cycle)
+        prompts = b * (s.prefill_others + s.prefill_pass)
+        return float(s.prefill_alone + prompts + work["cycles"] * cycle)
 
     b = brentq(lambda b: b * (away + served_s(b)) - others * served_s(b), 0.0, others + 1e-9)
     said = answer(placed, family, work)
@@ -309,9 +312,10 @@ def test_prompts_and_tokens_add_up_with_a_pool() -> None:
     work = load("dense", 0.4, 3)
     said = solve(S.Disaggregated(transfer_s=0.02, bandwidth_gb_per_s=5.0), "dense", work)
     s, rate, n = stages_of("dense", work), work["rate_rps"], work["cycles"]
-    rho = rate * s.prefill_others
+    prompt_s = s.prefill_others + s.prefill_pass
+    rho = rate * prompt_s
     transfer = 0.02 + SIZES["dense"]["kv_gb"] * work["prompt_tokens"] / 5.0
-    wait = rho * s.prefill_others / (2 * (1 - rho))
+    wait = rho * prompt_s / (2 * (1 - rho))
     assert said.ttft_s == pytest.approx(s.prefill_alone + transfer + wait)
     assert said.e2e_s == pytest.approx(said.ttft_s + said.decode_s)
     others = rate * said.decode_s  # those on the decode pool
@@ -323,6 +327,7 @@ def test_prompts_and_tokens_add_up_with_a_pool() -> None:
 def test_a_slow_prefill_pool_saturates_first() -> None:
     work, slow = load("dense", 0.0, 3), S.Disaggregated(prefill_slowdown=500.0)
     said = solve(slow, "dense", work)
-    assert said.c2_s == pytest.approx(500 * stages_of("dense", work).prefill_others)
+    s = stages_of("dense", work)
+    assert said.c2_s == pytest.approx(500 * (s.prefill_others + s.prefill_pass))
     past = solve(slow, "dense", work | {"rate_rps": 1.1 / said.c2_s})
     assert past.utilization >= 1 and np.isinf(past.e2e_s)
