@@ -115,25 +115,17 @@ class Outcome(NamedTuple):
 
 
 def beside(
-    stages: Stages,
-    sizes: Any,
-    workload: Any,
-    others: Any,
-    law: Law = FULL,
-    paced: Any = None,
-    taken: Any = None,
+    stages: Stages, sizes: Any, workload: Any, others: Any, law: Law = FULL, paced: Any = None
 ) -> tuple[Any, Any, Any]:
     """Mean latency beside so many others, what one more adds to it, and a cycle; s.
 
-    `paced` says whether passes lie beyond captured graphs, by default their tokens do; `taken` what
-    share of them takes in prompts that come at a rate.
+    `paced` says whether passes lie beyond captured graphs; by default their tokens say it.
     """
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
     cycle_s, slope = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
     n, closed, overhead = workload["cycles"], workload["closed"], stages.prefill_pass
-    if taken is None:
-        taken = (1 - closed) * queue.taking_in(others, n)
+    taken = (1 - closed) * queue.taking_in(others, n)
     cycle_s = cycle_s + overhead * taken
     cost = stages.prefill_others + closed * overhead
     prefills, each = queue.prefills(cost, stages, sizes, workload, others)
@@ -196,13 +188,12 @@ def outcome(
             if np.any(beyond):
                 at_rate = np.where(beyond, find(1.0), graphs)
         others = (1 - closed) * at_rate + closed * others
-    if taken is None:
-        taken = (1 - closed) * queue.taking_in(others, workload["cycles"])
-    e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced, taken)
-    c1 = beside(stages, sizes, workload, 0.0, law, 0.0, 0.0)[0]
+    e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced)
+    c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
     if law.stalls:
-        shared = workload["cycles"] * taken / (others + queue.TINY)
-        service_s = stages.prefill_others + stages.prefill_pass * shared
+        n = workload["cycles"]
+        apart = n * queue.taking_in(others, n) / (others + queue.TINY)  # passes for each prompt
+        service_s = stages.prefill_others + stages.prefill_pass * apart
         ahead = (1 - closed) * queue_s(service_s, rate * service_s, PREFILL_SOFTNESS)
         together, _ = queue.prefills(stages.prefill_ahead, stages, sizes, workload, others)
         ahead = ahead + closed * together

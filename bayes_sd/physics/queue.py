@@ -78,7 +78,8 @@ def taking_in(others: Any, cycles: Any) -> Any:
 
     A request in flight has come once within its `n` cycles, so that ``B / n`` come in a cycle.
     """
-    return -np.expm1(-others / (cycles + TINY))
+    x = -others / (cycles + TINY)
+    return 1 - (np.exp(x) if isinstance(x, float | np.ndarray) else np.e**x)  # symbols have powers
 
 
 def cycle(
@@ -162,7 +163,10 @@ def in_flight_at_rate(
             return b.settled(nearer, NEWTON_STEPS)
         for step in range(NEWTON_STEPS):
             last = detach is not None and step == NEWTON_STEPS - 1
-            b = nearer(detach(b) if last else b)
+            before, b = b, nearer(detach(b) if last else b)
+            numbers = isinstance(b, float | np.ndarray)
+            if numbers and not np.any(np.abs(b - before) > ROOT * np.abs(b)):
+                break
         return b
 
     experts = not (absent(s.experts) or absent(sizes["expert"]))

@@ -17,7 +17,6 @@ LOOPS = ("for (let i = 0; i < n; i++) {", "for (let j = 0; j < loads.length; j++
 SOURCE = {
     **{"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}"},
     **{"absolute": "Math.abs({})", "negative": "-{}", "where": "{} ? {} : {}"},
-    "expm1": "Math.expm1({})",
     **{"less": "+({} < {})", "less_equal": "+({} <= {})"},
     **{"greater": "+({} > {})", "greater_equal": "+({} >= {})"},
 }
