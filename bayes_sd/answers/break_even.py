@@ -16,7 +16,7 @@ from bayes_sd.runs.load import Load
 OUTCOMES = ("below", "never", "always", "above", "between", "several")
 # Of the range of loads, to bracket changes of order: experts fill up at its low end.
 GRID = np.unique([*np.linspace(0, 1, 33), *np.geomspace(1e-3, 1, 33)])
-EVEN = np.linspace(0, 1, 9)  # for dense models within captured graphs, whose law hardly bends
+EVEN = np.linspace(0, 1, 9)  # in flight, of dense models within captured graphs: hardly a bend
 TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
 LOWEST = {"rate_rps": 0.0, "concurrency": 1.0}
 UNUSUAL = 0.05  # probability of other orders than one change from which a sentence shows loads
@@ -148,8 +148,8 @@ def break_even(
 ) -> BreakEven:
     """The loads at which a server is faster in the mean, with the chances of never and always.
 
-    Changes of order are bracketed by a grid of loads: a fine one with experts or captured graphs,
-    which bend the law, and else a coarse one.
+    Changes of order are bracketed by a grid of loads: a fine one at rates, of experts and with
+    captured graphs, which bend the law, and else a coarse one.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def break_even(
         top, low, high = np.nan, np.zeros(shape), np.minimum(*capacity) * TOP
         end = capacity[0]
     sizes = [arm.resolved.sizes for arm in arms]
-    bends = any(size["moe"] or np.isfinite(size["captured"]) for size in sizes)
+    bends = not closed or any(size["moe"] or np.isfinite(size["captured"]) for size in sizes)
     grid = low + (high - low) * (GRID if bends else EVEN)
     gained = gain(grid)
     more = turns(grid, gained)

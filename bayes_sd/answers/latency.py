@@ -40,6 +40,7 @@ class Arm:
     resolved: Resolved
     cells: dict[str, np.ndarray]
     far: np.ndarray  # of every cell
+    apart: bool = False  # prompts of so many in flight come one by one, as at a rate
 
     def inputs(self, axis_values: Any = None) -> dict[str, Any]:
         """The law's workload at the load's own rates or concurrencies, or at others."""
@@ -47,7 +48,8 @@ class Arm:
         cells = self.cells if axis_values is None else self.cells | {axis: axis_values}
         server, acceptance = self.resolved.server, self.resolved.acceptance
         loaded = int(server.drafter is not None)
-        return workload(k=server.k, drafter_loaded=loaded, acceptance=acceptance, **cells)
+        inputs = workload(k=server.k, drafter_loaded=loaded, acceptance=acceptance, **cells)
+        return inputs | ({"together": 0.0} if self.apart else {})
 
     def placed(self, inputs: dict[str, Any]) -> Placed:
         """Stage costs where they run: on one server, or in an assumed structure."""

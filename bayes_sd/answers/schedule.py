@@ -204,9 +204,14 @@ def schedule(
     prompt, output = load.lengths
     batches = Load(concurrency=list(range(1, top + 1)), prompt=prompt, output=output)
     thin = fit.thin(DRAWS)
-    # One server, whatever it drafts: the measured ones' own effects are not its own. At k = 0 the
-    # drafter stays loaded: that is the server a schedule falls back to.
-    arms = [arm_of(thin, server.with_k(n), batches, seed, extrapolate, STARTED_ANEW) for n in ks]
+
+    def arm_at(server: Server) -> Arm:
+        """One server, whatever it drafts: the measured ones' own effects are not its own."""
+        arm = arm_of(thin, server, batches, seed, extrapolate, STARTED_ANEW)
+        return replace(arm, apart=load.axis == "rate_rps")
+
+    # At k = 0 the drafter stays loaded: that is the server a schedule falls back to.
+    arms = [arm_at(server.with_k(n)) for n in ks]
     said = [arm.outcome() for arm in arms]
     mean_s = np.stack([outcome.e2e_s for outcome, _ in said])  # (k, draws, batch sizes)
     losses = np.stack([_loss(thin, *one, loss, slo_s) for one in said])
@@ -221,8 +226,7 @@ def schedule(
     plain = np.full_like(losses[0], np.nan)
     with suppress(EvidenceError):  # where none was measured
         bare = replace(server, drafter=None, k=0, acceptance=None)
-        arm = arm_of(thin, bare, batches, seed, extrapolate, STARTED_ANEW)
-        plain = _loss(thin, *arm.outcome(), loss, slo_s)
+        plain = _loss(thin, *arm_at(bare).outcome(), loss, slo_s)
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
     best, at = losses.min(axis=0), np.arange(top)
     lost, unit = ("regret_ms", 1e3) if slo_s is None else ("regret_prob", 1.0)

@@ -124,12 +124,12 @@ def beside(
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
     cycle_s, slope = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
-    n, closed, overhead = workload["cycles"], workload["closed"], stages.prefill_pass
-    taken = (1 - closed) * queue.taking_in(others, n)
+    n, overhead, together = workload["cycles"], stages.prefill_pass, queue.together(workload)
+    taken = (1 - together) * queue.taking_in(others, n)
     cycle_s = cycle_s + overhead * taken
-    cost = stages.prefill_others + closed * overhead
+    cost = stages.prefill_others + together * overhead
     prefills, each = queue.prefills(cost, stages, sizes, workload, others)
-    added = each + n * slope + overhead * (1 - closed - taken)
+    added = each + n * slope + overhead * (1 - together - taken)
     return stages.prefill_alone + prefills + n * cycle_s, added, cycle_s
 
 

@@ -58,16 +58,21 @@ def launch_s(stages: Stages, sizes: Any, tokens: Any) -> Any:
     return stages.pace * beyond_graphs(tokens, sizes)
 
 
+def together(workload: Any) -> Any:
+    """1 where prompts of others come together: where a concurrency is held, if nothing is said."""
+    return workload.get("together", workload["closed"])
+
+
 def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
     """Seconds of the prefills of `others` at so much each, and how they grow with each.
 
-    Where a concurrency is held they come together in a pass, which has to be launched too.
+    Where a concurrency is held they come `together` in a pass, which has to be launched too.
     """
     if absent(stages.pace):
         return others * cost, cost
     some = 1.0 * (others > 0)  # a number: symbols are not multiplied by truth values
     least = launch_s(stages, sizes, workload["prompt_tokens"] * (1 + others))
-    each = both(cost, workload["closed"] * some * least / (others + (1 - some)))
+    each = both(cost, together(workload) * some * least / (others + (1 - some)))
     return others * each, cost**2 / each
 
 

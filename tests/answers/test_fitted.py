@@ -23,7 +23,7 @@ def test_fitted_runs_are_predicted_and_scored(fit: Fit, runs: Runs) -> None:
     expected = table["e2e_mean_s"].between(table["low_s"], table["high_s"])
     assert (table["inside"] == expected).all() and 0.8 < table["inside"].mean() < 0.99
     assert table["pit"].between(0, 1).all() and 0.4 < table["pit"].mean() < 0.6
-    said, scale, _ = run_outcome(fit, fit.runs, seed=1)
+    said, scale, _ = run_outcome(fit, fit.runs, seed=1, held_out=True)
     from scipy.stats import t as student_t
 
     density = student_t.pdf(np.log(fit.runs["e2e_mean_s"]), NU, np.log(said.e2e_s), scale)

@@ -36,17 +36,22 @@ def test_draws_have_the_dims_of_what_was_asked(fit: Fit) -> None:
 
 
 def test_a_rate_is_the_concurrency_that_it_keeps_in_flight(fit: Fit) -> None:
+    """Where prompts come one by one; those that come together each have their overhead."""
     open_s = fit.latency(rps(1.0, 2.0), SD).draws["mean_s"].isel(chain=0, draw=0, server=0).values
-    answer = fit.latency(in_flight(*(1 + open_s * [1.0, 2.0])), SD)
-    closed_s = answer.draws["mean_s"].isel(chain=0, draw=0, server=0).values
-    np.testing.assert_allclose(closed_s, open_s, rtol=1e-9)
-    assert (answer.prob_saturated == 0).all()
+    held = in_flight(*(1 + open_s * [1.0, 2.0]))
+    closed_s = [
+        replace(arm_of(fit, SD, held), apart=a).outcome()[0].e2e_s[0] for a in (True, False)
+    ]
+    np.testing.assert_allclose(closed_s[0], open_s, rtol=1e-9)
+    assert (closed_s[1] > open_s).all()
+    assert (fit.latency(held, SD).prob_saturated == 0).all()
 
 
 def test_alone_and_in_a_crowd_a_server_obeys_the_linear_law(fit: Fit) -> None:
-    idle = law(fit, SD)
-    answer = fit.latency(in_flight(1, 50_000, 60_000), SD, extrapolate=True)
-    alone_s, many_s, more_s = answer.draws["mean_s"].values.reshape(fit.draws, 3).T
+    """With prompts that come one by one, as at a rate."""
+    idle, crowds = law(fit, SD), in_flight(1, 50_000, 60_000)
+    arm = replace(arm_of(fit, SD, crowds, extrapolate=True), apart=True)
+    alone_s, many_s, more_s = arm.outcome()[0].e2e_s.T
     np.testing.assert_allclose(alone_s, idle.c1_s.ravel(), rtol=1e-9)
     np.testing.assert_allclose((more_s - many_s) / 10_000, idle.c2_s.ravel(), rtol=1e-3)
 
