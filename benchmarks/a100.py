@@ -98,8 +98,9 @@ def main() -> None:
         print(f"skipped: {a100_data.path()} is absent (set BAYES_SD_A100)")
         return
     warnings.simplefilter("ignore")
-    # Servers differ by one factor on all their times.
-    model = bsd.LatencyModel(server_effects=("slowness",), pooling=options.pooling)
+    # With models as the law has them servers differ by one factor on all their times.
+    complete = {"pooling": "complete", "server_effects": ("slowness",)}
+    model = bsd.LatencyModel(**(complete if options.pooling == "complete" else {}))
     cache = options.cache / options.pooling
     cache.mkdir(parents=True, exist_ok=True)
     runs = a100_data.runs(a100_data.table(), ttft=options.pooling == "partial")

@@ -67,7 +67,7 @@ def runs_of(name: str) -> Runs:
     if name == "GB200":
         runs = machines_data.gb200()
     elif name == "A100 80GB":
-        runs = machines_data.a100(ttft=False)
+        runs = machines_data.a100()
     elif name in CAMPAIGNS:
         runs = bsd.read([corpus(each) for each in CAMPAIGNS[name]])
         folders = runs.table["source"].astype(str).map(lambda path: Path(path).parent.name)
@@ -87,7 +87,7 @@ def fit_of(name: str, cache: Path) -> bsd.Fit:
             warnings.simplefilter("ignore")
             # Sweeps taken back to back: servers differ in one factor, models in none of their own.
             swept = {"server_effects": ("slowness",), "pooling": "complete"}
-            how = swept if name in (*STATIC, "A100 80GB") else {}
+            how = swept if name in STATIC else {}
             fitted(bsd.LatencyModel(**how), runs_of(name), seed=1).save(path)
     return bsd.Fit.load(path)
 
