@@ -20,7 +20,6 @@ from bayes_sd.runs.machine import site
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import features
 
-GIGA = 1e9
 NONE = "none"  # the drafter of a plain server, in the run table
 # Metrics whose spread is fitted, and its likelihood. One of TPOT's spread beside that of e2e would
 # tell the means more than a spread should.
@@ -37,7 +36,7 @@ SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
 WEIGHT_BITS = 16.0
-LAUNCHED = ("overhead_prefill_alone",)  # gives way to the host's pace beyond captured graphs
+LAUNCHED = "overhead_prefill_alone"  # gives way to the host's pace beyond captured graphs
 UNEVEN = 1.0  # of experts, where only the order of a cost matters
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
@@ -150,10 +149,10 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
         rate_rps=_numbers(table, "rate_rps"),
         concurrency=np.where(closed, _numbers(table, "concurrency"), np.nan),
     )
-    rates = np.where(closed, 0.0, _numbers(table, "rate_rps"))
-    taken = np.where(closed, 0.0, taking_in(others, inputs["cycles"]))
-    measured = {"pass_tokens": tokens_in_pass(others, inputs["k"]), "taking_in": taken}
-    return inputs | {"rate_rps": rates} | measured
+    # What a fit takes from the requests that were in flight: it may not jump, nor solve for them.
+    inputs["pass_tokens"] = tokens_in_pass(others, inputs["k"])
+    inputs["taking_in"] = ~closed * taking_in(others, inputs["cycles"])
+    return inputs | {"rate_rps": np.where(closed, 0.0, _numbers(table, "rate_rps"))}
 
 
 def sites_of(table: pd.DataFrame) -> dict[str, str]:
@@ -234,16 +233,17 @@ class Design:
     @property
     def untold(self) -> frozenset[str]:
         """Coefficients of the law that multiply nothing in these runs."""
-        moe, d = self.verifiers["moe"] > 0, self.data
+        moe, d = self.verifiers["moe"].to_numpy() > 0, self.data
         prompts = d["prompt_tokens"] * (1 + d["closed"] * d["others"])
         past = np.maximum(d["pass_tokens"], prompts) > d["captured"]
-        paced = moe.to_numpy()[self.data["verifier_i"][past]]
-        experts = ("overhead_experts", "uneven_experts") if not self.moe else ()
-        pace = ("pace_experts",) * (not paced.any()) + ("pace_dense",) * (not (~paced).any())
-        alone = ("overhead_parallel",) if (self.data["dies"] <= 1).all() else ()
-        drafts = tuple(f"overhead_{cost}" for cost in DRAFT) if self.drafters.empty else ()
-        beyond = bool((d["prompt_tokens"] > d["captured"]).all())
-        return frozenset((*experts, *pace, *alone, *drafts, *(LAUNCHED * beyond)))
+        paced = moe[d["verifier_i"][past]]
+        drafts = (f"overhead_{cost}" for cost in DRAFT)
+        nothing: dict[str, Any] = dict.fromkeys(drafts, self.drafters.empty)
+        nothing |= dict.fromkeys(("overhead_experts", "uneven_experts"), not self.moe)
+        nothing |= {"pace_experts": not paced.any(), "pace_dense": not (~paced).any()}
+        beyond = (d["prompt_tokens"] > d["captured"]).all()
+        nothing |= {"overhead_parallel": (d["dies"] <= 1).all(), LAUNCHED: beyond}
+        return frozenset(name for name, holds in nothing.items() if holds)
 
     @property
     def touched(self) -> pd.DataFrame:
@@ -255,9 +255,8 @@ class Design:
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
         """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
         known = {name: self.table[name].notna().all() for name in ("gb_per_s", "tflops")}
-        rows, untold = [], self.untold
-        if "pace_dense" not in {p.name for p in priors}:  # a law that knows no captured graphs
-            untold = untold.difference(LAUNCHED)
+        rows, graphs = [], "pace_dense" in {p.name for p in priors}  # else no law of boundaries
+        untold = self.untold if graphs else self.untold - {LAUNCHED}
         for prior in (p for p in priors if p.name not in untold):
             sheet = known["tflops" if prior.name.startswith("prefill_token") else "gb_per_s"]
             wide = prior.b if sheet else float(np.hypot(prior.b, prior.unknown))
@@ -311,18 +310,14 @@ def build_design(runs: Runs, censored: bool = True) -> Design:
     table = table.assign(server=np.array(labels, object)[groups.ngroup()])
     sites = sites_of(table)
     where = table.assign(site=table["environment"].astype(str).map(sites))
-    levels = {
-        "verifier": verifiers.index,
-        "drafter": drafters.index,
-        "server": pd.Index(labels),
-        "site": pd.Index(sorted({*sites.values()})),
-    }
+    levels = {"verifier": verifiers.index, "drafter": drafters.index}
+    levels |= {"server": pd.Index(labels), "site": pd.Index(sorted({*sites.values()}))}
     indices = {  # 0 where a run has none (a plain run's drafter)
         f"{name}_i": np.maximum(level.get_indexer(pd.Index(where[name])), 0)
         for name, level in levels.items()
     }
     data = indices | run_workload(table) | run_machine(table) | _observed(table, steady)
-    drafters = drafters.assign(drafter_params=drafters["drafter_params"] / GIGA).fillna(1.0)
+    drafters = drafters.assign(drafter_params=drafters["drafter_params"] / 1e9).fillna(1.0)
     return Design(table, sizes, drafters, servers, environments, data)
 
 

@@ -30,9 +30,9 @@ class Law:
         with experts and several devices), ``experts`` (a pass reads the experts it touches),
         ``tokens`` (verifying costs ``k + 1`` tokens), ``context`` (keys and values are read),
         ``attention`` (prompts cost their square), ``graphs`` (beyond captured graphs the host sets
-        the pace, of prompts too), ``knee`` (reading and computing go side by side; else one after
-        the other) and ``stalls`` (prefills of others stall decoding; without it they delay the
-        first token).
+        the pace, in place of a prompt's overhead too), ``knee`` (reading and computing go side by
+        side; else one after the other) and ``stalls`` (prefills of others stall decoding; without
+        it they delay the first token).
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
 
     Examples
@@ -161,14 +161,17 @@ def outcome(
             B = \lambda L \text{ or given} \\
         TTFT &= c_{1,prefill} + w\, cycle(B) + W
 
-    with `n` cycles, see :func:`bayes_sd.physics.queue.cycle`. The first token waits for `w` running
+    with `n` cycles, see :func:`bayes_sd.physics.queue.cycle`. At a rate, prompts that come within
+    one cycle share their overhead ``prefill_pass``, which is in the cycle
+    (:func:`bayes_sd.physics.queue.taking_in`). The first token waits for `w` running
     cycles (`queue_cycles`) and for the prefills ahead of its own: of random arrivals as in
     `queue_s`; where a concurrency is held, answers of one length end together and the next prompts
     come together, so that `s` of the others (`prefills_ahead`) are ahead, ``W = s B c2,prefill``
     (:func:`bayes_sd.physics.queue.prefills`; beyond captured graphs a pass over them is launched).
     Prefills that come later stall decoding and are in L. A law without the part "stalls" charges
     them to the first token, as ``B c2,prefill``. Of measured runs ``pass_tokens`` of the workload
-    say whether passes lay beyond captured graphs. `softness` as in `headroom`, `detach` as in
+    say whether passes lay beyond captured graphs, and ``taking_in`` what share of them took in
+    prompts while requests gathered. `softness` as in `headroom`, `detach` as in
     `in_flight_at_rate`.
     """
     rate, closed, others = workload["rate_rps"], workload["closed"], workload["others"]
