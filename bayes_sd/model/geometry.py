@@ -13,7 +13,7 @@ import pytensor.scalar as ps
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
 
-from bayes_sd.model.design import Design, coefficients, run_machine
+from bayes_sd.model.design import LAUNCHED, Design, coefficients, run_machine
 from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import population
 from bayes_sd.physics.costs import whole
@@ -133,16 +133,20 @@ class CostShares(Transform):
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
         self.times = {"prefill": 1.0, "pace": 1.0, "verify": cycles}
         self.times["draft"] = cycles * max(passes, 1.0)
-        of = {
-            stage: Sum.of(Sum.of(t for t in line if t in self.terms) for line in lines)
-            for stage, lines in STAGES.items()
-        }
         beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
         launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
-        # What an overhead costs is seen where it is charged, within captured graphs.
-        self.sizes["captured"] = max(machine["captured"], lengths["prompt_tokens"])
-        if launched and of["pace"].parts:
+        launched = launched and any(t.startswith("pace") for t in self.terms)
+        # Where prompts are launched an overhead of theirs stands for itself; elsewhere it is seen
+        # as within captured graphs, where it is charged.
+        costs = [t for t in self.terms if not (launched and t == LAUNCHED)]
+        of = {
+            stage: Sum.of(Sum.of(t for t in line if t in costs) for line in lines)
+            for stage, lines in STAGES.items()
+        }
+        if launched:
             of["prefill_alone"] = Sum.of((of["prefill_alone"], of["pace"]), 2.0)
+        else:
+            self.sizes["captured"] = max(machine["captured"], lengths["prompt_tokens"])
         del of["pace"]
         whose = ("alone", "others")
         self.sums = [Sum.of(of[stage] for stage in of if stage.endswith(each)) for each in whose]
