@@ -101,9 +101,7 @@ def left_out(runs: Inputs, groups: pd.Series, law: Law = FULL) -> np.ndarray:
     for group in groups.unique():
         held = (groups == group).to_numpy()
         unseen = runs.part(held)
-        del (
-            unseen.workload["pass_tokens"],
-            unseen.workload["taking_in"],
-        )  # at a rate these follow from the latency itself
+        # At a rate these follow from the latency itself.
+        del unseen.workload["pass_tokens"], unseen.workload["taking_in"]
         error[held] = fit(runs.part(~held), law).error(unseen)
     return error

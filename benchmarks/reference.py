@@ -97,9 +97,10 @@ def quantities(fit: Posterior) -> dict[str, np.ndarray]:
     draws, data = {}, fit.posterior
     for group, dim in (("law", "law_term"), ("noise", "noise_term")):
         draws |= {n: np.log(data[group].sel({dim: n}).values.ravel()) for n in data[dim].values}
-    swept = (fit.runs["machine"] == "A100 80GB").any()  # back to back, no server started again
+    # One sweep, back to back, whose servers differ by less than those started again.
+    at_once = (fit.runs["machine"] == "A100 80GB").any()
     for prior in EFFECTS:
-        other = prior.name == "scatter_environment" or (swept and prior.name == "scatter_server")
+        other = prior.name == "scatter_environment" or (at_once and prior.name == "scatter_server")
         if prior.name in data and not other:
             dim = prior.dims[0]
             for n in data[dim].values:

@@ -255,8 +255,8 @@ class Design:
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
         """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
         known = {name: self.table[name].notna().all() for name in ("gb_per_s", "tflops")}
-        rows, graphs = [], "pace_dense" in {p.name for p in priors}  # else no law of boundaries
-        untold = self.untold if graphs else self.untold - {LAUNCHED}
+        rows, graphs = [], "pace_dense" in {p.name for p in priors}
+        untold = self.untold if graphs else self.untold - {LAUNCHED}  # then charged everywhere
         for prior in (p for p in priors if p.name not in untold):
             sheet = known["tflops" if prior.name.startswith("prefill_token") else "gb_per_s"]
             wide = prior.b if sheet else float(np.hypot(prior.b, prior.unknown))
