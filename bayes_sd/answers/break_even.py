@@ -89,10 +89,15 @@ class BreakEven(answer.Answer):
 
     def _stretches(self) -> str:
         """The loads at which it is faster more likely than not, in words."""
-        lowest = LOWEST[self.axis]
+        lowest, joined = LOWEST[self.axis], list[tuple[float, float]]()
+        for low, high in self.likely():
+            # Near even chances draws cross one by one: gaps that no digit shows are none.
+            if joined and f"{low:.3g}" == f"{joined[-1][1]:.3g}":
+                low = joined.pop()[0]
+            joined.append((low, high))
         said = [
             f"from {low:.3g} " * (low > lowest) + f"up to {np.fmin(high, self.top):.3g}"
-            for low, high in self.likely()
+            for low, high in joined
         ]
         return " and ".join(said) or "nowhere"
 

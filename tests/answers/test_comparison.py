@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 from questions import MOE, MOE_PLAIN, PAIRS, PLAIN, SAMPLE, SD, SHORT, in_flight, law, rps
 
 from bayes_sd.answers.answer import LABELS, farthest
+from bayes_sd.answers.break_even import BreakEven
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.servers import Server
 from bayes_sd.fit import Fit
@@ -175,6 +177,19 @@ def test_a_server_that_wins_between_two_loads_only_is_said_to(fit: Fit) -> None:
     ordinary, load = str(usual), float(usual.quantile(0.5).item())
     assert f"is faster up to a break-even load of {load:.3g} requests/s (90%: " in ordinary
     assert "likely" not in ordinary
+
+
+@pytest.mark.parametrize(
+    ("second", "said"), [(94.001, "up to 120"), (95.0, "up to 94 and from 95 up to 120")]
+)
+def test_gaps_between_stretches_are_said_where_a_digit_shows_them(second: float, said: str) -> None:
+    """Of two draws one is faster below 94 requests/s, the other from there on."""
+    stretches = np.array([[[[0.0, 94.0]], [[second, 120.0]]]])
+    dims = ("chain", "draw", "stretch", "end")
+    draws = xr.Dataset({"rate_rps": (dims, stretches)}, {"end": ["from", "to"]})
+    draws["outcome"] = (dims[:2], np.array([["below", "between"]], object))
+    answer = BreakEven(draws, "sd", "plain", "measured", np.nan, (128.0, 64.0))
+    assert len(answer.likely()) == 2 and answer.table["likely_faster"].item() == said
 
 
 def test_never_and_always_are_numbers_of_the_quantiles(fit: Fit) -> None:
