@@ -80,9 +80,14 @@ def whole(stages: Stages) -> Stages:
     )
 
 
+def all_captured(m: Any) -> bool:
+    """Whether every pass has a captured graph: the plain number infinity, which no array is."""
+    return isinstance(m["captured"], float) and m["captured"] == float("inf")
+
+
 def beyond_graphs(tokens: Any, m: Any) -> Any:
     """1 where a pass over so many tokens has no captured graph, else 0."""
-    if isinstance(m["captured"], float) and m["captured"] == float("inf"):
+    if all_captured(m):
         return 0.0
     return 1.0 * (tokens > m["captured"])  # a number: symbols are not multiplied by truth values
 
@@ -187,8 +192,8 @@ def _attention(c: Any, m: Any, w: Any) -> Stages:
 
 def _graphs(c: Any, m: Any, w: Any) -> Stages:
     """Without a captured graph the host launches every kernel, and sets the pace."""
-    if isinstance(m["captured"], float) and m["captured"] == float("inf"):
-        return Stages()  # no pass is without
+    if all_captured(m):
+        return Stages()
     each = c["pace_dense"] * (1 - m["moe"]) + c["pace_experts"] * m["moe"]
     return Stages(pace=m["layers"] * each)
 

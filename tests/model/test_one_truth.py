@@ -193,10 +193,12 @@ def test_answers_at_the_load_of_a_run_are_those_of_the_graph(truth: Truth) -> No
                 graph = truth.graph[f"run_mean_{metric}"][:, i]
                 mean = answer["mean_s"].values.ravel()
                 far_from_pole = np.isfinite(mean) & (graph < 4 * np.nanmin(mean))
-                use = run_outcome(truth.fit, truth.table.loc[[i]])[0].others_share[:, 0] < 0.6
-                use &= far_from_pole
-                # 0.1% is the softness of the pole that only measured runs are seen through; at a
-                # rate they also say themselves how many prompts came within a cycle.
+                said = run_outcome(truth.fit, truth.table.loc[[i]])[0]
+                use = (said.others_share[:, 0] < 0.6) & far_from_pole
+                # 0.1% is the softness of the pole that only measured runs are seen through.
+                as_run = getattr(said, f"{metric}_s")[use, 0]
+                np.testing.assert_allclose(as_run, graph[use], rtol=2e-3)
+                # At a rate a run also says itself how many prompts came within a cycle.
                 near = 2e-3 if axis == "concurrency" else 1e-2
                 np.testing.assert_allclose(mean[use], graph[use], rtol=near)
                 compared += use.sum()
