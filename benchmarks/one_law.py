@@ -45,6 +45,7 @@ class Form:
 
     power: float = 2.0  # 1 sums, infinity takes the larger, 0 is fitted
     tile: int = 1  # tokens whose arithmetic is paid together
+    beside: bool = False  # arithmetic goes beside overheads of layers and of the pass, too
     on: tuple[str, ...] = TERMS
 
     def names(self) -> list[str]:
@@ -89,14 +90,16 @@ def cycle(theta: dict[str, float], r: dict[str, np.ndarray], form: Form) -> np.n
     read = (r["shared"] / mem + r["experts"] * phi / theta.get("e_experts", mem)) / r["bw"]
     paid = np.ceil(tokens / form.tile) * form.tile
     compute = 2 * r["active"] * paid / (cmp * r["flops"])
+    layer = o["o_layer"] + o["o_tp"] * (r["dies"] > 1) + o["o_moe"] * (r["experts"] > 0)
+    launch = r["layers"] * layer + o["o_pass"]
+    read = read + form.beside * launch
     power, high = form.power or np.clip(theta["power"], 0.5, 50.0), np.maximum(read, compute)
     work = high * (1 + (np.minimum(read, compute) / high) ** power) ** (1 / power)
     lengths = np.where(r["workload"] == "openmath", theta["openmath"], theta["swe_verified"])
     prompt = np.where(np.isnan(r["prompt"]), lengths, r["prompt"])
     keys = r["batch"] * (prompt + r["output"] / 2) * r["kv"] / (theta.get("e_kv", mem) * r["bw"])
     prefill = prompt * 2 * r["active"] / (theta.get("e_prefill", cmp) * r["flops"])
-    layer = o["o_layer"] + o["o_tp"] * (r["dies"] > 1) + o["o_moe"] * (r["experts"] > 0)
-    overhead = r["layers"] * layer + o["o_pass"] + o["o_seq"] * r["batch"] + o["o_token"] * tokens
+    overhead = (not form.beside) * launch + o["o_seq"] * r["batch"] + o["o_token"] * tokens
     each = 1 / (mem * r["bw"]) + r["batch"] / (cmp * r["flops"])  # of a weight of the drafter
     drafted = r["k"] * (o["o_draft"] + 2 * r["drafter"] * each) + o["o_spec"] * (r["k"] > 0)
     free = 1 - np.minimum(r["rate"] * prefill, 0.9)  # of the time, beside prefills of others
@@ -245,6 +248,7 @@ QUESTIONS = {
     "combine": {
         "p = 2": LAW, "sum": replace(LAW, power=1.0), "maximum": replace(LAW, power=np.inf),
         "p = 4": replace(LAW, power=4.0), "p fitted": replace(LAW, power=0.0),
+        "overheads beside computing": replace(LAW, beside=True),
         **{f"p = {p:.0f}, tiles of {n}": replace(LAW, power=p, tile=n) for p in (1.0, 2.0)
            for n in (64, 128)},
     },

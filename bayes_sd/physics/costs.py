@@ -16,8 +16,8 @@ VERIFIER = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 class Stages(NamedTuple):
     """Stage costs in seconds.
 
-    A verify pass beside ``B`` others costs ``verify_alone + B verify_others``, and what the longer
-    of reading and computing takes (`both`): ``weights + coverage * experts`` and
+    A verify pass beside ``B`` others costs ``verify_alone + B verify_others``, and the longer
+    (`both`) of ``fixed + coverage * experts``, which it takes whatever its tokens, and of
     ``compute_alone + B compute_others``. `uneven` is how unevenly tokens choose experts, see
     :func:`bayes_sd.physics.queue.coverage`. Beyond captured graphs a cycle takes `pace` or more.
     ``prefill_pass`` is the overhead of others' prompts: at a rate those that come within one cycle
@@ -29,7 +29,7 @@ class Stages(NamedTuple):
     prefill_others: Any = 0.0
     verify_alone: Any = 0.0
     verify_others: Any = 0.0
-    weights: Any = 0.0
+    fixed: Any = 0.0
     experts: Any = 0.0
     compute_alone: Any = 0.0
     compute_others: Any = 0.0
@@ -75,7 +75,7 @@ def whole(stages: Stages) -> Stages:
     s = stages
     return s._replace(
         prefill_others=s.prefill_others + s.prefill_pass,
-        verify_alone=s.verify_alone + s.weights + s.experts,
+        verify_alone=s.verify_alone + s.fixed + s.experts,
         verify_others=s.verify_others + s.compute_others,
     )
 
@@ -128,7 +128,7 @@ def _linear(c: Any, m: Any, w: Any) -> Stages:
     compute = token * m["active"] * c["factor_verify_others"]
     whole = (m["shared"] + m["expert"]) * m["bytes"]
     return _prompt(c, m, w["prompt_tokens"])._replace(
-        weights=read * whole * c["factor_verify_alone"],
+        fixed=read * whole * c["factor_verify_alone"],
         compute_others=compute,
         draft_alone=draft_alone * c["factor_draft"],
         draft_others=draft_others * c["factor_draft"],
@@ -143,21 +143,22 @@ def _overheads(c: Any, prefix: str, by: Any, names: tuple[str, ...] = VERIFIER) 
 def _layers(c: Any, m: Any, w: Any) -> Stages:
     """A pass is scheduled, then launched layer by layer; more for experts and between devices.
 
-    Of a prompt beyond captured graphs the host's pace is all that, see `Law.stages`.
+    Arithmetic goes on meanwhile, as it does while weights are read. Of a prompt beyond captured
+    graphs the host's pace is all that, see `Law.stages`.
     """
     stages = _overheads(c, "overhead", m["layers"], VERIFIER[:3])
     own = stages.prefill_alone * (1 - beyond_graphs(w["prompt_tokens"], m))
     more = c["overhead_experts"] * m["moe"] + c["overhead_parallel"] * (m["dies"] > 1)
     more = (more * m["layers"] + c["overhead_pass"]) * c["factor_verify_alone"]
-    more = stages.verify_alone + more
+    fixed = stages.verify_alone + more
     prompts = {"prefill_alone": own, "prefill_others": 0.0, "prefill_pass": stages.prefill_others}
-    return stages._replace(verify_alone=more, **prompts)
+    return stages._replace(verify_alone=0.0, fixed=fixed, **prompts)
 
 
 def _experts(c: Any, m: Any, w: Any) -> Stages:
     """Experts' weights are read as far as a pass touches them, equation (4)."""
     read = c["read_weights"] * m["expert"] * m["bytes"] / m["gb_per_s"] * c["factor_verify_alone"]
-    return Stages(weights=-read, experts=read, uneven=c["uneven_experts"])
+    return Stages(fixed=-read, experts=read, uneven=c["uneven_experts"])
 
 
 def _tokens(c: Any, m: Any, w: Any) -> Stages:

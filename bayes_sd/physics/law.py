@@ -30,8 +30,8 @@ class Law:
         with experts and several devices), ``experts`` (a pass reads the experts it touches),
         ``tokens`` (verifying costs ``k + 1`` tokens), ``context`` (keys and values are read),
         ``attention`` (prompts cost their square), ``graphs`` (beyond captured graphs the host sets
-        the pace, in place of a prompt's overhead too), ``knee`` (reading and computing go side by
-        side; else one after the other) and ``stalls`` (prefills of others stall decoding; without
+        the pace, in place of a prompt's overhead too), ``knee`` (computing goes beside reading and
+        overheads; else after them) and ``stalls`` (prefills of others stall decoding; without
         it they delay the first token).
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
 

@@ -49,7 +49,7 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
 
 
 def both(read_s: Any, compute_s: Any) -> Any:
-    """Seconds of reading and computing side by side: ``sqrt(r^2 + c^2)``, a soft maximum."""
+    """Seconds of two things that go side by side: ``sqrt(r^2 + c^2)``, a soft maximum."""
     return (read_s**2 + compute_s**2 + TINY) ** 0.5
 
 
@@ -92,12 +92,12 @@ def cycle(
 ) -> tuple[Any, Any]:
     """Seconds of a draft-verify cycle beside `others`, and how they grow with each.
 
-    `paced` says whether the pass lies beyond the captured graphs; with no `knee` reading and
-    computing take their sum.
+    `paced` says whether the pass lies beyond the captured graphs; with no `knee` computing comes
+    after all else.
     """
     s, k, passes = stages, workload["k"], workload["draft_passes"]
     phi, more = coverage(sizes, tokens_in_pass(others, k), s.uneven)
-    read, compute = s.weights + times(s.experts, phi), s.compute_alone + others * s.compute_others
+    read, compute = s.fixed + times(s.experts, phi), s.compute_alone + others * s.compute_others
     read_more = times(s.experts, more * (k + 1))
     fixed, each = s.verify_alone + passes * s.draft_alone, s.verify_others + passes * s.draft_others
     if knee:
@@ -157,7 +157,7 @@ def in_flight_at_rate(
         phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
         share = taking_in(b, n) if taken is None else taken
         alone = own_s + n * share * s.prefill_pass
-        found, by_read, by_alone = beside(s.weights + s.experts * phi, alone)
+        found, by_read, by_alone = beside(s.fixed + s.experts * phi, alone)
         slope = by_read * s.experts * more * (k + 1)
         slope = slope + joining * by_alone * s.prefill_pass * (1 - share)
         return b + (found - b) / (1 - slope)
@@ -177,7 +177,7 @@ def in_flight_at_rate(
     experts = not (absent(s.experts) or absent(sizes["expert"]))
     joining = float(taken is None and not absent(s.prefill_pass))
     most = n * s.prefill_pass * (1.0 if taken is None else taken)
-    b, _, _ = beside(s.weights + s.experts, own_s + most)
+    b, _, _ = beside(s.fixed + s.experts, own_s + most)
     b = settled(b, nearer) if experts or joining else b
     if absent(s.pace) or absent(paced):
         return b

@@ -15,7 +15,7 @@ from bayes_sd.errors import InputError, require
 from bayes_sd.physics.costs import Stages, scaled
 
 PREFILL = ("prefill_alone", "prefill_others", "prefill_pass", "prefill_ahead")
-VERIFY = ("verify_alone", "verify_others", "weights", "experts", "compute_alone", "compute_others")
+VERIFY = ("verify_alone", "verify_others", "fixed", "experts", "compute_alone", "compute_others")
 DRAFT = ("draft_alone", "draft_others")
 MOST = 1e4  # seconds, or a factor; beyond that nobody serves
 Z90 = 1.6448536269514722  # half a central 90% interval of a standard normal

@@ -66,7 +66,7 @@ def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs, machine: 
     stages = law.stages(coefficients(terms), sizes, shares.workload)
     total = (
         stages.prefill_alone
-        + shares.times["verify"] * (stages.verify_alone + stages.weights + stages.experts)
+        + shares.times["verify"] * (stages.verify_alone + stages.fixed + stages.experts)
         + shares.times["draft"] * stages.draft_alone
     )
     assert np.exp(axes[shares.terms.index("read_weights")]) == pytest.approx(total)

@@ -44,7 +44,7 @@ def by_hand(
     prompts = prompts * crowded + joining * (concurrency > 0)
     each_layer = t["overhead_verify_alone"]
     each_layer += t["overhead_experts"] * m["moe"] + t["overhead_parallel"] * (m["dies"] > 1)
-    launch = (layers * each_layer + t["overhead_pass"]) * t["factor_verify_alone"]
+    launch = slow * (layers * each_layer + t["overhead_pass"]) * t["factor_verify_alone"]
     sequence = (k + 1) * layers * t["overhead_token"] + keys * m["kv_gb"] * (p + g / 2)
     sequence *= t["factor_verify_others"]
     draft = m["drafter_layers"] * t["overhead_draft_alone"]
@@ -52,13 +52,13 @@ def by_hand(
     drafts = (t["overhead_draft_others"] + token * d) * t["factor_draft"] * crowded
     compute = (k + 1) * token * a * t["factor_verify_others"]
     pace = layers * (t["pace_experts"] if m["moe"] else t["pace_dense"]) * slow
-    fixed = slow * (launch + sequence + work["draft_passes"] * draft * t["factor_draft"])
+    alone = slow * (sequence + work["draft_passes"] * draft * t["factor_draft"])
 
     def latency(b: float, paced: bool) -> float:
         chosen = -np.log(m["idle"]) * (k + 1) * (1 + b)
         idle = (1 + chosen / t["uneven_experts"]) ** -t["uneven_experts"]
         read = weights * (m["shared"] + m["expert"] * (1 - idle)) * t["factor_verify_alone"] * slow
-        cycle = fixed + np.hypot(read, compute * (slow + b * crowded))
+        cycle = alone + np.hypot(launch + read, compute * (slow + b * crowded))
         cycle += b * (sequence * crowded + work["draft_passes"] * drafts)
         cycle = max(cycle, pace) if paced else cycle
         cycle += joining * (1 - np.exp(-b / max(n, 1e-9))) * (not concurrency)
@@ -331,8 +331,8 @@ PROMPTS = {"prefill_alone", "prefill_others", "prefill_ahead"}
 PASS = {"verify_alone", "verify_others", "compute_alone", "compute_others"}
 MOVES = {  # the stage costs that a part may change
     "host": {*PROMPTS, "verify_alone", "verify_others"},
-    "layers": {"prefill_alone", "prefill_pass", "prefill_ahead", "verify_alone"},
-    "experts": {"weights", "experts", "uneven"},
+    "layers": {"prefill_alone", "prefill_pass", "prefill_ahead", "fixed"},
+    "experts": {"fixed", "experts", "uneven"},
     "tokens": PASS,
     "context": {"verify_alone", "verify_others"},
     "attention": PROMPTS,
@@ -375,7 +375,7 @@ def test_reading_and_computing_go_side_by_side_with_a_knee(family: str) -> None:
         stages = FULL.stages(TERMS, SIZES[family] | size, WORK)
         compute = stages.compute_alone + 8 * stages.compute_others
         phi, _ = coverage(SIZES[family], 36, TERMS["uneven_experts"])
-        read = stages.weights + phi * stages.experts
+        read = stages.fixed + phi * stages.experts
         hidden = read + compute - np.hypot(read, compute)
         assert said[1].e2e_s - said[0].e2e_s == pytest.approx(51 * hidden)
         shorter = min(read, compute)

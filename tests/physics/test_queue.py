@@ -142,7 +142,7 @@ def test_the_fixed_point_solves_its_equation(
         prefill_others=c["prompt"] * c["prompts"],
         verify_alone=c["fixed"],
         verify_others=c["sequence"],
-        weights=c["weights"],
+        fixed=c["weights"],
         experts=c["weights"] * c["experts"],
         compute_alone=c["compute"],
         compute_others=c["compute"] * c["more_compute"],
@@ -169,7 +169,7 @@ def solves(
 
     def gather(b: Any) -> Any:
         """Less what goes; large terms taken apart."""
-        read = s.weights + s.experts * coverage(sizes, tokens_in_pass(b, work["k"]), s.uneven)[0]
+        read = s.fixed + s.experts * coverage(sizes, tokens_in_pass(b, work["k"]), s.uneven)[0]
         own, more = s.compute_alone, b * s.compute_others
         over = read**2 + own**2 + 2 * own * more  # sqrt(read^2 + (own + more)^2) - more
         busy = over / (np.hypot(read, own + more) + more) if knee else read + own
@@ -201,7 +201,7 @@ def test_the_fixed_point_is_met_where_experts_bend_the_law_most(even: bool) -> N
         prefill_pass=read * between(1e-6, 10),
         verify_alone=read * between(1e-6, 1e-2),
         verify_others=read * between(1e-7, 1e-3),
-        weights=read * between(1e-6, 1e-1),
+        fixed=read * between(1e-6, 1e-1),
         experts=read,
         compute_alone=read * between(1e-6, 1e-1),
         compute_others=read * between(1e-7, 1e-3),

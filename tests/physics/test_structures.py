@@ -71,7 +71,7 @@ def solve(structure: Structure, family: str, work: dict[str, Any]) -> Outcome:
 def verify_s(s: Stages, size: dict[str, float], k: int, b: float) -> float:
     """Seconds of a pass beside `b` others."""
     phi, _ = coverage(size, tokens_in_pass(b, k), s.uneven)
-    work = np.hypot(s.weights + phi * s.experts, s.compute_alone + b * s.compute_others)
+    work = np.hypot(s.fixed + phi * s.experts, s.compute_alone + b * s.compute_others)
     return float(s.verify_alone + b * s.verify_others + work)
 
 
