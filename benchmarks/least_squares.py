@@ -114,7 +114,7 @@ def columns(law: Law, f: Values, in_flight: np.ndarray) -> np.ndarray:
 def latency(law: Law, theta: Values, f: Values) -> np.ndarray:
     """Mean latency, s; past the pole large, not infinite (headroom is rounded as in the model)."""
     stages = law.stages(theta, f)
-    return physics.outcome(stages, 0.0, f, f, physics.SOFTNESS, law=PAPER).e2e_s
+    return physics.outcome(stages, f, f, physics.SOFTNESS, law=PAPER).e2e_s
 
 
 @dataclass(frozen=True)

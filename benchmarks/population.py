@@ -62,9 +62,8 @@ class Fitted:
     def outcome(self, runs: Inputs) -> Outcome:
         """What the law says of the runs."""
         stages = self.law.stages(coefficients(self.terms), runs.sizes, runs.workload)
-        waits = self.terms["queue_cycles"]
         with np.errstate(all="ignore"):
-            return outcome(stages, waits, runs.sizes, runs.workload, SOFTNESS, law=self.law)
+            return outcome(stages, runs.sizes, runs.workload, SOFTNESS, law=self.law)
 
     def error(self, runs: Inputs) -> np.ndarray:
         """Predicted mean latency over measured, less one."""
@@ -101,7 +100,6 @@ def left_out(runs: Inputs, groups: pd.Series, law: Law = FULL) -> np.ndarray:
     for group in groups.unique():
         held = (groups == group).to_numpy()
         unseen = runs.part(held)
-        # At a rate these follow from the latency itself.
-        del unseen.workload["pass_tokens"], unseen.workload["taking_in"]
+        del unseen.workload["pass_tokens"]  # at a rate it follows from the latency itself
         error[held] = fit(runs.part(~held), law).error(unseen)
     return error

@@ -71,7 +71,7 @@ def test_as_a_prior_it_says_more_than_the_default_and_about_the_same() -> None:
     assert wide.keys() == near.keys()
     narrower = [name for name in near if near[name].b < wide[name].b]
     assert {"overhead_verify_alone", "overhead_token", "overhead_experts"} <= set(narrower)
-    for name in ("read_weights", "overhead_verify_alone", "prefill_token_others"):
+    for name in ("read_weights", "overhead_verify_alone", "prefill_token"):
         assert abs(np.log(near[name].a / wide[name].a)) < 2 * wide[name].b
 
 

@@ -88,10 +88,10 @@ def run_outcome(
             captured = design.run_machine(rows)["captured"]
             sizes["captured"] = captured if np.isfinite(captured).any() else np.inf
         if held_out:  # at a rate, from the latency that is to be predicted
-            del inputs["pass_tokens"], inputs["taking_in"]
+            del inputs["pass_tokens"]
         terms, law = resolved.coefficients, fit.law
         stages = law.stages(terms, sizes, inputs)
-        said = outcome(stages, terms["queue_cycles"], sizes, inputs, SOFTNESS, law=law)
+        said = outcome(stages, sizes, inputs, SOFTNESS, law=law)
         requests = rows["requests"].to_numpy(float)
         own, variance = scatter(fit, said, inputs, metric, requests)
         each = (*said, observed_scale(own, variance, requests), variance)

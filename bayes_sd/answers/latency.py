@@ -61,14 +61,13 @@ class Arm:
     @property
     def capacity_rps(self) -> Any:
         """Rate at which it saturates, requests/s."""
-        return capacity_rps(self.placed(inputs := self.inputs()), inputs)
+        return capacity_rps(self.placed(inputs := self.inputs()), inputs, self.fit.law)
 
     def outcome(self, axis_values: Any = None) -> tuple[Outcome, dict[str, Any]]:
         """What the law says, infinite past the pole, and the workload it says it of."""
         inputs, resolved = self.inputs(axis_values), self.resolved
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            placed, wait = self.placed(inputs), resolved.coefficients["queue_cycles"]
-            said = placed_outcome(placed, wait, resolved.sizes, inputs, self.fit.law)
+            said = placed_outcome(self.placed(inputs), resolved.sizes, inputs, self.fit.law)
             # Past the pole the fixed point has no root and infinity times zero is not a number.
             said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
         return said, inputs

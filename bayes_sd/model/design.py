@@ -13,7 +13,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import coverage, taking_in, tokens_in_pass
+from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.physics.structures import DRAFT
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.machine import site
@@ -36,7 +36,6 @@ SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
 WEIGHT_BITS = 16.0
-LAUNCHED = "overhead_prefill_alone"  # gives way to the host's pace beyond captured graphs
 UNEVEN = 1.0  # of experts, where only the order of a cost matters
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
@@ -151,7 +150,6 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
     )
     # What a fit takes from the requests that were in flight: it may not jump, nor solve for them.
     inputs["pass_tokens"] = tokens_in_pass(others, inputs["k"])
-    inputs["taking_in"] = ~closed * taking_in(others, inputs["cycles"])
     return inputs | {"rate_rps": np.where(closed, 0.0, _numbers(table, "rate_rps"))}
 
 
@@ -241,8 +239,7 @@ class Design:
         nothing: dict[str, Any] = dict.fromkeys(drafts, self.drafters.empty)
         nothing |= dict.fromkeys(("overhead_experts", "uneven_experts"), not self.moe)
         nothing |= {"pace_experts": not paced.any(), "pace_dense": not (~paced).any()}
-        beyond = (d["prompt_tokens"] > d["captured"]).all()
-        nothing |= {"overhead_parallel": (d["dies"] <= 1).all(), LAUNCHED: beyond}
+        nothing |= {"overhead_parallel": (d["dies"] <= 1).all()}
         return frozenset(name for name, holds in nothing.items() if holds)
 
     @property
@@ -255,10 +252,9 @@ class Design:
     def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
         """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
         known = {name: self.table[name].notna().all() for name in ("gb_per_s", "tflops")}
-        rows, graphs = [], "pace_dense" in {p.name for p in priors}
-        untold = self.untold if graphs else self.untold - {LAUNCHED}  # then charged everywhere
-        for prior in (p for p in priors if p.name not in untold):
-            sheet = known["tflops" if prior.name.startswith("prefill_token") else "gb_per_s"]
+        rows = []
+        for prior in (p for p in priors if p.name not in self.untold):
+            sheet = known["tflops" if prior.name == "prefill_token" else "gb_per_s"]
             wide = prior.b if sheet else float(np.hypot(prior.b, prior.unknown))
             rows.append(replace(prior, b=wide))
         return tuple(rows)

@@ -13,7 +13,7 @@ import pytensor.scalar as ps
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
 
-from bayes_sd.model.design import LAUNCHED, Design, coefficients, run_machine
+from bayes_sd.model.design import Design, coefficients, run_machine
 from bayes_sd.model.kernel import Group, per_run
 from bayes_sd.model.priors import population
 from bayes_sd.physics.costs import whole
@@ -26,16 +26,16 @@ STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("overhead_verify_alone", "overhead_pass", "overhead_experts", "overhead_parallel"),
         ("host_verify_alone",),
     ),
-    "prefill_alone": (("prefill_token_alone", "overhead_prefill_alone", "host_prefill_alone"),),
+    "prefill_alone": (("overhead_prefill_alone", "host_prefill_alone"),),
     "pace": (("pace_dense", "pace_experts"),),
     "draft_alone": (("overhead_draft_alone",),),
-    "prefill_others": (("prefill_token_others", "overhead_prefill_others", "host_prefill_others"),),
+    "prefill_others": (("prefill_token", "overhead_prefill_others", "host_prefill_others"),),
     "verify_others": (("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),),
     "draft_others": (("overhead_draft_others",),),
 }
 FEW = 0.05  # share of runs that decode beyond graphs: only prompts tell what launches them
 WEIGHTLESS = 1e-3  # 1e9 parameters
-RATIOS = ("decode_token_ratio",)  # to prefill_token_others
+RATIOS = ("decode_token_ratio",)  # to prefill_token
 CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a factor
 
 
@@ -135,18 +135,12 @@ class CostShares(Transform):
         self.times["draft"] = cycles * max(passes, 1.0)
         beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
         launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
-        launched = launched and any(t.startswith("pace") for t in self.terms)
-        # Where prompts are launched an overhead of theirs stands for itself; elsewhere it is seen
-        # as within captured graphs, where it is charged.
-        costs = [t for t in self.terms if not (launched and t == LAUNCHED)]
         of = {
-            stage: Sum.of(Sum.of(t for t in line if t in costs) for line in lines)
+            stage: Sum.of(Sum.of(t for t in line if t in self.terms) for line in lines)
             for stage, lines in STAGES.items()
         }
-        if launched:
-            of["prefill_alone"] = Sum.of((of["prefill_alone"], of["pace"]), 2.0)
-        else:
-            self.sizes["captured"] = max(machine["captured"], lengths["prompt_tokens"])
+        if launched and of["pace"].parts:
+            of["prefill_others"] = Sum.of((of["prefill_others"], of["pace"]), 2.0)
         del of["pace"]
         whose = ("alone", "others")
         self.sums = [Sum.of(of[stage] for stage in of if stage.endswith(each)) for each in whose]
@@ -159,7 +153,7 @@ class CostShares(Transform):
             for term in (t for line in lines for t in line if t in logs):
                 ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
                 if term in RATIOS:
-                    ones["prefill_token_others"] = 1.0
+                    ones["prefill_token"] = 1.0
                 costs = whole(self.law.stages(coefficients(self.design.all_terms(ones)), at, at))
                 found[term] = ps.log(getattr(costs, stage) * at[stage.split("_")[0]])
         return found
@@ -167,7 +161,7 @@ class CostShares(Transform):
     def _axes(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
         axes = dict(values["value"])  # what is in no sum stands for itself
         parts = {t: axes[t] + unit for t, unit in self._log_unit_costs(axes, at).items()}
-        parts |= {t: parts[t] + axes["prefill_token_others"] for t in RATIOS if t in parts}
+        parts |= {t: parts[t] + axes["prefill_token"] for t in RATIOS if t in parts}
         for one in self.sums:
             total, ratios = one.ratios(parts)
             axes |= {_first(one): total, **ratios}
@@ -180,7 +174,7 @@ class CostShares(Transform):
             costs = one.costs(logs[_first(one)], values["value"])
             logs |= {t: cost - units[t] for t, cost in costs.items()}
         for term in (t for t in RATIOS if t in logs):
-            logs[term] = logs[term] - logs["prefill_token_others"]
+            logs[term] = logs[term] - logs["prefill_token"]
         return {"logs": [logs[t] for t in self.terms]}
 
     def _mapped(self, function: Any, value: Any) -> Any:

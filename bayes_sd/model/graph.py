@@ -117,7 +117,7 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
     terms, noise = coefficients(design.all_terms(parameters["law"]), **effects), parameters["noise"]
     values = {**values, **design.absent}
     stages = law.stages(terms, values, values)
-    said = outcome(stages, terms["queue_cycles"], values, values, SOFTNESS, detach, law)
+    said = outcome(stages, values, values, SOFTNESS, detach, law)
     return run_terms(SPREADS, noise, said, values)
 
 

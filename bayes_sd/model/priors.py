@@ -24,7 +24,7 @@ HARDWARE = {  # coefficients that share a factor of each environment
     "token": ("overhead_token",),
     "memory": ("read_weights",),
     "cache": ("read_keys",),
-    "compute": ("prefill_token_alone", "prefill_token_others"),
+    "compute": ("prefill_token",),
 }
 EFFECT_DIMS = {
     "verifier": ("verifier_cost", "verifier"),

@@ -21,7 +21,7 @@ def _outcome(design: Design, law: Law, terms: Mapping) -> Outcome:
     """What the law says of every run with these coefficients."""
     law, inputs = design.fitted_law(law), design.inputs
     stages = law.stages(coefficients(design.all_terms(terms)), inputs, inputs)
-    return outcome(stages, terms["queue_cycles"], inputs, inputs, SOFTNESS, law=law)
+    return outcome(stages, inputs, inputs, SOFTNESS, law=law)
 
 
 def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndarray:

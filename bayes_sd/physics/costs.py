@@ -9,24 +9,27 @@ from typing import Any, NamedTuple
 
 PROMPT_TOKENS = 512.0  # prompt length at which prefill slopes are quoted, whatever the curvature
 FLOP_S = 2e-3  # seconds of a multiply and an add for each of 1e9 parameters at 1 TFLOP/s
-OTHERS = ("prefill_others", "prefill_pass", "verify_others", "compute_others", "draft_others")
+OTHERS = ("prefill_others", "prompt_others", "verify_others", "compute_others", "draft_others")
 VERIFIER = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 
 
 class Stages(NamedTuple):
     """Stage costs in seconds.
 
-    A verify pass beside ``B`` others costs ``verify_alone + B verify_others``, and the longer
-    (`both`) of ``fixed + coverage * experts``, which it takes whatever its tokens, and of
-    ``compute_alone + B compute_others``. `uneven` is how unevenly tokens choose experts, see
+    A pass beside ``B`` others costs ``verify_alone + B verify_others`` and the longer
+    (`bayes_sd.physics.queue.work`) of ``fixed + coverage * experts``, which it takes whatever its
+    tokens, and of ``compute_alone + B compute_others``, with ``prompt_alone`` and ``prompt_others``
+    for the prompts that it takes in. `uneven` is how unevenly tokens choose experts, see
     :func:`bayes_sd.physics.queue.coverage`. Beyond captured graphs a cycle takes `pace` or more.
-    ``prefill_pass`` is the overhead of others' prompts: at a rate those that come within one cycle
-    share it, where a concurrency is held each has it. ``prefill_ahead`` is the part of the prefills
-    of others that comes before a request's first token where a concurrency is held.
+    ``prefill_alone`` is what a request costs once besides, ``prefill_others`` what each other does.
+    No seconds are `waits`, the cycles before a first token, and `ahead`, the share of others'
+    prompts that come before it where a concurrency is held.
     """
 
     prefill_alone: Any = 0.0
     prefill_others: Any = 0.0
+    prompt_alone: Any = 0.0
+    prompt_others: Any = 0.0
     verify_alone: Any = 0.0
     verify_others: Any = 0.0
     fixed: Any = 0.0
@@ -37,11 +40,11 @@ class Stages(NamedTuple):
     draft_others: Any = 0.0
     pace: Any = 0.0
     uneven: Any = 0.0
-    prefill_pass: Any = 0.0
-    prefill_ahead: Any = 0.0
+    waits: Any = 0.0
+    ahead: Any = 0.0
 
 
-TIMES = tuple(name for name in Stages._fields if name != "uneven")
+TIMES = tuple(name for name in Stages._fields if name not in ("uneven", "waits", "ahead"))
 
 
 def absent(cost: Any) -> bool:
@@ -74,7 +77,8 @@ def whole(stages: Stages) -> Stages:
     """With all that a pass reads and computes in its costs, as if one came after the other."""
     s = stages
     return s._replace(
-        prefill_others=s.prefill_others + s.prefill_pass,
+        prefill_alone=s.prefill_alone + s.prompt_alone,
+        prefill_others=s.prefill_others + s.prompt_others,
         verify_alone=s.verify_alone + s.fixed + s.experts,
         verify_others=s.verify_others + s.compute_others,
     )
@@ -106,17 +110,14 @@ def draft_passes(k: Any, drafter_loaded: Any) -> Any:
 
 def _prompt(c: Any, m: Any, tokens: Any) -> Stages:
     """Arithmetic of so many prompt tokens, in the verifier and in the drafter."""
-
-    def cost(by: str) -> Any:
-        sizes = m["active"] * c[f"factor_prefill_{by}"] + m["drafter"]
-        return c[f"prefill_token_{by}"] * FLOP_S / m["tflops"] * sizes * tokens
-
-    return Stages(prefill_alone=cost("alone"), prefill_others=cost("others"))
+    sizes = m["active"] * c["factor_prefill_others"] + m["drafter"]
+    cost = c["prefill_token"] * FLOP_S / m["tflops"] * sizes * tokens
+    return Stages(prompt_alone=cost, prompt_others=cost)
 
 
 def _token(c: Any, m: Any) -> Any:
     """Arithmetic of a decoded token for each of 1e9 parameters."""
-    return c["decode_token_ratio"] * c["prefill_token_others"] * FLOP_S / m["tflops"]
+    return c["decode_token_ratio"] * c["prefill_token"] * FLOP_S / m["tflops"]
 
 
 def _linear(c: Any, m: Any, w: Any) -> Stages:
@@ -143,16 +144,12 @@ def _overheads(c: Any, prefix: str, by: Any, names: tuple[str, ...] = VERIFIER) 
 def _layers(c: Any, m: Any, w: Any) -> Stages:
     """A pass is scheduled, then launched layer by layer; more for experts and between devices.
 
-    Arithmetic goes on meanwhile, as it does while weights are read. Of a prompt beyond captured
-    graphs the host's pace is all that, see `Law.stages`.
+    Arithmetic goes on meanwhile, as it does while weights are read.
     """
     stages = _overheads(c, "overhead", m["layers"], VERIFIER[:3])
-    own = stages.prefill_alone * (1 - beyond_graphs(w["prompt_tokens"], m))
     more = c["overhead_experts"] * m["moe"] + c["overhead_parallel"] * (m["dies"] > 1)
     more = (more * m["layers"] + c["overhead_pass"]) * c["factor_verify_alone"]
-    fixed = stages.verify_alone + more
-    prompts = {"prefill_alone": own, "prefill_others": 0.0, "prefill_pass": stages.prefill_others}
-    return stages._replace(verify_alone=0.0, fixed=fixed, **prompts)
+    return stages._replace(verify_alone=0.0, fixed=stages.verify_alone + more)
 
 
 def _experts(c: Any, m: Any, w: Any) -> Stages:
@@ -206,7 +203,7 @@ class Part(NamedTuple):
     terms: tuple[str, ...] = ()
 
 
-_SIZED = ("read_weights", "prefill_token_alone", "prefill_token_others", "decode_token_ratio")
+_SIZED = ("read_weights", "prefill_token", "decode_token_ratio")
 LINEAR = Part(_linear, (*_SIZED, "overhead_draft_alone", "overhead_draft_others"))
 _LAYERS = (*VERIFIER[:3], "pass", "experts", "parallel")
 ADDED = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ PARTS = (*costs.ADDED, "knee", "stalls")
 OPTIONAL = ("host",)  # not in the default law
 DEFAULT = tuple(part for part in PARTS if part not in OPTIONAL)
 SOFTNESS = 0.01  # rounding of the pole for measured runs; see headroom
-PREFILL_SOFTNESS = 0.02  # rounding of the pole of the queue of prefills
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Law:
         with experts and several devices), ``experts`` (a pass reads the experts it touches),
         ``tokens`` (verifying costs ``k + 1`` tokens), ``context`` (keys and values are read),
         ``attention`` (prompts cost their square), ``graphs`` (beyond captured graphs the host sets
-        the pace, in place of a prompt's overhead too), ``knee`` (computing goes beside reading and
+        the pace), ``knee`` (computing goes beside reading and
         overheads; else after them) and ``stalls`` (prefills of others stall decoding; without
         it they delay the first token).
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
@@ -38,7 +37,7 @@ class Law:
     Examples
     --------
     >>> Law(parts=("host",)).terms[:2]
-    ('read_weights', 'prefill_token_alone')
+    ('read_weights', 'prefill_token')
     """
 
     parts: tuple[str, ...] = DEFAULT
@@ -71,15 +70,8 @@ class Law:
         total = add(*(p.costs(coefficients, sizes, workload) for p in self._costs))
         total = scaled(total, costs.TIMES, coefficients["factor_slowness"])
         total = scaled(total, costs.OTHERS, coefficients["factor_crowding"])
-        if self.stalls:
-            each = total.prefill_others + total.prefill_pass
-            ahead = times(each, coefficients["prefills_ahead"])
-            total = total._replace(prefill_ahead=ahead)
-        if absent(total.pace):
-            return total
-        least = queue.launch_s(total, sizes, workload["prompt_tokens"])
-        least = least * coefficients["factor_prefill_alone"]
-        return total._replace(prefill_alone=queue.both(total.prefill_alone, least))
+        ahead = coefficients["prefills_ahead"] if self.stalls else 1.0
+        return total._replace(waits=coefficients["queue_cycles"], ahead=ahead)
 
 
 FULL = Law()
@@ -114,40 +106,50 @@ class Outcome(NamedTuple):
         return self.e2e_s if metric == "e2e" else self.ttft_s
 
 
+def stay(stages: Stages, workload: Any, law: Law = FULL) -> Any:
+    """Cycles that a request stays: those before its first token, and those that decode."""
+    # Without stalls, as in the paper, latency is counted from when the prompt is taken in.
+    return workload["cycles"] + stages.waits if law.stalls else workload["cycles"]
+
+
 def beside(
     stages: Stages, sizes: Any, workload: Any, others: Any, law: Law = FULL, paced: Any = None
 ) -> tuple[Any, Any, Any]:
-    """Mean latency beside so many others, what one more adds to it, and a cycle; s.
+    """Mean latency beside so many others, and TTFT; s; and what one more adds to the latency.
 
     `paced` says whether passes lie beyond captured graphs; by default their tokens say it.
     """
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
-    cycle_s, slope = queue.cycle(stages, sizes, workload, others, paced, "knee" in law.parts)
-    n, overhead, together = workload["cycles"], stages.prefill_pass, queue.together(workload)
-    taken = (1 - together) * queue.taking_in(others, n)
-    cycle_s = cycle_s + overhead * taken
-    cost = stages.prefill_others + together * overhead
-    prefills, each = queue.prefills(cost, stages, sizes, workload, others)
-    added = each + n * slope + overhead * (1 - together - taken)
-    return stages.prefill_alone + prefills + n * cycle_s, added, cycle_s
+    s, n, knee = stages, stay(stages, workload, law), "knee" in law.parts
+    cycle_s, slope, _ = queue.cycle(s, sizes, workload, others, knee).paced(times(s.pace, paced))
+    if not law.stalls:
+        alone_s, each = s.prefill_alone + s.prompt_alone, s.prefill_others + s.prompt_others
+        first = alone_s + others * each
+        return first + n * cycle_s, first + s.waits * cycle_s, each + n * slope
+    cost = queue.prompts(s, sizes, workload, others, paced, knee, n)
+    apart, each = 1 - queue.together(workload), s.prefill_others
+    running_s = cycle_s + (cost.others + apart * others * each) / (n + queue.TINY)
+    first = s.prefill_alone + cost.first + s.waits * running_s
+    first = first + (1 - apart) * s.ahead * others * each
+    seconds = s.prefill_alone + cost.own + cost.others + others * each + n * cycle_s
+    return seconds, first, each + cost.own_more + cost.others_more + n * slope
 
 
-def most_added_s(stages: Stages, workload: Any) -> Any:
+def most_added_s(stages: Stages, workload: Any, law: Law = FULL) -> Any:
     """What a request adds where there are many others, C2, s: its inverse is the capacity."""
     s = stages
     each = s.verify_others + s.compute_others + workload["draft_passes"] * s.draft_others
-    return s.prefill_others + workload["cycles"] * each
+    return s.prefill_others + s.prompt_others + stay(s, workload, law) * each
 
 
-def queue_s(service_s: Any, utilization: Any, softness: float = 0.0) -> Any:
+def queue_s(service_s: Any, utilization: Any) -> Any:
     """Mean wait for constant service `p` at random arrivals, s: ``W(p) = x p / (2 (1 - x))``."""
-    return utilization * service_s / (2 * queue.headroom(utilization, softness))
+    return utilization * service_s / (2 * queue.headroom(utilization))
 
 
 def outcome(
     stages: Stages,
-    queue_cycles: Any,
     sizes: Any,
     workload: Any,
     softness: float = 0.0,
@@ -157,59 +159,56 @@ def outcome(
     r"""Mean latency and TTFT of stage costs at a load.
 
     .. math::
-        L &= c_{1,prefill} + B\, c_{2,prefill} + n\, cycle(B), \qquad
-            B = \lambda L \text{ or given} \\
-        TTFT &= c_{1,prefill} + w\, cycle(B) + W
+        TTFT &= c_{1,prefill} + prompt + w\, cycle(B) \\
+        L &= TTFT + B\, c_{2,prefill} + n\, cycle(B), \qquad B = \lambda L \text{ or given}
 
-    with `n` cycles, see :func:`bayes_sd.physics.queue.cycle`. At a rate, prompts that come within
-    one cycle share their overhead ``prefill_pass``, which is in the cycle
-    (:func:`bayes_sd.physics.queue.taking_in`). The first token waits for `w` running
-    cycles (`queue_cycles`) and for the prefills ahead of its own: of random arrivals as in
-    `queue_s`; where a concurrency is held, answers of one length end together and the next prompts
-    come together, so that `s` of the others (`prefills_ahead`) are ahead, ``W = s B c2,prefill``
-    (:func:`bayes_sd.physics.queue.prefills`; beyond captured graphs a pass over them is launched).
-    Prefills that come later stall decoding and are in L. A law without the part "stalls" charges
-    them to the first token, as ``B c2,prefill``. Of measured runs ``pass_tokens`` of the workload
-    say whether passes lay beyond captured graphs, and ``taking_in`` what share of them took in
-    prompts while requests gathered. `softness` as in `headroom`, `detach` as in
-    `in_flight_at_rate`.
+    A request waits for the rest of a running cycle and has a first one of its own, `w` together
+    (`waits`), whose pass takes its prompt in; `n` cycles follow. What prompts add to passes, its
+    own and those of others, is :func:`bayes_sd.physics.queue.prompts`, and a cycle is
+    :func:`bayes_sd.physics.queue.cycle`. Where a concurrency is held, answers of one length end
+    together and the next prompts come together, and `ahead` of the others come before a first
+    token. A law without the part "stalls" charges prompts in full, those of others to the first
+    token, and counts latency from the request's first cycle. Of measured runs ``pass_tokens`` of
+    the workload say how many requests were in flight, while others gathered. `softness` as in
+    `headroom`, `detach` as in `in_flight_at_rate`.
     """
     rate, closed, others = workload["rate_rps"], workload["closed"], workload["others"]
-    c2 = most_added_s(stages, workload)
+    c2, n, knee = (
+        most_added_s(stages, workload, law),
+        stay(stages, workload, law),
+        "knee" in law.parts,
+    )
     room = queue.headroom(rate * c2, softness)
     measured = "pass_tokens" in workload
     paced = workload["pass_tokens"] > sizes["captured"] if measured else None  # else tokens say it
-    taken = workload["taking_in"] if measured else None
     if not absent(rate):
-        find = partial(queue.in_flight_at_rate, stages, sizes, workload, room)
-        find = partial(find, knee="knee" in law.parts, detach=detach, taken=taken)
+
+        def find(paced: Any) -> Any:
+            given = None if law.stalls else stages.prompt_alone
+            if measured and law.stalls:
+                b = workload["pass_tokens"] / (workload["k"] + 1) - 1
+                cost = queue.prompts(stages, sizes, workload, b, paced, knee, n)
+                given = cost.own + cost.others - b * stages.prompt_others
+            found = queue.in_flight_at_rate
+            return found(stages, sizes, workload, room, n, paced, knee, detach, given)
+
         if measured or absent(stages.pace):
             at_rate = find(paced if measured else 0.0)
         else:
-            at_rate = graphs = find()  # these come first, where both would sustain the rate
+            at_rate = graphs = find(0.0)  # these come first, where both would sustain the rate
             beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
             if np.any(beyond):
                 at_rate = np.where(beyond, find(1.0), graphs)
         others = (1 - closed) * at_rate + closed * others
-    e2e, added, cycle_s = beside(stages, sizes, workload, others, law, paced)
+    e2e, ttft, added = beside(stages, sizes, workload, others, law, paced)
     c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
-    if law.stalls:
-        n = workload["cycles"]
-        apart = n * queue.taking_in(others, n) / (others + queue.TINY)  # passes for each prompt
-        service_s = stages.prefill_others + stages.prefill_pass * apart
-        ahead = (1 - closed) * queue_s(service_s, rate * service_s, PREFILL_SOFTNESS)
-        together, _ = queue.prefills(stages.prefill_ahead, stages, sizes, workload, others)
-        ahead = ahead + closed * together
-    else:
-        ahead = others * (stages.prefill_others + stages.prefill_pass)
-    ttft = stages.prefill_alone + queue_cycles * cycle_s + ahead
     # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
     feedback = room - rate * (added - c2)
     return Outcome(
         e2e_s=e2e,
         ttft_s=ttft,
         decode_s=e2e - ttft,
-        prefill_s=stages.prefill_alone,
+        prefill_s=stages.prefill_alone + stages.prompt_alone,
         c1_s=c1,
         c2_s=c2,
         added_s=added,
@@ -220,9 +219,9 @@ def outcome(
     )
 
 
-def capacity_rps(placed: Placed, workload: Mapping[str, Any]) -> Any:
+def capacity_rps(placed: Placed, workload: Mapping[str, Any], law: Law = FULL) -> Any:
     """Rate at which the first of a structure's servers saturates, requests/s."""
-    added = (most_added_s(way, workload) for way in placed.ways)
+    added = (most_added_s(way, workload, law) for way in placed.ways)
     return 1 / reduce(np.maximum, [*added, placed.pool_s])
 
 
@@ -232,7 +231,7 @@ def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law:
     With ``b`` here the rate is ``b / L(b)``, and that rate keeps all in flight.
     """
     others = workload["others"]
-    shape = np.broadcast_shapes(np.shape(capacity_rps(placed, workload)), np.shape(others))
+    shape = np.broadcast_shapes(np.shape(capacity_rps(placed, workload, law)), np.shape(others))
     high = np.broadcast_to(np.asarray(others, float), shape).ravel()
 
     def missed(value: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -248,16 +247,15 @@ def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law:
 
 
 def placed_outcome(
-    placed: Placed, queue_cycles: Any, sizes: Any, workload: Mapping[str, Any], law: Law = FULL
+    placed: Placed, sizes: Any, workload: Mapping[str, Any], law: Law = FULL
 ) -> Outcome:
     """As `outcome`, in a structure; of ``c2_s`` the largest, so that ``1 / c2_s`` is capacity."""
-    queue_cycles = queue_cycles * placed.waits
     if all(absent(s) for s in (placed.before_s, placed.away_s, placed.pool_s)):
-        return _served(placed, queue_cycles, sizes, workload, law)
+        return _served(placed, sizes, workload, law)
     away_s, pool_s = placed.before_s + workload["cycles"] * placed.away_s, placed.pool_s
     closed = bool(np.all(workload["closed"]))  # one question has one kind of load
     here = others_here(placed, away_s, sizes, workload, law) if closed else workload["others"]
-    served = _served(placed, queue_cycles, sizes, {**workload, "others": here}, law)
+    served = _served(placed, sizes, {**workload, "others": here}, law)
     rate = here / served.e2e_s if closed else workload["rate_rps"]
     busy = rate * pool_s
     wait_s = queue_s(pool_s, busy)
@@ -281,9 +279,9 @@ def placed_outcome(
     )
 
 
-def _served(placed: Placed, queue_cycles: Any, sizes: Any, workload: Any, law: Law) -> Outcome:
+def _served(placed: Placed, sizes: Any, workload: Any, law: Law) -> Outcome:
     """Outcome on the server, of the slowest way."""
-    each = (outcome(way, queue_cycles, sizes, workload, law=law) for way in placed.ways)
+    each = (outcome(way, sizes, workload, law=law) for way in placed.ways)
     return reduce(_slower, each)
 
 

@@ -1,6 +1,6 @@
 """Seconds of a cycle, requests in flight (fixed points), and the queue under a schedule."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.physics.costs import Stages, absent, beyond_graphs, larger, times
 
 TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
+FEW = 1e-8  # prompts a cycle, of which none is a question of digits
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
 NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
 
@@ -48,14 +49,16 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
     return 1 - idle, idle / spread * rate
 
 
-def both(read_s: Any, compute_s: Any) -> Any:
-    """Seconds of two things that go side by side: ``sqrt(r^2 + c^2)``, a soft maximum."""
-    return (read_s**2 + compute_s**2 + TINY) ** 0.5
+def work(read_s: Any, compute_s: Any, knee: bool) -> tuple[Any, Any, Any]:
+    """Seconds of a pass, and how they grow with what is read and what is computed.
 
-
-def launch_s(stages: Stages, sizes: Any, tokens: Any) -> Any:
-    """Seconds in which the host launches a pass: `pace` beyond captured graphs."""
-    return stages.pace * beyond_graphs(tokens, sizes)
+    With a `knee` both go side by side, ``sqrt(read^2 + compute^2)``, a soft maximum; else one comes
+    after the other.
+    """
+    if not knee:
+        return read_s + compute_s, 1.0, 1.0
+    seconds = (read_s**2 + compute_s**2 + TINY) ** 0.5
+    return seconds, read_s / seconds, compute_s / seconds
 
 
 def together(workload: Any) -> Any:
@@ -63,53 +66,107 @@ def together(workload: Any) -> Any:
     return workload.get("together", workload["closed"])
 
 
-def prefills(cost: Any, stages: Stages, sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
-    """Seconds of the prefills of `others` at so much each, and how they grow with each.
+class Cycle(NamedTuple):
+    """Seconds of a draft-verify cycle; how they grow with the others, and with its arithmetic."""
 
-    Where a concurrency is held they come `together` in a pass, which has to be launched too.
-    """
-    if absent(stages.pace):
-        return others * cost, cost
-    some = 1.0 * (others > 0)  # a number: symbols are not multiplied by truth values
-    least = launch_s(stages, sizes, workload["prompt_tokens"] * (1 + others))
-    each = both(cost, together(workload) * some * least / (others + (1 - some)))
-    return others * each, cost**2 / each
+    seconds: Any
+    slope: Any
+    by_compute: Any
 
+    def launched(self, launch_s: Any) -> "Cycle":
+        """Where the host has to launch it as well: the longer of the two."""
+        if absent(launch_s):
+            return self
+        seconds = (self.seconds**2 + launch_s**2) ** 0.5
+        share = self.seconds / seconds
+        return Cycle(seconds, share * self.slope, share * self.by_compute)
 
-def taking_in(others: Any, cycles: Any) -> Any:
-    r"""Share of cycles that take in prompts of others which come at a rate, `n` cycles apart.
-
-    .. math:: 1 - e^{-B / n}
-
-    A request in flight has come once within its `n` cycles, so that ``B / n`` come in a cycle.
-    """
-    x = -others / (cycles + TINY)
-    return 1 - (np.exp(x) if isinstance(x, float | np.ndarray) else np.e**x)  # symbols have powers
+    def paced(self, pace_s: Any) -> "Cycle":
+        """Where each of many cycles takes at least so long."""
+        if absent(pace_s):
+            return self
+        free = 1.0 * (self.seconds >= pace_s)
+        seconds = larger(self.seconds, pace_s)
+        return Cycle(seconds, self.slope * free, self.by_compute * free)
 
 
 def cycle(
-    stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool
-) -> tuple[Any, Any]:
-    """Seconds of a draft-verify cycle beside `others`, and how they grow with each.
-
-    `paced` says whether the pass lies beyond the captured graphs; with no `knee` computing comes
-    after all else.
-    """
+    stages: Stages,
+    sizes: Any,
+    workload: Any,
+    others: Any,
+    knee: bool,
+    prompts_s: Any = 0.0,
+    prompts_more: Any = 0.0,
+) -> Cycle:
+    """A cycle beside `others`, whose pass computes prompts for so long, growing with the others."""
     s, k, passes = stages, workload["k"], workload["draft_passes"]
     phi, more = coverage(sizes, tokens_in_pass(others, k), s.uneven)
     read, compute = s.fixed + times(s.experts, phi), s.compute_alone + others * s.compute_others
-    read_more = times(s.experts, more * (k + 1))
+    seconds, by_read, by_compute = work(read, compute + prompts_s, knee)
+    slope = by_read * times(s.experts, more * (k + 1))
+    slope = slope + by_compute * (s.compute_others + prompts_more)
     fixed, each = s.verify_alone + passes * s.draft_alone, s.verify_others + passes * s.draft_others
-    if knee:
-        work = both(read, compute)
-        slope = (read * read_more + compute * s.compute_others) / work
-    else:
-        work, slope = read + compute, read_more + s.compute_others
-    seconds, slope = fixed + others * each + work, each + slope
-    if absent(s.pace):
-        return seconds, slope
-    pace = s.pace * paced
-    return larger(seconds, pace), slope * (seconds >= pace)
+    return Cycle(fixed + others * each + seconds, each + slope, by_compute)
+
+
+class Prompts(NamedTuple):
+    """What prompts cost beside so many others, and how that grows with each; s.
+
+    `own` is what a request's own prompt adds to a cycle (where prompts come `together`, those of
+    all), `first` the part that comes before its first token, `others` what those of others that
+    come at a rate add to a request in all.
+    """
+
+    own: Any
+    own_more: Any
+    first: Any
+    others: Any
+    others_more: Any
+
+
+def prompts(
+    stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool, stay: Any
+) -> Prompts:
+    r"""What the cycles that take in prompts take more than those that do not.
+
+    .. math:: own = cycle(p) - cycle, \qquad
+        others = N (1 - e^{-x}) \Big(cycle\Big(\frac{x p}{1 - e^{-x}}\Big) - cycle\Big), \quad
+        x = \frac{B}{N}
+
+    A pass computes prompts beside what it reads, those of one cycle together; prompts longer than
+    captured graphs are launched. At a rate each of `B` others has come once within the `N` cycles
+    that a request stays, so that `x` come in one; where a concurrency is held, answers of one
+    length end together, and all come in one cycle.
+    """
+    s, b, t, each = stages, others, together(workload), stages.prompt_others
+
+    def taking(tokens: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
+        found = cycle(s, sizes, workload, b, knee, prompts_s, more)
+        return found.launched(times(s.pace, larger(beyond_graphs(tokens, sizes), paced)))
+
+    free = cycle(s, sizes, workload, b, knee)
+    plain = free.paced(times(s.pace, paced))
+    mine = taking(workload["prompt_tokens"], s.prompt_alone)
+    x = b / (stay + TINY)
+    some_x = x + FEW  # else the last digits of 1 - left are lost
+    left = np.exp(-some_x) if isinstance(x, float | np.ndarray) else np.e**-some_x  # symbols
+    in_one = some_x / (1 - left)
+    share = x / in_one
+    some = taking(workload["prompt_tokens"], in_one * each)
+    apart = stay * share * (some.seconds - plain.seconds)
+    apart_more = left * (some.seconds - plain.seconds) + stay * share * (some.slope - plain.slope)
+    apart_more = apart_more + (1 - in_one * left) * some.by_compute * each
+    own, own_more = mine.seconds - free.seconds, mine.slope - free.slope
+    first = own
+    if not absent(t):
+        tokens = workload["prompt_tokens"] * (1 + b)
+        whole = taking(tokens, s.prompt_alone + b * each, each)
+        ahead = taking(tokens, s.prompt_alone + s.ahead * b * each)
+        first = own + t * (ahead.seconds - mine.seconds)
+        own = own + t * (whole.seconds - mine.seconds)
+        own_more = own_more + t * (whole.slope - mine.slope)
+    return Prompts(own, own_more, first, (1 - t) * apart, (1 - t) * apart_more)
 
 
 def in_flight_at_rate(
@@ -117,83 +174,86 @@ def in_flight_at_rate(
     sizes: Any,
     workload: Any,
     room: Any,
+    stay: Any,
     paced: Any = 0.0,
     knee: bool = True,
     detach: Any = None,
-    taken: Any = None,
+    given: Any = None,
 ) -> Any:
     r"""Mean requests in flight at an offered rate, when the cost of a pass depends on them.
 
     .. math:: B = \lambda\, L(B), \qquad L(B) = R(B) + B\, C_2
 
-    Where every pass reads as much and as many take in prompts, the form is closed: equation (1), or
-    with the knee the larger root of a quadratic. Else the more are in flight, the more experts a
-    pass reads, and the more passes take in prompts: Newton's method from the `B` where all do,
-    which lies above the only root. `taken` is the share of passes that take in prompts, where it
-    is known; `room` is ``1 - rate * C2``, positive. `detach` makes a symbolic value constant: the
-    last step, from the solution, has the exact gradient.
+    Where every pass reads as much and prompts cost what they take to compute, the form is closed:
+    equation (1), or with the knee the larger root of a quadratic. Else the more are in flight, the
+    more experts a pass reads, and the more prompts it computes beside that: Newton's method, of
+    numbers between bounds. `given` is what prompts cost more than ``B prompt_others``, where that
+    is known; `stay` are the cycles of a request, `room` is ``1 - rate * C2``, positive. `detach`
+    makes a symbolic value constant: the last step, from the solution, has the exact gradient.
     """
-    s, n, rate, k = stages, workload["cycles"], workload["rate_rps"], workload["k"]
+    s, n, rate, k = stages, stay, workload["rate_rps"], workload["k"]
     own_s = s.prefill_alone + n * (s.verify_alone + workload["draft_passes"] * s.draft_alone)
     busy = rate * n * s.compute_others
     own, wide = (room + busy) * s.compute_alone, room * (room + 2 * busy)
+    each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
+    gain, hosted = rate / (room + rate * n * each), not (absent(s.pace) or absent(paced))
 
-    def beside(read: Any, alone: Any) -> tuple[Any, Any, Any]:
-        """Requests in flight where passes read for so long, and their slopes."""
+    def beside(read: Any, prompts_s: Any) -> tuple[Any, Any, Any]:
+        """Requests in flight where passes read and prompts cost so much, and their slopes."""
+        alone = own_s + prompts_s
         if not knee:
-            return (
-                rate * (alone + n * (s.compute_alone + read)) / room,
-                rate * n / room,
-                rate / room,
-            )
-        computed = own + rate * s.compute_others * alone
-        apart = both(computed, wide**0.5 * read)
-        b = rate * ((room + busy) * alone + n * (busy * s.compute_alone + apart)) / wide
-        by_alone = rate * (room + busy + busy * computed / apart) / wide
-        return b, rate * n * read / apart, by_alone
+            b, by_read = rate * (alone + n * (s.compute_alone + read)) / room, rate * n / room
+            by_alone = rate / room
+        else:
+            computed = own + rate * s.compute_others * alone
+            apart = (computed**2 + wide * read**2 + TINY) ** 0.5
+            b = rate * ((room + busy) * alone + n * (busy * s.compute_alone + apart)) / wide
+            by_read = rate * n * read / apart
+            by_alone = rate * (room + busy + busy * computed / apart) / wide
+        if not hosted:
+            return b, by_read, by_alone
+        at_pace = gain * (s.prefill_alone + prompts_s + n * s.pace) * paced
+        slower = 1.0 * (at_pace > b)
+        return larger(b, at_pace), by_read * (1 - slower), by_alone + slower * (gain - by_alone)
+
+    def found(b: Any) -> tuple[Any, Any]:
+        """Requests in flight where passes read and prompts cost as beside `b`, and the slope."""
+        phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
+        if given is None:
+            cost = prompts(s, sizes, workload, b, paced, knee, n)
+            prompts_s = cost.own + cost.others - b * s.prompt_others
+            by_b = cost.own_more + cost.others_more - s.prompt_others
+        else:
+            prompts_s, by_b = given, 0.0
+        result, by_read, by_prompts = beside(s.fixed + s.experts * phi, prompts_s)
+        return result, by_read * s.experts * more * (k + 1) + by_prompts * by_b
 
     def nearer(b: Any) -> Any:
         """A step of Newton's method."""
-        phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
-        share = taking_in(b, n) if taken is None else taken
-        alone = own_s + n * share * s.prefill_pass
-        found, by_read, by_alone = beside(s.fixed + s.experts * phi, alone)
-        slope = by_read * s.experts * more * (k + 1)
-        slope = slope + joining * by_alone * s.prefill_pass * (1 - share)
-        return b + (found - b) / (1 - slope)
-
-    def settled(b: Any, nearer: Any) -> Any:
-        """Where steps from `b` end."""
-        if hasattr(b, "settled"):  # symbols of a language that has loops
-            return b.settled(nearer, NEWTON_STEPS)
-        for step in range(NEWTON_STEPS):
-            last = detach is not None and step == NEWTON_STEPS - 1
-            before, b = b, nearer(detach(b) if last else b)
-            numbers = isinstance(b, float | np.ndarray)
-            if numbers and not np.any(np.abs(b - before) > ROOT * np.abs(b)):
-                break
-        return b
+        result, slope = found(b)
+        return b + (result - b) / (1 - slope)
 
     experts = not (absent(s.experts) or absent(sizes["expert"]))
-    joining = float(taken is None and not absent(s.prefill_pass))
-    most = n * s.prefill_pass * (1.0 if taken is None else taken)
-    b, _, _ = beside(s.fixed + s.experts, own_s + most)
-    b = settled(b, nearer) if experts or joining else b
-    if absent(s.pace) or absent(paced):
+    most = s.prompt_alone + (1 + n) * s.pace  # no cycle takes longer than its parts in turn
+    b, _, _ = beside(s.fixed + s.experts, most if given is None else given)
+    if given is not None and not experts:
         return b
-    each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
-    gain = rate / (room + rate * n * each)
-    waiting = gain * (s.prefill_alone + n * s.pace + most)
-    if joining:
-        gain, least = gain * s.prefill_pass, waiting - gain * most
-
-        def waits(b: Any) -> Any:
-            """A step of Newton's method, where the host sets the pace."""
-            share = taking_in(b, n)
-            return b + (least + gain * n * share - b) / (1 - gain * (1 - share))
-
-        waiting = settled(waiting, waits)
-    return larger(b, waiting * paced)
+    if hasattr(b, "settled"):  # symbols of a language that has loops
+        return b.settled(nearer, NEWTON_STEPS)
+    if not isinstance(b, float | np.ndarray):
+        for step in range(NEWTON_STEPS):
+            last = detach is not None and step == NEWTON_STEPS - 1
+            b = nearer(detach(b) if last else b)
+        return b
+    low, high = 0.0 * b, b
+    for _ in range(MOST_STEPS):
+        result, slope = found(b)
+        low, high = np.where(result < b, low, b), np.where(result < b, b, high)
+        before, b = b, b + (result - b) / (1 - slope)
+        b = np.where((b >= low) & (b <= high), b, (low + high) / 2)
+        if not np.any(np.abs(b - before) > ROOT * np.abs(b)):
+            break
+    return b
 
 
 def occupancy(latency_s: np.ndarray, rate_rps: np.ndarray | float) -> np.ndarray:

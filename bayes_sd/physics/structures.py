@@ -14,7 +14,7 @@ import numpy as np
 from bayes_sd.errors import InputError, require
 from bayes_sd.physics.costs import Stages, scaled
 
-PREFILL = ("prefill_alone", "prefill_others", "prefill_pass", "prefill_ahead")
+PREFILL = ("prefill_alone", "prefill_others", "prompt_alone", "prompt_others")
 VERIFY = ("verify_alone", "verify_others", "fixed", "experts", "compute_alone", "compute_others")
 DRAFT = ("draft_alone", "draft_others")
 MOST = 1e4  # seconds, or a factor; beyond that nobody serves
@@ -27,14 +27,13 @@ class Placed(NamedTuple):
     A cycle takes as long as the slowest of `ways`. Seconds away are the request's own: they hold
     up nobody else, and no load stretches them. `before_s` precede the first token, `away_s` recur
     every cycle. `pool_s` is how long a separate prefill pool works on one request; others wait for
-    it. `waits` is the share of first tokens that wait for the server's running cycles.
+    it.
     """
 
     ways: tuple[Stages, ...]
     before_s: Any = 0.0
     pool_s: Any = 0.0
     away_s: Any = 0.0
-    waits: Any = 1.0
 
 
 class _Kind(NamedTuple):
@@ -241,12 +240,12 @@ class Disaggregated(Structure):
     def _place(s: Stages, m: Any, w: Any, **t: Any) -> Placed:
         separated, slower = t["separated"], t["prefill_slowdown"]
         transfer = t["transfer_s"] + m["kv_gb"] * w["prompt_tokens"] / t["bandwidth_gb_per_s"]
-        left = scaled(s, PREFILL, 1 - separated)
+        # A first token that comes from the pool waits for no cycle of this server.
+        left = scaled(s, (*PREFILL, "waits"), 1 - separated)
         return Placed(
             (scaled(left, PREFILL + VERIFY + DRAFT, t["decode_slowdown"]),),
-            before_s=separated * (slower * s.prefill_alone + transfer),
-            pool_s=separated * slower * (s.prefill_others + s.prefill_pass),
-            waits=1 - separated,
+            before_s=separated * (slower * (s.prefill_alone + s.prompt_alone) + transfer),
+            pool_s=separated * slower * (s.prefill_others + s.prompt_others),
         )
 
 

@@ -26,7 +26,7 @@ from bayes_sd.model.design import (
 )
 from bayes_sd.model.priors import population
 from bayes_sd.physics.acceptance import cycles
-from bayes_sd.physics.law import DEFAULT, FULL, Law, Outcome, outcome
+from bayes_sd.physics.law import FULL, Outcome, outcome
 from bayes_sd.runs.schema import Runs
 
 LEVELS = ["verifier", "drafter", "acceptance_imposed", "workload", "draft_tokens", "environment"]
@@ -150,7 +150,6 @@ def test_machines_of_runs_and_typical_ones_where_they_are_not_known() -> None:
 
 EXPERTS, PACES = {"overhead_experts", "uneven_experts"}, {"pace_dense", "pace_experts"}
 DRAFTS, ALONE = {"overhead_draft_alone", "overhead_draft_others"}, "overhead_parallel"
-LAUNCHED = "overhead_prefill_alone"  # gives way to the host's pace
 BEYOND = {"captured_tokens": 8, "loop": "closed", "rate_rps": None, "concurrency": [4, 8, 9]}
 WITHIN = {"concurrency": 8, "prompt_tokens": 1}
 
@@ -161,11 +160,11 @@ WITHIN = {"concurrency": 8, "prompt_tokens": 1}
         (table(), {*EXPERTS, *PACES, ALONE}),
         (table(dies=2), {*EXPERTS, *PACES}),
         (table(PLAIN | MOE), {*PACES, ALONE}),
-        (table(**BEYOND), {*EXPERTS, "pace_experts", ALONE, LAUNCHED}),
+        (table(**BEYOND), {*EXPERTS, "pace_experts", ALONE}),
         (table(**BEYOND | WITHIN), {*EXPERTS, *PACES, ALONE}),
         (table(**BEYOND | WITHIN | {"prompt_tokens": 2}), {*EXPERTS, "pace_experts", ALONE}),
-        (table(PLAIN | MOE, **BEYOND), {"pace_dense", ALONE, LAUNCHED}),
-        (table(**BEYOND) + table(PLAIN | MOE, **BEYOND | {"dies": 2}), {LAUNCHED}),
+        (table(PLAIN | MOE, **BEYOND), {"pace_dense", ALONE}),
+        (table(**BEYOND) + table(PLAIN | MOE, **BEYOND | {"dies": 2}), set()),
         (table() + table(PLAIN | MOE, **BEYOND | {"dies": 2}), {"pace_dense"}),
     ],
     ids=[
@@ -185,8 +184,6 @@ def test_what_multiplies_nothing_in_the_runs_is_not_told(runs: Runs, untold: set
     assert design.untold == untold
     told = [p.name for p in design.told(priors)]
     assert told == [p.name for p in priors if p.name not in untold]
-    without = population(Law(tuple(part for part in DEFAULT if part != "graphs")))
-    assert LAUNCHED in {p.name for p in design.told(without)}  # a law that knows no such boundary
     terms = design.all_terms(dict.fromkeys(told, 1.0))
     assert set(FULL.terms) <= set(terms)
     assert all(terms[name] == (name not in untold) for name in FULL.terms)
@@ -210,7 +207,7 @@ def said(design: Design, terms: dict[str, float]) -> Outcome:
         | {"drafter": 0.0, "drafter_layers": 1.0}
     )
     stages = FULL.stages(coefficients(terms), sizes, design.data)
-    return outcome(stages, terms["queue_cycles"], sizes, design.data, 0.01)
+    return outcome(stages, sizes, design.data, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +229,7 @@ def test_priors_are_wide_where_a_machine_is_not_known(
         if prior.name in ("read_weights", "read_keys"):
             wide = memory * own.unknown
             assert own.unknown > 1
-        elif prior.name in ("prefill_token_alone", "prefill_token_others"):
+        elif prior.name == "prefill_token":
             wide = arithmetic * own.unknown
             assert own.unknown > 1
         assert prior.b == pytest.approx(np.hypot(own.b, wide)), prior.name

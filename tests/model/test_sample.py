@@ -33,13 +33,13 @@ def at_the_start(design: Design, priors: tuple[Prior, ...]) -> Outcome:
     terms = dict(zip((p.name for p in priors), np.exp(start(design, priors)), strict=True))
     sizes, data = design.inputs, design.data
     stages = FULL.stages(coefficients(design.all_terms(terms)), sizes, data)
-    return outcome(stages, terms["queue_cycles"], sizes, data, 0.01)
+    return outcome(stages, sizes, data, 0.01)
 
 
 @pytest.mark.parametrize("slow", [1.0, 1e3], ids=["priors", "a thousand times too slow"])
 def test_the_start_resembles_the_runs_however_far_the_priors_are(runs: Runs, slow: float) -> None:
     """Slow priors put every run past the pole; a chain must not start there."""
-    design, names = build_design(runs), ("read_weights", "prefill_token_others")
+    design, names = build_design(runs), ("read_weights", "prefill_token")
     told = design.told(population(FULL))
     own = tuple(replace(p, a=p.a * slow) if p.name in names else p for p in told)
     said = at_the_start(design, own)
@@ -312,7 +312,7 @@ def test_a_parameter_has_plain_words_and_runs_that_tell_it() -> None:
     assert in_plain_words("log_law", ("queue_cycles",)).startswith("cycles between arrival")
     assert in_plain_words("scatter_server", ("slowness",)).startswith("scatter of servers: all")
     assert in_plain_words("log_drafter", ("draft", "eagle")) == "drafting of eagle"
-    assert settled_by("log_law", ("prefill_token_alone",)).startswith("runs that record TTFT")
+    assert settled_by("log_law", ("prefill_token",)).startswith("runs that record TTFT")
     assert settled_by("log_law", ("read_keys",)).endswith("longer prompts and answers")
     assert settled_by("log_law", ("pace_experts",)).endswith("captured graphs hold")
     assert settled_by("log_law", ("prefills_ahead",)).endswith("several concurrencies")

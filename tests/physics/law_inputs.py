@@ -10,8 +10,7 @@ from bayes_sd.physics.law import FULL, Law, Outcome, outcome
 TIMES = {  # every coefficient of the law that a time is proportional to
     "read_weights": 1.3,
     "read_keys": 1.6,
-    "prefill_token_alone": 2.0,
-    "prefill_token_others": 1.5,
+    "prefill_token": 1.5,
     "host_prefill_alone": 4e-3,
     "host_prefill_others": 1e-3,
     "host_verify_alone": 2e-3,
@@ -74,7 +73,7 @@ def says(
     work = WORK | ({"draft_passes": work["k"]} if "k" in work else {}) | work
     size, coefficients = SIZES[family] | (sizes or {}), TERMS | (terms or {})
     stages = law.stages(coefficients, size, work)
-    return outcome(stages, coefficients["queue_cycles"], size, work, softness, law=law)
+    return outcome(stages, size, work, softness, law=law)
 
 
 def rate_at(family: str, share: float, law: Law = FULL, **changes: Any) -> float:

@@ -19,7 +19,6 @@ from bayes_sd.physics.queue import (
     in_flight_at_rate,
     mean_in_flight,
     occupancy,
-    taking_in,
     tokens_in_pass,
 )
 
@@ -101,6 +100,7 @@ def test_uneven_coverage_is_the_mean_over_popularities_of_a_gamma_distribution(
 COSTS = {  # s: of a request, its passes, what others add to them, and how they go together
     "prompt": st.floats(1e-5, 10),
     "prompts": st.floats(1e-6, 1),
+    "computed": st.floats(0, 10),
     "fixed": st.floats(1e-6, 1),
     "sequence": st.floats(1e-7, 1e-2),
     "weights": st.floats(1e-5, 1),
@@ -109,7 +109,6 @@ COSTS = {  # s: of a request, its passes, what others add to them, and how they 
     "more_compute": st.floats(0, 1),
     "draft": st.floats(0, 1e-2),
     "pace": st.floats(0, 1),
-    "joining": st.floats(0, 1),
 }
 
 
@@ -122,6 +121,7 @@ COSTS = {  # s: of a request, its passes, what others add to them, and how they 
     r=uneven,
     knee=st.booleans(),
     paced=st.sampled_from([0.0, 1.0]),
+    long=st.booleans(),
     **choices,
 )
 def test_the_fixed_point_solves_its_equation(
@@ -132,6 +132,7 @@ def test_the_fixed_point_solves_its_equation(
     r: float,
     knee: bool,
     paced: float,
+    long: bool,
     m: int,
     spare: int,
 ) -> None:
@@ -149,15 +150,18 @@ def test_the_fixed_point_solves_its_equation(
         draft_alone=c["draft"],
         draft_others=c["draft"] / 10,
         pace=c["pace"],
-        prefill_pass=c["joining"],
+        prompt_alone=c["computed"],
+        prompt_others=c["computed"] * c["prompts"],
         uneven=r,
+        waits=1.2,
     )
-    work: dict[str, Any] = {"k": k, "draft_passes": k, "cycles": cycles}
+    sizes |= {"captured": 16.0 if long else np.inf}
+    work: dict[str, Any] = {"k": k, "draft_passes": k, "cycles": cycles, "closed": 0.0}
     rate = (1 - 10**near) / most_added_s(stages, work)
     room = 1 - rate * most_added_s(stages, work)
     assume(room > 0)
-    work["rate_rps"] = rate
-    b = in_flight_at_rate(stages, sizes, work, room, paced, knee)
+    work |= {"rate_rps": rate, "prompt_tokens": 32.0}
+    b = in_flight_at_rate(stages, sizes, work, room, cycles + 1.2, paced, knee)
 
     assert solves(b, stages, sizes, work, room, paced, knee)
 
@@ -166,22 +170,30 @@ def solves(
     b: Any, s: Stages, sizes: Any, work: Any, room: Any, paced: float = 0.0, knee: bool = True
 ) -> bool:
     """Whether more arrive than `b` while a request stays just below `b`, and fewer just above."""
+    shape = s.uneven
+    s = Stages(*(np.asarray(x, np.longdouble) for x in s))  # digits for near the pole
+    k, n = work["k"], work["cycles"] + s.waits
+    launch = s.pace * np.maximum(work["prompt_tokens"] > sizes["captured"], paced)
+
+    def cycle(b: Any, prompts_s: Any) -> Any:
+        touched = s.experts * coverage(sizes, tokens_in_pass(b, k), shape)[0]
+        read, compute = s.fixed + touched, s.compute_alone + b * s.compute_others + prompts_s
+        passed = np.hypot(read, compute) if knee else read + compute
+        drafts = work["draft_passes"] * (s.draft_alone + b * s.draft_others)
+        return s.verify_alone + b * s.verify_others + drafts + passed
 
     def gather(b: Any) -> Any:
-        """Less what goes; large terms taken apart."""
-        read = s.fixed + s.experts * coverage(sizes, tokens_in_pass(b, work["k"]), s.uneven)[0]
-        own, more = s.compute_alone, b * s.compute_others
-        over = read**2 + own**2 + 2 * own * more  # sqrt(read^2 + (own + more)^2) - more
-        busy = over / (np.hypot(read, own + more) + more) if knee else read + own
-        passes = work["draft_passes"]
-        each = s.verify_others + passes * s.draft_others + s.compute_others
-        cycle = s.verify_alone + passes * s.draft_alone + busy
-        cycle = np.maximum(cycle, s.pace - b * each) if paced else cycle
-        cycle = cycle + s.prefill_pass * taking_in(b, work["cycles"])
-        return work["rate_rps"] * (s.prefill_alone + work["cycles"] * cycle) - room * b
+        """Less what goes."""
+        plain, x = np.maximum(cycle(b, 0.0), s.pace * paced), b / n
+        share = -np.expm1(-x)
+        taking = np.hypot(cycle(b, x / np.maximum(share, 1e-300) * s.prompt_others), launch)
+        own = np.hypot(cycle(b, s.prompt_alone), launch) - cycle(b, 0.0)
+        stays = s.prefill_alone + own + n * (plain + share * (taking - plain))
+        each = s.verify_others + s.compute_others + work["draft_passes"] * s.draft_others
+        return work["rate_rps"] * (stays - b * (s.prompt_others + n * each)) - room * b
 
-    low, high = gather(b * (1 - 1e-6)), gather(b * (1 + 1e-6))
-    return bool(np.all((low >= 0) & (high <= 0)))
+    below, above = (np.asarray(b, np.longdouble) * (1 + step) for step in (-1e-6, 1e-6))
+    return bool(np.all((gather(below) >= 0) & (gather(above) <= 0)))
 
 
 @pytest.mark.parametrize("even", [True, False])
@@ -193,12 +205,13 @@ def test_the_fixed_point_is_met_where_experts_bend_the_law_most(even: bool) -> N
         return np.asarray(np.exp(rng.uniform(np.log(low), np.log(high), n)))
 
     idle, read = 1 - 1 / rng.integers(8, 513, n), between(1e-3, 1)
-    sizes = {"expert": 1.0, "idle": idle, "log_idle": np.log(idle)}
-    work: dict[str, Any] = {"k": rng.integers(0, 3, n), "draft_passes": 0}
-    work["cycles"] = between(1, 1e3)
+    sizes = {"expert": 1.0, "idle": idle, "log_idle": np.log(idle), "captured": np.inf}
+    work: dict[str, Any] = {"k": rng.integers(0, 3, n), "draft_passes": 0, "closed": 0.0}
+    work |= {"cycles": between(1, 1e3), "prompt_tokens": 32.0}
     stages = Stages(
         prefill_alone=read * work["cycles"] * between(1e-6, 1e-2),
-        prefill_pass=read * between(1e-6, 10),
+        prompt_alone=read * between(1e-6, 10),
+        prompt_others=read * between(1e-6, 10),
         verify_alone=read * between(1e-6, 1e-2),
         verify_others=read * between(1e-7, 1e-3),
         fixed=read * between(1e-6, 1e-1),
@@ -208,9 +221,10 @@ def test_the_fixed_point_is_met_where_experts_bend_the_law_most(even: bool) -> N
         uneven=0.0 if even else between(0.1, 100),
     )
     one_more_s = read * (1 - idle) * (work["k"] + 1) * work["cycles"]  # of experts, at first
-    work["rate_rps"] = between(0.2, 5) / one_more_s
+    work["rate_rps"] = np.minimum(between(0.2, 5) / one_more_s, 100 / most_added_s(stages, work))
     room = headroom(work["rate_rps"] * most_added_s(stages, work), 0.01)
-    assert solves(in_flight_at_rate(stages, sizes, work, room), stages, sizes, work, room)
+    b = in_flight_at_rate(stages, sizes, work, room, work["cycles"])
+    assert solves(b, stages, sizes, work, room)
 
 
 @modest
@@ -218,15 +232,16 @@ def test_the_fixed_point_is_met_where_experts_bend_the_law_most(even: bool) -> N
 def test_the_soft_pole_has_a_fixed_point_on_both_sides(
     near: float, x: float, r: float, k: int, m: int, spare: int
 ) -> None:
-    stages = Stages(0.1, 0.05, 1e-3, 1e-4, 1e-3, 0.05, 1e-3, 1e-3, 0.0, 0.0, uneven=r)
+    fixed = Stages(0.06, 0.03, 0.04, 0.02, 1e-3, 1e-4, 1e-3, 0.05, 1e-3, 1e-3, uneven=r)
     work: dict[str, Any] = {"k": k, "draft_passes": 0, "cycles": 40.0, "closed": 0.0}
-    c2 = most_added_s(stages, work)
+    work["prompt_tokens"] = 32.0
+    sizes, c2 = experts(m, spare) | {"captured": np.inf}, most_added_s(fixed, work)
     for share in (1 - 10**near, x):
         rate, room = share / c2, headroom(share, 0.01)
         at = work | {"rate_rps": rate}
-        b = in_flight_at_rate(stages, experts(m, spare), at, room)
+        b = in_flight_at_rate(fixed, sizes, at, room, 40.0)
         others = np.array([1 - 1e-6, 1 + 1e-6]) * b
-        e2e = beside(stages, experts(m, spare), at, others, paced=0.0)[0]
+        e2e = beside(fixed, sizes, at, others, paced=0.0)[0]
         gap = rate * (e2e - others * c2) - room * others
         assert gap[0] >= 0 >= gap[1]
 

@@ -11,9 +11,9 @@ from scipy.optimize import brentq
 
 from bayes_sd.errors import InputError
 from bayes_sd.physics import structures as S
-from bayes_sd.physics.costs import Stages
+from bayes_sd.physics.costs import Stages, scaled
 from bayes_sd.physics.law import FULL, Outcome, capacity_rps, placed_outcome
-from bayes_sd.physics.queue import coverage, taking_in, tokens_in_pass
+from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.physics.structures import Placed, Structure
 
 modest = settings(max_examples=6, deadline=None)  # each solves many fixed points
@@ -61,18 +61,25 @@ def place(structure: Structure, family: str, work: dict[str, Any]) -> Placed:
 
 def answer(placed: Placed, family: str, work: dict[str, Any]) -> Outcome:
     with np.errstate(divide="ignore", invalid="ignore"):  # past the pole, as in answers
-        return placed_outcome(placed, TERMS["queue_cycles"], SIZES[family], work)
+        return placed_outcome(placed, SIZES[family], work)
 
 
 def solve(structure: Structure, family: str, work: dict[str, Any]) -> Outcome:
     return answer(place(structure, family, work), family, work)
 
 
-def verify_s(s: Stages, size: dict[str, float], k: int, b: float) -> float:
-    """Seconds of a pass beside `b` others."""
+def verify_s(s: Stages, size: dict[str, float], k: int, b: float, prompts_s: float = 0.0) -> float:
+    """Seconds of a pass beside `b` others that computes prompts as well."""
     phi, _ = coverage(size, tokens_in_pass(b, k), s.uneven)
-    work = np.hypot(s.fixed + phi * s.experts, s.compute_alone + b * s.compute_others)
+    compute_s = s.compute_alone + b * s.compute_others + prompts_s
+    work = np.hypot(s.fixed + phi * s.experts, compute_s)
     return float(s.verify_alone + b * s.verify_others + work)
+
+
+def taking_in(b: float, stay: float) -> tuple[float, float]:
+    """Share of cycles that take prompts in, beside `b` others who stay so long; prompts in each."""
+    share = -np.expm1(-b / stay)
+    return share, b / stay / share
 
 
 def colocated(family: str, work: dict[str, Any]) -> Outcome:
@@ -220,13 +227,25 @@ def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
     work, size = load(family, 0, k), SIZES[family]
     s = stages_of(family, work)
 
+    def way_s(verify: float, draft: float, b: float, together: bool) -> float:
+        """Latency where so much of verification and of drafting shows."""
+        v, stay = scaled(s, S.VERIFY, verify), work["cycles"] + s.waits
+
+        def cycle_s(prompts_s: float = 0.0) -> float:
+            drafts = k * (s.draft_alone + b * s.draft_others)
+            return verify_s(v, size, k, b, prompts_s) + draft * slower * drafts
+
+        plain = cycle_s()
+        seconds = s.prefill_alone + b * s.prefill_others + stay * plain
+        if together:
+            return seconds + cycle_s(s.prompt_alone + b * s.prompt_others) - plain
+        share, each = taking_in(b, stay) if b else (0.0, 1.0)
+        seconds += stay * share * (cycle_s(each * s.prompt_others) - plain)
+        return seconds + cycle_s(s.prompt_alone) - plain
+
     def own_s(b: float, together: bool = False) -> float:
-        verify = verify_s(s, size, k, b)
-        draft = slower * k * (s.draft_alone + b * s.draft_others)
-        cycle = verify + draft - hidden * min(verify, draft)
-        joining = b if together else work["cycles"] * taking_in(b, work["cycles"])
-        prompts = b * s.prefill_others + joining * s.prefill_pass
-        return float(s.prefill_alone + prompts + work["cycles"] * cycle)
+        shown = 1 - hidden
+        return max(way_s(1.0, shown, b, together), way_s(shown, 1.0, b, together))
 
     structure = S.Asynchronous(wasted=1 - hidden, draft_slowdown=slower)
     rate = share * capacity_rps(place(structure, family, work), work)
@@ -250,8 +269,9 @@ def test_at_a_concurrency_the_server_holds_who_is_not_elsewhere(
 
     def served_s(b: float) -> float:
         cycle = verify_s(s, size, k, b)
-        prompts = b * (s.prefill_others + s.prefill_pass)
-        return float(s.prefill_alone + prompts + work["cycles"] * cycle)
+        prompts = verify_s(s, size, k, b, s.prompt_alone + b * s.prompt_others) - cycle
+        stay = work["cycles"] + s.waits
+        return float(s.prefill_alone + b * s.prefill_others + prompts + stay * cycle)
 
     b = brentq(lambda b: b * (away + served_s(b)) - others * served_s(b), 0.0, others + 1e-9)
     said = answer(placed, family, work)
@@ -272,7 +292,7 @@ def test_throughput_rises_with_concurrency_but_where_graphs_end(
         size = SIZES[family] | changes
         put = structure.drawn(1, lambda name: np.random.default_rng(0))
         placed = put(FULL.stages(TERMS, size, work), size, work)
-        said = placed_outcome(placed, TERMS["queue_cycles"], size, work)
+        said = placed_outcome(placed, size, work)
         return (1 + others) / said.e2e_s
 
     assert (np.diff(throughput()) > 0).all()
@@ -312,11 +332,11 @@ def test_prompts_and_tokens_add_up_with_a_pool() -> None:
     work = load("dense", 0.4, 3)
     said = solve(S.Disaggregated(transfer_s=0.02, bandwidth_gb_per_s=5.0), "dense", work)
     s, rate, n = stages_of("dense", work), work["rate_rps"], work["cycles"]
-    prompt_s = s.prefill_others + s.prefill_pass
+    prompt_s = s.prefill_others + s.prompt_others
     rho = rate * prompt_s
     transfer = 0.02 + SIZES["dense"]["kv_gb"] * work["prompt_tokens"] / 5.0
     wait = rho * prompt_s / (2 * (1 - rho))
-    assert said.ttft_s == pytest.approx(s.prefill_alone + transfer + wait)
+    assert said.ttft_s == pytest.approx(s.prefill_alone + s.prompt_alone + transfer + wait)
     assert said.e2e_s == pytest.approx(said.ttft_s + said.decode_s)
     others = rate * said.decode_s  # those on the decode pool
     drafts = 3 * (s.draft_alone + others * s.draft_others)
@@ -328,6 +348,6 @@ def test_a_slow_prefill_pool_saturates_first() -> None:
     work, slow = load("dense", 0.0, 3), S.Disaggregated(prefill_slowdown=500.0)
     said = solve(slow, "dense", work)
     s = stages_of("dense", work)
-    assert said.c2_s == pytest.approx(500 * (s.prefill_others + s.prefill_pass))
+    assert said.c2_s == pytest.approx(500 * (s.prefill_others + s.prompt_others))
     past = solve(slow, "dense", work | {"rate_rps": 1.1 / said.c2_s})
     assert past.utilization >= 1 and np.isinf(past.e2e_s)
