@@ -21,7 +21,7 @@ from bayes_sd.physics.acceptance import cycles
 from bayes_sd.physics.costs import Stages
 from bayes_sd.physics.law import Law, Outcome, outcome
 
-LAW = Law(("experts", "stalls"))  # arithmetic comes after reading, as here
+LAW = Law(("experts",))  # arithmetic comes after reading, as here
 PARETO_LONGEST = 200
 
 
@@ -56,7 +56,7 @@ class SimulatedServer:
         sizes = {"expert": self.experts_s, "log_idle": log(self.idle), "idle": self.idle}
         with np.errstate(all="ignore"):  # no latency past the pole
             costs = self.stages(k, prompt)
-            return outcome(costs, 1.0, sizes | {"captured": inf}, work, law=LAW)
+            return outcome(costs, sizes | {"captured": inf}, work, law=LAW)
 
     def stages(self, k: int, prompt: Any) -> Stages:
         """Stage costs in seconds that the latency law has for these costs."""
@@ -69,6 +69,7 @@ class SimulatedServer:
             verify_others=self.sequence_s + (k + 1) * self.token_s,
             draft_alone=self.draft_s + self.draft_sequence_s,
             draft_others=self.draft_sequence_s,
+            waits=1.0,
         )
 
 

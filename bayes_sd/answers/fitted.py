@@ -241,6 +241,7 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
     inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
+    inputs["cycles"] = design.run_workload(fit.runs)["cycles"].mean()
     sizes |= design.UNDRAFTED | design.machine(**fit.servers[list(design.MACHINE)].mean())
     stages = whole(fit.law.stages(terms, sizes, inputs))
     tail, rows = (1 - prob) / 2, []

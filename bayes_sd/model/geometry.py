@@ -129,8 +129,8 @@ class CostShares(Transform):
         params, layers = drafters.mean() if len(drafters) else (0.0, 1.0)
         self.sizes |= {"drafter": max(float(params), WEIGHTLESS), "drafter_layers": float(layers)}
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
-        self.workload = {"k": 0.0, **lengths}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
+        self.workload = {"k": 0.0, "cycles": cycles, **lengths}
         self.times = {"prefill": 1.0, "pace": 1.0, "verify": cycles}
         self.times["draft"] = cycles * max(passes, 1.0)
         beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
@@ -158,7 +158,7 @@ class CostShares(Transform):
                 found[term] = ps.log(getattr(costs, stage) * at[stage.split("_")[0]])
         return found
 
-    def _axes(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
+    def _axes(self, values: dict[str, Any], at: Any) -> dict[str, Any]:
         axes = dict(values["value"])  # what is in no sum stands for itself
         parts = {t: axes[t] + unit for t, unit in self._log_unit_costs(axes, at).items()}
         parts |= {t: parts[t] + axes["prefill_token"] for t in RATIOS if t in parts}
@@ -167,7 +167,7 @@ class CostShares(Transform):
             axes |= {_first(one): total, **ratios}
         return {"axes": [axes[t] for t in self.terms]}
 
-    def _logs(self, values: dict[str, Any], at: Any, _: Any) -> dict[str, Any]:
+    def _logs(self, values: dict[str, Any], at: Any) -> dict[str, Any]:
         logs = dict(values["value"])
         units = self._log_unit_costs(logs, at)
         for one in self.sums:

@@ -109,7 +109,7 @@ def _environments(by_name: dict[str, Prior]) -> Any:
     return pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
 
 
-def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any) -> dict[str, Any]:
+def _of_run(law: Law, design: Design, parameters: Any, values: Any) -> dict[str, Any]:
     """What likelihoods take of one run."""
     law = design.fitted_law(law)
     levels = [level for level in (*EFFECT_DIMS, "environment") if level in parameters]
@@ -117,7 +117,7 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any, detach: Any)
     terms, noise = coefficients(design.all_terms(parameters["law"]), **effects), parameters["noise"]
     values = {**values, **design.absent}
     stages = law.stages(terms, values, values)
-    said = outcome(stages, values, values, SOFTNESS, detach, law)
+    said = outcome(stages, values, values, SOFTNESS, law)
     return run_terms(SPREADS, noise, said, values)
 
 
@@ -128,13 +128,13 @@ def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[st
     machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
 
     def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:
-        def costs(parameters: Any, values: Any, _: Any) -> dict[str, Any]:
+        def costs(parameters: Any, values: Any) -> dict[str, Any]:
             of_one = absent | dict(values)
             terms = coefficients(design.all_terms(parameters["law"]))
             stages = whole(law.stages(terms, of_one, values))
             return {"costs": [getattr(stages, name) for name in names]}
 
-        lengths = ("k", "prompt_tokens", "output_tokens")
+        lengths = ("k", "cycles", "prompt_tokens", "output_tokens")
         typical = {n: design.data[n].mean() for n in lengths} | machine
         mean = {n: np.full(len(sizes), value) for n, value in typical.items()}
         columns = {str(name): values.to_numpy(float) for name, values in sizes.items()}

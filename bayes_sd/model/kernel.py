@@ -20,7 +20,6 @@ from pytensor.gradient import DisconnectedType, grad
 from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FrozenFunctionGraph
 from pytensor.graph.op import Op
-from pytensor.graph.replace import clone_replace
 from pytensor.link.numba.cache import _call_cached_ptr, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit, register_funcify_and_cache_key
 
@@ -67,33 +66,25 @@ class Group(NamedTuple):
     level: np.ndarray | int = 0
 
 
-Function = Callable[[dict[str, dict[str, Any]], dict[str, Any], Callable[[Any], Any]], Mapping]
+Function = Callable[[dict[str, dict[str, Any]], dict[str, Any]], Mapping]
 
 
 def per_run(function: Function, groups: Mapping[str, Group], data: Mapping) -> dict[str, Any]:
     """What a function of scalars says of every run, by name, with gradients.
 
-    ``function(parameters, data, detach)`` takes the parameters of each group, and data, by name,
-    and uses operators only; `detach` makes a value constant. A number that it returns becomes a
-    vector (run), a list a matrix (place, run).
+    ``function(parameters, data)`` takes the parameters of each group, and data, by name, and uses
+    operators only. A number that it returns becomes a vector (run), a list a matrix (place, run).
     """
     scalars = {name: {n: ps.float64() for n in group.names} for name, group in groups.items()}
     known = {name: ps.float64() for name in data}
-    detached: dict[Any, Any] = {}
-
-    def detach(value: Any) -> Any:
-        constant = ps.float64()
-        detached[constant] = value
-        return constant
-
-    said = function(scalars, known, detach)
+    said = function(scalars, known)
     matrix = np.array([*data.values()], float)
     levels = [np.broadcast_to(group.level, matrix.shape[1]) for group in groups.values()]
     inputs = [group.values for group in groups.values()]
     single = tuple(isinstance(group.level, int) for group in groups.values())
-    traced = Traced.of(scalars, known, said, detached, single)
+    traced = Traced.of(scalars, known, said, single)
     values = PerRun(traced).make_node(*inputs, np.array(levels, np.int64), matrix).outputs
-    return dict(zip(said, values, strict=False))  # the detached ones come last
+    return dict(zip(said, values, strict=True))
 
 
 class Traced(NamedTuple):
@@ -103,31 +94,24 @@ class Traced(NamedTuple):
     pullback: FrozenFunctionGraph
     parameters: tuple[int, ...]  # how many of each group
     data: int
-    outputs: tuple[int, ...]  # how many places, 0 of a number; the detached values come last
-    detached: int  # how many, which the pullback is given
+    outputs: tuple[int, ...]  # how many places, 0 of a number
     single: tuple[bool, ...]  # whether all runs share the parameters of a group
 
     @classmethod
-    def of(
-        cls, scalars: dict, data: dict, said: Mapping, detached: dict, single: tuple[bool, ...]
-    ) -> "Traced":
-        """Differentiate with the detached values as constants."""
+    def of(cls, scalars: dict, data: dict, said: Mapping, single: tuple[bool, ...]) -> "Traced":
+        """Differentiate."""
         outputs = [o for v in said.values() for o in (v if isinstance(v, list) else [v])]
         parameters = [p for group in scalars.values() for p in group.values()]
         given = [ps.float64() for _ in outputs]
         cost = sum(g * o for g, o in zip(given, outputs, strict=True))
         slopes: Any = grad(cost, parameters, disconnected_inputs="ignore")
-        values = [*outputs, *detached.values()]
-        for constant, value in reversed(detached.items()):
-            values = clone_replace(values, {constant: value})
         inputs = [*parameters, *data.values()]
         return cls(
-            FrozenFunctionGraph.from_io(inputs, values, dedup_nodes=True),
-            FrozenFunctionGraph.from_io([*inputs, *given, *detached], slopes, dedup_nodes=True),
+            FrozenFunctionGraph.from_io(inputs, outputs, dedup_nodes=True),
+            FrozenFunctionGraph.from_io([*inputs, *given], slopes, dedup_nodes=True),
             tuple(len(group) for group in scalars.values()),
             len(data),
-            (*(len(v) if isinstance(v, list) else 0 for v in said.values()), *[0] * len(detached)),
-            len(detached),
+            tuple(len(v) if isinstance(v, list) else 0 for v in said.values()),
             single,
         )
 
@@ -187,8 +171,7 @@ class PerRun(_Loop):
             pt.zeros_like(o) if isinstance(g.type, DisconnectedType) else g
             for o, g in zip(outputs, output_grads, strict=True)
         ]
-        at = len(given) - self.traced.detached
-        node = Pullback(self.traced).make_node(*inputs, *given[:at], *outputs[at:])
+        node = Pullback(self.traced).make_node(*inputs, *given)
         return [*node.outputs, DisconnectedType()(), DisconnectedType()()]
 
     def connection_pattern(self, node: Apply) -> list:
@@ -198,7 +181,7 @@ class PerRun(_Loop):
 
 
 class Pullback(_Loop):
-    """Gradients of the parameters, given those of the values, and the detached values."""
+    """Gradients of the parameters, given those of the values."""
 
 
 def _arrays(op: _Loop) -> tuple[dict[str, str], dict[str, str]]:

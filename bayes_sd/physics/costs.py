@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 PROMPT_TOKENS = 512.0  # prompt length at which prefill slopes are quoted, whatever the curvature
 FLOP_S = 2e-3  # seconds of a multiply and an add for each of 1e9 parameters at 1 TFLOP/s
-OTHERS = ("prefill_others", "prompt_others", "verify_others", "compute_others", "draft_others")
+DECODING = ("verify_others", "compute_others", "draft_others")
+OTHERS = ("prefill_others", "prompt_others", *DECODING)
 VERIFIER = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 
 

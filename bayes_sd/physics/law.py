@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,8 +70,13 @@ class Law:
         total = add(*(p.costs(coefficients, sizes, workload) for p in self._costs))
         total = scaled(total, costs.TIMES, coefficients["factor_slowness"])
         total = scaled(total, costs.OTHERS, coefficients["factor_crowding"])
-        ahead = coefficients["prefills_ahead"] if self.stalls else 1.0
-        return total._replace(waits=coefficients["queue_cycles"], ahead=ahead)
+        waits = coefficients["queue_cycles"]
+        if not self.stalls:
+            return total._replace(waits=waits, ahead=1.0)
+        # Of the others, those that wait for their first token are in no pass yet.
+        n = workload["cycles"]
+        total = scaled(total, costs.DECODING, n / (n + waits))
+        return total._replace(waits=waits, ahead=coefficients["prefills_ahead"])
 
 
 FULL = Law()
@@ -149,12 +154,7 @@ def queue_s(service_s: Any, utilization: Any) -> Any:
 
 
 def outcome(
-    stages: Stages,
-    sizes: Any,
-    workload: Any,
-    softness: float = 0.0,
-    detach: Any = None,
-    law: Law = FULL,
+    stages: Stages, sizes: Any, workload: Any, softness: float = 0.0, law: Law = FULL
 ) -> Outcome:
     r"""Mean latency and TTFT of stage costs at a load.
 
@@ -169,36 +169,26 @@ def outcome(
     together and the next prompts come together, and `ahead` of the others come before a first
     token. A law without the part "stalls" charges prompts in full, those of others to the first
     token, and counts latency from the request's first cycle. Of measured runs ``pass_tokens`` of
-    the workload say how many requests were in flight, while others gathered. `softness` as in
-    `headroom`, `detach` as in `in_flight_at_rate`.
+    the workload say how many requests were in flight, about. `softness` as in `headroom`.
     """
     rate, closed, others = workload["rate_rps"], workload["closed"], workload["others"]
-    c2, n, knee = (
-        most_added_s(stages, workload, law),
-        stay(stages, workload, law),
-        "knee" in law.parts,
-    )
-    room = queue.headroom(rate * c2, softness)
+    c2, n = most_added_s(stages, workload, law), stay(stages, workload, law)
+    room, knee = queue.headroom(rate * c2, softness), "knee" in law.parts
     measured = "pass_tokens" in workload
     paced = workload["pass_tokens"] > sizes["captured"] if measured else None  # else tokens say it
     if not absent(rate):
-
-        def find(paced: Any) -> Any:
-            given = None if law.stalls else stages.prompt_alone
-            if measured and law.stalls:
-                b = workload["pass_tokens"] / (workload["k"] + 1) - 1
-                cost = queue.prompts(stages, sizes, workload, b, paced, knee, n)
-                given = cost.own + cost.others - b * stages.prompt_others
-            found = queue.in_flight_at_rate
-            return found(stages, sizes, workload, room, n, paced, knee, detach, given)
-
+        near = workload["pass_tokens"] / (workload["k"] + 1) - 1 if measured else None
+        find = partial(queue.in_flight_at_rate, stages, sizes, workload, room, n)
+        find = partial(find, knee=knee, stalls=law.stalls, near=near)
         if measured or absent(stages.pace):
-            at_rate = find(paced if measured else 0.0)
+            at_rate = find(paced=paced if measured else 0.0)
         else:
-            at_rate = graphs = find(0.0)  # these come first, where both would sustain the rate
+            at_rate = graphs = find(
+                paced=0.0
+            )  # these come first, where both would sustain the rate
             beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
             if np.any(beyond):
-                at_rate = np.where(beyond, find(1.0), graphs)
+                at_rate = np.where(beyond, find(paced=1.0), graphs)
         others = (1 - closed) * at_rate + closed * others
     e2e, ttft, added = beside(stages, sizes, workload, others, law, paced)
     c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]

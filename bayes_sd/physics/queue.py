@@ -10,6 +10,7 @@ from bayes_sd.physics.costs import Stages, absent, beyond_graphs, larger, times
 TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
 FEW = 1e-8  # prompts a cycle, of which none is a question of digits
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
+STEP_SOFTNESS = 0.05  # of a step whose slope is near 1
 NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
 
 
@@ -177,8 +178,8 @@ def in_flight_at_rate(
     stay: Any,
     paced: Any = 0.0,
     knee: bool = True,
-    detach: Any = None,
-    given: Any = None,
+    stalls: bool = True,
+    near: Any = None,
 ) -> Any:
     r"""Mean requests in flight at an offered rate, when the cost of a pass depends on them.
 
@@ -186,10 +187,10 @@ def in_flight_at_rate(
 
     Where every pass reads as much and prompts cost what they take to compute, the form is closed:
     equation (1), or with the knee the larger root of a quadratic. Else the more are in flight, the
-    more experts a pass reads, and the more prompts it computes beside that: Newton's method, of
-    numbers between bounds. `given` is what prompts cost more than ``B prompt_others``, where that
-    is known; `stay` are the cycles of a request, `room` is ``1 - rate * C2``, positive. `detach`
-    makes a symbolic value constant: the last step, from the solution, has the exact gradient.
+    more experts a pass reads, and the more prompts it computes beside that (if there are `stalls`):
+    Newton's method, of numbers between bounds. Where a run was measured, so that the requests in
+    flight are `near` a known number, one step from there. `stay` are the cycles of a request,
+    `room` is ``1 - rate * C2``, positive.
     """
     s, n, rate, k = stages, stay, workload["rate_rps"], workload["k"]
     own_s = s.prefill_alone + n * (s.verify_alone + workload["draft_passes"] * s.draft_alone)
@@ -197,6 +198,7 @@ def in_flight_at_rate(
     own, wide = (room + busy) * s.compute_alone, room * (room + 2 * busy)
     each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
     gain, hosted = rate / (room + rate * n * each), not (absent(s.pace) or absent(paced))
+    experts = not (absent(s.experts) or absent(sizes["expert"]))
 
     def beside(read: Any, prompts_s: Any) -> tuple[Any, Any, Any]:
         """Requests in flight where passes read and prompts cost so much, and their slopes."""
@@ -219,13 +221,11 @@ def in_flight_at_rate(
     def found(b: Any) -> tuple[Any, Any]:
         """Requests in flight where passes read and prompts cost as beside `b`, and the slope."""
         phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
-        if given is None:
-            cost = prompts(s, sizes, workload, b, paced, knee, n)
-            prompts_s = cost.own + cost.others - b * s.prompt_others
-            by_b = cost.own_more + cost.others_more - s.prompt_others
-        else:
-            prompts_s, by_b = given, 0.0
-        result, by_read, by_prompts = beside(s.fixed + s.experts * phi, prompts_s)
+        cost = prompts(s, sizes, workload, b, paced, knee, n)
+        result, by_read, by_prompts = beside(
+            s.fixed + s.experts * phi, cost.own + cost.others - b * s.prompt_others
+        )
+        by_b = cost.own_more + cost.others_more - s.prompt_others
         return result, by_read * s.experts * more * (k + 1) + by_prompts * by_b
 
     def nearer(b: Any) -> Any:
@@ -233,18 +233,17 @@ def in_flight_at_rate(
         result, slope = found(b)
         return b + (result - b) / (1 - slope)
 
-    experts = not (absent(s.experts) or absent(sizes["expert"]))
-    most = s.prompt_alone + (1 + n) * s.pace  # no cycle takes longer than its parts in turn
-    b, _, _ = beside(s.fixed + s.experts, most if given is None else given)
-    if given is not None and not experts:
+    if near is not None and stalls:
+        result, slope = found(near)
+        return near + (result - near) / headroom(slope, STEP_SOFTNESS)
+    most = (
+        s.prompt_alone + stalls * (1 + n) * s.pace
+    )  # no cycle takes longer than its parts in turn
+    b, _, _ = beside(s.fixed + s.experts, most)
+    if not stalls:
         return b
     if hasattr(b, "settled"):  # symbols of a language that has loops
         return b.settled(nearer, NEWTON_STEPS)
-    if not isinstance(b, float | np.ndarray):
-        for step in range(NEWTON_STEPS):
-            last = detach is not None and step == NEWTON_STEPS - 1
-            b = nearer(detach(b) if last else b)
-        return b
     low, high = 0.0 * b, b
     for _ in range(MOST_STEPS):
         result, slope = found(b)
