@@ -235,7 +235,8 @@ def in_flight_at_rate(
 
     if near is not None and stalls:
         result, slope = found(near)
-        return near + (result - near) / headroom(slope, STEP_SOFTNESS)
+        rising = larger(slope, 0.0)
+        return near + (result - near) / (headroom(rising, STEP_SOFTNESS) + rising - slope)
     most = (
         s.prompt_alone + stalls * (1 + n) * s.pace
     )  # no cycle takes longer than its parts in turn
