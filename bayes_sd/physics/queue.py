@@ -99,10 +99,11 @@ def cycle(
     knee: bool,
     prompts_s: Any = 0.0,
     prompts_more: Any = 0.0,
+    covered: Any = None,
 ) -> Cycle:
     """A cycle beside `others`, whose pass computes prompts for so long, growing with the others."""
     s, k, passes = stages, workload["k"], workload["draft_passes"]
-    phi, more = coverage(sizes, tokens_in_pass(others, k), s.uneven)
+    phi, more = covered or coverage(sizes, tokens_in_pass(others, k), s.uneven)
     read, compute = s.fixed + times(s.experts, phi), s.compute_alone + others * s.compute_others
     seconds, by_read, by_compute = work(read, compute + prompts_s, knee)
     slope = by_read * times(s.experts, more * (k + 1))
@@ -127,7 +128,14 @@ class Prompts(NamedTuple):
 
 
 def prompts(
-    stages: Stages, sizes: Any, workload: Any, others: Any, paced: Any, knee: bool, stay: Any
+    stages: Stages,
+    sizes: Any,
+    workload: Any,
+    others: Any,
+    paced: Any,
+    knee: bool,
+    stay: Any,
+    covered: Any = None,
 ) -> Prompts:
     r"""What the cycles that take in prompts take more than those that do not.
 
@@ -141,12 +149,13 @@ def prompts(
     length end together, and all come in one cycle.
     """
     s, b, t, each = stages, others, together(workload), stages.prompt_others
+    covered = covered or coverage(sizes, tokens_in_pass(b, workload["k"]), s.uneven)
 
     def taking(tokens: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
-        found = cycle(s, sizes, workload, b, knee, prompts_s, more)
+        found = cycle(s, sizes, workload, b, knee, prompts_s, more, covered)
         return found.launched(times(s.pace, larger(beyond_graphs(tokens, sizes), paced)))
 
-    free = cycle(s, sizes, workload, b, knee)
+    free = cycle(s, sizes, workload, b, knee, covered=covered)
     plain = free.paced(times(s.pace, paced))
     mine = taking(workload["prompt_tokens"], s.prompt_alone)
     x = b / (stay + TINY)
@@ -221,7 +230,7 @@ def in_flight_at_rate(
     def found(b: Any) -> tuple[Any, Any]:
         """Requests in flight where passes read and prompts cost as beside `b`, and the slope."""
         phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
-        cost = prompts(s, sizes, workload, b, paced, knee, n)
+        cost = prompts(s, sizes, workload, b, paced, knee, n, (phi, more))
         result, by_read, by_prompts = beside(
             s.fixed + s.experts * phi, cost.own + cost.others - b * s.prompt_others
         )
@@ -246,12 +255,13 @@ def in_flight_at_rate(
     if hasattr(b, "settled"):  # symbols of a language that has loops
         return b.settled(nearer, NEWTON_STEPS)
     low, high = 0.0 * b, b
+    settled = ROOT + 2 * np.finfo(float).eps / np.maximum(room, TINY)  # digits that the pole leaves
     for _ in range(MOST_STEPS):
         result, slope = found(b)
         low, high = np.where(result < b, low, b), np.where(result < b, b, high)
         before, b = b, b + (result - b) / (1 - slope)
         b = np.where((b >= low) & (b <= high), b, (low + high) / 2)
-        if not np.any(np.abs(b - before) > ROOT * np.abs(b)):
+        if not np.any(np.abs(b - before) > settled * np.abs(b)):
             break
     return b
 
