@@ -246,9 +246,8 @@ def in_flight_at_rate(
         result, slope = found(near)
         rising = larger(slope, 0.0)
         return near + (result - near) / (headroom(rising, STEP_SOFTNESS) + rising - slope)
-    most = (
-        s.prompt_alone + stalls * (1 + n) * s.pace
-    )  # no cycle takes longer than its parts in turn
+    # No cycle takes longer than its parts one after the other.
+    most = s.prompt_alone + stalls * (1 + n) * s.pace
     b, _, _ = beside(s.fixed + s.experts, most)
     if not stalls:
         return b
