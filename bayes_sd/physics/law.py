@@ -29,9 +29,8 @@ class Law:
         with experts and several devices), ``experts`` (a pass reads the experts it touches),
         ``tokens`` (verifying costs ``k + 1`` tokens), ``context`` (keys and values are read),
         ``attention`` (prompts cost their square), ``graphs`` (beyond captured graphs the host sets
-        the pace), ``knee`` (computing goes beside reading and
-        overheads; else after them) and ``stalls`` (prefills of others stall decoding; without
-        it they delay the first token).
+        the pace), ``knee`` (computing goes beside reading and overheads; else after them) and
+        ``stalls`` (passes compute prompts of others too; without it these delay the first token).
         ``host`` alone is the law of arXiv 2605.15051, with ``L = C1 / (1 - rate C2)``.
 
     Examples
@@ -183,9 +182,8 @@ def outcome(
         if measured or absent(stages.pace):
             at_rate = find(paced=paced if measured else 0.0)
         else:
-            at_rate = graphs = find(
-                paced=0.0
-            )  # these come first, where both would sustain the rate
+            # Graphs come first, where both would sustain the rate.
+            at_rate = graphs = find(paced=0.0)
             beyond = queue.tokens_in_pass(graphs, workload["k"]) > sizes["captured"]
             if np.any(beyond):
                 at_rate = np.where(beyond, find(paced=1.0), graphs)
