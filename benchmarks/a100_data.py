@@ -9,9 +9,10 @@ import pandas as pd
 import bayes_sd as bsd
 from bayes_sd.runs.schema import Runs
 
-# Non-embedding parameters, layers: the drafter is one layer of the verifier's width.
-SHAPES = {"0.6B": (0.44e9, 28), "1.7B": (1.4e9, 28), "4B": (3.6e9, 36), "8B": (6.95e9, 36),
-          "32B": (31.2e9, 64)}  # fmt: skip
+# Non-embedding parameters, layers, query heads to a key-value head: the drafter is one layer of the
+# verifier's width.
+SHAPES = {"0.6B": (0.44e9, 28, 2), "1.7B": (1.4e9, 28, 2), "4B": (3.6e9, 36, 4),
+          "8B": (6.95e9, 36, 4), "32B": (31.2e9, 64, 8)}  # fmt: skip
 KV_WIDTH = 8 * 128  # key-value heads times head size, the same in all of them
 DEFAULT = Path(__file__).parents[2] / "shared" / "traces" / "qwen3-sd-a100" / "runs.csv"
 HIGHEST_DROPPED = 2  # rates of each sweep at which many requests were cut off
@@ -34,6 +35,7 @@ def table(steady: bool = True) -> pd.DataFrame:
     return rows.assign(
         params=[SHAPES[s][0] for s in size],
         layers=[float(SHAPES[s][1]) for s in size],
+        queries=[float(SHAPES[s][2]) for s in size],
         kv_bytes=[4.0 * KV_WIDTH * SHAPES[s][1] for s in size],
         drafter="one layer of " + size,
         drafter_params=[SHAPES[s][0] / SHAPES[s][1] for s in size],
@@ -57,6 +59,7 @@ def runs(rows: pd.DataFrame, ttft: bool = True) -> Runs:
         columns={
             "verifier": "verifier", "verifier_params": "params", "drafter": "drafter",
             "verifier_layers": "layers", "verifier_kv_bytes": "kv_bytes",
+            "verifier_queries_per_key": "queries",
             "drafter_params": "drafter_params", "draft_tokens": "k", "acceptance_imposed": "alpha",
             "prompt_tokens": "prompt_token_count_mean", "output_tokens": "output_token_count_mean",
             "loop": "loop", "concurrency": "concurrency", "requests": "n_successful",

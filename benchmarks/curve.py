@@ -75,7 +75,8 @@ def proposed(known: bsd.Fit, own: pd.DataFrame, taken: list[int], count: int) ->
     if where not in known.environments:
         where = bsd.Machine("GB200", gpus=int(first["gpus"]))
         sizes = first[["verifier_params", "verifier_active_params", "experts",
-                       "experts_per_token", "verifier_layers", "verifier_kv_bytes"]]  # fmt: skip
+                       "experts_per_token", "verifier_layers", "verifier_kv_bytes",
+                       "verifier_queries_per_key"]]  # fmt: skip
         verifier: Any = bsd.Size(*sizes[:2], *map(int, sizes[2:4]), *sizes[4:])
     else:
         verifier = str(first["verifier"])

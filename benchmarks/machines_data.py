@@ -26,9 +26,11 @@ NAMES = {"Nvidia A100 GPU": "A100 40GB", "Nvidia H100 GPU": "H100", "AMD MI250 G
 PRESET = [1, 2, 4, 8, 16, 32, 64]  # captured where the limit is 64: it explains the slow cells
 UNPUBLISHED = {"openmath": 150.0, "swe_verified": 800.0}  # prompt tokens; guessed
 VOCABULARY, DRAFT_VOCABULARY = 151_936, 32_000
+QUERIES = {"Qwen3-235B-A22B": 16.0, "Qwen3-30B-A3B": 8.0, "Qwen3-32B": 8.0}
 HIDDEN = {"Qwen3-235B-A22B": 4096, "Qwen3-30B-A3B": 2048, "Qwen3-32B": 5120}
 COMMON = ("verifier", "drafter", "drafter_params", "draft_tokens", "acceptance_imposed", "loop",
           "verifier_params", "verifier_active_params", "verifier_layers", "verifier_kv_bytes",
+          "verifier_queries_per_key",
           "experts", "experts_per_token", "family", "workload", "concurrency", "prompt_tokens",
           "output_tokens", "requests", "e2e_mean_s", "environment", "gb_per_s", "tflops", "dies",
           "captured_tokens", "acceptance_length")  # fmt: skip
@@ -53,7 +55,8 @@ def gb200(workload: str = "") -> Runs:
     """Fixed batches with EAGLE-3 on GB200."""
     raw = pd.read_csv(GB200)
     raw = raw[raw["workload"].str.startswith(workload)].reset_index(drop=True)
-    hidden = raw["verifier"].str.split("/").str[-1].map(HIDDEN).to_numpy(float)
+    names = raw["verifier"].str.split("/").str[-1]
+    hidden = names.map(HIDDEN).to_numpy(float)
     plain = raw["k"] == 0
     limits = zip(raw["k"], raw["cudagraph_max_tokens"].astype(int), strict=True)
     unread = hidden * VOCABULARY  # the input embedding
@@ -62,7 +65,8 @@ def gb200(workload: str = "") -> Runs:
         verifier_params=raw["verifier_params"] - unread,
         verifier_active_params=raw["verifier_active_params"] - unread,
         verifier_layers=raw["layers"], verifier_kv_bytes=raw["kv_bytes_per_token"],
-        drafter=np.where(plain, "none", "EAGLE-3 of " + raw["verifier"].str.split("/").str[-1]),
+        verifier_queries_per_key=names.map(QUERIES),
+        drafter=np.where(plain, "none", "EAGLE-3 of " + names),
         drafter_params=np.where(plain, np.nan, 24 * hidden**2 + DRAFT_VOCABULARY * hidden),
         draft_tokens=raw["k"],
         loop="closed", concurrency=raw["batch"], prompt_tokens=lengths.map(UNPUBLISHED),
@@ -92,6 +96,7 @@ def static(machine: str = "") -> Runs:
         verifier_active_params=np.where(moe, 12.9e9, params),
         verifier_layers=[shape.layers for shape in shapes],
         verifier_kv_bytes=[1e9 * shape.kv_gb for shape in shapes],
+        verifier_queries_per_key=[shape.query_width / shape.kv_width for shape in shapes],
         experts=8 * moe, experts_per_token=2 * moe, family=np.where(moe, "moe", "dense"),
         drafter="none", draft_tokens=0, loop="closed", concurrency=cells["batch"],
         prompt_tokens=cells["tokens"], output_tokens=cells["tokens"], requests=cells["batch"],

@@ -31,12 +31,13 @@ BYTES = 2  # a weight, a key, a value
 
 @dataclass(frozen=True)
 class Shape:
-    """What the law needs to know of a model; `kv_width` is key-value heads times head size."""
+    """What the law needs to know of a model; widths are heads times head size."""
 
     params_1e9: float
     layers: int
     kv_width: int
     positions: int = 4096  # or more
+    query_width: int = 4096
 
     @property
     def kv_gb(self) -> float:
@@ -51,10 +52,10 @@ SHAPES = {
     "Mistral-7B-v0.1": Shape(7.24, 32, 1024),
     "Mixtral-8x7B-v0.1": Shape(46.7, 32, 1024),
     "Qwen1.5-7B": Shape(7.72, 32, 4096),
-    "Qwen2-7B": Shape(7.62, 28, 512),
-    "Qwen2-72B": Shape(72.7, 80, 1024),
-    "Llama-2-70b-hf": Shape(68.98, 80, 1024),
-    "Meta-Llama-3-70B": Shape(70.55, 80, 1024),
+    "Qwen2-7B": Shape(7.62, 28, 512, query_width=3584),
+    "Qwen2-72B": Shape(72.7, 80, 1024, query_width=8192),
+    "Llama-2-70b-hf": Shape(68.98, 80, 1024, query_width=8192),
+    "Meta-Llama-3-70B": Shape(70.55, 80, 1024, query_width=8192),
     "DeciLM-7B": Shape(7.04, 32, 512),  # 1 to 4 heads a layer; vLLM stores 4
     "Aquila-7B": Shape(7.3, 32, 4096, 2048),
     "bloom-7b1": Shape(7.07, 30, 4096, 2048),

@@ -15,7 +15,8 @@ from bayes_sd.runs.load import Load
 
 OUTCOMES = ("below", "never", "always", "above", "between", "several")
 # Of the range of loads, to bracket changes of order: experts fill up at its low end.
-GRID = np.unique([*np.linspace(0, 1, 33), *np.geomspace(1e-3, 1, 33)])
+NEAR_END = np.geomspace(1e-3, 1, 17)
+GRID = np.unique([*np.linspace(0, 1, 17), *NEAR_END, *(1 - NEAR_END)])  # of rates, to both ends
 EVEN = np.linspace(0, 1, 9)  # in flight, of dense models within captured graphs: hardly a bend
 TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
 LOWEST = {"rate_rps": 0.0, "concurrency": 1.0}

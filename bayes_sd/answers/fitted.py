@@ -1,6 +1,7 @@
 """The law at measured runs: fitted values and predictions; and tables of what was learned."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import scipy
 from bayes_sd.answers import answer
 from bayes_sd.answers.break_even import BreakEven, break_even
 from bayes_sd.answers.compare import Comparison, compare, default_loads, measured_systems
-from bayes_sd.answers.latency import scatter
+from bayes_sd.answers.latency import by_draws, scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model import design
@@ -77,7 +78,10 @@ def run_outcome(
     columns = np.empty((len(Outcome._fields) + 2, fit.draws, len(table)))
     workloads = design.run_workload(table)
     for _, rows in table.groupby(design.SERVER, dropna=False):
-        first, at = rows.iloc[0], rows.index.to_numpy()
+        at: Any = rows.index.to_numpy()
+        if at[-1] - at[0] == len(at) - 1:  # slices are copied several times as fast
+            at = slice(at[0], at[-1] + 1)
+        first = rows.iloc[0]
         inputs: dict[str, Any] = {name: values[at] for name, values in workloads.items()}
         if inputs["closed"].all():
             inputs["rate_rps"] = 0.0
@@ -91,7 +95,8 @@ def run_outcome(
             del inputs["pass_tokens"]
         terms, law = resolved.coefficients, fit.law
         stages = law.stages(terms, sizes, inputs)
-        said = outcome(stages, sizes, inputs, SOFTNESS, law=law)
+        of = partial(outcome, softness=SOFTNESS, law=law)
+        said = by_draws(of, fit.draws, stages, sizes, inputs)
         requests = rows["requests"].to_numpy(float)
         own, variance = scatter(fit, said, inputs, metric, requests)
         each = (*said, observed_scale(own, variance, requests), variance)

@@ -1,6 +1,6 @@
 """Posterior predictive latency of servers over loads, and what every answer looks like."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from bayes_sd.runs.table import LENGTHS
 
 MEASURED = ("server", *answer.UNITS, "mean_s")  # columns of measured runs
 OF = ("mean", "run", "request")
+BLOCK = 2**14  # numbers of an array at a time: all that the law makes of them stay in cache
 SATURATED = 0.05  # probability from which a sentence leaves a load to the table
 
 
@@ -30,6 +31,38 @@ def cells_of(load: Load) -> dict[str, np.ndarray]:
     cells = load.cells
     sizes = dict(cells.sizes)
     return {str(n): v.set_dims(sizes).values.ravel() for n, v in cells.variables.items()}
+
+
+def by_draws(function: Callable[..., Outcome], draws: int, *given: Any) -> Outcome:
+    """What a function says of arrays (draws, cells), block by block."""
+    cells = max((np.shape(x)[-1] for x in _leaves(given) if np.ndim(x)), default=1)
+    size = max(BLOCK // cells, 2)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        parts = (_cut(given, draws, slice(i, i + size)) for i in range(0, draws, size))
+        blocks = [function(*part) for part in parts]
+    # What does not depend on draws is the same in each block.
+    each = ((x, np.ndim(x[0]) == 2 and len(x[0]) > 1) for x in zip(*blocks, strict=True))
+    return Outcome(*(np.concatenate(x) if drawn else x[0] for x, drawn in each))
+
+
+def _leaves(given: Any) -> Iterator[Any]:
+    """All numbers and arrays in tuples and dictionaries."""
+    if isinstance(given, dict | tuple | list):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from _leaves(each)
+    else:
+        yield given
+
+
+def _cut(given: Any, draws: int, part: slice) -> Any:
+    """A part of the draws of all arrays that have them."""
+    if isinstance(given, dict):
+        return {name: _cut(each, draws, part) for name, each in given.items()}
+    if isinstance(given, tuple | list):
+        each = [_cut(one, draws, part) for one in given]
+        return type(given)(*each) if hasattr(given, "_fields") else each
+    drawn = isinstance(given, np.ndarray) and given.ndim == 2 and len(given) == draws
+    return given[part] if drawn else given
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +98,14 @@ class Arm:
 
     def outcome(self, axis_values: Any = None) -> tuple[Outcome, dict[str, Any]]:
         """What the law says, infinite past the pole, and the workload it says it of."""
-        inputs, resolved = self.inputs(axis_values), self.resolved
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            said = placed_outcome(self.placed(inputs), resolved.sizes, inputs, self.fit.law)
+        inputs, sizes = self.inputs(axis_values), self.resolved.sizes
+
+        def of(placed: Placed, inputs: Any) -> Outcome:
+            said = placed_outcome(placed, sizes, inputs, self.fit.law)
             # Past the pole the fixed point has no root and infinity times zero is not a number.
-            said = said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
-        return said, inputs
+            return said._replace(e2e_s=np.where(said.utilization >= 1, np.inf, said.e2e_s))
+
+        return by_draws(of, self.fit.draws, self.placed(inputs), inputs), inputs
 
     def support(self, said: Outcome) -> np.ndarray:
         """Label of every cell."""

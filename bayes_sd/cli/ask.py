@@ -24,7 +24,7 @@ from bayes_sd.runs.table import LENGTHS
 LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
 SIZE = (
     "Unmeasured: a config.json, a known name (Qwen3-32B), or params=8e9, with commas "
-    "active_params, experts, experts_per_token, layers, kv_bytes."
+    "active_params, experts, experts_per_token, layers, kv_bytes, queries_per_key."
 )
 MACHINE = "Machine nobody measured, by its data sheet: H100, or gb_per_s=1000,tflops=200."
 STRUCTURE = f"Assume {', '.join(NAMES)}; terms as edge:round_trip_s=0.02..0.05."

@@ -26,7 +26,7 @@ NONE = "none"  # the drafter of a plain server, in the run table
 SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
 SIZES = (
     *("verifier_params", "verifier_active_params", "experts", "experts_per_token"),
-    *("verifier_layers", "verifier_kv_bytes"),
+    *("verifier_layers", "verifier_kv_bytes", "verifier_queries_per_key"),
 )
 MACHINE = ("gb_per_s", "tflops", "dies", "captured_tokens", "weight_bits")
 DRAFTER_SIZES = ("drafter_params", "drafter_layers")  # a head has one layer, if nothing is said

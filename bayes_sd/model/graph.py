@@ -123,8 +123,8 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any) -> dict[str,
 
 def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
     """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
-    absent = dict.fromkeys(("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe"), 0.0)
-    absent["drafter_layers"] = 1.0
+    sizes = ("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe")
+    absent = dict.fromkeys(sizes, 0.0) | {"drafter_layers": 1.0, "queries": 1.0}
     machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
 
     def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:

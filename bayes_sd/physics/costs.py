@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PROMPT_TOKENS = 512.0  # prompt length at which prefill slopes are quoted, whatever the curvature
+QUERIES = 4.0  # query heads to a key-value head for which `read_keys` is quoted
 FLOP_S = 2e-3  # seconds of a multiply and an add for each of 1e9 parameters at 1 TFLOP/s
 DECODING = ("verify_others", "compute_others", "draft_others")
 OTHERS = ("prefill_others", "prompt_others", *DECODING)
@@ -18,7 +19,7 @@ class Stages(NamedTuple):
     """Stage costs in seconds.
 
     A pass beside ``B`` others costs ``verify_alone + B verify_others`` and the longer
-    (`bayes_sd.physics.queue.work`) of ``fixed + coverage * experts``, which it takes whatever its
+    (`bayes_sd.physics.queue.Pass`) of ``fixed + coverage * experts``, which it takes whatever its
     tokens, and of ``compute_alone + B compute_others``, with ``prompt_alone`` and ``prompt_others``
     for the prompts that it takes in. `uneven` is how unevenly tokens choose experts, see
     :func:`bayes_sd.physics.queue.coverage`. Beyond captured graphs a cycle takes `pace` or more.
@@ -155,6 +156,8 @@ def _layers(c: Any, m: Any, w: Any) -> Stages:
 
 def _experts(c: Any, m: Any, w: Any) -> Stages:
     """Experts' weights are read as far as a pass touches them, equation (4)."""
+    if absent(m["expert"]):
+        return Stages()
     read = c["read_weights"] * m["expert"] * m["bytes"] / m["gb_per_s"] * c["factor_verify_alone"]
     return Stages(fixed=-read, experts=read, uneven=c["uneven_experts"])
 
@@ -172,9 +175,14 @@ def _tokens(c: Any, m: Any, w: Any) -> Stages:
 
 
 def _context(c: Any, m: Any, w: Any) -> Stages:
-    """Keys and values of ``P + g/2`` tokens are read in every pass."""
+    """Keys and values of ``P + g/2`` tokens are read in every pass, and each query head asks.
+
+    Reading goes with key-value heads, arithmetic and unpacked kernels with query heads: the mean of
+    both, geometric, is what models with 1 to 16 query heads to a key-value head show.
+    """
     tokens = w["prompt_tokens"] + w["output_tokens"] / 2
-    read = c["read_keys"] / m["gb_per_s"] * m["kv_gb"] * tokens * c["factor_verify_others"]
+    keys_gb = m["kv_gb"] * (m["queries"] / QUERIES) ** 0.5
+    read = c["read_keys"] / m["gb_per_s"] * keys_gb * tokens * c["factor_verify_others"]
     return Stages(verify_alone=read, verify_others=read)
 
 

@@ -126,12 +126,14 @@ def beside(
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
     s, n, knee = stages, stay(stages, workload, law), "knee" in law.parts
-    cycle_s, slope, _ = queue.cycle(s, sizes, workload, others, knee).paced(times(s.pace, paced))
     if not law.stalls:
+        free = queue.beside(s, sizes, workload, others).cycle(knee)
+        cycle_s, slope, _ = free.paced(times(s.pace, paced))
         alone_s, each = s.prefill_alone + s.prompt_alone, s.prefill_others + s.prompt_others
         first = alone_s + others * each
         return first + n * cycle_s, first + s.waits * cycle_s, each + n * slope
     cost = queue.prompts(s, sizes, workload, others, paced, knee, n)
+    cycle_s, slope, _ = cost.cycle
     apart, each = 1 - queue.together(workload), s.prefill_others
     running_s = cycle_s + (cost.others + apart * others * each) / (n + queue.TINY)
     first = s.prefill_alone + cost.first + s.waits * running_s
@@ -164,7 +166,7 @@ def outcome(
     A request waits for the rest of a running cycle and has a first one of its own, `w` together
     (`waits`), whose pass takes its prompt in; `n` cycles follow. What prompts add to passes, its
     own and those of others, is :func:`bayes_sd.physics.queue.prompts`, and a cycle is
-    :func:`bayes_sd.physics.queue.cycle`. Where a concurrency is held, answers of one length end
+    :class:`bayes_sd.physics.queue.Pass`. Where a concurrency is held, answers of one length end
     together and the next prompts come together, and `ahead` of the others come before a first
     token. A law without the part "stalls" charges prompts in full, those of others to the first
     token, and counts latency from the request's first cycle. Of measured runs ``pass_tokens`` of
@@ -189,7 +191,7 @@ def outcome(
                 at_rate = np.where(beyond, find(paced=1.0), graphs)
         others = (1 - closed) * at_rate + closed * others
     e2e, ttft, added = beside(stages, sizes, workload, others, law, paced)
-    c1 = beside(stages, sizes, workload, 0.0, law, 0.0)[0]
+    c1 = beside(stages, sizes, {**workload, "together": 0.0}, 0.0, law, 0.0)[0]
     # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
     feedback = room - rate * (added - c2)
     return Outcome(

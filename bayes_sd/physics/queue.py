@@ -10,6 +10,7 @@ from bayes_sd.physics.costs import Stages, absent, beyond_graphs, larger, times
 TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
 FEW = 1e-8  # prompts a cycle, of which none is a question of digits
 ROOT, MOST_STEPS = 1e-10, 200  # relative width of an interval that holds a root
+NEWTON = 1e-7  # relative length of a last step of Newton's method
 STEP_SOFTNESS = 0.05  # of a step whose slope is near 1
 NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
 
@@ -50,21 +51,14 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
     return 1 - idle, idle / spread * rate
 
 
-def work(read_s: Any, compute_s: Any, knee: bool) -> tuple[Any, Any, Any]:
-    """Seconds of a pass, and how they grow with what is read and what is computed.
-
-    With a `knee` both go side by side, ``sqrt(read^2 + compute^2)``, a soft maximum; else one comes
-    after the other.
-    """
-    if not knee:
-        return read_s + compute_s, 1.0, 1.0
-    seconds = (read_s**2 + compute_s**2 + TINY) ** 0.5
-    return seconds, read_s / seconds, compute_s / seconds
-
-
 def together(workload: Any) -> Any:
-    """1 where prompts of others come together: where a concurrency is held, if nothing is said."""
-    return workload.get("together", workload["closed"])
+    """1 where prompts of others come together: where a concurrency is held, if nothing is said.
+
+    A plain number where all loads are of one kind, so that the law skips the other one.
+    """
+    said = workload.get("together", workload["closed"])
+    alike = isinstance(said, np.ndarray) and said.size and said.min() == said.max()
+    return float(said.flat[0]) if alike else said
 
 
 class Cycle(NamedTuple):
@@ -91,35 +85,56 @@ class Cycle(NamedTuple):
         return Cycle(seconds, self.slope * free, self.by_compute * free)
 
 
-def cycle(
-    stages: Stages,
-    sizes: Any,
-    workload: Any,
-    others: Any,
-    knee: bool,
-    prompts_s: Any = 0.0,
-    prompts_more: Any = 0.0,
-    covered: Any = None,
-) -> Cycle:
-    """A cycle beside `others`, whose pass computes prompts for so long, growing with the others."""
+class Pass(NamedTuple):
+    """A cycle's costs beside so many others, s, and how they grow with them: what its verify pass
+    reads (and other time whatever its tokens), what it computes, and all else."""
+
+    read: Any
+    read_more: Any
+    compute: Any
+    compute_more: Any
+    rest: Any
+    rest_more: Any
+
+    def cycle(self, knee: bool, prompts_s: Any = 0.0, prompts_more: Any = 0.0) -> Cycle:
+        """The cycle, if its pass computes prompts for so long too, growing with the others.
+
+        With a `knee` reading and computing go side by side, ``sqrt(read^2 + compute^2)``, a soft
+        maximum; else one comes after the other.
+        """
+        compute, more = self.compute + prompts_s, self.compute_more + prompts_more
+        if not knee:
+            slope = self.rest_more + self.read_more + more
+            return Cycle(self.rest + self.read + compute, slope, 1.0)
+        both = (self.read**2 + compute**2 + TINY) ** 0.5
+        by_compute = compute / both
+        slope = self.rest_more + by_compute * more
+        if not absent(self.read_more):
+            slope = slope + self.read / both * self.read_more
+        return Cycle(self.rest + both, slope, by_compute)
+
+
+def beside(stages: Stages, sizes: Any, workload: Any, others: Any, covered: Any = None) -> Pass:
+    """What a cycle costs beside `others`, whose pass touches such a share of experts."""
     s, k, passes = stages, workload["k"], workload["draft_passes"]
-    phi, more = covered or coverage(sizes, tokens_in_pass(others, k), s.uneven)
-    read, compute = s.fixed + times(s.experts, phi), s.compute_alone + others * s.compute_others
-    seconds, by_read, by_compute = work(read, compute + prompts_s, knee)
-    slope = by_read * times(s.experts, more * (k + 1))
-    slope = slope + by_compute * (s.compute_others + prompts_more)
+    read, read_more = s.fixed, 0.0
+    if not absent(s.experts):
+        phi, more = covered or coverage(sizes, tokens_in_pass(others, k), s.uneven)
+        read, read_more = s.fixed + s.experts * phi, s.experts * more * (k + 1)
     fixed, each = s.verify_alone + passes * s.draft_alone, s.verify_others + passes * s.draft_others
-    return Cycle(fixed + others * each + seconds, each + slope, by_compute)
+    compute = s.compute_alone + others * s.compute_others
+    return Pass(read, read_more, compute, s.compute_others, fixed + others * each, each)
 
 
 class Prompts(NamedTuple):
     """What prompts cost beside so many others, and how that grows with each; s.
 
-    `own` is what a request's own prompt adds to a cycle (where prompts come `together`, those of
-    all), `first` the part that comes before its first token, `others` what those of others that
-    come at a rate add to a request in all.
+    `cycle` is one that takes none in. `own` is what a request's own prompt adds to a cycle (where
+    prompts come `together`, those of all), `first` the part that comes before its first token,
+    `others` what those of others that come at a rate add to a request in all.
     """
 
+    cycle: Cycle
     own: Any
     own_more: Any
     first: Any
@@ -149,26 +164,28 @@ def prompts(
     length end together, and all come in one cycle.
     """
     s, b, t, each = stages, others, together(workload), stages.prompt_others
-    covered = covered or coverage(sizes, tokens_in_pass(b, workload["k"]), s.uneven)
+    loaded = beside(s, sizes, workload, b, covered)
 
     def taking(tokens: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
-        found = cycle(s, sizes, workload, b, knee, prompts_s, more, covered)
+        found = loaded.cycle(knee, prompts_s, more)
         return found.launched(times(s.pace, larger(beyond_graphs(tokens, sizes), paced)))
 
-    free = cycle(s, sizes, workload, b, knee, covered=covered)
+    free = loaded.cycle(knee)
     plain = free.paced(times(s.pace, paced))
     mine = taking(workload["prompt_tokens"], s.prompt_alone)
-    x = b / (stay + TINY)
-    some_x = x + FEW  # else the last digits of 1 - left are lost
-    left = np.exp(-some_x) if isinstance(x, float | np.ndarray) else np.e**-some_x  # symbols
-    in_one = some_x / (1 - left)
-    share = x / in_one
-    some = taking(workload["prompt_tokens"], in_one * each)
-    apart = stay * share * (some.seconds - plain.seconds)
-    apart_more = left * (some.seconds - plain.seconds) + stay * share * (some.slope - plain.slope)
-    apart_more = apart_more + (1 - in_one * left) * some.by_compute * each
     own, own_more = mine.seconds - free.seconds, mine.slope - free.slope
-    first = own
+    first, apart, apart_more = own, 0.0, 0.0
+    if not absent(1 - t):
+        x = b / (stay + TINY)
+        some_x = x + FEW  # else the last digits of 1 - left are lost
+        left = np.exp(-some_x) if isinstance(x, float | np.ndarray) else np.e**-some_x  # symbols
+        in_one = some_x / (1 - left)
+        share = x / in_one
+        some = taking(workload["prompt_tokens"], in_one * each)
+        added_s, added_slope = some.seconds - plain.seconds, some.slope - plain.slope
+        apart_more = left * added_s + stay * share * added_slope
+        apart_more = (1 - t) * (apart_more + (1 - in_one * left) * some.by_compute * each)
+        apart = (1 - t) * stay * share * added_s
     if not absent(t):
         tokens = workload["prompt_tokens"] * (1 + b)
         whole = taking(tokens, s.prompt_alone + b * each, each)
@@ -176,7 +193,7 @@ def prompts(
         first = own + t * (ahead.seconds - mine.seconds)
         own = own + t * (whole.seconds - mine.seconds)
         own_more = own_more + t * (whole.slope - mine.slope)
-    return Prompts(own, own_more, first, (1 - t) * apart, (1 - t) * apart_more)
+    return Prompts(plain, own, own_more, first, apart, apart_more)
 
 
 def in_flight_at_rate(
@@ -207,9 +224,8 @@ def in_flight_at_rate(
     own, wide = (room + busy) * s.compute_alone, room * (room + 2 * busy)
     each = s.verify_others + workload["draft_passes"] * s.draft_others + s.compute_others
     gain, hosted = rate / (room + rate * n * each), not (absent(s.pace) or absent(paced))
-    experts = not (absent(s.experts) or absent(sizes["expert"]))
 
-    def beside(read: Any, prompts_s: Any) -> tuple[Any, Any, Any]:
+    def in_flight(read: Any, prompts_s: Any) -> tuple[Any, Any, Any]:
         """Requests in flight where passes read and prompts cost so much, and their slopes."""
         alone = own_s + prompts_s
         if not knee:
@@ -229,9 +245,11 @@ def in_flight_at_rate(
 
     def found(b: Any) -> tuple[Any, Any]:
         """Requests in flight where passes read and prompts cost as beside `b`, and the slope."""
-        phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven) if experts else (1.0, 0.0)
+        phi, more = (1.0, 0.0)
+        if not absent(s.experts):
+            phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven)
         cost = prompts(s, sizes, workload, b, paced, knee, n, (phi, more))
-        result, by_read, by_prompts = beside(
+        result, by_read, by_prompts = in_flight(
             s.fixed + s.experts * phi, cost.own + cost.others - b * s.prompt_others
         )
         by_b = cost.own_more + cost.others_more - s.prompt_others
@@ -248,19 +266,21 @@ def in_flight_at_rate(
         return near + (result - near) / (headroom(rising, STEP_SOFTNESS) + rising - slope)
     # No cycle takes longer than its parts one after the other.
     most = s.prompt_alone + stalls * (1 + n) * s.pace
-    b, _, _ = beside(s.fixed + s.experts, most)
+    b, _, _ = in_flight(s.fixed + s.experts, most)
     if not stalls:
         return b
     if hasattr(b, "settled"):  # symbols of a language that has loops
         return b.settled(nearer, NEWTON_STEPS)
     low, high = 0.0 * b, b
     settled = ROOT + 2 * np.finfo(float).eps / np.maximum(room, TINY)  # digits that the pole leaves
+    enough = np.maximum(NEWTON * room, settled)  # Newton's method squares what is missing
     for _ in range(MOST_STEPS):
         result, slope = found(b)
         low, high = np.where(result < b, low, b), np.where(result < b, b, high)
         before, b = b, b + (result - b) / (1 - slope)
-        b = np.where((b >= low) & (b <= high), b, (low + high) / 2)
-        if not np.any(np.abs(b - before) > settled * np.abs(b)):
+        between = (b >= low) & (b <= high)
+        b = np.where(between, b, (low + high) / 2)
+        if not np.any(np.abs(b - before) > np.where(between, enough, settled) * np.abs(b)):
             break
     return b
 

@@ -52,7 +52,7 @@ def sizes_of(content: Any) -> dict[str, Any]:
     if odd := next(filter(c.get, UNLIKE), None):
         raise InputError(f"{odd} makes blocks unlike")
     hidden, kinds, experts = _whole(c, "hidden_size"), _layers(c), _whole(c, *EXPERTS, default=0)
-    attention, kv_values, columns = _attention(c, hidden, [k for k in kinds if k in KINDS])
+    attention, kv_values, columns, queries = _attention(c, hidden, [k for k in kinds if k in KINDS])
     first, step = _whole(c, "first_k_dense_replace", default=0), _whole(c, *SPARSE_STEP, default=1)
     layers: float = len(kinds)
     sparse = max(len(kinds) - first, 0) // step if experts else 0
@@ -83,9 +83,10 @@ def sizes_of(content: Any) -> dict[str, Any]:
     # Of keys and values that the checkpoint has in fewer than 16 bits.
     scheme = _as(dict, _as(dict, c.get("quantization_config")).get("kv_cache_scheme"))
     kv_bytes = growing * kv_values * _whole(scheme, "num_bits", default=16) / 8
-    counts = {"experts": experts if sparse else 0, "experts_per_token": per_token}
+    counts: dict[str, Any] = {"experts": experts if sparse else 0, "experts_per_token": per_token}
     counts |= {"params": total, "active_params": total - routed + per_token * expert}
-    return counts | {"layers": layers, "kv_bytes": kv_bytes, "weight_bits": bits}
+    counts |= {"layers": layers, "kv_bytes": kv_bytes, "queries_per_key": queries}
+    return counts | {"weight_bits": bits}
 
 
 def is_head(drafter: str) -> bool:
@@ -203,8 +204,9 @@ def _layers(c: Mapping[str, Any]) -> list[Any]:
     return kinds
 
 
-def _attention(c: Mapping[str, Any], hidden: int, kinds: list[Any]) -> tuple[int, int, int]:
-    """Parameters of all layers' attention; values that one keeps of a token; columns one reads."""
+def _attention(c: Mapping[str, Any], hidden: int, kinds: list[Any]) -> tuple[int, int, int, float]:
+    """Parameters of all layers' attention; values that one keeps of a token; columns one reads;
+    query heads that share what is kept."""
     heads, linear = _whole(c, "num_attention_heads"), kinds.count(LINEAR)
     if c.get("kv_lora_rank") is not None:  # latent attention keeps what it projects from
         shape = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
@@ -212,7 +214,7 @@ def _attention(c: Mapping[str, Any], hidden: int, kinds: list[Any]) -> tuple[int
         low, query = _whole(c, "q_lora_rank", default=0), heads * (nope + rope)
         params = hidden * (rank + rope + heads * inner) + rank * heads * (nope + inner)
         params += low * (hidden + query) if low else hidden * query
-        return len(kinds) * params, rank + rope, (low or query) + rank + rope
+        return len(kinds) * params, rank + rope, (low or query) + rank + rope, heads
     head = _whole(c, "head_dim", default=max(hidden // heads, 1))
     kv_heads = _whole(c, "num_key_value_heads", default=heads)
     if heads % kv_heads:
@@ -223,7 +225,7 @@ def _attention(c: Mapping[str, Any], hidden: int, kinds: list[Any]) -> tuple[int
         value = _whole(c, "linear_num_value_heads") * _whole(c, "linear_value_head_dim")
         one = hidden * head * (3 * heads + 2 * kv_heads)
         params = (len(kinds) - linear) * one + linear * hidden * (2 * key + 3 * value)
-    return params, kv_values, head * (heads + 2 * kv_heads)
+    return params, kv_values, head * (heads + 2 * kv_heads), heads / kv_heads
 
 
 def _plain(name: str) -> str:

@@ -160,6 +160,7 @@ class Configuration(BaseModel):
     verifier_active_params: Positive = column("parameters used for one token")
     verifier_layers: Positive = column("layers; missing: assumed from the size")
     verifier_kv_bytes: Positive = column("keys and values of one token, or missing")
+    verifier_queries_per_key: Positive = column("query heads to a key-value head, or missing")
     experts: Count = column("experts in a layer, 0 if dense", 0)
     experts_per_token: Count = column("experts routed to, 0 if dense", 0)
     drafter: Text = column("model that drafts, 'none' if plain", NO_DRAFTER)

@@ -55,7 +55,7 @@ SIZES = {
     "environment": ("gb_per_s", "gpus", "machine"),  # of several reasons the last is told
     "verifier": (
         *("verifier_params", "verifier_active_params", "family", "experts", "experts_per_token"),
-        *("verifier_layers", "verifier_kv_bytes"),
+        *("verifier_layers", "verifier_kv_bytes", "verifier_queries_per_key"),
     ),
     "drafter": ("drafter_params", "drafter_layers"),
 }

@@ -36,6 +36,12 @@ def typical_kv_gb(active: Any, layers: Any) -> Any:
     return 4e-9 * layers * narrow
 
 
+def typical_queries(active: Any, layers: Any, kv_gb: Any) -> Any:
+    """Query heads to a key-value head, of heads as wide together as the model; 1 or more."""
+    width = (active * GIGA / (12 * layers)) ** 0.5
+    return np.maximum(width * 4e-9 * layers / kv_gb, 1.0)
+
+
 def features(
     params: Any,
     active: Any,
@@ -43,6 +49,7 @@ def features(
     per_token: Any = 0,
     layers: Any = np.nan,
     kv_bytes: Any = np.nan,
+    queries_per_key: Any = np.nan,
 ) -> dict[str, Any]:
     """What the cost law knows of models, in 1e9; typical depth where it is NaN.
 
@@ -56,6 +63,8 @@ def features(
     expert = np.where(moe, (params - active) / idle, 0.0)
     layers, kv_gb = np.asarray(layers, float), np.asarray(kv_bytes, float) / GIGA
     layers = np.where(np.isnan(layers), typical_layers(active, params), layers)
+    kv_gb = np.where(np.isnan(kv_gb), typical_kv_gb(active, layers), kv_gb)
+    queries = np.asarray(queries_per_key, float)
     return {
         "active": active,
         "shared": params - expert,
@@ -64,7 +73,8 @@ def features(
         "log_idle": np.log(idle),
         "moe": moe.astype(float),
         "layers": layers,
-        "kv_gb": np.where(np.isnan(kv_gb), typical_kv_gb(active, layers), kv_gb),
+        "kv_gb": kv_gb,
+        "queries": np.where(np.isnan(queries), typical_queries(active, layers, kv_gb), queries),
     }
 
 
@@ -98,6 +108,8 @@ class Size:
     layers, kv_bytes : float, optional
         Layers, and bytes of one token's keys and values; by default what is typical at this size,
         which can be off by 50% and by a factor of 3.
+    queries_per_key : float, optional
+        Query heads that share a key-value head; by default as for heads as wide as the model.
     weight_bits : float, optional
         Bits of a weight on average, with the scales of blocks of weights; by default 16. The
         weights are ``params * weight_bits / 8`` bytes.
@@ -117,6 +129,7 @@ class Size:
     experts_per_token: int = 0
     layers: float | None = None
     kv_bytes: float | None = None
+    queries_per_key: float | None = None
     weight_bits: float | None = None
     name: str = ""
 
@@ -221,7 +234,8 @@ class Size:
 
     def features(self) -> dict[str, float]:
         """What the cost law knows of this model, see ``bayes_sd.runs.sizes.features``."""
-        depth = [np.nan if x is None else x for x in (self.layers, self.kv_bytes)]
+        known = (self.layers, self.kv_bytes, self.queries_per_key)
+        depth = [np.nan if x is None else x for x in known]
         values = features(self.params, self.active, self.experts, self.experts_per_token, *depth)
         return {name: float(value) for name, value in values.items()}
 

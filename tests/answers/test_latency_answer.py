@@ -7,9 +7,11 @@ import pytest
 from closed_forms import latency_open
 from questions import MOE, MOE_PLAIN, NEW, PAIRS, PLAIN, SAMPLE, SD, changed, in_flight, law, rps
 
+from bayes_sd.answers import latency
 from bayes_sd.answers.latency import arm_of, scatter
 from bayes_sd.answers.servers import Server
 from bayes_sd.fit import Fit
+from bayes_sd.physics import queue
 from bayes_sd.physics.noise import NU
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.sizes import Size
@@ -54,6 +56,31 @@ def test_alone_and_in_a_crowd_a_server_obeys_the_linear_law(fit: Fit) -> None:
     alone_s, many_s, more_s = arm.outcome()[0].e2e_s.T
     np.testing.assert_allclose(alone_s, idle.c1_s.ravel(), rtol=1e-9)
     np.testing.assert_allclose((more_s - many_s) / 10_000, idle.c2_s.ravel(), rtol=1e-3)
+
+
+def test_draws_are_answered_in_blocks_as_all_at_once(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for load in (rps(0.5, 1.0, 3.0), in_flight(1, 8)):
+        arm = arm_of(fit, MOE, load, extrapolate=True)
+        whole = arm.outcome()[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(latency, "BLOCK", 100)  # of 480 draws
+            parts = arm.outcome()[0]
+        for name, expected in whole._asdict().items():
+            np.testing.assert_allclose(getattr(parts, name), expected, rtol=1e-8, err_msg=name)
+
+
+def test_requests_in_flight_take_few_steps(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to where a mixture of experts saturates: by halves it would take 33."""
+    asked: list[int] = []
+    coverage, capacity = queue.coverage, poles(fit, MOE).min()
+    for share in (0.01, 0.5, 0.9, 0.999, 1 - 1e-9):
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "coverage", lambda *given: asked.append(1) or coverage(*given))
+            asked.clear()
+            law(fit, MOE, share * capacity)
+        assert len(asked) <= 20, share
 
 
 def test_a_mixture_under_load_touches_more_experts(fit: Fit) -> None:

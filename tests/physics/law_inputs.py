@@ -42,7 +42,13 @@ FACTORS = {
 TERMS = TIMES | RATIOS | FACTORS
 MACHINE = {"gb_per_s": 1000.0, "tflops": 25.0, "dies": 2.0, "captured": np.inf}
 MACHINE |= {"bytes": 2.0, "drafter_bytes": 2.0}
-REST = {"drafter": 0.5, "drafter_layers": 1.0, "layers": 32.0, "kv_gb": 1.3e-4} | MACHINE
+REST = {
+    "drafter": 0.5,
+    "drafter_layers": 1.0,
+    "layers": 32.0,
+    "kv_gb": 1.3e-4,
+    "queries": 8.0,
+} | MACHINE
 DENSE = {"moe": 0.0, "active": 8.0, "shared": 8.0, "expert": 0.0, "idle": 0.5}
 MOE = {"moe": 1.0, "active": 3.0, "shared": 1.0, "expert": 29.0, "idle": 0.9375}
 SIZES: dict[str, dict[str, float]] = {

@@ -44,7 +44,7 @@ def by_hand(
     each_layer = t["overhead_verify_alone"]
     each_layer += t["overhead_experts"] * m["moe"] + t["overhead_parallel"] * (m["dies"] > 1)
     launch = slow * (layers * each_layer + t["overhead_pass"]) * t["factor_verify_alone"]
-    sequence = (k + 1) * layers * t["overhead_token"] + keys * m["kv_gb"] * (p + g / 2)
+    sequence = (k + 1) * layers * t["overhead_token"] + keys * m["kv_gb"] * 2**0.5 * (p + g / 2)
     sequence *= t["factor_verify_others"]
     draft = m["drafter_layers"] * t["overhead_draft_alone"]
     draft += gb * m["drafter_bytes"] * t["read_weights"] * d
@@ -412,7 +412,7 @@ def test_stalls_only_say_when_the_others_prefills_are_waited_for() -> None:
     waiting = says("dense", Law(("layers", "tokens")), **load)
     stalling = says("dense", Law(("layers", "tokens", "stalls")), **load)
     parts = Law(("layers", "tokens")).stages(TERMS, SIZES["dense"], WORK)
-    cycle_s = queue.cycle(parts, SIZES["dense"], WORK, 6.0, False).seconds
+    cycle_s = queue.beside(parts, SIZES["dense"], WORK, 6.0).cycle(False).seconds
     before_s, decoded = TERMS["queue_cycles"] * cycle_s, stay(parts, WORK)
     # Of six others those that wait are in no pass.
     fewer_s = decoded * 6 * (1 - WORK["cycles"] / decoded) * parts.verify_others
@@ -436,9 +436,9 @@ def test_prompts_wait_for_each_other_where_a_concurrency_is_held_and_only_there(
     assert ttft(work, 0.0) == ttft(work, 1.0)
     (none, before), (all_of_them, after) = ttft(held, 0.0), ttft(held, 1.0)
     stages = FULL.stages(TERMS, size, held)
+    loaded = queue.beside(stages, size, held, 27.0)
     alone, long = (
-        queue.cycle(stages, size, held, 27.0, True, stages.prompt_alone + n * stages.prompt_others)
-        for n in (0, 27)
+        loaded.cycle(True, stages.prompt_alone + n * stages.prompt_others) for n in (0, 27)
     )
     ahead_s = 27 * stages.prefill_others + long.seconds - alone.seconds
     assert all_of_them - none == pytest.approx(ahead_s) and before == pytest.approx(after)

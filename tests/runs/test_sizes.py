@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,20 @@ def test_how_wrong_the_typical_depth_is(
     assert kv_gb * 1e9 / size.kv_bytes - 1 == pytest.approx(kv_off, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "typical"), [("Llama-3.1-8B", 4.2), ("Qwen3-32B", 6.2), ("Qwen3-0.6B", 1.1)]
+)
+def test_query_heads_where_nothing_is_said_are_those_of_the_width(
+    name: str, typical: float
+) -> None:
+    """They have 4, 8 and 2: heads of small models are wider together than the model."""
+    size = Size.read(name)
+    unsaid = replace(size, queries_per_key=None).features()
+    assert unsaid["queries"] == pytest.approx(typical, abs=0.1)
+    assert size.features()["queries"] == size.queries_per_key
+    assert replace(size, queries_per_key=None, kv_bytes=1e9).features()["queries"] == 1
+
+
 @settings(max_examples=40)
 @given(size=st.floats(0.01, 100.0), share=st.floats(0.05, 1.0))
 def test_typical_shapes_grow_with_size(size: float, share: float) -> None:
@@ -242,18 +257,19 @@ def test_sizes_of_known_models_are_those_published(names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kv_bytes"),
+    ("name", "kv_bytes", "queries"),
     [
-        ("DeepSeek-R1", 61 * 2 * (512 + 64)),  # latent
-        ("gpt-oss-120b", 18 * 4 * 8 * 64),  # every second of 36 layers has a window of 128
-        ("Gemma-3-27B", 10 * 4 * 16 * 128),  # every sixth of 62 keeps all
-        ("Qwen3-Next-80B-A3B", 12 * 4 * 2 * 256),  # every fourth is not linear
-        ("Llama-4-Scout-17B-16E", 48 * 4 * 8 * 128),  # chunks of 8,192 hold most requests
-        ("Nemotron-3-Nano-30B-A3B", 6 * 4 * 2 * 128),  # of 52 blocks 6 have attention
+        ("DeepSeek-R1", 61 * 2 * (512 + 64), 128),  # latent
+        ("gpt-oss-120b", 18 * 4 * 8 * 64, 8),  # every second of 36 layers has a window of 128
+        ("Gemma-3-27B", 10 * 4 * 16 * 128, 2),  # every sixth of 62 keeps all
+        ("Qwen3-Next-80B-A3B", 12 * 4 * 2 * 256, 8),  # every fourth is not linear
+        ("Llama-4-Scout-17B-16E", 48 * 4 * 8 * 128, 5),  # chunks of 8,192 hold most requests
+        ("Nemotron-3-Nano-30B-A3B", 6 * 4 * 2 * 128, 16),  # of 52 blocks 6 have attention
     ],
 )
-def test_keys_and_values_of_layers_that_keep_all(name: str, kv_bytes: int) -> None:
-    assert Size.read(name).kv_bytes == kv_bytes
+def test_keys_and_values_of_layers_that_keep_all(name: str, kv_bytes: int, queries: int) -> None:
+    size = Size.read(name)
+    assert (size.kv_bytes, size.queries_per_key) == (kv_bytes, queries)
 
 
 @pytest.mark.parametrize(
