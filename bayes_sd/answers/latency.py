@@ -35,14 +35,18 @@ def cells_of(load: Load) -> dict[str, np.ndarray]:
 
 def by_draws(function: Callable[..., Outcome], draws: int, *given: Any) -> Outcome:
     """What a function says of arrays (draws, cells), block by block."""
-    cells = max((np.shape(x)[-1] for x in _leaves(given) if np.ndim(x)), default=1)
-    size = max(BLOCK // cells, 2)
+    arrays = [x for x in _leaves(given) if isinstance(x, np.ndarray) and x.ndim]
+    drawn = any(_drawn(x, draws) for x in arrays)  # not where the page traces the law
+    size = max(BLOCK // max(x.shape[-1] for x in arrays), 2) if drawn else draws
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         parts = (_cut(given, draws, slice(i, i + size)) for i in range(0, draws, size))
         blocks = [function(*part) for part in parts]
+    if len(blocks) == 1:
+        return blocks[0]
     # What does not depend on draws is the same in each block.
-    each = ((x, np.ndim(x[0]) == 2 and len(x[0]) > 1) for x in zip(*blocks, strict=True))
-    return Outcome(*(np.concatenate(x) if drawn else x[0] for x, drawn in each))
+    each = zip(*blocks, strict=True)
+    full = ((x, np.ndim(x[0]) == 2 and len(x[0]) == size) for x in each)
+    return Outcome(*(np.concatenate(x) if whole else x[0] for x, whole in full))
 
 
 def _leaves(given: Any) -> Iterator[Any]:
@@ -61,8 +65,12 @@ def _cut(given: Any, draws: int, part: slice) -> Any:
     if isinstance(given, tuple | list):
         each = [_cut(one, draws, part) for one in given]
         return type(given)(*each) if hasattr(given, "_fields") else each
-    drawn = isinstance(given, np.ndarray) and given.ndim == 2 and len(given) == draws
-    return given[part] if drawn else given
+    return given[part] if _drawn(given, draws) else given
+
+
+def _drawn(given: Any, draws: int) -> bool:
+    """Whether it is an array (draws, cells)."""
+    return isinstance(given, np.ndarray) and given.ndim == 2 and len(given) == draws
 
 
 @dataclass(frozen=True, eq=False)
