@@ -18,6 +18,7 @@ OUTCOMES = ("below", "never", "always", "above", "between", "several")
 NEAR_END = np.geomspace(1e-3, 1, 17)
 GRID = np.unique([*np.linspace(0, 1, 17), *NEAR_END, *(1 - NEAR_END)])  # of rates, to both ends
 EVEN = np.linspace(0, 1, 9)  # in flight, of dense models within captured graphs: hardly a bend
+TURNS = 4  # of a draw, where its gain is asked for besides
 TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one
 LOWEST = {"rate_rps": 0.0, "concurrency": 1.0}
 UNUSUAL = 0.05  # probability of other orders than one change from which a sentence shows loads
@@ -227,9 +228,16 @@ def break_even(
 
 
 def turns(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where parabolas through three neighbours turn: two changes of sign may hide beside them."""
+    """Where parabolas through three neighbours turn: two changes of sign may hide beside them.
+
+    Of each row those that come nearest to zero, or beyond, as seen from between them.
+    """
     slope = np.diff(y) / np.diff(x)
     middle = (x[:, 1:] + x[:, :-1]) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        turn = middle[:, :-1] - slope[:, :-1] * np.diff(middle) / np.diff(slope)
-    return np.clip(np.where(np.isnan(turn), x[:, 1:-1], turn), x[:, :-2], x[:, 2:])
+        bend = np.diff(slope) / np.diff(middle)
+        turn = np.where(bend == 0, x[:, 1:-1], middle[:, :-1] - slope[:, :-1] / bend)
+        turn = np.clip(np.where(np.isnan(turn), x[:, 1:-1], turn), x[:, :-2], x[:, 2:])
+        left = 1 - bend * (turn - x[:, 1:-1]) ** 2 / (2 * y[:, 1:-1])
+    near = np.argsort(np.where(np.isnan(left), np.inf, left), axis=1)[:, :TURNS]
+    return np.take_along_axis(turn, near, axis=1)
