@@ -154,14 +154,14 @@ def prompts(
 ) -> Prompts:
     r"""What the cycles that take in prompts take more than those that do not.
 
-    .. math:: own = cycle(p) - cycle, \qquad
+    .. math:: own = cycle(p + x p) - cycle - \frac{others}{N}, \qquad
         others = N (1 - e^{-x}) \Big(cycle\Big(\frac{x p}{1 - e^{-x}}\Big) - cycle\Big), \quad
         x = \frac{B}{N}
 
     A pass computes prompts beside what it reads, those of one cycle together; prompts longer than
     captured graphs are launched. At a rate each of `B` others has come once within the `N` cycles
-    that a request stays, so that `x` come in one; where a concurrency is held, answers of one
-    length end together, and all come in one cycle.
+    that a request stays, so that `x` come in one: that of its own prompt, and the rest, which are
+    as any. Where a concurrency is held, answers of one length end together, and all come in one.
     """
     s, b, t, each = stages, others, together(workload), stages.prompt_others
     loaded = beside(s, sizes, workload, b, covered)
@@ -170,13 +170,15 @@ def prompts(
         found = loaded.cycle(knee, prompts_s, more)
         return found.launched(times(s.pace, larger(beyond_graphs(tokens, sizes), paced)))
 
-    free = loaded.cycle(knee)
-    plain = free.paced(times(s.pace, paced))
-    mine = taking(workload["prompt_tokens"], s.prompt_alone)
-    own, own_more = mine.seconds - free.seconds, mine.slope - free.slope
-    first, apart, apart_more = own, 0.0, 0.0
+    plain = loaded.cycle(knee).paced(times(s.pace, paced))
+    x, apart, apart_more = b / (stay + TINY), 0.0, 0.0
+    mine = taking(
+        workload["prompt_tokens"],
+        s.prompt_alone + (1 - t) * x * each,
+        (1 - t) * each / (stay + TINY),
+    )
+    own, own_more = mine.seconds - plain.seconds, mine.slope - plain.slope
     if not absent(1 - t):
-        x = b / (stay + TINY)
         some_x = x + FEW  # else the last digits of 1 - left are lost
         left = np.exp(-some_x) if isinstance(x, float | np.ndarray) else np.e**-some_x  # symbols
         in_one = some_x / (1 - left)
@@ -186,6 +188,8 @@ def prompts(
         apart_more = left * added_s + stay * share * added_slope
         apart_more = (1 - t) * (apart_more + (1 - in_one * left) * some.by_compute * each)
         apart = (1 - t) * stay * share * added_s
+        own, own_more = own - apart / (stay + TINY), own_more - apart_more / (stay + TINY)
+    first = own
     if not absent(t):
         tokens = workload["prompt_tokens"] * (1 + b)
         whole = taking(tokens, s.prompt_alone + b * each, each)

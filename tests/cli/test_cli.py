@@ -30,7 +30,7 @@ QUESTIONS = {
     "compare": ["-k", "2"],
     "schedule": ["-k", "0,2"],
     "capacity": ["-k", "0,5", "--slo", "2", "--rps", "10", "--price", "2"],
-    "next-runs": ["-k", "0,2", "--rps", "7,9"],
+    "next-runs": ["-k", "0,2", "--rps", "7,8"],
 }
 VERBS = [verb.__name__.replace("_", "-") for verbs in PANELS.values() for verb in verbs]
 

@@ -50,7 +50,7 @@ ASKED = {  # after the command: what has every field of its reply at least once
         f"{ONE} -k 0 --slo 2 --rps 1000 --replicas 1",
     ],
     "next-runs": [
-        f"{ONE} -k 0,2 --rps 7,9 -o {{out}}/next",
+        f"{ONE} -k 0,2 --rps 7,8 -o {{out}}/next",
         f"{ONE} -k 0,5 --concurrency 2,4,8".replace("dense-60m", "dense-200m").replace(
             "0.7", "0.5"
         ),

@@ -73,14 +73,14 @@ def by_hand(
         cycle = max(cycle_s(0.0), paced * pace)
         if concurrency:
             long = paced or p * (1 + b) > m["captured"]
-            added = taking_s(prompt + b * prompts, long) - cycle_s(0.0)
+            own, running = taking_s(prompt + b * prompts, long), cycle
         else:
             long, x = paced or p > m["captured"], b / stay
-            added = taking_s(prompt, long) - cycle_s(0.0)
+            own, running = taking_s(prompt + x * prompts, long), cycle
             if x > 0:
                 share = -np.expm1(-x)
-                added += stay * share * (taking_s(x / share * prompts, long) - cycle)
-        return asked + b * other + added + stay * cycle
+                running += share * (taking_s(x / share * prompts, long) - cycle)
+        return asked + b * other + own + (stay - 1) * running
 
     def beyond(b: float) -> bool:
         return (k + 1) * (1 + b) > m["captured"]

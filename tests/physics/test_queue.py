@@ -187,8 +187,8 @@ def solves(
         plain, x = np.maximum(cycle(b, 0.0), s.pace * paced), b / n
         share = -np.expm1(-x)
         taking = np.hypot(cycle(b, x / np.maximum(share, 1e-300) * s.prompt_others), launch)
-        own = np.hypot(cycle(b, s.prompt_alone), launch) - cycle(b, 0.0)
-        stays = s.prefill_alone + own + n * (plain + share * (taking - plain))
+        own = np.hypot(cycle(b, s.prompt_alone + x * s.prompt_others), launch)
+        stays = s.prefill_alone + own + (n - 1) * (plain + share * (taking - plain))
         each = s.verify_others + s.compute_others + work["draft_passes"] * s.draft_others
         return work["rate_rps"] * (stays - b * (s.prompt_others + n * each)) - room * b
 

@@ -240,8 +240,8 @@ def test_a_cycle_is_the_sum_less_what_is_hidden_at_every_load(
         if together:
             return seconds + cycle_s(s.prompt_alone + b * s.prompt_others) - plain
         share, each = taking_in(b, stay) if b else (0.0, 1.0)
-        seconds += stay * share * (cycle_s(each * s.prompt_others) - plain)
-        return seconds + cycle_s(s.prompt_alone) - plain
+        seconds += (stay - 1) * share * (cycle_s(each * s.prompt_others) - plain)
+        return seconds + cycle_s(s.prompt_alone + b / stay * s.prompt_others) - plain
 
     def own_s(b: float, together: bool = False) -> float:
         shown = 1 - hidden
