@@ -10,7 +10,7 @@ from bayes_sd.answers import answer
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.servers import Server, listed
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.physics.queue import find_roots
+from bayes_sd.physics.roots import find_roots
 from bayes_sd.runs.load import Load
 
 OUTCOMES = ("below", "never", "always", "above", "between", "several")

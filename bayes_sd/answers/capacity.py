@@ -16,7 +16,7 @@ from bayes_sd.errors import EvidenceError, InputError, require, whole
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.law import Outcome
 from bayes_sd.physics.noise import request_quantile_s, share_within
-from bayes_sd.physics.queue import find_roots
+from bayes_sd.physics.roots import find_roots
 from bayes_sd.runs.load import Load
 
 DRAWS = 2000

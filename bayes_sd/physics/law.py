@@ -10,6 +10,7 @@ import numpy as np
 from bayes_sd.errors import one_of
 from bayes_sd.physics import costs, queue
 from bayes_sd.physics.costs import Stages, absent, add, scaled, times
+from bayes_sd.physics.roots import find_roots
 from bayes_sd.physics.structures import Placed
 
 PARTS = (*costs.ADDED, "knee", "stalls")
@@ -233,7 +234,7 @@ def others_here(placed: Placed, away_s: Any, sizes: Any, workload: Mapping, law:
         elsewhere_s = away_s + queue_s(placed.pool_s, rate * placed.pool_s)
         return np.ravel(others / (served_s + elsewhere_s) - rate)[index]
 
-    return queue.find_roots(missed, np.zeros_like(high), high).reshape(shape)
+    return find_roots(missed, np.zeros_like(high), high).reshape(shape)
 
 
 def placed_outcome(

@@ -14,13 +14,13 @@ from bayes_sd.physics.costs import Stages
 from bayes_sd.physics.law import beside, most_added_s
 from bayes_sd.physics.queue import (
     coverage,
-    find_roots,
     headroom,
     in_flight_at_rate,
     mean_in_flight,
     occupancy,
     tokens_in_pass,
 )
+from bayes_sd.physics.roots import find_roots
 
 modest = settings(max_examples=60, deadline=None)
 drafts = st.integers(0, 10)
