@@ -14,6 +14,7 @@ from bayes_sd.runs.checkpoint import config_of, drafter_of, is_head, near, sizes
 
 GIGA = 1e9
 WEIGHTLESS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "prompt_lookup", "prompt-lookup")
+LIMITS = {"weight_bits": (2, 64), "queries_per_key": (1, 1024)}
 NO_WEIGHTS = 1.0  # parameters of what has none
 KV_WIDTH_MAX = 1024.0  # eight key-value heads of 128: grouped queries in nearly all large models
 
@@ -138,11 +139,11 @@ class Size:
             value, zero_allowed = getattr(self, field.name), field.default == 0
             if value is None and field.default is None:
                 continue
-            low, high = (2, 64) if field.name == "weight_bits" else (1, LARGEST)
+            low, high = LIMITS.get(field.name, (1, LARGEST))
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             fits = is_number and (low <= value <= high or (value == 0 and zero_allowed))
             least, count = ("0, or a", "whole count") if zero_allowed else ("a", "count")
-            form = f" (a {count}, as in 8e9)" if low == 1 else ""
+            form = f" (a {count}, as in 8e9)" if high == LARGEST else ""
             fits = fits and not (zero_allowed and value % 1)
             require(field.name, value, fits, f"{least} number from {low} to {high:g}{form}")
         if self.experts > self.experts_per_token > 0 and self.active_params is None:
