@@ -63,7 +63,7 @@ def test_a_size_has_the_features_of_its_numbers() -> None:
         ({"params": 1e9, "kv_bytes": -1}, "kv_bytes = -1: must be"),
         (
             {"params": 1e9, "queries_per_key": 0.5},
-            r"queries_per_key = 0.5: must be a number from 1 to 1024\\.",
+            r"queries_per_key = 0.5: must be a number from 1 to 1024\.",
         ),
         ({"params": "8e9"}, "params = '8e9': must be a number"),
         ({"params": 1e300}, "must be a number from 1 to 1e"),
