@@ -70,7 +70,7 @@ def gb200(workload: str = "") -> Runs:
         drafter_params=np.where(plain, np.nan, 24 * hidden**2 + DRAFT_VOCABULARY * hidden),
         draft_tokens=raw["k"],
         loop="closed", concurrency=raw["batch"], prompt_tokens=lengths.map(UNPUBLISHED),
-        requests=(4 * raw["batch"]).clip(lower=64),
+        requests=raw["batch"],
         e2e_mean_s=raw["batch"] * raw["output_tokens"] / raw["output_tokens_per_s"],
         environment=raw["gpus"].astype(str) + " x GB200 / vLLM 0.24", workload=lengths,
         captured_tokens=[captured(k, m, PRESET if m == 64 else ()) for k, m in limits],

@@ -51,9 +51,16 @@ def workload(
     output_cv: Any = 0.0,
     rate_rps: Any = np.nan,
     concurrency: Any = np.nan,
+    requests: Any = np.inf,
 ) -> dict[str, Any]:
-    """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency."""
+    """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency.
+
+    Where a concurrency is held all requests begin together. Plain answers of one length end
+    together too, so that the next do; drafted ones, and those of several lengths, end apart.
+    """
     closed = ~np.isnan(concurrency)
+    alike = np.multiply(k < 1, np.equal(output_cv, 0.0))
+    first = np.where(closed, np.minimum(concurrency / requests, 1.0), 0.0)
     return {
         "k": k,
         "draft_passes": draft_passes(k, drafter_loaded),
@@ -64,6 +71,7 @@ def workload(
         "prompt_cv2": prompt_cv**2,
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
+        "together": closed * np.where(alike, 1.0, first),
         "rate_rps": 0.0 if np.all(closed) else np.where(closed, 0.0, rate_rps),
         "others": np.where(closed, np.subtract(concurrency, 1.0), 0.0),  # beside one's own
     }
@@ -147,6 +155,7 @@ def run_workload(table: pd.DataFrame) -> dict[str, Any]:
         output_cv=np.nan_to_num(_numbers(table, "output_tokens_sd")) / output,
         rate_rps=_numbers(table, "rate_rps"),
         concurrency=np.where(closed, _numbers(table, "concurrency"), np.nan),
+        requests=_numbers(table, "requests"),
     )
     # What a fit takes from the requests that were in flight: it may not jump, nor solve for them.
     inputs["pass_tokens"] = tokens_in_pass(others, inputs["k"])

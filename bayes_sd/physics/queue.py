@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bayes_sd.errors import InputError
-from bayes_sd.physics.costs import Stages, absent, beyond_graphs, larger, times
+from bayes_sd.physics.costs import Stages, absent, all_captured, beyond_graphs, larger, times
 from bayes_sd.physics.roots import MOST_STEPS, ROOT
 
 TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
@@ -49,6 +49,20 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
     spread = 1 + rate * tokens / uneven
     idle = spread**-uneven
     return 1 - idle, idle / spread * rate
+
+
+def past_graphs(prompt_tokens: Any, others: Any, k: Any, sizes: Any) -> Any:
+    """Share of passes with a prompt beside so many others that lie beyond captured graphs.
+
+    Requests in flight vary by the root of their number, about; a prompt that is longer by itself
+    lies beyond them always.
+    """
+    if all_captured(sizes):
+        return 0.0
+    each = k + 1
+    over = prompt_tokens + each * (others - 0.5) - sizes["captured"]
+    z = over / (each * (1 + others) ** 0.5)
+    return larger(beyond_graphs(prompt_tokens, sizes), (1 + z / (1 + z**2) ** 0.5) / 2)
 
 
 def together(workload: Any) -> Any:
@@ -168,7 +182,8 @@ def prompts(
 
     def taking(tokens: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
         found = loaded.cycle(knee, prompts_s, more)
-        return found.launched(times(s.pace, larger(beyond_graphs(tokens, sizes), paced)))
+        said = larger(past_graphs(tokens, b, workload["k"], sizes), paced)
+        return found.launched(times(s.pace, said))
 
     plain = loaded.cycle(knee).paced(times(s.pace, paced))
     x, apart, apart_more = b / (stay + TINY), 0.0, 0.0
