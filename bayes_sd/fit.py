@@ -88,16 +88,28 @@ def usual_prior(runs: Runs) -> Fit | None:
     the law are then as good (docs/one_law.md).
     """
     known = bool(runs.table["gb_per_s"].notna().all())
-    return reference() if known and runs.table["verifier"].nunique() == 1 else None
+    return reference_of(runs) if known and runs.table["verifier"].nunique() == 1 else None
+
+
+def reference_of(runs: Runs) -> Fit:
+    """The reference for the machine of these runs; that of any where they are of several."""
+    machines = runs.table["machine"].unique()
+    return reference(machines[0] if len(machines) == 1 else None)
 
 
 @cache
-def reference() -> Fit:
+def reference(machine: str | None = None) -> Fit:
     """The shipped reference posterior: what public runs of many machines say of any of them.
 
-    It answers about machines by their data sheets (``Server(..., environment=Machine("H100"))``),
+    Of a `machine` that was among them, with an engine of today (A100 80GB, H100, H200, GB200), it
+    says what its own runs do, of another host with another release. It answers about machines by their data sheets (``Server(..., environment=Machine("H100"))``),
     and is a prior for runs of one's own (``LatencyModel(prior=reference())``). Its
     ``provenance["card"]`` names what it was fitted to; ``benchmarks/reference.py`` builds it again.
+
+    Parameters
+    ----------
+    machine : str, optional
+        Name of the machine in question, as that of a :class:`bayes_sd.Machine`.
 
     Returns
     -------
@@ -110,7 +122,7 @@ def reference() -> Fit:
     >>> plain = bsd.Server(size, environment=h100)
     >>> eagle = bsd.Server(size, bsd.Size.drafter("eagle3", "Qwen3-8B"), 3, 0.7, h100)
     >>> load = bsd.Load(concurrency=[1, 64], prompt=512, output=256)
-    >>> answer = bsd.reference().compare(load, eagle, plain)
+    >>> answer = bsd.reference("H100").compare(load, eagle, plain)
     >>> answer.table["support"].unique().tolist()
     ['data sheet']
     """

@@ -4,12 +4,12 @@
 
 Each machine is fitted by itself, under the gate of every fit (10 minutes in all on two cores; kept
 in the cache). Then a coefficient of the law is taken to vary between machines about a mean,
-``log theta_m ~ Normal(mu, s)``: what the runs of a machine tell of it, its posterior with the prior
+``log theta_m ~ StudentT(3, mu, s)``: what the runs of a machine tell of it, its posterior with the prior
 taken out, is one observation of ``theta_m``. Machines without a data sheet tell nothing of
 efficiencies and of overheads. The static batches are of engines of 2024, which take up to ten times
 as long for a token in a pass: theirs is a mean of its own, ``mu + age``, and answers are those of
-today's engines. Kept are draws of the population and the ranges that were measured, and no row of
-the tables.
+today's engines. Kept are draws of the population, of what the runs of a machine with such an
+engine tell of its own coefficients, and the ranges that were measured, and no row of the tables.
 """
 
 import argparse
@@ -38,9 +38,11 @@ MOST = 300  # rows of a machine: more would say the same
 TOLD = 0.9  # posterior sd over prior sd, above which a machine does not tell a coefficient
 SCATTER = (0.5, 0.4)  # of machines, log: median and log-sd
 AGE = 1.0  # log: sd of what engines of 2024 differ by
+TAIL = 3.0  # degrees of freedom: one machine of eleven computes prompts ten times as slowly
 DRAWS = 1000
 CAMPAIGNS = {"CPU": ["vllm-cpu"], "CPU eager": ["vllm-cpu-2"],
-             "H200": ["vllm-h200", "vllm-h200-experts"], "H100 of 2026": ["vllm-h100"]}  # fmt: skip
+             "H200": ["vllm-h200", "vllm-h200-experts", "vllm-h200-rates"],
+             "H100 of 2026": ["vllm-h100"]}  # fmt: skip
 UNTRAINED = ("vllm-h200", "vllm-h100")  # routers of their mixtures of experts (traces/README.md)
 STATIC = ("A100 40GB", "H100", "GH200 96GB", "MI250", "MI300X")
 NOTE = (
@@ -56,7 +58,7 @@ SOURCES = {
     "CPU": "the shipped runs of traces/vllm-cpu",
     "CPU eager": "the shipped runs of traces/vllm-cpu-2, without compiled graphs",
     "A100 80GB": "Qwen3 with a one-layer drafter on an A100, public (qwen3-sd-a100)",
-    "H200": "the shipped runs of traces/vllm-h200 (dense models) and traces/vllm-h200-experts",
+    "H200": "the shipped runs of traces/vllm-h200 (dense models), -experts and -rates",
     "H100 of 2026": "the shipped runs of the dense model of traces/vllm-h100",
     **dict.fromkeys(STATIC, "static batches of vLLM 2024, public (llm-inference-bench)"),
 }  # fmt: skip
@@ -148,7 +150,8 @@ def population(fits: dict[str, Posterior], old: bool, seed: int = 1) -> tuple[xr
         age = pm.Normal("age", 0.0, AGE, dims="quantity")
         # What the machines themselves have is integrated out.
         sd = (scatter[which] ** 2 + error**2) ** 0.5
-        pm.Normal("estimate", mu[which] + aged * age[which], sd, observed=estimate)
+        at = mu[which] + aged * age[which]
+        pm.StudentT("estimate", TAIL, mu=at, sigma=sd, observed=estimate)
     tree, convergence, _ = sample(model, Sampling(), seed, False)
     if convergence.complaints:
         raise RuntimeError(" ".join(convergence.complaints))
@@ -176,6 +179,7 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
     terms = list(FULL.terms)
     root = np.linalg.cholesky(correlation(tuple(terms)))
     z = rng.standard_normal((*shape, len(terms))) @ root.T
+    z = z * np.sqrt(TAIL / rng.chisquare(TAIL, z.shape))
     # What all members of a group scatter by is drawn for every machine anew, as in any fit.
     own = np.array(scatter.sel(quantity=terms).values)
     shared = np.zeros((*shape, len(HARDWARE)))
@@ -205,6 +209,21 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
         {n: (("chain", "draw", *dims), x) for n, (dims, _, x) in data.items()},
         {dims[0]: names for dims, names, _ in data.values()},
     )
+
+
+def measured(draws: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
+    """Draws of the machines measured with engines of today; else as of one nobody measured."""
+    law, each = draws["law"], {}
+    for name, fit in fits.items():
+        if name in STATIC or fit.servers["gb_per_s"].isna().any():
+            continue
+        terms = [n for n in told(fit) if n in FULL.terms]
+        own = fit.posterior["law"].isel(draw=slice(None, None, fit.posterior.sizes["draw"] // law.sizes["draw"]))
+        values = law.to_series().unstack("law_term")
+        values[terms] = own.sel(law_term=terms).to_series().unstack("law_term")
+        each[fit.runs["machine"].iloc[0]] = values.stack().to_xarray()
+    names = xr.DataArray(list(each), dims="machine", name="machine")
+    return xr.Dataset({"law": xr.concat(each.values(), names).astype("float32")})
 
 
 def ranges(fits: dict[str, Posterior]) -> dict[str, xr.Dataset]:
@@ -248,6 +267,7 @@ def build(names: list[str], cache: Path, old: bool = False) -> bsd.Fit:
     shape = draws.sizes["chain"], draws.sizes["draw"]
     acceptance = acceptance_draws(first.runs.iloc[:0], shape, seed=1)  # nobody's
     parts = {"posterior": draws, "acceptance": acceptance, **ranges(fits)}
+    parts["machines"] = measured(draws, fits)
     spec = first.spec
     card = {"sources": {n: SOURCES[n] for n in names}, "note": NOTE}
     provenance = {

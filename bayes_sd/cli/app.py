@@ -60,22 +60,22 @@ def fit(
     public: Annotated[
         bool | None,
         o.option(
-            "Priors from public runs of other machines; default: for one verifier on a known one.",
+            "Priors from public runs of many machines; default: for one verifier on a known one.",
             None,
             "--reference/--no-reference",
         ),
     ] = None,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
-    from bayes_sd.fit import LatencyModel, reference, usual_prior
+    from bayes_sd.fit import LatencyModel, reference_of, usual_prior
     from bayes_sd.model.file import writable
 
     writable(output)
     runs = source.read(paths)
     if public and runs.table["gb_per_s"].isna().any():
         raise InputError("--reference needs the machine of all runs: --set machine=NAME.")
-    prior = usual_prior(runs) if public is None else reference() if public else None
-    told = "Priors are those of public runs of other machines (--no-reference: wide ones).\n"
+    prior = usual_prior(runs) if public is None else reference_of(runs) if public else None
+    told = "Priors are those of public runs of many machines (--no-reference: wide ones).\n"
     o.say(f"{runs!r}\n{told if prior else ''}{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}
     result = LatencyModel(prior=prior).fit(runs, seed=seed, max_minutes=max_minutes, **how)

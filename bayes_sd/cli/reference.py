@@ -48,7 +48,7 @@ def ask(
     in_flight = None if rps else o.numbers(concurrency or IN_FLIGHT, "--concurrency")
     rates_rps = o.numbers(rps, "--rps") if rps else None
     load = Load(concurrency=in_flight, rps=rates_rps, prompt=prompt, output=output)
-    answer = reference().compare(load, drafting, plain, extrapolate=True)
+    answer = reference(where.name).compare(load, drafting, plain, extrapolate=True)
     least = answer.least_loss.values.ravel()
     short = {str(server): f"k = {server.k}" for server in drafting} | {str(plain): "plain"}
     chosen = [short.get(str(name), str(name)) for name in least]

@@ -51,7 +51,7 @@ def workload(
     output_cv: Any = 0.0,
     rate_rps: Any = np.nan,
     concurrency: Any = np.nan,
-    requests: Any = np.inf,
+    requests: Any = None,
 ) -> dict[str, Any]:
     """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency.
 
@@ -60,7 +60,7 @@ def workload(
     """
     closed = ~np.isnan(concurrency)
     alike = np.multiply(k < 1, np.equal(output_cv, 0.0))
-    first = np.where(closed, np.minimum(concurrency / requests, 1.0), 0.0)
+    first = 0.0 if requests is None else np.nan_to_num(np.minimum(concurrency / requests, 1.0))
     return {
         "k": k,
         "draft_passes": draft_passes(k, drafter_loaded),

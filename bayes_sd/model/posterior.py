@@ -186,6 +186,17 @@ class Posterior:
             return self._values("moe_effect")
         return self._from_prior("moe_effect", len(known.VERIFIER_COSTS))
 
+    def of_machine(self, name: str) -> Self:
+        """What the fit of many machines says of one of them; of another what it says of any."""
+        if "machines" not in self.tree or name not in self.tree["machines"]["machine"].values:
+            return self
+        tree, own = self.tree.copy(), self.tree["machines"]["law"].sel(machine=name, drop=True)
+        law, anew = self.posterior["law"], self.posterior["scatter_environment"]
+        law = own.reindex_like(law).transpose(*law.dims).astype(float)
+        anew = xr.full_like(anew, known.SAME_MACHINE_SD)
+        tree["posterior"] = xr.DataTree(self.posterior.assign(law=law, scatter_environment=anew))
+        return type(self)(tree)
+
     def as_priors(self, priors: tuple[known.Prior, ...]) -> tuple[known.Prior, ...]:
         """These priors, with medians and scales as the fit says of a machine it has not seen."""
         logs = {n: np.log(x.ravel()) for n, x in (self.law_terms | self.noise).items()}

@@ -34,6 +34,9 @@ EFFECT_DIMS = {
 # Log-sd of how much a model is slower than the law says on another number of devices: 0.06 to 0.11
 # of those that vLLM 2024 served on one, two and four A100, MI250 and H100.
 ELSEWHERE_SD = 0.08
+# Log-sd of each hardware group of a machine against that of another host with another release, both
+# measured: releases move levels by 1.2 times in the median, starts of a server by 1 to 14%.
+SAME_MACHINE_SD = 0.15
 UNPOOLED_SD = 1.5  # log-sd of effects that share nothing: factors of 0.08 to 12
 
 

@@ -51,18 +51,18 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
     return 1 - idle, idle / spread * rate
 
 
-def past_graphs(prompt_tokens: Any, others: Any, k: Any, sizes: Any) -> Any:
-    """Share of passes with a prompt beside so many others that lie beyond captured graphs.
+def past_graphs(sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
+    """Share of passes with a prompt that lie beyond captured graphs, and its slope.
 
-    Requests in flight vary by the root of their number, about; a prompt that is longer by itself
-    lies beyond them always.
+    Beside the prompt they decode: requests in flight vary by the root of their number, about.
     """
     if all_captured(sizes):
-        return 0.0
-    each = k + 1
-    over = prompt_tokens + each * (others - 0.5) - sizes["captured"]
-    z = over / (each * (1 + others) ** 0.5)
-    return larger(beyond_graphs(prompt_tokens, sizes), (1 + z / (1 + z**2) ** 0.5) / 2)
+        return 0.0, 0.0
+    each, prompt, n = workload["k"] + 1, workload["prompt_tokens"], 1 + others
+    alone = beyond_graphs(prompt, sizes)
+    z = ((prompt - sizes["captured"]) / each + others - 0.5) / n**0.5
+    more = (1 - z / (2 * n**0.5)) / n**0.5 / (2 * (1 + z**2) ** 1.5)
+    return alone + (1 - alone) * (1 + z / (1 + z**2) ** 0.5) / 2, (1 - alone) * more
 
 
 def together(workload: Any) -> Any:
@@ -82,13 +82,14 @@ class Cycle(NamedTuple):
     slope: Any
     by_compute: Any
 
-    def launched(self, launch_s: Any) -> "Cycle":
+    def launched(self, launch_s: Any, launch_more: Any = 0.0) -> "Cycle":
         """Where the host has to launch it as well: the longer of the two."""
         if absent(launch_s):
             return self
         seconds = (self.seconds**2 + launch_s**2) ** 0.5
         share = self.seconds / seconds
-        return Cycle(seconds, share * self.slope, share * self.by_compute)
+        slope = share * self.slope + launch_s / seconds * launch_more
+        return Cycle(seconds, slope, share * self.by_compute)
 
     def paced(self, pace_s: Any) -> "Cycle":
         """Where each of many cycles takes at least so long."""
@@ -180,15 +181,16 @@ def prompts(
     s, b, t, each = stages, others, together(workload), stages.prompt_others
     loaded = beside(s, sizes, workload, b, covered)
 
-    def taking(tokens: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
-        found = loaded.cycle(knee, prompts_s, more)
-        said = larger(past_graphs(tokens, b, workload["k"], sizes), paced)
-        return found.launched(times(s.pace, said))
+    def taking(past: Any, past_more: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
+        launch_s = times(s.pace, paced + (1 - paced) * past)
+        launch_more = times(s.pace, (1 - paced) * past_more)
+        return loaded.cycle(knee, prompts_s, more).launched(launch_s, launch_more)
 
     plain = loaded.cycle(knee).paced(times(s.pace, paced))
     x, apart, apart_more = b / (stay + TINY), 0.0, 0.0
+    past = past_graphs(sizes, workload, b)
     mine = taking(
-        workload["prompt_tokens"],
+        *past,
         s.prompt_alone + (1 - t) * x * each,
         (1 - t) * each / (stay + TINY),
     )
@@ -198,7 +200,7 @@ def prompts(
         left = np.exp(-some_x) if isinstance(x, float | np.ndarray) else np.e**-some_x  # symbols
         in_one = some_x / (1 - left)
         share = x / in_one
-        some = taking(workload["prompt_tokens"], in_one * each)
+        some = taking(*past, in_one * each)
         added_s, added_slope = some.seconds - plain.seconds, some.slope - plain.slope
         apart_more = left * added_s + stay * share * added_slope
         apart_more = (1 - t) * (apart_more + (1 - in_one * left) * some.by_compute * each)
@@ -206,9 +208,9 @@ def prompts(
         own, own_more = own - apart / (stay + TINY), own_more - apart_more / (stay + TINY)
     first = own
     if not absent(t):
-        tokens = workload["prompt_tokens"] * (1 + b)
-        whole = taking(tokens, s.prompt_alone + b * each, each)
-        ahead = taking(tokens, s.prompt_alone + s.ahead * b * each)
+        past = beyond_graphs(workload["prompt_tokens"] * (1 + b), sizes), 0.0
+        whole = taking(*past, s.prompt_alone + b * each, each)
+        ahead = taking(*past, s.prompt_alone + s.ahead * b * each)
         first = own + t * (ahead.seconds - mine.seconds)
         own = own + t * (whole.seconds - mine.seconds)
         own_more = own_more + t * (whole.slope - mine.slope)

@@ -67,15 +67,17 @@ def by_hand(
             each = sequence * crowded + work["draft_passes"] * drafts
             return alone + verify + decoding * each
 
-        def taking_s(taken: float, long: bool) -> float:
+        def taking_s(taken: float, long: float) -> float:
             return float(np.hypot(cycle_s(taken), long * pace))
 
         cycle = max(cycle_s(0.0), paced * pace)
         if concurrency:
-            long = paced or p * (1 + b) > m["captured"]
+            long = float(paced or p * (1 + b) > m["captured"])
             own, running = taking_s(prompt + b * prompts, long), cycle
         else:
-            long, x = paced or p > m["captured"], b / stay
+            x, spread = b / stay, np.sqrt(1 + b)
+            z = ((p - m["captured"]) / (k + 1) + b - 0.5) / spread if pace else -np.inf
+            long = 1.0 if paced or p > m["captured"] else (1 + np.sin(np.arctan(z))) / 2
             own, running = taking_s(prompt + x * prompts, long), cycle
             if x > 0:
                 share = -np.expm1(-x)
