@@ -102,9 +102,10 @@ def reference(machine: str | None = None) -> Fit:
     """The shipped reference posterior: what public runs of many machines say of any of them.
 
     Of a `machine` that was among them, with an engine of today (A100 80GB, H100, H200, GB200), it
-    says what its own runs do, of another host with another release. It answers about machines by their data sheets (``Server(..., environment=Machine("H100"))``),
-    and is a prior for runs of one's own (``LatencyModel(prior=reference())``). Its
-    ``provenance["card"]`` names what it was fitted to; ``benchmarks/reference.py`` builds it again.
+    says what its own runs do, of another host with another release. It answers about machines by
+    their data sheets (``Server(..., environment=Machine("H100"))``), and is a prior for runs of
+    one's own (``LatencyModel(prior=reference("H100"))``). Its ``provenance["card"]`` names what it
+    was fitted to; ``benchmarks/reference.py`` builds it again.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ def reference(machine: str | None = None) -> Fit:
     >>> answer.table["support"].unique().tolist()
     ['data sheet']
     """
-    return Fit.load(REFERENCE)
+    return Fit.load(REFERENCE) if machine is None else reference().of_machine(machine)
 
 
 @dataclass(frozen=True, repr=False)

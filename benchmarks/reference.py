@@ -4,8 +4,8 @@
 
 Each machine is fitted by itself, under the gate of every fit (10 minutes in all on two cores; kept
 in the cache). Then a coefficient of the law is taken to vary between machines about a mean,
-``log theta_m ~ StudentT(3, mu, s)``: what the runs of a machine tell of it, its posterior with the prior
-taken out, is one observation of ``theta_m``. Machines without a data sheet tell nothing of
+``log theta_m ~ StudentT(3, mu, s)``: what the runs of a machine tell of it, its posterior with the
+prior taken out, is one observation of ``theta_m``. Machines without a data sheet tell nothing of
 efficiencies and of overheads. The static batches are of engines of 2024, which take up to ten times
 as long for a token in a pass: theirs is a mean of its own, ``mu + age``, and answers are those of
 today's engines. Kept are draws of the population, of what the runs of a machine with such an
@@ -218,7 +218,9 @@ def measured(draws: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
         if name in STATIC or fit.servers["gb_per_s"].isna().any():
             continue
         terms = [n for n in told(fit) if n in FULL.terms]
-        own = fit.posterior["law"].isel(draw=slice(None, None, fit.posterior.sizes["draw"] // law.sizes["draw"]))
+        own = fit.posterior["law"].isel(
+            draw=slice(None, None, fit.posterior.sizes["draw"] // law.sizes["draw"])
+        )
         values = law.to_series().unstack("law_term")
         values[terms] = own.sel(law_term=terms).to_series().unstack("law_term")
         each[fit.runs["machine"].iloc[0]] = values.stack().to_xarray()

@@ -48,7 +48,8 @@ def ask(
     in_flight = None if rps else o.numbers(concurrency or IN_FLIGHT, "--concurrency")
     rates_rps = o.numbers(rps, "--rps") if rps else None
     load = Load(concurrency=in_flight, rps=rates_rps, prompt=prompt, output=output)
-    answer = reference(where.name).compare(load, drafting, plain, extrapolate=True)
+    known = reference(where.name)
+    answer = known.compare(load, drafting, plain, extrapolate=True)
     least = answer.least_loss.values.ravel()
     short = {str(server): f"k = {server.k}" for server in drafting} | {str(plain): "plain"}
     chosen = [short.get(str(name), str(name)) for name in least]
@@ -58,10 +59,11 @@ def ask(
     bits = size.weight_bits or 16
     if bits < 16 and where.tflops_at(bits) == where.tflops_at(16):
         assumed += f", weights of {bits:.3g} bits computed in 16 on {where.name}"
+    itself = f"{where.name} and " if known is not reference() else ""
     told = (
         f"Assumed: acceptance {', '.join(f'{r:g}' for r in rates)} a token{assumed}, {prompt:g} + "
-        f"{output:g} tokens, vLLM with captured graphs. From public runs of other machines and the "
-        f"data sheet of {where}; a handful of runs of your own make it sharp."
+        f"{output:g} tokens, vLLM with captured graphs. From public runs of {itself}other "
+        f"machines and the data sheet of {where}; a handful of runs of your own make it sharp."
     )
     title = f"SD against plain {size.label} on {where}: faster, slower and both saturated sum to 1"
     reply = o.Reply.of(answer, title, verdict=verdict, assumed=told, least_loss=chosen)

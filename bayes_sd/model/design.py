@@ -13,7 +13,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import coverage, tokens_in_pass
+from bayes_sd.physics.queue import TINY, coverage, tokens_in_pass
 from bayes_sd.physics.structures import DRAFT
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.machine import site
@@ -55,23 +55,28 @@ def workload(
 ) -> dict[str, Any]:
     """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency.
 
-    Where a concurrency is held all requests begin together. Plain answers of one length end
-    together too, so that the next do; drafted ones, and those of several lengths, end apart.
+    Where a concurrency is held all requests begin together, and answers of one length end so; the
+    more their cycles differ, and the more `requests` came after the first, the less others' prompts
+    share a pass with one's own.
     """
     closed = ~np.isnan(concurrency)
-    alike = np.multiply(k < 1, np.equal(output_cv, 0.0))
-    first = 0.0 if requests is None else np.nan_to_num(np.minimum(concurrency / requests, 1.0))
+    decoding = cycles(output_tokens, acceptance, k)
+    apart = cycles_variance(output_tokens, acceptance, k) + (decoding * output_cv) ** 2
+    first, together = 0.0, 1 - 1.0 * (apart > 0)
+    if requests is not None:
+        first = np.nan_to_num(np.minimum(concurrency / requests, 1.0))
+        together = 1 / (1 + (6 * apart / np.maximum(first, TINY)) ** 0.5)
     return {
         "k": k,
         "draft_passes": draft_passes(k, drafter_loaded),
-        "cycles": cycles(output_tokens, acceptance, k),
+        "cycles": decoding,
         "cycles_var": cycles_variance(output_tokens, acceptance, k),
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
         "prompt_cv2": prompt_cv**2,
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
-        "together": closed * np.where(alike, 1.0, first),
+        "together": closed * (first + (1 - first) * together),
         "rate_rps": 0.0 if np.all(closed) else np.where(closed, 0.0, rate_rps),
         "others": np.where(closed, np.subtract(concurrency, 1.0), 0.0),  # beside one's own
     }

@@ -188,9 +188,10 @@ class Posterior:
 
     def of_machine(self, name: str) -> Self:
         """What the fit of many machines says of one of them; of another what it says of any."""
-        if "machines" not in self.tree or name not in self.tree["machines"]["machine"].values:
+        machines = self.tree["machines"].to_dataset() if "machines" in self.tree else {}
+        if "law" not in machines or name not in machines["machine"].values:
             return self
-        tree, own = self.tree.copy(), self.tree["machines"]["law"].sel(machine=name, drop=True)
+        tree, own = self.tree.copy(), machines["law"].sel(machine=name, drop=True)
         law, anew = self.posterior["law"], self.posterior["scatter_environment"]
         law = own.reindex_like(law).transpose(*law.dims).astype(float)
         anew = xr.full_like(anew, known.SAME_MACHINE_SD)

@@ -9,7 +9,7 @@ from bayes_sd.physics.costs import Stages, absent, all_captured, beyond_graphs, 
 from bayes_sd.physics.roots import MOST_STEPS, ROOT
 
 TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
-FEW = 1e-8  # prompts a cycle, of which none is a question of digits
+FEW = 1e-8  # prompts a cycle, or tokens, of which none is a question of digits
 NEWTON = 1e-7  # relative length of a last step of Newton's method
 STEP_SOFTNESS = 0.05  # of a step whose slope is near 1
 NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
@@ -58,11 +58,13 @@ def past_graphs(sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
     """
     if all_captured(sizes):
         return 0.0, 0.0
-    each, prompt, n = workload["k"] + 1, workload["prompt_tokens"], 1 + others
+    # In units of what is captured, which may be infinite or nothing.
+    unit, prompt = 1 / (sizes["captured"] + FEW), workload["prompt_tokens"]
+    over = (prompt * unit - 1) / (workload["k"] + 1) + (others - 0.5) * unit
+    spread = (others * unit**2 + over**2 + TINY) ** 0.5
+    share, more = (1 + over / spread) / 2, unit**2 * (others * unit - over / 2) / (2 * spread**3)
     alone = beyond_graphs(prompt, sizes)
-    z = ((prompt - sizes["captured"]) / each + others - 0.5) / n**0.5
-    more = (1 - z / (2 * n**0.5)) / n**0.5 / (2 * (1 + z**2) ** 1.5)
-    return alone + (1 - alone) * (1 + z / (1 + z**2) ** 0.5) / 2, (1 - alone) * more
+    return alone + (1 - alone) * share, (1 - alone) * more
 
 
 def together(workload: Any) -> Any:
@@ -189,11 +191,7 @@ def prompts(
     plain = loaded.cycle(knee).paced(times(s.pace, paced))
     x, apart, apart_more = b / (stay + TINY), 0.0, 0.0
     past = past_graphs(sizes, workload, b)
-    mine = taking(
-        *past,
-        s.prompt_alone + (1 - t) * x * each,
-        (1 - t) * each / (stay + TINY),
-    )
+    mine = taking(*past, s.prompt_alone + (1 - t) * x * each, (1 - t) * each / (stay + TINY))
     own, own_more = mine.seconds - plain.seconds, mine.slope - plain.slope
     if not absent(1 - t):
         some_x = x + FEW  # else the last digits of 1 - left are lost

@@ -39,14 +39,14 @@ def test_draws_have_the_dims_of_what_was_asked(fit: Fit) -> None:
 
 def test_a_rate_is_the_concurrency_that_it_keeps_in_flight(fit: Fit) -> None:
     """Where prompts come one by one; those that come together each have their overhead."""
-    open_s = fit.latency(rps(1.0, 2.0), SD).draws["mean_s"].isel(chain=0, draw=0, server=0).values
-    held = in_flight(*(1 + open_s * [1.0, 2.0]))
-    closed_s = [
-        replace(arm_of(fit, SD, held), apart=a).outcome()[0].e2e_s[0] for a in (True, False)
-    ]
-    np.testing.assert_allclose(closed_s[0], open_s, rtol=1e-9)
-    assert (closed_s[1] > open_s).all()
-    assert (fit.latency(held, SD).prob_saturated == 0).all()
+    for server in (PLAIN, SD):
+        open_s = fit.latency(rps(1.0, 2.0), server).draws["mean_s"].values[0, 0, 0]
+        held = in_flight(*(1 + open_s * [1.0, 2.0]))
+        arm = arm_of(fit, server, held)
+        apart_s, as_said_s = (a.outcome()[0].e2e_s[0] for a in (replace(arm, apart=True), arm))
+        np.testing.assert_allclose(apart_s, open_s, rtol=1e-9)
+        assert (as_said_s > open_s).all() if server is PLAIN else (as_said_s == apart_s).all()
+        assert (fit.latency(held, server).prob_saturated == 0).all()
 
 
 def test_alone_and_in_a_crowd_a_server_obeys_the_linear_law(fit: Fit) -> None:

@@ -103,10 +103,28 @@ def test_runs_and_questions_have_one_builder() -> None:
         prompt_tokens=512.0,
         output_tokens=128.0,
         concurrency=np.array([1.0, 8.0, 32.0]),
+        requests=runs.table["requests"].to_numpy(float),
     )
     data = build_design(runs).data
     for name, values in asked.items():
         np.testing.assert_allclose(data[name], np.broadcast_to(values, 3), err_msg=name)
+
+
+def test_prompts_come_together_the_less_the_more_answers_differ_and_follow() -> None:
+    """Where a concurrency is held: a first wave does, and plain answers of one length for ever."""
+    how: dict[str, Any] = {"drafter_loaded": 0, "prompt_tokens": 512.0, "output_tokens": 128.0}
+
+    def share(k: int, **load: Any) -> float:
+        return float(workload(k=k, acceptance=[0.7] * k, **how, **load)["together"])
+
+    plain = {"concurrency": np.array(8.0), "requests": np.array(80.0)}
+    assert share(0, **plain) == 1 == share(3, **plain | {"requests": np.array(8.0)})
+    assert share(0, concurrency=np.array(8.0)) == 1
+    assert share(3, concurrency=np.array(8.0)) == 0 == share(3, rate_rps=1.0)
+    assert share(0, concurrency=np.array(8.0), output_cv=0.3) == 0
+    longer = share(3, **plain | {"requests": np.array(800.0)})
+    assert 0.01 < longer < share(3, **plain) < share(1, **plain) < 1
+    assert share(0, **plain, output_cv=0.3) < share(0, **plain, output_cv=0.03) < 1
 
 
 def test_runs_without_ttft_or_a_spread_are_left_out_of_their_likelihoods() -> None:

@@ -75,9 +75,9 @@ def by_hand(
             long = float(paced or p * (1 + b) > m["captured"])
             own, running = taking_s(prompt + b * prompts, long), cycle
         else:
-            x, spread = b / stay, np.sqrt(1 + b)
-            z = ((p - m["captured"]) / (k + 1) + b - 0.5) / spread if pace else -np.inf
-            long = 1.0 if paced or p > m["captured"] else (1 + np.sin(np.arctan(z))) / 2
+            x, over = b / stay, (p - m["captured"]) / (k + 1) + b - 0.5
+            passing = (1 + np.sin(np.arctan2(over, np.sqrt(b)))) / 2
+            long = 1.0 if paced or p > m["captured"] else float(passing)
             own, running = taking_s(prompt + x * prompts, long), cycle
             if x > 0:
                 share = -np.expm1(-x)
@@ -307,12 +307,19 @@ def test_measured_tokens_say_whether_passes_had_a_graph(family: str, share: floa
     load = {"rate_rps": rate_at(family, share), "prompt_tokens": 1.0}
     free, slow = (says(family, sizes={"captured": c}, **load) for c in (np.inf, 2.0))
     assert free.e2e_s < slow.e2e_s
-    for captured, expected in ((1.0001, free), (0.9999, slow)):
+    for captured in (3.0 * 4 * (1 + free.others), 2.0):
+        expected, size = says(family, sizes={"captured": captured}, **load), {"captured": captured}
         tokens = np.float64(4 * (1 + expected.others))
-        said = says(family, sizes={"captured": captured * tokens}, **load, pass_tokens=tokens)
+        said = says(family, sizes=size, **load, pass_tokens=tokens)
         for name in ("e2e_s", "ttft_s", "others", "growth", "added_s"):
             value = getattr(expected, name)
-            assert getattr(said, name) == pytest.approx(value, rel=1e-12), name
+            assert getattr(said, name) == pytest.approx(value, rel=1e-9), name
+    size = {"captured": np.float64(4 * (1 + free.others))}
+    within, past = (
+        says(family, sizes=size, **load, pass_tokens=size["captured"] * near)
+        for near in (0.9999, 1.0001)
+    )
+    assert within.e2e_s < past.e2e_s * 0.99
 
 
 @each_family
