@@ -167,11 +167,11 @@ def outcome(
     A request waits for the rest of a running cycle and has a first one of its own, `w` together
     (`waits`), whose pass takes its prompt in; `n` cycles follow. What prompts add to passes, its
     own and those of others, is :func:`bayes_sd.physics.queue.prompts`, and a cycle is
-    :class:`bayes_sd.physics.queue.Pass`. Where a concurrency is held, answers of one length end
-    together and the next prompts come together, and `ahead` of the others come before a first
-    token. A law without the part "stalls" charges prompts in full, those of others to the first
-    token, and counts latency from the request's first cycle. Of measured runs ``pass_tokens`` of
-    the workload say how many requests were in flight, about. `softness` as in `headroom`.
+    :class:`bayes_sd.physics.queue.Pass`. Where a concurrency is held, prompts come ``together`` as
+    far as answers end so, and `ahead` of the others then come before a first token. A law without
+    the part "stalls" charges prompts in full, those of others to the first token, and counts
+    latency from the request's first cycle. Of measured runs ``pass_tokens`` of the workload say how
+    many requests were in flight, about. `softness` as in `headroom`.
     """
     rate, closed, others = workload["rate_rps"], workload["closed"], workload["others"]
     c2, n = most_added_s(stages, workload, law), stay(stages, workload, law)

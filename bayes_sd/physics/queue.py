@@ -68,7 +68,7 @@ def past_graphs(sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
 
 
 def together(workload: Any) -> Any:
-    """1 where prompts of others come together: where a concurrency is held, if nothing is said.
+    """Share of others' prompts that come together: all at a concurrency, if nothing is said.
 
     A plain number where all loads are of one kind, so that the law skips the other one.
     """
@@ -176,9 +176,9 @@ def prompts(
         x = \frac{B}{N}
 
     A pass computes prompts beside what it reads, those of one cycle together; prompts longer than
-    captured graphs are launched. At a rate each of `B` others has come once within the `N` cycles
-    that a request stays, so that `x` come in one: that of its own prompt, and the rest, which are
-    as any. Where a concurrency is held, answers of one length end together, and all come in one.
+    captured graphs, with what decodes beside them, are launched. At a rate each of `B` others has
+    come once within the `N` cycles that a request stays, so that `x` come in one: that of its own
+    prompt, and the rest, which are as any. Prompts that come `together` are all in one.
     """
     s, b, t, each = stages, others, together(workload), stages.prompt_others
     loaded = beside(s, sizes, workload, b, covered)
