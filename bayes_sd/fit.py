@@ -81,20 +81,15 @@ class Fit(Posterior):
     to_datatree = _datatree.to_datatree
 
 
-def usual_prior(runs: Runs) -> Fit | None:
-    """The reference where runs are predicted better with it: one verifier on a known machine.
+def usual_prior(runs: Runs, public: bool | None = None) -> Fit | None:
+    """The reference for the machine of these runs; by default for one verifier on a known one.
 
     One model does not tell what grows with size from what does not; several do, and the priors of
     the law are then as good (docs/one_law.md).
     """
-    known = bool(runs.table["gb_per_s"].notna().all())
-    return reference_of(runs) if known and runs.table["verifier"].nunique() == 1 else None
-
-
-def reference_of(runs: Runs) -> Fit:
-    """The reference for the machine of these runs; that of any where they are of several."""
-    machines = runs.table["machine"].unique()
-    return reference(machines[0] if len(machines) == 1 else None)
+    machines, known = runs.table["machine"].unique(), runs.table["gb_per_s"].notna().all()
+    public = runs.table["verifier"].nunique() == 1 and known if public is None else public
+    return reference(machines[0] if len(machines) == 1 else None) if public else None
 
 
 @cache
@@ -123,8 +118,7 @@ def reference(machine: str | None = None) -> Fit:
     >>> plain = bsd.Server(size, environment=h100)
     >>> eagle = bsd.Server(size, bsd.Size.drafter("eagle3", "Qwen3-8B"), 3, 0.7, h100)
     >>> load = bsd.Load(concurrency=[1, 64], prompt=512, output=256)
-    >>> answer = bsd.reference("H100").compare(load, eagle, plain)
-    >>> answer.table["support"].unique().tolist()
+    >>> bsd.reference("H100").compare(load, eagle, plain).table["support"].unique().tolist()
     ['data sheet']
     """
     return Fit.load(REFERENCE) if machine is None else reference().of_machine(machine)

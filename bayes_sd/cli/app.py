@@ -67,14 +67,14 @@ def fit(
     ] = None,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
-    from bayes_sd.fit import LatencyModel, reference_of, usual_prior
+    from bayes_sd.fit import LatencyModel, usual_prior
     from bayes_sd.model.file import writable
 
     writable(output)
     runs = source.read(paths)
     if public and runs.table["gb_per_s"].isna().any():
         raise InputError("--reference needs the machine of all runs: --set machine=NAME.")
-    prior = usual_prior(runs) if public is None else reference_of(runs) if public else None
+    prior = usual_prior(runs, public)
     told = "Priors are those of public runs of many machines (--no-reference: wide ones).\n"
     o.say(f"{runs!r}\n{told if prior else ''}{COMPILING}")
     how: dict[str, Any] = {"draws": draws, "tune": tune, "target_accept": target_accept}

@@ -10,10 +10,10 @@ import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
-from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance
+from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance, together
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import TINY, coverage, tokens_in_pass
+from bayes_sd.physics.queue import coverage, tokens_in_pass
 from bayes_sd.physics.structures import DRAFT
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.machine import site
@@ -21,8 +21,7 @@ from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import features
 
 NONE = "none"  # the drafter of a plain server, in the run table
-# Metrics whose spread is fitted, and its likelihood. One of TPOT's spread beside that of e2e would
-# tell the means more than a spread should.
+# Spreads that are fitted, and their likelihoods: TPOT's beside e2e's would tell the means too much.
 SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
 SIZES = (
     *("verifier_params", "verifier_active_params", "experts", "experts_per_token"),
@@ -53,30 +52,21 @@ def workload(
     concurrency: Any = np.nan,
     requests: Any = None,
 ) -> dict[str, Any]:
-    """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency.
-
-    Where a concurrency is held all requests begin together, and answers of one length end so; the
-    more their cycles differ, and the more `requests` came after the first, the less others' prompts
-    share a pass with one's own.
-    """
-    closed = ~np.isnan(concurrency)
-    decoding = cycles(output_tokens, acceptance, k)
-    apart = cycles_variance(output_tokens, acceptance, k) + (decoding * output_cv) ** 2
-    first, together = 0.0, 1 - 1.0 * (apart > 0)
-    if requests is not None:
-        first = np.nan_to_num(np.minimum(concurrency / requests, 1.0))
-        together = 1 / (1 + (6 * apart / np.maximum(first, TINY)) ** 0.5)
+    """Inputs of the law for measured runs, or for loads asked about at a rate or a concurrency."""
+    closed, decoding = ~np.isnan(concurrency), cycles(output_tokens, acceptance, k)
+    variance = cycles_variance(output_tokens, acceptance, k)
+    first = None if requests is None else np.nan_to_num(np.minimum(concurrency / requests, 1.0))
     return {
         "k": k,
         "draft_passes": draft_passes(k, drafter_loaded),
         "cycles": decoding,
-        "cycles_var": cycles_variance(output_tokens, acceptance, k),
+        "cycles_var": variance,
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
         "prompt_cv2": prompt_cv**2,
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
-        "together": closed * (first + (1 - first) * together),
+        "together": closed * together(variance + (decoding * output_cv) ** 2, first),
         "rate_rps": 0.0 if np.all(closed) else np.where(closed, 0.0, rate_rps),
         "others": np.where(closed, np.subtract(concurrency, 1.0), 0.0),  # beside one's own
     }

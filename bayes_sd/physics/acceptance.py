@@ -53,6 +53,20 @@ def cycles_variance(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> An
     return (output_tokens - 1) * variance / mean**3
 
 
+def together(variance: Any, first: Any = None) -> Any:
+    r"""Share of the others' prompts that share a pass with one's own, where a concurrency is held.
+
+    .. math:: f + \frac{1 - f}{1 + \sqrt{12 v / 2 f}}
+
+    A share `f` of a run's requests is its `first` wave, which begins together. Cycles have the
+    `variance` `v` between requests, so that the `j`-th wave after it lies within the root of
+    ``12 j v`` cycles, about; the middle one stands for all. Nothing said, the run is endless.
+    """
+    if first is None:
+        return 1 - 1.0 * (variance > 0)
+    return first + (1 - first) / (1 + (6 * variance / np.maximum(first, 1e-9)) ** 0.5)
+
+
 def constant_acceptance(tokens: Any, k: Any) -> Any:
     """Acceptance rate, equal at all positions, of so many tokens a cycle; 0 where `k` is."""
     tokens, k = np.asarray(tokens, float), np.asarray(k)
