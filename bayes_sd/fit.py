@@ -84,12 +84,12 @@ class Fit(Posterior):
 def usual_prior(runs: Runs, public: bool | None = None) -> Fit | None:
     """The reference for the machine of these runs; by default for one verifier on a known one.
 
-    One model does not tell what grows with size from what does not; several do, and the priors of
-    the law are then as good (docs/one_law.md).
+    One model does not tell what grows with size; of several the law's priors are as good.
     """
     machines, known = runs.table["machine"].unique(), runs.table["gb_per_s"].notna().all()
-    public = runs.table["verifier"].nunique() == 1 and known if public is None else public
-    return reference(machines[0] if len(machines) == 1 else None) if public else None
+    usual = bool(known) and runs.table["verifier"].nunique() == 1
+    one = machines[0] if len(machines) == 1 else None
+    return reference(one) if (usual if public is None else public) else None
 
 
 @cache
@@ -117,7 +117,7 @@ def reference(machine: str | None = None) -> Fit:
     >>> h100, size = bsd.Machine("H100"), bsd.Size.read("Qwen3-8B")
     >>> plain = bsd.Server(size, environment=h100)
     >>> eagle = bsd.Server(size, bsd.Size.drafter("eagle3", "Qwen3-8B"), 3, 0.7, h100)
-    >>> load = bsd.Load(concurrency=[1, 64], prompt=512, output=256)
+    >>> load = bsd.Load(concurrency=64, prompt=512, output=256)
     >>> bsd.reference("H100").compare(load, eagle, plain).table["support"].unique().tolist()
     ['data sheet']
     """
