@@ -28,7 +28,7 @@ import bayes_sd as bsd
 from bayes_sd.model.acceptance import acceptance_draws
 from bayes_sd.model.file import TABLES
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.model.priors import ALL, EFFECTS, HARDWARE, NOISE, correlation
+from bayes_sd.model.priors import ALL, EFFECTS, HARDWARE, NOISE, SAME_MACHINE_SD, correlation
 from bayes_sd.physics.law import FULL
 from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
@@ -223,6 +223,10 @@ def measured(draws: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
         )
         values = law.to_series().unstack("law_term")
         values[terms] = own.sel(law_term=terms).to_series().unstack("law_term")
+        # What shares no factor of the hardware differs between hosts and releases likewise.
+        rest = [n for n in terms if not any(n in members for members in HARDWARE.values())]
+        z = np.random.default_rng(2).standard_normal((len(values), len(rest)))
+        values[rest] *= np.exp(SAME_MACHINE_SD * z)
         each[fit.runs["machine"].iloc[0]] = values.stack().to_xarray()
     names = xr.DataArray(list(each), dims="machine", name="machine")
     return xr.Dataset({"law": xr.concat(each.values(), names).astype("float32")})

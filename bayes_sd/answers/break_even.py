@@ -16,7 +16,7 @@ from bayes_sd.runs.load import Load
 OUTCOMES = ("below", "never", "always", "above", "between", "several")
 # Of the range of loads, to bracket changes of order: experts fill up at its low end.
 NEAR_END = np.geomspace(1e-3, 1, 17)
-GRID = np.unique([*np.linspace(0, 1, 17), *NEAR_END, *(1 - NEAR_END)])  # of rates, to both ends
+GRID = np.unique([*np.linspace(0, 1, 25), *NEAR_END, *(1 - NEAR_END)])  # of rates, to both ends
 EVEN = np.linspace(0, 1, 9)  # in flight, of dense models within captured graphs: hardly a bend
 TURNS = 4  # of a draw, where its gain is asked for besides
 TOP = 1 - 1e-9  # of the range of rates: where the first server saturates it serves no one

@@ -205,9 +205,11 @@ class Posterior:
         for members, factor in zip(names, factors, strict=True):
             logs |= {n: logs[n] + np.log(factor.ravel()) for n in members if n in logs}
         logs |= {n: np.log(self._values(n)) for n in SAMPLED if n.startswith("scatter")}
+        # Machines have heavy tails, priors have not: theirs are as wide in the middle.
+        ends = {name: np.quantile(x, [0.16, 0.5, 0.84]) for name, x in logs.items()}
         return tuple(
-            replace(p, a=float(np.exp(x.mean())), b=float(x.std()), reason=REFERENCE)
-            if (x := logs.get(p.name)) is not None and p.name != "scatter_environment"
+            replace(p, a=float(np.exp(x[1])), b=float(x[2] - x[0]) / 2, reason=REFERENCE)
+            if (x := ends.get(p.name)) is not None and p.name != "scatter_environment"
             else p
             for p in priors
         )
