@@ -42,6 +42,7 @@ TAIL = 3.0  # degrees of freedom: one machine of eleven computes prompts ten tim
 DRAWS = 1000
 CAMPAIGNS = {"CPU": ["vllm-cpu"], "CPU eager": ["vllm-cpu-2"],
              "H200": ["vllm-h200", "vllm-h200-experts", "vllm-h200-rates"],
+             "H200 at concurrencies": ["vllm-h200", "vllm-h200-experts"],
              "H100 of 2026": ["vllm-h100"]}  # fmt: skip
 UNTRAINED = ("vllm-h200", "vllm-h100")  # routers of their mixtures of experts (traces/README.md)
 STATIC = ("A100 40GB", "H100", "GH200 96GB", "MI250", "MI300X")
@@ -275,7 +276,7 @@ def build(names: list[str], cache: Path, old: bool = False) -> bsd.Fit:
     parts = {"posterior": draws, "acceptance": acceptance, **ranges(fits)}
     parts["machines"] = measured(draws, fits)
     spec = first.spec
-    card = {"sources": {n: SOURCES[n] for n in names}, "note": NOTE}
+    card = {"sources": {n: SOURCES.get(n, n) for n in names}, "note": NOTE}
     provenance = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": "machines by their data sheets", "card": card,
