@@ -118,11 +118,18 @@ def stay(stages: Stages, workload: Any, law: Law = FULL) -> Any:
 
 
 def beside(
-    stages: Stages, sizes: Any, workload: Any, others: Any, law: Law = FULL, paced: Any = None
+    stages: Stages,
+    sizes: Any,
+    workload: Any,
+    others: Any,
+    law: Law = FULL,
+    paced: Any = None,
+    about: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Mean latency beside so many others, and TTFT; s; and what one more adds to the latency.
 
-    `paced` says whether passes lie beyond captured graphs; by default their tokens say it.
+    `paced` says whether passes lie beyond captured graphs, by default their tokens say it; `about`
+    how many others decode beside a prompt, by default all.
     """
     if paced is None:
         paced = queue.tokens_in_pass(others, workload["k"]) > sizes["captured"]
@@ -133,7 +140,8 @@ def beside(
         alone_s, each = s.prefill_alone + s.prompt_alone, s.prefill_others + s.prompt_others
         first = alone_s + others * each
         return first + n * cycle_s, first + s.waits * cycle_s, each + n * slope
-    cost = queue.prompts(s, sizes, workload, others, paced, knee, n)
+    about = others if about is None else about
+    cost = queue.prompts(s, sizes, workload, others, paced, knee, n, about)
     cycle_s, slope, _ = cost.cycle
     apart, each = 1 - queue.together(workload), s.prefill_others
     running_s = cycle_s + (cost.others + apart * others * each) / (n + queue.TINY)
@@ -178,10 +186,16 @@ def outcome(
     room, knee = queue.headroom(rate * c2, softness), "knee" in law.parts
     measured = "pass_tokens" in workload
     paced = workload["pass_tokens"] > sizes["captured"] if measured else None  # else tokens say it
+    c1 = beside(stages, sizes, {**workload, "together": 0.0}, 0.0, law, 0.0)[0]
+    about = others
     if not absent(rate):
         near = workload["pass_tokens"] / (workload["k"] + 1) - 1 if measured else None
+        # Those of equation (1): an explicit number, so that a load has one answer.
+        about = (
+            near if measured else (1 - closed) * rate * c1 / (room + queue.TINY) + closed * others
+        )
         find = partial(queue.in_flight_at_rate, stages, sizes, workload, room, n)
-        find = partial(find, knee=knee, stalls=law.stalls, near=near)
+        find = partial(find, knee=knee, stalls=law.stalls, near=near, about=about)
         if measured or absent(stages.pace):
             at_rate = find(paced=paced if measured else 0.0)
         else:
@@ -191,8 +205,7 @@ def outcome(
             if np.any(beyond):
                 at_rate = np.where(beyond, find(paced=1.0), graphs)
         others = (1 - closed) * at_rate + closed * others
-    e2e, ttft, added = beside(stages, sizes, workload, others, law, paced)
-    c1 = beside(stages, sizes, {**workload, "together": 0.0}, 0.0, law, 0.0)[0]
+    e2e, ttft, added = beside(stages, sizes, workload, others, law, paced, about)
     # At a rate an error feeds back through the requests in flight; a concurrency is fixed.
     feedback = room - rate * (added - c2)
     return Outcome(

@@ -51,20 +51,18 @@ def coverage(sizes: Any, tokens: Any, uneven: Any = 0.0) -> tuple[Any, Any]:
     return 1 - idle, idle / spread * rate
 
 
-def past_graphs(sizes: Any, workload: Any, others: Any) -> tuple[Any, Any]:
-    """Share of passes with a prompt that lie beyond captured graphs, and its slope.
+def past_graphs(sizes: Any, workload: Any, others: Any) -> Any:
+    """Share of passes with a prompt, beside about so many others, that lie beyond captured graphs.
 
-    Beside the prompt they decode: requests in flight vary by the root of their number, about.
+    Beside the prompt they decode: requests in flight vary by the root of their number.
     """
     if all_captured(sizes):
-        return 0.0, 0.0
+        return 0.0
     # In units of what is captured, which may be infinite or nothing.
     unit, prompt = 1 / (sizes["captured"] + FEW), workload["prompt_tokens"]
     over = (prompt * unit - 1) / (workload["k"] + 1) + (others - 0.5) * unit
-    spread = (others * unit**2 + over**2 + TINY) ** 0.5
-    share, more = (1 + over / spread) / 2, unit**2 * (others * unit - over / 2) / (2 * spread**3)
-    alone = beyond_graphs(prompt, sizes)
-    return alone + (1 - alone) * share, (1 - alone) * more
+    share = (1 + over / (others * unit**2 + over**2 + TINY) ** 0.5) / 2
+    return larger(beyond_graphs(prompt, sizes), share)
 
 
 def together(workload: Any) -> Any:
@@ -84,14 +82,13 @@ class Cycle(NamedTuple):
     slope: Any
     by_compute: Any
 
-    def launched(self, launch_s: Any, launch_more: Any = 0.0) -> "Cycle":
+    def launched(self, launch_s: Any) -> "Cycle":
         """Where the host has to launch it as well: the longer of the two."""
         if absent(launch_s):
             return self
         seconds = (self.seconds**2 + launch_s**2) ** 0.5
         share = self.seconds / seconds
-        slope = share * self.slope + launch_s / seconds * launch_more
-        return Cycle(seconds, slope, share * self.by_compute)
+        return Cycle(seconds, share * self.slope, share * self.by_compute)
 
     def paced(self, pace_s: Any) -> "Cycle":
         """Where each of many cycles takes at least so long."""
@@ -167,6 +164,7 @@ def prompts(
     paced: Any,
     knee: bool,
     stay: Any,
+    about: Any,
     covered: Any = None,
 ) -> Prompts:
     r"""What the cycles that take in prompts take more than those that do not.
@@ -183,22 +181,21 @@ def prompts(
     s, b, t, each = stages, others, together(workload), stages.prompt_others
     loaded = beside(s, sizes, workload, b, covered)
 
-    def taking(past: Any, past_more: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
-        launch_s = times(s.pace, paced + (1 - paced) * past)
-        launch_more = times(s.pace, (1 - paced) * past_more)
-        return loaded.cycle(knee, prompts_s, more).launched(launch_s, launch_more)
+    def taking(past: Any, prompts_s: Any, more: Any = 0.0) -> Cycle:
+        found = loaded.cycle(knee, prompts_s, more)
+        return found.launched(times(s.pace, larger(past, paced)))
 
     plain = loaded.cycle(knee).paced(times(s.pace, paced))
     x, apart, apart_more = b / (stay + TINY), 0.0, 0.0
-    past = past_graphs(sizes, workload, b)
-    mine = taking(*past, s.prompt_alone + (1 - t) * x * each, (1 - t) * each / (stay + TINY))
+    past = past_graphs(sizes, workload, about)
+    mine = taking(past, s.prompt_alone + (1 - t) * x * each, (1 - t) * each / (stay + TINY))
     own, own_more = mine.seconds - plain.seconds, mine.slope - plain.slope
     if not absent(1 - t):
         some_x = x + FEW  # else the last digits of 1 - left are lost
         left = np.exp(-some_x) if isinstance(x, float | np.ndarray) else np.e**-some_x  # symbols
         in_one = some_x / (1 - left)
         share = x / in_one
-        some = taking(*past, in_one * each)
+        some = taking(past, in_one * each)
         added_s, added_slope = some.seconds - plain.seconds, some.slope - plain.slope
         apart_more = left * added_s + stay * share * added_slope
         apart_more = (1 - t) * (apart_more + (1 - in_one * left) * some.by_compute * each)
@@ -206,9 +203,9 @@ def prompts(
         own, own_more = own - apart / (stay + TINY), own_more - apart_more / (stay + TINY)
     first = own
     if not absent(t):
-        past = beyond_graphs(workload["prompt_tokens"] * (1 + b), sizes), 0.0
-        whole = taking(*past, s.prompt_alone + b * each, each)
-        ahead = taking(*past, s.prompt_alone + s.ahead * b * each)
+        past = beyond_graphs(workload["prompt_tokens"] * (1 + b), sizes)
+        whole = taking(past, s.prompt_alone + b * each, each)
+        ahead = taking(past, s.prompt_alone + s.ahead * b * each)
         first = own + t * (ahead.seconds - mine.seconds)
         own = own + t * (whole.seconds - mine.seconds)
         own_more = own_more + t * (whole.slope - mine.slope)
@@ -225,6 +222,7 @@ def in_flight_at_rate(
     knee: bool = True,
     stalls: bool = True,
     near: Any = None,
+    about: Any = 0.0,
 ) -> Any:
     r"""Mean requests in flight at an offered rate, when the cost of a pass depends on them.
 
@@ -235,7 +233,8 @@ def in_flight_at_rate(
     more experts a pass reads, and the more prompts it computes beside that (if there are `stalls`):
     Newton's method, of numbers between bounds. Where a run was measured, so that the requests in
     flight are `near` a known number, one step from there. `stay` are the cycles of a request,
-    `room` is ``1 - rate * C2``, positive.
+    `about` how many others are taken to decode beside a prompt (see `past_graphs`), `room` is
+    ``1 - rate * C2``, positive.
     """
     s, n, rate, k = stages, stay, workload["rate_rps"], workload["k"]
     own_s = s.prefill_alone + n * (s.verify_alone + workload["draft_passes"] * s.draft_alone)
@@ -267,7 +266,7 @@ def in_flight_at_rate(
         phi, more = (1.0, 0.0)
         if not absent(s.experts):
             phi, more = coverage(sizes, tokens_in_pass(b, k), s.uneven)
-        cost = prompts(s, sizes, workload, b, paced, knee, n, (phi, more))
+        cost = prompts(s, sizes, workload, b, paced, knee, n, about, (phi, more))
         result, by_read, by_prompts = in_flight(
             s.fixed + s.experts * phi, cost.own + cost.others - b * s.prompt_others
         )

@@ -26,9 +26,16 @@ captured = st.sampled_from([8.0, 64.0, np.inf])
 
 
 def by_hand(
-    t: dict[str, float], m: dict[str, float], work: dict[str, float], concurrency: float = 0.0
+    t: dict[str, float],
+    m: dict[str, float],
+    work: dict[str, float],
+    concurrency: float = 0.0,
+    room: float = 1.0,
 ) -> float:
-    """Mean latency from the equations written out, at a rate by bisection."""
+    """Mean latency from the equations written out, at a rate by bisection.
+
+    `room` is the share of capacity left there.
+    """
     a, d, k, n, layers = m["active"], m["drafter"], work["k"], work["cycles"], m["layers"]
     p, g, slow = work["prompt_tokens"], work["output_tokens"], t["factor_slowness"]
     crowded = slow * t["factor_crowding"]
@@ -75,8 +82,9 @@ def by_hand(
             long = float(paced or p * (1 + b) > m["captured"])
             own, running = taking_s(prompt + b * prompts, long), cycle
         else:
-            x, over = b / stay, (p - m["captured"]) / (k + 1) + b - 0.5
-            passing = (1 + np.sin(np.arctan2(over, np.sqrt(b)))) / 2
+            about = b and work["rate_rps"] * latency(0.0, False) / room  # equation (1)
+            x, over = b / stay, (p - m["captured"]) / (k + 1) + about - 0.5
+            passing = (1 + np.sin(np.arctan2(over, np.sqrt(about)))) / 2
             long = 1.0 if paced or p > m["captured"] else float(passing)
             own, running = taking_s(prompt + x * prompts, long), cycle
             if x > 0:
@@ -137,7 +145,7 @@ def test_the_law_is_that_of_the_equations(
     how: dict[str, Any] = {"sizes": machine, "terms": {"uneven_experts": uneven}}
     terms, size = TERMS | how["terms"], SIZES[family] | machine
     work["rate_rps"] = rate_at(family, share, **how, **work)
-    expected = by_hand(terms, size, WORK | work)
+    expected = by_hand(terms, size, WORK | work, room=1 - share)
     assert says(family, **how, **work).e2e_s == pytest.approx(expected, rel=1e-6)
     held = work | {"rate_rps": 0.0, "closed": 1.0, "others": crowd - 1}
     expected = by_hand(terms, size, WORK | held, crowd)
@@ -197,7 +205,7 @@ def test_no_latency_past_the_pole_is_finite_and_the_soft_one_is(family: str) -> 
 @pytest.mark.parametrize("captured", [np.inf, 16.0])
 def test_a_concurrency_is_the_rate_that_keeps_it_in_flight(family: str, captured: float) -> None:
     # Prompts come together where a concurrency is held: said not to, as for schedules at a rate.
-    how: dict[str, Any] = {"sizes": {"captured": captured}, "prompt_tokens": 1.0}
+    how: dict[str, Any] = {"sizes": {"captured": captured}, "prompt_tokens": 20.0}
     rate = says(family, **how, rate_rps=rate_at(family, 0.6))
     fixed = says(family, **how, closed=1.0, others=rate.others, together=0.0)
     assert fixed.e2e_s == pytest.approx(rate.e2e_s, rel=1e-9)
@@ -304,7 +312,7 @@ def test_many_rates_are_answered_as_each_alone(family: str) -> None:
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
 def test_measured_tokens_say_whether_passes_had_a_graph(family: str, share: float) -> None:
     """Of measured runs, whose fit may not jump from one to the other."""
-    load = {"rate_rps": rate_at(family, share), "prompt_tokens": 1.0}
+    load = {"rate_rps": rate_at(family, share), "prompt_tokens": 1000.0}  # beyond them all
     free, slow = (says(family, sizes={"captured": c}, **load) for c in (np.inf, 2.0))
     assert free.e2e_s < slow.e2e_s
     for captured in (3.0 * 4 * (1 + free.others), 2.0):
@@ -314,6 +322,7 @@ def test_measured_tokens_say_whether_passes_had_a_graph(family: str, share: floa
         for name in ("e2e_s", "ttft_s", "others", "growth", "added_s"):
             value = getattr(expected, name)
             assert getattr(said, name) == pytest.approx(value, rel=1e-9), name
+    load = load | {"prompt_tokens": 1.0}
     size = {"captured": np.float64(4 * (1 + free.others))}
     within, past = (
         says(family, sizes=size, **load, pass_tokens=size["captured"] * near)
