@@ -13,7 +13,7 @@ from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance, together
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.queue import coverage, tokens_in_pass
+from bayes_sd.physics.queue import coverage, past_graphs, tokens_in_pass
 from bayes_sd.physics.structures import DRAFT
 from bayes_sd.runs.check import fitted_as
 from bayes_sd.runs.machine import site
@@ -21,7 +21,7 @@ from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import features
 
 NONE = "none"  # the drafter of a plain server, in the run table
-# Spreads that are fitted, and their likelihoods: TPOT's beside e2e's would tell the means too much.
+# Fitted spreads, and their likelihoods: TPOT's beside e2e's would tell the means too much.
 SPREADS = {"e2e": "spread", "ttft": "ttft_spread"}
 SIZES = (
     *("verifier_params", "verifier_active_params", "experts", "experts_per_token"),
@@ -34,8 +34,7 @@ PAIR = ["verifier", "drafter", "acceptance_imposed", "workload"]
 SERVER = [*PAIR, "draft_tokens", "environment"]
 # Stand in for a data sheet that is not known; priors of what it multiplies are then wide.
 TYPICAL_GB_PER_S, TYPICAL_TFLOPS = 230.0, 24.0
-WEIGHT_BITS = 16.0
-UNEVEN = 1.0  # of experts, where only the order of a cost matters
+WEIGHT_BITS, UNEVEN = 16.0, 1.0  # of experts, where only the order of a cost matters
 TYPICAL_LOG_VAR = 0.04  # where no run of a table gives a variance: requests differ by 20%
 
 
@@ -218,26 +217,27 @@ class Design:
 
     @property
     def absent(self) -> dict[str, float]:
-        """Inputs that no run has, as floats: the law then needs no fixed point for them."""
-        experts = {} if self.moe else {"expert": 0.0}
-        return experts if self.data["rate_rps"].any() else {**experts, "rate_rps": 0.0}
+        """Inputs that no run has, as floats: they then need no fixed point."""
+        there = {"expert": self.moe, "rate_rps": self.data["rate_rps"].any()}
+        return {name: 0.0 for name, some in there.items() if not some}
 
     @property
     def both_families(self) -> bool:
-        """Whether there are dense verifiers as well; of one family alone the law describes it."""
+        """Whether there are dense verifiers as well; one family alone is what the law describes."""
         return self.moe and not self.verifiers["moe"].all()
 
     @property
     def sites(self) -> list[str]:
         """What has factors of its own, see :func:`sites_of`."""
-        return sorted({*sites_of(self.table).values()})
+        return sorted(set(sites_of(self.table).values()))
 
     @property
     def untold(self) -> frozenset[str]:
         """Coefficients of the law that multiply nothing in these runs."""
         moe, d = self.verifiers["moe"].to_numpy() > 0, self.data
         prompts = d["prompt_tokens"] * (1 + d["closed"] * d["others"])
-        past = np.maximum(d["pass_tokens"], prompts) > d["captured"]
+        past = (1 - d["together"]) * past_graphs(d, d, d["pass_tokens"] / (d["k"] + 1) - 1) > 0
+        past |= np.maximum(d["pass_tokens"], prompts) > d["captured"]
         paced = moe[d["verifier_i"][past]]
         drafts = (f"overhead_{cost}" for cost in DRAFT)
         nothing: dict[str, Any] = dict.fromkeys(drafts, self.drafters.empty)

@@ -10,6 +10,7 @@ from bayes_sd.physics.roots import MOST_STEPS, ROOT
 
 TINY = 1e-100  # where a structure hides a whole pass it has a slope still; answers of one token
 FEW = 1e-8  # prompts a cycle, or tokens, of which none is a question of digits
+RARE = 0.01  # share of passes with prompts beyond graphs that is none
 NEWTON = 1e-7  # relative length of a last step of Newton's method
 STEP_SOFTNESS = 0.05  # of a step whose slope is near 1
 NEWTON_STEPS = 7  # one of 512 experts a token, and nothing read beside them: 3e-10
@@ -62,7 +63,7 @@ def past_graphs(sizes: Any, workload: Any, others: Any) -> Any:
     unit, prompt = 1 / (sizes["captured"] + FEW), workload["prompt_tokens"]
     over = (prompt * unit - 1) / (workload["k"] + 1) + (others - 0.5) * unit
     share = (1 + over / (others * unit**2 + over**2 + TINY) ** 0.5) / 2
-    return larger(beyond_graphs(prompt, sizes), share)
+    return larger(beyond_graphs(prompt, sizes), share * (1.0 * (share > RARE)))
 
 
 def together(workload: Any) -> Any:

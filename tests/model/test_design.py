@@ -212,6 +212,14 @@ def test_what_multiplies_nothing_in_the_runs_is_not_told(runs: Runs, untold: set
     np.testing.assert_allclose(*e2e, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("prompt", "tell"), [(512, True), (400, False)])
+def test_prompts_that_pass_the_graphs_beside_others_tell_the_pace(prompt: int, tell: bool) -> None:
+    """Answers about such loads have a pace: a fit without one would be of another law."""
+    design = build_design(table(captured_tokens=512, prompt_tokens=prompt))
+    assert ("pace_dense" in design.untold) != tell
+    assert ("graphs" in design.fitted_law(FULL).parts) == tell
+
+
 def test_runs_with_drafts_tell_what_drafts_cost(runs: Runs) -> None:
     assert not DRAFTS & build_design(runs).untold
 

@@ -85,7 +85,7 @@ def by_hand(
             about = b and work["rate_rps"] * latency(0.0, False) / room  # equation (1)
             x, over = b / stay, (p - m["captured"]) / (k + 1) + about - 0.5
             passing = (1 + np.sin(np.arctan2(over, np.sqrt(about)))) / 2
-            long = 1.0 if paced or p > m["captured"] else float(passing)
+            long = 1.0 if paced or p > m["captured"] else float(passing * (passing > 0.01))
             own, running = taking_s(prompt + x * prompts, long), cycle
             if x > 0:
                 share = -np.expm1(-x)
