@@ -75,6 +75,22 @@ def test_as_a_prior_it_says_more_than_the_default_and_about_the_same() -> None:
         assert abs(np.log(near[name].a / wide[name].a)) < 2 * wide[name].b
 
 
+def test_a_machine_that_was_measured_speaks_for_itself_and_no_other_does() -> None:
+    anyone, own = bsd.reference(), bsd.reference("H200")
+    assert bsd.reference("MI300X") is anyone is bsd.reference("a machine of no data sheet")
+    assert own.posterior.sizes == anyone.posterior.sizes
+
+    def width(fit: bsd.Fit) -> float:
+        plain, _ = servers(bsd.Machine("H200"))
+        row = fit.latency(LOAD, plain).table.iloc[0]
+        return float(row["mean_p95_s"] / row["mean_p05_s"])
+
+    assert 1.3 < width(own) < 0.6 * width(anyone)
+    spread = {fit: {p.name: p.b for p in bsd.LatencyModel(prior=fit).priors}
+              for fit in (anyone, own)}  # fmt: skip
+    assert spread[own]["pace_dense"] < 0.6 * spread[anyone]["pace_dense"]
+
+
 def ask(*arguments: str) -> str:
     """What `bayes-sd ask` prints."""
     result = CliRunner().invoke(app, ["ask", *arguments])
