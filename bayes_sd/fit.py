@@ -105,7 +105,7 @@ def reference(machine: str | None = None) -> Fit:
     Parameters
     ----------
     machine : str, optional
-        Name of the machine in question, as that of a :class:`bayes_sd.Machine`.
+        As :class:`bayes_sd.Machine` names it; of one not among them it says what it does of any.
 
     Returns
     -------
