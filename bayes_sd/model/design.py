@@ -10,7 +10,7 @@ import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
-from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance, together
+from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance, share_together
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
 from bayes_sd.physics.queue import coverage, past_graphs, tokens_in_pass
@@ -65,7 +65,7 @@ def workload(
         "prompt_cv2": prompt_cv**2,
         "output_cv2": output_cv**2,
         "closed": np.asarray(closed, float),
-        "together": closed * together(variance + (decoding * output_cv) ** 2, first),
+        "together": closed * share_together(variance + (decoding * output_cv) ** 2, first),
         "rate_rps": 0.0 if np.all(closed) else np.where(closed, 0.0, rate_rps),
         "others": np.where(closed, np.subtract(concurrency, 1.0), 0.0),  # beside one's own
     }

@@ -53,7 +53,7 @@ def cycles_variance(output_tokens: Any, acceptance: Sequence[Any], k: Any) -> An
     return (output_tokens - 1) * variance / mean**3
 
 
-def together(variance: Any, first: Any = None) -> Any:
+def share_together(variance: Any, first: Any = None) -> Any:
     r"""Share of the others' prompts that share a pass with one's own, where a concurrency is held.
 
     .. math:: f + \frac{1 - f}{1 + \sqrt{12 v / 2 f}}
