@@ -11,7 +11,7 @@ import numpy as np
 
 from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
-from bayes_sd.runs.rows import Requests, Rows, Statistics, called, counted, run_row
+from bayes_sd.runs.rows import Requests, Rows, Statistics, called, counted, rows_of, run_row
 
 LATENCIES = {
     "e2e": ("request_latency", 1.0),
@@ -72,14 +72,11 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> Rows:
         raise InputError("has benchmarks but neither args nor config, as GuideLLM 0.4 and later")
     if not benchmarks:
         raise InputError("is a GuideLLM report without benchmarks; at least one is needed")
-    for i, benchmark in enumerate(benchmarks):
-        try:
-            yield i, _run(c.record(_Benchmark, benchmark), configuration)
-        except InputError as error:
-            yield i, error
+    return rows_of(enumerate(benchmarks), lambda each: _run(each, configuration))
 
 
-def _run(b: _Benchmark, configuration: c.Values) -> dict[str, Any]:
+def _run(benchmark: Any, configuration: c.Values) -> dict[str, Any]:
+    b = c.record(_Benchmark, benchmark)
     listed = [*(b.successful or ()), *(b.incomplete or ()), *(b.failed or ())]
     starts = [r.request_start_time for r in listed if r.request_start_time is not None]
     # Where only a sample of requests is listed, the first and the last may be missing.

@@ -20,7 +20,7 @@ from bayes_sd.runs import config as c
 from bayes_sd.runs import log_files as f
 from bayes_sd.runs.consistency import QUANTILES
 from bayes_sd.runs.drafting import Drafting
-from bayes_sd.runs.rows import FAILED_SHARE, METRICS, Latency, Rows, fingerprint, run_id, run_row
+from bayes_sd.runs.rows import FAILED_SHARE, METRICS, Latency, Rows, rows_of, run_id, run_row
 from bayes_sd.runs.table import LENGTHS, UNITS, WINDOW, has
 from bayes_sd.runs.windows import QUARTERS, check_steady
 
@@ -126,12 +126,8 @@ class Log:
         if len(idle := windows["start_s"][windows["n"].isna()]):
             first = f"the first from {idle.iloc[0]:.0f}"
             yield -1, InputError(f"{len(idle)} windows, {first}, have no requests")
-        for i, window in enumerate(windows.to_dict("records")):
-            if window["n"] > 0:
-                try:
-                    yield i, _run(window, configuration)
-                except InputError as error:
-                    yield i, error
+        busy = ((i, x) for i, x in enumerate(windows.to_dict("records")) if x["n"] > 0)
+        yield from rows_of(busy, lambda window: _run(window, configuration))
 
     def windows(self, window_s: float, kinds: Collection[str]) -> pd.DataFrame:
         """Statistics of windows of equal length that cover all requests of some kinds."""
@@ -309,8 +305,7 @@ def _run(w: Mapping[Any, Any], configuration: c.Values) -> dict[str, Any]:
     load |= dict.fromkeys(("span_s", "duration_s"), width_s)
     drafting = c.record(Drafting, {k: w[k] for k in f.COUNTS if not c.absent(w.get(k))})
     row = run_row(configuration, load, latencies, drafting=drafting) | {"detail": True}
-    # Two windows may have the same numbers: when they were tells them apart.
-    return row | {"run_id": fingerprint({"run": run_id(row), "start_s": start_s})}
+    return row | {"run_id": run_id(row, start_s)}
 
 
 def _warn(message: str) -> None:

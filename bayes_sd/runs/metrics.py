@@ -16,7 +16,7 @@ from bayes_sd.errors import InputError
 from bayes_sd.runs import config as c
 from bayes_sd.runs import windows as w
 from bayes_sd.runs.drafting import Drafting
-from bayes_sd.runs.rows import Latency, Rows, counted, fingerprint, run_id, run_row
+from bayes_sd.runs.rows import Latency, Rows, counted, rows_of, run_id, run_row
 from bayes_sd.runs.windows import E2E, HISTOGRAMS, in_flight, series
 
 LENGTHS = {
@@ -44,7 +44,8 @@ TIME_NAME = re.compile(r"(?<!\d)\d{10}(\.\d+)?(?!\d)")
 HOW_TO = 'put a line "# time SECONDS" before it or name the file by them (date +%s)'
 
 Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, labels, value
-Servers = dict[tuple[tuple[str, str], ...], pd.DataFrame]
+Labels = tuple[tuple[str, str], ...]  # of a server
+Servers = dict[Labels, pd.DataFrame]
 
 
 def is_answer(data: c.Values) -> bool:
@@ -70,18 +71,7 @@ def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: flo
     """Run of each window of all files together (texts, or JSON objects), or why it has none."""
     servers = servers_of(contents).items()
     windows = ((labels, each) for labels, x in servers for each in w.windows(x, window_s))
-    for number, (labels, window) in enumerate(windows):
-        try:
-            if isinstance(window, InputError):
-                raise window
-            times = window.index.to_numpy(float)
-            w.check_steady(times, series(window, f"{E2E}_count"), in_flight(window))
-            row = _run(window, {"verifier": dict(labels).get("model_name"), **configuration})
-            # Two windows may have the same numbers: when they were tells them apart.
-            when = {"run": run_id(row), "start_s": float(times[0])}
-            yield number, row | {"run_id": fingerprint(when)}
-        except InputError as error:
-            yield number, error
+    return rows_of(enumerate(windows), lambda found: _run(*found, configuration))
 
 
 def servers_of(contents: Mapping[Path, Any]) -> Servers:
@@ -169,9 +159,15 @@ def _gain(window: pd.DataFrame, name: str, label: str = "") -> float:
     return float(values[-1] - values[0])
 
 
-def _run(window: pd.DataFrame, configuration: c.Values) -> dict[str, Any]:
-    times, (requests, lost) = window.index.to_numpy(float), _finished(window)
-    duration_s = float(times[-1] - times[0])
+def _run(
+    labels: Labels, window: pd.DataFrame | InputError, configuration: c.Values
+) -> dict[str, Any]:
+    if isinstance(window, InputError):
+        raise window
+    times = window.index.to_numpy(float)
+    w.check_steady(times, series(window, f"{E2E}_count"), in_flight(window))
+    server = {"verifier": dict(labels).get("model_name"), **configuration}
+    (requests, lost), duration_s = _finished(window), float(times[-1] - times[0])
     mean = float(np.trapezoid(in_flight(window), times) / duration_s)
     load = {
         **counted(requests, lost, duration_s),
@@ -185,7 +181,8 @@ def _run(window: pd.DataFrame, configuration: c.Values) -> dict[str, Any]:
     if math.isnan(latencies["e2e"].mean_s):
         raise InputError(f"{E2E}_sum is missing, so mean latency is unknown")
     flags = frozenset({"rate-from-achieved"})
-    return run_row(configuration, load, latencies, drafting=_drafting(window), flags=flags)
+    row = run_row(server, load, latencies, drafting=_drafting(window), flags=flags)
+    return row | {"run_id": run_id(row, float(times[0]))}
 
 
 def _finished(window: pd.DataFrame) -> tuple[float, float | None]:

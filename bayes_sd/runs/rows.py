@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -314,8 +314,21 @@ def fingerprint(values: c.Values) -> str:
     return hashlib.sha1(json.dumps(content).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
-def run_id(row: c.Values) -> str:
-    """Hash of what was measured: what a file says about the server may be wrong."""
+def run_id(row: c.Values, start_s: float | None = None) -> str:
+    """Hash of what was measured: what a file says about the server may be wrong.
+
+    Two windows may have the same numbers: when they were tells them apart.
+    """
     measured = (*(f"{m}_" for m in METRICS), "accepted_", "prompt_tokens", "output_tokens")
     exact = ("duration_s", "requests", "failed")
-    return fingerprint({k: v for k, v in row.items() if k.startswith(measured) or k in exact})
+    run = fingerprint({k: v for k, v in row.items() if k.startswith(measured) or k in exact})
+    return run if start_s is None else fingerprint({"run": run, "start_s": start_s})
+
+
+def rows_of[T](items: Iterable[tuple[int, T]], row_of: Callable[[T], dict[str, Any]]) -> Rows:
+    """Row of each item of a source, or why it has none."""
+    for i, item in items:
+        try:
+            yield i, row_of(item)
+        except InputError as error:
+            yield i, error

@@ -11,7 +11,7 @@ import pandas as pd
 from bayes_sd.errors import LARGEST, SMALLEST, InputError
 from bayes_sd.runs.config import NAMES, Positive, Record, Values, absent, number, record
 from bayes_sd.runs.drafting import Drafting
-from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, run_row
+from bayes_sd.runs.rows import METRICS, Latency, Rows, Workload, fingerprint, rows_of, run_row
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "%": 1e-2, "1": 1.0}
 FIELDS = tuple(Latency.model_fields)
@@ -107,13 +107,8 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
     if table.empty:
         raise InputError("has no rows; one run a row is needed")
     ours = pd.DataFrame({name: table[header] for name, header in headers.items()})
-    for i, cells in enumerate(ours.astype(object).where(ours.notna(), None).to_dict("records")):
-        try:
-            row = _row({**_converted(cells, factors), **constants})
-            content = {k: v for k, v in row.items() if k not in ("flags", "saturated")}
-            yield i, row | {"run_id": fingerprint(content)}
-        except InputError as error:
-            yield i, error
+    rows = ours.astype(object).where(ours.notna(), None).to_dict("records")
+    return rows_of(enumerate(rows), lambda cells: _row({**_converted(cells, factors), **constants}))
 
 
 def _mapping(
@@ -170,14 +165,12 @@ def _row(values: dict[str, Any]) -> dict[str, Any]:
     saturated = str(values.get("saturated", False)).strip().lower()
     if saturated not in TRUTH:
         raise InputError(f"saturated must be true or false, got {values['saturated']!r}")
-    return run_row(
-        {c: values[c] for c in NAMES if c in values},
-        load,
-        latencies,
-        drafting=record(Drafting, counts | {"positions": accepted}),
-        saturated=TRUTH[saturated],
-        flags=flags,
-    )
+    server = {c: values[c] for c in NAMES if c in values}
+    drafting = record(Drafting, counts | {"positions": accepted})
+    known: dict[str, Any] = {"saturated": TRUTH[saturated], "flags": flags}
+    row = run_row(server, load, latencies, drafting=drafting, **known)
+    content = {k: v for k, v in row.items() if k not in ("flags", "saturated")}
+    return row | {"run_id": fingerprint(content)}
 
 
 class Throughput(Record):
