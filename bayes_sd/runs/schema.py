@@ -156,13 +156,10 @@ def tidy(rows: Sequence[Mapping[Any, Any]], aside: Sequence[Mapping[Any, Any]] =
         _given_sizes_win(kept.values(), what)
         _respell(kept.values(), what)
         reasons |= dict(_of_other_sizes(kept, what))
-    columns = {
-        name: pd.Series([row.get(name) for row in same], dtype=DTYPES.get(name, "float64"))
-        for name in names
-    }
+    columns = pd.DataFrame(same, columns=names).astype({n: DTYPES.get(n, "float64") for n in names})
     dropped = [same[i] | {"reason": reasons[i]} for i in sorted(reasons)]
     set_aside = pd.DataFrame([*aside, *dropped], columns=list(SET_ASIDE)).astype(SET_ASIDE)
-    table = pd.DataFrame(columns).drop(index=list(reasons)).reset_index(drop=True)
+    table = columns.drop(index=list(reasons)).reset_index(drop=True)
     prior, k = table.acceptance_from == "prior", table.draft_tokens.to_numpy()
     if prior.any():  # the other runs of a pair may tell its acceptance
         told = table.acceptance_from.isin(EVIDENCE) & table.acceptance_imposed.isna()

@@ -78,8 +78,17 @@ def companion(path: Path) -> bool:
 
 def stated(data: c.Values) -> dict[str, Any]:
     """Configuration that a result states in its metadata and in the parameters of its server."""
-    serving = {"the metadata": c.canonical(data), "the parameters of vllm serve": _served(data)}
-    return c.merge([*serving.items(), ("speculative_config", _drafter(data))])
+    given = _parameters(data)
+    bits = bits_of(str(given.get("quantization", "")))
+    if bits is None and given.get("dtype") in ("float32", "float"):
+        bits = 32.0  # other types may be of a checkpoint that is quantized
+    server = {"gpus": given.get("tensor_parallel_size", given.get("tp")), "weight_bits": bits}
+    sources = {
+        "the metadata": c.canonical(data),
+        "the parameters of vllm serve": {key: x for key, x in server.items() if x is not None},
+        "speculative_config": _drafter(data),
+    }
+    return c.merge(sources.items())
 
 
 def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
@@ -146,16 +155,6 @@ def _nested(data: c.Values, *names: str) -> dict[str, Any]:
 def _parameters(data: c.Values) -> dict[str, Any]:
     """Parameters of ``vllm serve`` by their names in Python."""
     return {str(key).replace("-", "_"): x for key, x in data.items() if not c.absent(x)}
-
-
-def _served(data: c.Values) -> dict[str, Any]:
-    """What parameters of ``vllm serve`` say of the machine and the weights."""
-    given = _parameters(data)
-    bits = bits_of(str(given.get("quantization", "")))
-    if bits is None and given.get("dtype") in ("float32", "float"):
-        bits = 32.0  # other types may be of a checkpoint that is quantized
-    known = {"gpus": given.get("tensor_parallel_size", given.get("tp")), "weight_bits": bits}
-    return {key: x for key, x in known.items() if x is not None}
 
 
 def _graphs(r: BenchResult, server: c.Values) -> dict[str, Any]:
