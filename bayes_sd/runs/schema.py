@@ -114,8 +114,8 @@ class Runs:
         for name, wanted in levels.items():
             if name not in self.table:
                 raise InputError(f"no column {name!r}; the columns are {_names(self.table)}")
-            scalar = isinstance(wanted, str) or not isinstance(wanted, Iterable)
-            values, column = [wanted] if scalar else list(wanted), self.table[name]
+            column = self.table[name]
+            values = list(wanted) if pd.api.types.is_list_like(wanted) else [wanted]
             for value in values:
                 if not (column == value).any():
                     known = _names(column.dropna().drop_duplicates().sort_values())

@@ -108,7 +108,7 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
         raise InputError("has no rows; one run a row is needed")
     ours = pd.DataFrame({name: table[header] for name, header in headers.items()})
     rows = ours.astype(object).where(ours.notna(), None).to_dict("records")
-    return rows_of(enumerate(rows), lambda cells: _row({**_converted(cells, factors), **constants}))
+    return rows_of(enumerate(rows), lambda cells: _row(cells, factors, constants))
 
 
 def _mapping(
@@ -133,18 +133,16 @@ def _mapping(
     return headers, factors
 
 
-def _converted(cells: Mapping[Any, Any], factors: Mapping[str, float]) -> dict[str, Any]:
-    """Cells of a row in our units, blanks dropped."""
-    row = {name: cell for name, cell in cells.items() if not absent(cell)}
-    for name in factors.keys() & row:
+def _row(
+    cells: Mapping[Any, Any], factors: Mapping[str, float], constants: Values
+) -> dict[str, Any]:
+    values = {name: cell for name, cell in cells.items() if not absent(cell)}
+    for name in factors.keys() & values:
         try:
-            row[name] = number(row[name]) * factors[name]
+            values[name] = number(values[name]) * factors[name]
         except ValueError as error:
             raise InputError(f"{name} {error}") from None
-    return row
-
-
-def _row(values: dict[str, Any]) -> dict[str, Any]:
+    values |= constants
     flags: frozenset[str] = frozenset()
     if THROUGHPUT in values and "e2e_mean_s" not in values:
         values = _of_throughput(values)
