@@ -45,7 +45,6 @@ HOW_TO = 'put a line "# time SECONDS" before it or name the file by them (date +
 
 Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, labels, value
 Labels = tuple[tuple[str, str], ...]  # of a server
-Servers = dict[Labels, pd.DataFrame]
 
 
 def is_answer(data: c.Values) -> bool:
@@ -74,7 +73,7 @@ def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: flo
     return rows_of(enumerate(windows), lambda found: _run(*found, configuration))
 
 
-def servers_of(contents: Mapping[Path, Any]) -> Servers:
+def servers_of(contents: Mapping[Path, Any]) -> dict[Labels, pd.DataFrame]:
     """Readings of all files, a table (see `windows`) for each server, its engines together."""
     servers: dict[Any, dict[tuple[str, str], dict[str, dict[float, float]]]] = {}
     for file, content in contents.items():

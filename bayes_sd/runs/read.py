@@ -91,13 +91,10 @@ def read(
     Examples
     --------
     >>> import bayes_sd as bsd
-    >>> table = pd.DataFrame({
-    ...     "rps": [1.0, 2.0], "n": [60, 120], "lat_ms": [900.0, 1300.0], "sd_ms": [80.0, 150.0],
-    ... })
+    >>> table = pd.DataFrame({"rps": [1.0, 2.0], "n": [60, 120], "lat_ms": [900.0, 1300.0]})
     >>> runs = bsd.read(
     ...     table,
-    ...     columns={"rate_rps": "rps", "requests": "n",
-    ...              "e2e_mean_s": ("lat_ms", "ms"), "e2e_std_s": ("sd_ms", "ms")},
+    ...     columns={"rate_rps": "rps", "requests": "n", "e2e_mean_s": ("lat_ms", "ms")},
     ...     verifier="m", verifier_params=8e9, draft_tokens=0, prompt_tokens=512, output_tokens=128,
     ... )
     >>> runs.table.e2e_mean_s.tolist()

@@ -37,12 +37,6 @@ def typical_kv_gb(active: Any, layers: Any) -> Any:
     return 4e-9 * layers * narrow
 
 
-def typical_queries(active: Any, layers: Any, kv_gb: Any) -> Any:
-    """Query heads to a key-value head, of heads as wide together as the model; 1 or more."""
-    width = (active * GIGA / (12 * layers)) ** 0.5
-    return np.maximum(width * 4e-9 * layers / kv_gb, 1.0)
-
-
 def features(
     params: Any,
     active: Any,
@@ -65,7 +59,8 @@ def features(
     layers, kv_gb = np.asarray(layers, float), np.asarray(kv_bytes, float) / GIGA
     layers = np.where(np.isnan(layers), typical_layers(active, params), layers)
     kv_gb = np.where(np.isnan(kv_gb), typical_kv_gb(active, layers), kv_gb)
-    queries = np.asarray(queries_per_key, float)
+    queries, width = np.asarray(queries_per_key, float), (active * GIGA / (12 * layers)) ** 0.5
+    as_wide = np.maximum(width * 4e-9 * layers / kv_gb, 1.0)  # all heads together as the model
     return {
         "active": active,
         "shared": params - expert,
@@ -75,7 +70,7 @@ def features(
         "moe": moe.astype(float),
         "layers": layers,
         "kv_gb": kv_gb,
-        "queries": np.where(np.isnan(queries), typical_queries(active, layers, kv_gb), queries),
+        "queries": np.where(np.isnan(queries), as_wide, queries),
     }
 
 
