@@ -7,12 +7,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
 from bayes_sd.cli import ask, show
 from bayes_sd.cli import options as o
 from bayes_sd.cli.reference import ask as ask_reference
 from bayes_sd.errors import InputError
+from bayes_sd.fit import LatencyModel, usual_prior
+from bayes_sd.model.file import writable
+from bayes_sd.runs.read import corpus, read
 
 DEMO_FOLDER = Path("bayes-sd-demo")
 DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
@@ -67,9 +71,6 @@ def fit(
     ] = None,
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
-    from bayes_sd.fit import LatencyModel, usual_prior
-    from bayes_sd.model.file import writable
-
     writable(output)
     runs = source.read(paths)
     if public and runs.table["gb_per_s"].isna().any():
@@ -101,11 +102,6 @@ def demo(
     draws: o.Draws = 1200,
 ) -> o.Reply:
     """Answer for a public model from data sheets; fit the shipped runs and decide for them."""
-    import pandas as pd
-
-    from bayes_sd.fit import LatencyModel
-    from bayes_sd.runs.read import corpus, read
-
     before = ask_reference(*BEFORE)
     o.say(f"Before any measurement. {before.shown[0]}")
     runs = read(corpus("vllm-cpu"))
@@ -173,8 +169,6 @@ def validate(
     tables: Annotated[o.File, o.option("Folder for a CSV of each check.", "FOLDER")] = None,
 ) -> o.Reply:
     """Check the model on result files: recovery, held-out runs and systems, priors."""
-    import pandas as pd
-
     from bayes_sd.checks.validate import validate as run
 
     names = None if only is None else [name.strip() for name in only.split(",")]

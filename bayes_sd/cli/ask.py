@@ -78,12 +78,10 @@ class Asked:
 
     def _lengths(self) -> tuple[Any, Any]:
         """Prompt and output tokens; by default those of all runs, where they are alike."""
-        named = {"--prompt": self.prompt, "--output": self.output}
-        lists = [None if text is None else o.numbers(text, flag) for flag, text in named.items()]
-        asked: list[Any] = [x[0] if x and len(x) == 1 else x for x in lists]
+        asked = o.amount(self.prompt, "--prompt"), o.amount(self.output, "--output")
         if None not in asked:
-            return asked[0], asked[1]
-        measured = self.fit.runs[["prompt_tokens", "output_tokens"]]
+            return asked
+        measured = self.fit.runs[[*LENGTHS]]
         if (measured.max() > LENGTHS_ALIKE * measured.min()).any():
             known = sorted({f"{prompt:.0f} + {output:.0f}" for prompt, output in measured.values})
             some = ", ".join(known[:6]) + " and others" * (len(known) > 6)
@@ -96,10 +94,8 @@ class Asked:
     def draft_lengths(self) -> list[int]:
         """Draft lengths asked about; by default those that this verifier ran with, 0 included."""
         if self.k is not None:
-            try:
+            with o.written(f"-k {self.k!r}: write whole numbers with commas."):
                 return [int(v) for v in self.k.split(",")]
-            except ValueError:
-                raise BadParameter(f"-k {self.k!r}: write whole numbers with commas.") from None
         verifier, drafter = self._models()
         ran = of_verifier(self.fit.servers, verifier)
         own = ran["drafter"] == drafter if isinstance(drafter, str) else True
@@ -109,16 +105,16 @@ class Asked:
     def server(self, k: int, drafter_loaded: bool = False) -> Server:
         """The server with so many draft tokens, plain at 0; the fit's only one if none is named."""
         verifier, drafter = self._models()
-        structure = o.structure_of(self.structure)
+        where, structure = self._place(), o.structure_of(self.structure)
+        plain = Server(verifier, environment=where, structure=structure, workload=self.workload)
         if k <= 0 and not drafter_loaded:
-            return Server(verifier, None, 0, None, self._place(), structure, self.workload)
+            return plain
         if drafter is None:
             runs = self.fit.runs
             known = sorted({*runs["drafter"][runs["verifier"] == verifier]} - {"none"})
             drafter = only("drafter", known, f"of {verifier} the fit knows")
-        rates = None if self.acceptance is None else o.numbers(self.acceptance, "--acceptance")
-        accepted = rates[0] if rates and len(rates) == 1 else rates
-        return Server(verifier, drafter, k, accepted, self._place(), structure, self.workload)
+        accepted = o.amount(self.acceptance, "--acceptance")
+        return replace(plain, drafter=drafter, k=k, acceptance=accepted)
 
     def _place(self) -> str | Machine | None:
         """Where it runs: a measured environment, or a machine by its data sheet."""

@@ -11,11 +11,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
+import pandas as pd
 import typer
 
 from bayes_sd.answers.answer import cell
@@ -24,15 +26,9 @@ from bayes_sd.physics.structures import NAMES, Structure
 from bayes_sd.runs.checkpoint import is_head
 from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.machine import Machine
+from bayes_sd.runs.read import read
+from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from bayes_sd.answers.answer import Answer
-    from bayes_sd.checks.compare import Comparison
-    from bayes_sd.plan.sweep import Plan
-    from bayes_sd.runs.schema import Runs
 
 COUNT_MAX = 10_000  # values of START:STOP:COUNT
 File = Path | None
@@ -65,10 +61,8 @@ class Reply:
     answer: Any = None  # that is told
 
     @classmethod
-    def of(
-        cls, answer: "Answer | Comparison | Plan", title: str, *shown: Any, **more: Any
-    ) -> "Reply":
-        """An answer: its sentence first, then its table and what else is shown."""
+    def of(cls, answer: Any, title: str, *shown: Any, **more: Any) -> "Reply":
+        """An answer: its sentence first, then its ``table`` and what else is shown."""
         data = {"answer": str(answer), "rows": answer.table.to_dict("records"), **more}
         return cls(data, [fill(str(answer)), (title, answer.table), *shown], answer=answer)
 
@@ -109,9 +103,8 @@ def command(verb: Callable[..., Reply]) -> Callable[..., None]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     flag = inspect.Parameter("as_json", keyword, default=False, annotation=AsJson)
-    options = [*parameters(verb), flag]
-    wrapped.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in options}
+    signature = inspect.Signature([*parameters(verb), flag])
+    wrapped.__signature__ = signature  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -127,29 +120,41 @@ class Source:
     columns: Annotated[Text, file_option("Other headers of a table.", "OURS=THEIRS")] = None
     window: Annotated[float, file_option("Seconds of metrics in a run.", "S")] = 300.0
 
-    def read(self, paths: list[str]) -> "Runs":
+    def read(self, paths: list[str]) -> Runs:
         """The runs of these files."""
-        from bayes_sd.runs.read import read
-
         settings = pairs(",".join(self.settings or []), "--set")
         columns = pairs(self.columns, "--columns") or None
         how: dict[str, Any] = {"config": self.config, "environment": self.environment}
         return read(paths, **how, columns=columns, window_s=self.window, **settings)
 
 
+@contextmanager
+def written(how: str) -> Iterator[None]:
+    """Say `how` an option is written where its text cannot be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError):
+        raise typer.BadParameter(how) from None
+
+
 def numbers(text: str, flag: str) -> list[float]:
     """``1:16:16`` or ``1,2,4`` as numbers."""
-    try:
+    form = f"write numbers with commas or START:STOP:COUNT, at most {COUNT_MAX}."
+    with written(f"{flag} {text!r}: {form}"):
         if ":" not in text:
             return [float(v) for v in text.split(",")]
         start, stop, count = text.split(":")
-        if int(count) <= COUNT_MAX:
-            return np.linspace(float(start), float(stop), int(count)).tolist()
-    except ValueError:
-        pass
-    raise typer.BadParameter(
-        f"{flag} {text!r}: write numbers with commas or START:STOP:COUNT, at most {COUNT_MAX}."
-    )
+        if int(count) > COUNT_MAX:
+            raise ValueError
+        return np.linspace(float(start), float(stop), int(count)).tolist()
+
+
+def amount(text: str | None, flag: str) -> float | list[float] | None:
+    """A number alone, or several as a list; None from None."""
+    several = None if text is None else numbers(text, flag)
+    return several[0] if several and len(several) == 1 else several
 
 
 def pairs(text: str | None, flag: str) -> dict[str, str]:
@@ -193,36 +198,27 @@ def machine_of(text: str, gpus: int) -> Machine:
         return Machine(text, gpus)
     given = pairs(text, "--machine")
     name = given.pop("name", "")
-    try:
+    allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
+    with written(f"--machine {text}: write {allowed}."):
         terms = {term: float(number) for term, number in given.items()}
         if not (name or "gb_per_s" in terms):
             raise TypeError("neither names a machine nor says its bandwidth")
         return Machine(name or "machine", gpus, **terms)
-    except InputError:
-        raise
-    except (TypeError, ValueError):
-        allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
-        raise typer.BadParameter(f"--machine {text}: write {allowed}.") from None
 
 
 def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], where: str) -> Kind:
     """A size or a structure from names and numbers; a structure's may be ``low..high``."""
-    try:
+    known = [field.name for field in fields(kind) if field.name != "name"]
+    form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
+    said = ",".join(f"{name}={value}" for name, value in given.items())
+    names = f"with names {', '.join(known)}, {known[0]} at least."
+    with written(f"{where} {said}: write {form} {names}"):
         terms: dict[str, Any] = {}
         for name, value in given.items():
             ends = str(value).split("..", 1)
             interval = tuple(int(end) if end.isdigit() else float(end) for end in ends)
             terms[name] = interval if len(ends) > 1 else interval[0]
         return kind(**terms)
-    except InputError:
-        raise
-    except (TypeError, ValueError):
-        known = [field.name for field in fields(kind) if field.name != "name"]
-        form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
-        said = ",".join(f"{name}={value}" for name, value in given.items())
-        raise typer.BadParameter(
-            f"{where} {said}: write {form} with names {', '.join(known)}, {known[0]} at least."
-        ) from None
 
 
 def say(text: str) -> None:
@@ -245,7 +241,7 @@ def fill(text: str) -> str:
     return "\n".join(map(wrapper.fill, text.split("\n")))
 
 
-def show(title: str, table: "pd.DataFrame") -> None:
+def show(title: str, table: pd.DataFrame) -> None:
     """A table; one wider than the terminal in blocks of columns, so that nothing is cut off."""
     if table.empty:  # the sentence before it says so
         return

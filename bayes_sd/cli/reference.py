@@ -32,15 +32,13 @@ def ask(
     where = o.machine_of(machine, gpus)
     size = o.size_of(verifier, "--verifier")
     small, assumed = o.drafter_of(drafter, "--drafter", verifier), ""
-    if acceptance is None:
-        rates = [usual_rate(drafter, 0.0 if drafter.lower() in WEIGHTLESS else small.params)]
+    accepted = o.amount(acceptance, "--acceptance")
+    if accepted is None:
+        accepted = usual_rate(drafter, 0.0 if drafter.lower() in WEIGHTLESS else small.params)
         assumed = " (usual of its kind; --acceptance says yours)"
-    else:
-        rates = o.numbers(acceptance, "--acceptance")
     lengths = [int(x) for x in o.numbers(k, "-k") if x > 0]
     if not lengths:
         raise InputError("-k must name a draft length above 0 to compare with plain.")
-    accepted = rates[0] if len(rates) == 1 else rates
     plain = Server(size, environment=where)
     drafting = [Server(size, small, n, accepted, where) for n in lengths]
     if concurrency and rps:
@@ -53,17 +51,17 @@ def ask(
     least = answer.least_loss.values.ravel()
     short = {str(server): f"k = {server.k}" for server in drafting} | {str(plain): "plain"}
     chosen = [short.get(str(name), str(name)) for name in least]
-    values = np.ravel(load.cells[str(load.axis)].values).tolist()
-    where_best = stretches(list(zip(values, chosen, strict=True)), load.axis)
-    verdict = f"Least expected loss of latency: {where_best}"
+    where_best = [*zip(load.cells[load.axis].values, chosen, strict=True)]
+    verdict = f"Least expected loss of latency: {stretches(where_best, load.axis)}"
     bits = size.weight_bits or 16
     if bits < 16 and where.tflops_at(bits) == where.tflops_at(16):
         assumed += f", weights of {bits:.3g} bits computed in 16 on {where.name}"
     itself = f"{where.name} and " if known is not reference() else ""
+    rates = ", ".join(f"{rate:g}" for rate in np.atleast_1d(accepted))
     told = (
-        f"Assumed: acceptance {', '.join(f'{r:g}' for r in rates)} a token{assumed}, {prompt:g} + "
-        f"{output:g} tokens, vLLM with captured graphs. From public runs of {itself}other "
-        f"machines and the data sheet of {where}; a handful of runs of your own make it sharp."
+        f"Assumed: acceptance {rates} a token{assumed}, {prompt:g} + {output:g} tokens, vLLM with "
+        f"captured graphs. From public runs of {itself}other machines and the data sheet of "
+        f"{where}; a handful of runs of your own make it sharp."
     )
     title = f"SD against plain {size.label} on {where}: faster, slower and both saturated sum to 1"
     reply = o.Reply.of(answer, title, verdict=verdict, assumed=told, least_loss=chosen)
