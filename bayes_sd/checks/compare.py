@@ -57,17 +57,12 @@ def standard_models() -> dict[str, LatencyModel]:
     >>> sorted(standard_models())[:3]
     ['and host', 'complete pooling', 'families alike']
     """
-    base, parts = LatencyModel(), LatencyModel().law.parts
-
-    def using(*parts: str) -> LatencyModel:
-        return replace(base, law=Law(parts))
-
-    models = {"full": base, "paper's law": using("host")}
-    models["paper's law + experts"] = using("host", "experts")
-    for part in parts:
-        models[f"no {part}"] = using(*(p for p in parts if p != part))
-    models |= {f"and {part}": using(*parts, part) for part in OPTIONAL if part not in parts}
-    return models | {
+    base = LatencyModel()
+    full = base.law.parts
+    laws = {"full": full, "paper's law": ("host",), "paper's law + experts": ("host", "experts")}
+    laws |= {f"no {part}": tuple(p for p in full if p != part) for part in full}
+    laws |= {f"and {part}": (*full, part) for part in OPTIONAL if part not in full}
+    return {name: replace(base, law=Law(parts)) for name, parts in laws.items()} | {
         "no pooling": replace(base, pooling="none"),
         "complete pooling": replace(base, pooling="complete"),
         "families alike": base.with_prior("moe_effect", b=1e-3, reason="families are alike"),
@@ -88,8 +83,8 @@ def compare_models(
 ) -> Comparison:
     """Compare models by exact leave-out refits: all predict the same runs from the same folds.
 
-    Each model is compiled once and refitted by data. Runs past saturation are left out with their
-    verifier or drafter, bound the fits of models that use them, and are not predicted.
+    Runs past saturation are left out with their verifier or drafter, bound the fits of models that
+    use them, and are not predicted.
 
     Parameters
     ----------
@@ -102,11 +97,11 @@ def compare_models(
         "fifth" (of the runs, at random), "highest_load" or "long_prompts".
     seed : int
     executor : concurrent.futures.Executor, optional
-        Runs the refits: threads, processes, or Dask's ``client.get_executor()``; whichever it is
-        and however many work, the result is the same. Give each refit ``cores=1``.
+        Runs the refits: threads, processes, or Dask's ``client.get_executor()``, all with the same
+        result. Give each refit ``cores=1``.
     keep : path, optional
-        Folder for the finished refits: those of the same runs, model, seed, sampling and versions
-        are found there and not made again.
+        Folder of finished refits: those of the same runs, model, seed, sampling and versions are
+        not made again.
     progress : callable, optional
         Called with a sentence after each model.
     **sampling

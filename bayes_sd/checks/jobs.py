@@ -15,6 +15,7 @@ from typing import Any
 
 from bayes_sd.errors import EvidenceError, InputError
 from bayes_sd.fit import PACKAGES, LatencyModel
+from bayes_sd.model.file import write_whole
 from bayes_sd.model.sample import Refitter
 from bayes_sd.progress import with_time_left
 from bayes_sd.runs.rows import fingerprint
@@ -122,10 +123,8 @@ def _each[K](
                 if isinstance(result, Exception):
                     raise result
                 k, failed = futures[future], 0
-                if keep is not None:  # whole or not at all
-                    draft = files[k].with_suffix(f".{os.getpid()}")
-                    draft.write_text(json.dumps(result))
-                    draft.replace(files[k])
+                if keep is not None:
+                    write_whole(files[k], json.dumps(result).encode())
                 del rest[k]
                 yield k, result
             if failed == TRIES:

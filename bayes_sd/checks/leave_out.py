@@ -32,33 +32,33 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
     that models which keep fewer of them still predict the same runs from the same folds.
     """
     one_of("<<by>>", by, BY)
-    steady = ~table["saturated"].to_numpy(bool)
-    parts: dict[str, np.ndarray]
-    if by in LEVELS:
-        among, column = (table[table["family"] == by], "verifier") if by == "moe" else (table, by)
-        names = sorted(set(among[column].astype(str)) - {NONE})
-        parts = {name: (table[column] == name).to_numpy() for name in names}
+    steady = ~table["saturated"].astype(bool)
+    if by == "moe":
+        part = table["verifier"].where(table["family"] == by)
+    elif by in LEVELS:
+        part = table[by].where(table[by] != NONE)
     elif by == "run":
-        ids = table["run_id"].to_numpy()
-        parts = {str(name): ids == name for name in ids[steady]}
+        part = table["run_id"]
     elif by == "fifth":
-        part = np.random.default_rng(SEED).permutation(len(table)) % 5
-        parts = {f"fifth {i + 1}": part == i for i in range(5)}
+        fifth = np.random.default_rng(SEED).permutation(len(table)) % 5 + 1
+        part = pd.Series(fifth, table.index).map("fifth {}".format)
     elif by == "highest_load":
         load = table["rate_rps"].fillna(table["concurrency"])
         share = load / load.groupby([table["server"], table["loop"]]).transform("max")
-        top = share.where(steady).fillna(0.0).to_numpy()
-        parts = {"highest loads": top >= np.quantile(top[steady], 1 - HIGHEST)}
+        top = share.where(steady).fillna(0.0)
+        high = top >= np.quantile(top[steady], 1 - HIGHEST)
+        part = high.map({True: "highest loads"})
     else:
-        length = table["prompt_tokens"].to_numpy()
-        limit = np.quantile(length[steady], 1 - LONGEST)
-        parts = {"long prompts": (length >= limit) & (length > length.min())}
-    parts = {name: mask for name, mask in parts.items() if (mask & steady).any()}
+        length = table["prompt_tokens"]
+        long = (length >= np.quantile(length[steady], 1 - LONGEST)) & (length > length.min())
+        part = long.map({True: "long prompts"})
+    predicted = steady.groupby(part, sort=by != "run").sum()
+    parts = predicted[predicted > 0]
     if by in LEVELS and len(parts) < 2:
         raise EvidenceError(f"Leaving out one {by} at a time needs at least two of them.")
-    if not parts or any(not (steady & ~mask).any() for mask in parts.values()):
+    if parts.empty or (parts == steady.sum()).any():
         raise EvidenceError(f"Leaving out by {by} leaves no run to fit or none to predict.")
-    return {name: tuple(table["run_id"][mask]) for name, mask in parts.items()}
+    return {str(name): tuple(table["run_id"][part == name]) for name in parts.index}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +86,10 @@ class LeftOut:
 def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampling: Any) -> dict:
     """Columns of ``rows`` and ``pairs`` of one of the :func:`folds` without which was refitted."""
     table = refitter.table
-    steady = ~table["saturated"].to_numpy(bool)
     mask = table["run_id"].isin(ids).to_numpy()
     own_seed = crc32(f"{seed} {name}".encode())  # whichever fold comes first
     refit = refitter.refit(mask, seed=own_seed, **sampling)
-    rows = np.flatnonzero(mask & steady)
+    rows = np.flatnonzero(mask & ~table["saturated"].to_numpy(bool))
     left_out = table.iloc[rows]
     mean_s = refit.of_runs("run_mean_e2e", rows)
     t = np.random.default_rng(own_seed).standard_t(noise.NU, mean_s.shape)
@@ -127,16 +126,10 @@ def predictions(
     drawn_p95_s = noise.sample_quantile_s(drawn_s, variance, P95, own["requests"].to_numpy(), z)
     p95_s = own["e2e_p95_s"].to_numpy(float)
     p95 = {f"p95_{n}": v for n, v in interval(p95_s, drawn_p95_s).items()}
-    return pd.DataFrame(
-        {
-            "run_id": own["run_id"].to_numpy(),
-            "verifier": own["verifier"].to_numpy(),
-            "server": own["server"].to_numpy(),
-            **interval(observed_s, drawn_s),
-            "log_score": logsumexp(density, axis=0) - np.log(len(density)),
-            **{n: np.where(np.isnan(p95_s), np.nan, v) for n, v in p95.items()},
-        },
-        index=own.index,
+    return own[["run_id", "verifier", "server"]].assign(
+        **interval(observed_s, drawn_s),
+        log_score=logsumexp(density, axis=0) - np.log(len(density)),
+        **{n: np.where(np.isnan(p95_s), np.nan, v) for n, v in p95.items()},
     )
 
 
