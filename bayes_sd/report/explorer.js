@@ -4,6 +4,7 @@ const n = data.draws, POINTS = 100, FACTOR = 4;
 const by = (id) => document.getElementById(id);
 const UNIT = { rate_rps: "requests/s", concurrency: "requests in flight" };
 const METRIC = { e2e: "Mean latency, s", ttft: "Mean time to first token, s", tpot: "Mean time per output token, s" };
+const TOKENS = [["prompt_tokens", "p", "prompts"], ["output_tokens", "g", "answers"]];
 const PLACE = { e2e: 0, ttft: 1, tpot: 2, c2: 3 };
 const QUANTILES = [0.05, 0.5, 0.95];
 
@@ -15,6 +16,7 @@ const columns = data.numbers.map((x) => x === null ? all.subarray(next * n, ++ne
 
 // What nobody measured: known models by their sizes, machines by their data sheets.
 const fresh = data.new, COSTS = fresh.costs;
+const systems = new Map(data.systems.map((s) => [s.name, s]));
 const models = new Map(fresh.models.map((m) => [m.name, m]));
 const machines = new Map(fresh.machines.map((m) => [m.name, m]));
 const memory = new Map();
@@ -125,8 +127,7 @@ function quantiles(a) {
 
 /** System and pair of a state: as measured, or with servers that nobody measured. */
 function servers(state) {
-  const system = data.systems.find((s) => s.name === state.v), model = models.get(state.v);
-  const pair = system ? system.pairs.find((p) => p.name === state.d) : model.pairs.find((d) => d.name === state.d);
+  const system = systems.get(state.v), pair = (system || models.get(state.v)).pairs.find((p) => p.name === state.d);
   if (system && !state.w) return [system, pair];
   return once(JSON.stringify([state.v, state.d, state.w, state.n]), () => {
     const servers = Object.fromEntries(lengthsOf(pair).map((k) => [k, elsewhere(state, system, pair, k)]));
@@ -186,9 +187,8 @@ let state = { ...start };
 function sane(asked) {
   const s = { ...state, ...asked };
   const number = (value, low, high, otherwise) => Number.isFinite(value) ? Math.min(Math.max(value, low), high) : otherwise;
-  const system = data.systems.find((x) => x.name === s.v), model = system ? null : models.get(s.v);
-  if (!system && !model) s.v = start.v;
-  const pairs = (system || model || data.systems.find((x) => x.name === start.v)).pairs;
+  if (!systems.has(s.v) && !models.has(s.v)) s.v = start.v;
+  const model = systems.has(s.v) ? null : models.get(s.v), { pairs } = model || systems.get(s.v);
   const pair = pairs.find((x) => x.name === s.d) || pairs[0];
   s.d = pair.name;
   // A machine by its data sheet, or of a known model the environment of this number.
@@ -260,15 +260,15 @@ function chart(id, height, y, yAxis, series, bands) {
 }
 let charts = [], drawn = "";
 function draw() {
-  const kind = `${state.axis}`;
-  if (kind !== drawn) {
+  if (state.axis !== drawn) {
     charts.forEach((u) => u.destroy());
-    drawn = kind;
+    drawn = state.axis;
     const log = { distr: 3, range: (u, a, b) => Number.isFinite(a) && Number.isFinite(b) ? [a * 0.85, b * 1.15] : [0.1, 10] };
-    charts = [];
-    charts.push(chart("c-latency", 340, log, { size: 62, splits: (u, i, a, b) => ticks(a, b), filter: (u, s) => s },
-      [edge, edge, line("--c0"), edge, edge, line("--c1", [8, 5])], [{ series: [2, 1], fill: wash("--c0") }, { series: [5, 4], fill: wash("--c1") }]));
-    charts.push(chart("c-faster", 200, { range: () => [-0.02, 1.02] }, { size: 62, splits: () => [0, 0.25, 0.5, 0.75, 1] }, [line("--c1", [8, 5])], []));
+    charts = [
+      chart("c-latency", 340, log, { size: 62, splits: (u, i, a, b) => ticks(a, b), filter: (u, s) => s },
+        [edge, edge, line("--c0"), edge, edge, line("--c1", [8, 5])], [{ series: [2, 1], fill: wash("--c0") }, { series: [5, 4], fill: wash("--c1") }]),
+      chart("c-faster", 200, { range: () => [-0.02, 1.02] }, { size: 62, splits: () => [0, 0.25, 0.5, 0.75, 1] }, [line("--c1", [8, 5])], []),
+    ];
   }
   const rows = now.rows, xs = rows.map((r) => r.load), finite = (x) => Number.isFinite(x) ? x : null;
   const bound = (which) => [0, 2, 1].map((q) => rows.map((r) => finite(r[which][q])));
@@ -295,8 +295,8 @@ function cautions(pair, system) {
   }
   if (!model && !sheet && !system.plain.points.length) found.push("its plain server never ran");
   if (pair.measured && !pair.measured.includes(state.k)) found.push(`k = ${state.k} was not measured with this drafter (${pair.measured.join(", ")} was)`);
-  for (const [name, value, words] of [["prompt_tokens", state.p, "prompts"], ["output_tokens", state.g, "answers"]]) {
-    const [low, high] = data.ranges[name];
+  for (const [name, key, words] of TOKENS) {
+    const [low, high] = data.ranges[name], value = state[key];
     if (value < low / 1.001 || value > high * 1.001) found.push(`${words} of ${said(value)} tokens lie outside the measured ${said(low)} to ${said(high)}`);
   }
   if (state.axis === "concurrency" && state.x > data.ranges.in_flight[1]) found.push(`no run had more than ${said(data.ranges.in_flight[1])} requests in flight`);
@@ -321,8 +321,8 @@ function show() {
   const group = (label, pairs, chosen) => { const g = document.createElement("optgroup"); g.label = label; g.append(...options(pairs, chosen)); return g; };
   const same = (names) => [...names].map((name) => [name, name]);
   if (by("x-system").value !== state.v || !by("x-system").length)
-    by("x-system").replaceChildren(group("Measured", same(data.systems.map((s) => s.name)), state.v), group("By its sizes", same(models.keys()), state.v));
-  by("x-pair").replaceChildren(...options(same((model || data.systems.find((s) => s.name === state.v)).pairs.map((p) => p.name)), state.d));
+    by("x-system").replaceChildren(group("Measured", same(systems.keys()), state.v), group("By its sizes", same(models.keys()), state.v));
+  by("x-pair").replaceChildren(...options(same((model || systems.get(state.v)).pairs.map((p) => p.name)), state.d));
   const ran = model ? fresh.places.map((place, i) => [`@${i}`, place.name]) : [["", "where it ran"]];
   by("x-where").replaceChildren(...(machines.size ? [group("Measured", ran, state.w), group("By its data sheet", same(machines.keys()), state.w)] : options(ran, state.w)));
   by("x-gpus").hidden = !machines.has(state.w);
@@ -335,7 +335,7 @@ function show() {
   for (const id of ["r-a", "x-a"]) set(id, round(state.a ?? typical));
   set("r-load", share(now.range, state.x, state.axis === "concurrency"), `${said(state.x)} ${UNIT[state.axis]}`);
   set("x-load", round(state.x)); set("x-axis", state.axis); set("x-metric", state.m);
-  for (const [name, key] of [["prompt_tokens", "p"], ["output_tokens", "g"]]) {
+  for (const [name, key] of TOKENS) {
     set(`r-${key}`, share(lengths(name), state[key], true), `${said(state[key])} tokens`);
     set(`x-${key}`, round(state[key]));
   }
@@ -401,7 +401,7 @@ for (const side of ["r", "x"]) {
 }
 on("x-load", () => ({ x: number("x-load") }));
 on("r-load", () => ({ x: round(between(now.range, number("r-load"), state.axis === "concurrency")) }));
-for (const [name, key] of [["prompt_tokens", "p"], ["output_tokens", "g"]]) {
+for (const [name, key] of TOKENS) {
   on(`x-${key}`, () => ({ [key]: number(`x-${key}`) }));
   on(`r-${key}`, () => ({ [key]: round(between(lengths(name), number(`r-${key}`), true)) }));
 }

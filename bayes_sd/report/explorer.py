@@ -1,6 +1,7 @@
-"""What the page computes with: draws of the servers of a fit, and the law as JavaScript."""
+"""What the page computes with: draws of a fit's servers and of new ones, the law as JavaScript."""
 
 import base64
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -9,22 +10,31 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.answers.latency import Arm
-from bayes_sd.answers.servers import Resolved, Server, name_of, resolve, shared_name
-from bayes_sd.model.design import PAIR
-from bayes_sd.model.posterior import Posterior
+from bayes_sd.answers.servers import Resolved, Server, machine_facts, name_of, resolve, shared_name
+from bayes_sd.model import design
+from bayes_sd.model.acceptance import normal_quantiles
+from bayes_sd.model.posterior import LEVELS, Posterior
+from bayes_sd.model.priors import DRAFTER_COSTS, ELSEWHERE_SD, HARDWARE, VERIFIER_COSTS
 from bayes_sd.physics.noise import METRICS
 from bayes_sd.report.script import DRAW, LOAD, QUESTION, Tape
-from bayes_sd.report.unmeasured import COLUMNS, examples, unmeasured
+from bayes_sd.runs.checkpoint import known_models
 from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.drafting import usual_rate
 from bayes_sd.runs.load import Load
+from bayes_sd.runs.machine import Machine, sheets
+from bayes_sd.runs.sizes import GIGA, WEIGHTLESS, Size
 from bayes_sd.runs.table import LENGTHS
 
 BYTES = 1_000_000  # of draws in a page; in its text they take a third more
 FEWEST, MOST, MOST_MOE = 200, 1000, 250  # draws: experts take eight times as long to compute
 K_MOST = 16  # draft tokens
+COLUMNS = 45  # of draws that new models and machines need whatever was measured
 POINTS = 100  # measured runs of a server
 AXES = ("rate_rps", "concurrency")
 GIVEN = 0.123456789  # an acceptance that nobody imposed: stands for any that is given
+METHODS = ("eagle3", "mtp", "ngram")
+FACTS = ("gb_per_s", "tflops", "dies")
+ANY = Machine("any", gb_per_s=1.0, tflops=1.0)
 MEASURED = [*LENGTHS, *AXES, *(f"{metric}_mean_s" for metric in METRICS)]
 
 
@@ -60,7 +70,8 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     if drafting.empty:
         return None
     most = drafting.groupby("drafter")["draft_tokens"].max().clip(upper=K_MOST)
-    found = drafting.groupby([*PAIR, "environment"], dropna=False, sort=True)
+    k_most = int(most.max())
+    found = drafting.groupby([*design.PAIR, "environment"], dropna=False, sort=True)
     pairs: Any = found.agg(runs=("runs", "sum"), ks=("draft_tokens", sorted)).reset_index()
     # About four columns a draft length: two factors, as measured and with a given acceptance.
     pairs["columns"] = 8 + 4 * most[pairs["drafter"]].to_numpy()
@@ -86,7 +97,7 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
         key = f"law_{int(resolved.server.k > 0)}{int(moe)}{int(graphs)}"
         for axis in () if f"{key}_{AXES[0]}" in laws else AXES:
             name = f"{key}_{axis}"
-            laws[name] = law_source(fit, axis, resolved, int(most.max()), name)
+            laws[name] = law_source(fit, axis, resolved, k_most, name)
         return key
 
     @cache
@@ -112,12 +123,12 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
             if k in row["ks"]:  # that very server is another one's with an acceptance not its own
                 server = replace(server, acceptance=GIVEN)
                 servers[k] = servers[k] | {"given": told(server)["terms"]}
-        system = systems.setdefault(plain, {"plain": told(plain), "pairs": []})
-        system |= {"verifier": row["verifier"], "workload": row["workload"]}
+        about = {"name": shared_name([plain])[0], "plain": told(plain), "pairs": []}
+        system = systems.setdefault(plain, about | {n: row[n] for n in ("verifier", "workload")})
         name = _drafter(replace(server, acceptance=own))
         pair = {"name": name, "drafter": row["drafter"], "measured": row["ks"], "servers": servers}
         system["pairs"].append(pair)
-    new = unmeasured(thin, place, int(most.max()))
+    new = unmeasured(thin, place, k_most)
     for example in examples(thin):
         law_of(example)
     axis, middle = str(load.axis), np.ravel(load.cells[load.axis].values)
@@ -125,13 +136,13 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     start = {"v": where, "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
     start |= {"w": "", "n": 1, "axis": axis, "x": float(f"{middle[(len(middle) - 1) // 2]:.3g}")}
     data = {
-        "systems": [{"name": shared_name([one])[0]} | system for one, system in systems.items()],
+        "systems": [*systems.values()],
         "takes": {name: takes for name, (_, takes) in laws.items()},
         "numbers": [np.frombuffer(x)[0] if len(x) == 8 else None for x in columns],
         "columns": base64.b64encode(b"".join(x for x in columns if len(x) > 8)).decode(),
         "ranges": {n: [runs[n].min(), runs[n].max()] for n in (*LENGTHS, "in_flight")},
         "new": new,
-        "k_most": int(most.max()),
+        "k_most": k_most,
         "start": start | dict(zip("pg", load.lengths, strict=True)),
         "draws": thin.draws,
     }
@@ -143,3 +154,74 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
 def _drafter(server: Server) -> str:
     at = "" if server.acceptance is None else f" @ {server.acceptance:g}"
     return f"{name_of(server.drafter)}{at}"
+
+
+def unmeasured(fit: Posterior, place: Callable[[Any], int], k_most: int) -> dict[str, Any]:
+    """Sizes of known models, data sheets, and draws of what a new one has; `place` keeps draws."""
+    models = [_model(name) for name in known_models() if name not in fit.verifiers.index]
+    stored = {m["sizes"]["bytes"] * 8 for m in models} | {*fit.servers["weight_bits"].dropna()}
+    bits = sorted({design.WEIGHT_BITS, *stored})
+    sizes = fit.verifiers.assign(total=fit.verifiers["shared"] + fit.verifiers["expert"])
+
+    def where(facts: dict[str, Any], site: str) -> dict[str, Any]:
+        known = fit.sites.index(site) if site in fit.sites else None
+        own = None if known is None else fit.factors("environment", known, site, 0)
+        return facts | {"label": site, "factors": own and [place(factor) for factor in own]}
+
+    def drafts(machine: Any) -> list[dict[str, Any]]:
+        return [machine_facts(fit, machine, Size(GIGA), k) for k in range(k_most + 1)]
+
+    places = []
+    for name in fit.environments:
+        each = drafts(name)
+        numbers: dict[str, Any] = {fact: float(each[0][fact]) for fact in FACTS}
+        numbers |= {"name": name, "captured": [float(one["captured"]) for one in each]}
+        places.append(where(numbers, fit.site_of(name)))
+    machines = []
+    for machine in map(Machine, sheets()) if sheets_help(fit) else ():
+        tflops = [machine.tflops_at(each) for each in bits]
+        sheet = {n: getattr(machine, n) for n in ("name", "gb_per_s", "dies", "memory_gb")}
+        if None not in tflops:
+            machines.append(where(sheet | {"tflops": tflops}, fit.site_of_machine(machine.name)))
+    return {
+        "models": models,
+        "places": places,
+        "machines": machines,
+        "bits": bits,
+        "captured": [float(one["captured"]) for one in drafts(ANY)] if machines else [],
+        "law": {name: place(values) for name, values in fit.law_terms.items()},
+        "scatter": {name: [*map(place, fit.scatter_of_new(name).T)] for name in LEVELS},
+        "elsewhere_sd": ELSEWHERE_SD,
+        "normal": place(normal_quantiles(fit.draws)),
+        "moe": [*map(place, fit.moe_effect.T)],
+        "family": fit.family,
+        "hardware": [*HARDWARE.values()],
+        "costs": {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS},
+        "ranges": {name: [sizes[name].min(), sizes[name].max()] for name in ("active", "total")},
+    }
+
+
+def sheets_help(fit: Posterior) -> bool:
+    """Whether the fit knows what its own machines offer, without which no other compares."""
+    return bool(fit.servers["gb_per_s"].notna().any())
+
+
+def examples(fit: Posterior) -> Iterator[Resolved]:
+    """One server of each kind that the page may be asked about, whose law it needs."""
+    for size in (Size(GIGA), Size(GIGA, GIGA / 2, 8, 2)):
+        anywhere: list[Any] = [*fit.environments, *[ANY] * sheets_help(fit)]
+        for where in anywhere:
+            yield resolve(fit, Server(size, environment=where))
+            yield resolve(fit, Server(size, Size(GIGA / 10), 1, 0.5, where))
+
+
+def _model(name: str) -> dict[str, Any]:
+    """Sizes of a known model, and what drafts for it."""
+    size, drafters = Size.read(name), []
+    for method in METHODS:
+        drafter = Size.public(method, name) or size
+        rate = usual_rate(method, 0.0 if method in WEIGHTLESS else drafter.params)
+        drafters.append({"name": method, "sizes": drafter.drafter_features(), "rate": rate})
+    stored = design.machine(weight_bits=size.weight_bits or np.nan)
+    sizes = size.features() | {n: float(stored[n]) for n in ("bytes", "drafter_bytes")}
+    return {"name": name, "sizes": sizes, "pairs": drafters}
