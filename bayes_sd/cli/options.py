@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -67,20 +67,19 @@ class Reply:
         return cls(data, [fill(str(answer)), (title, answer.table), *shown], answer=answer)
 
 
-def parameters(of: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+def parameters(of: Any) -> Iterator[inspect.Parameter]:
     """What typer reads of a verb: its parameters, and in place of a dataclass its fields."""
-    hints = get_type_hints(of, include_extras=True)
-    for name, one in inspect.signature(of).parameters.items():
-        if is_dataclass(hints[name]):
-            yield from parameters(hints[name])
+    for one in inspect.signature(of).parameters.values():
+        if is_dataclass(one.annotation):
+            yield from parameters(one.annotation)
         else:
-            yield one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            yield one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def command(verb: Callable[..., Reply]) -> Callable[..., None]:
     """A verb as typer runs it: dataclasses become options; ``--json``; one sentence an error."""
-    hints = get_type_hints(verb)
-    kinds = {n: hints[n] for n in inspect.signature(verb).parameters if is_dataclass(hints[n])}
+    takes = {n: one.annotation for n, one in inspect.signature(verb).parameters.items()}
+    kinds: dict[str, Any] = {n: kind for n, kind in takes.items() if is_dataclass(kind)}
 
     @functools.wraps(verb)
     def wrapped(*, as_json: bool, **given: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from statistics import median_low
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -187,11 +188,8 @@ def _design(d: Description, runs: int, base: Path, where: str) -> Plan:
         raise InputError(f"{where}: replicated_cells is {d.replicated_cells}; {possible}")
     ends = [d.replicated_cells * i // n for i in range(n + 1)]
     points = [_points(d, runs, high - low, rng) for low, high in pairwise(ends)]
-    seconds = [
-        d.startup_s + sum(p.requests / _served_rps(d, p) + d.run_overhead_s for p in cells)
-        for cells in points
-    ]
-    return Plan(servers, points, [each / 60 for each in seconds])
+    run_s = [[p.requests / _served_rps(d, p) + d.run_overhead_s for p in runs] for runs in points]
+    return Plan(servers, points, [(d.startup_s + sum(each)) / 60 for each in run_s])
 
 
 def _servers(d: Description, rng: random.Random, base: Path, where: str) -> list[SweepServer]:
@@ -290,7 +288,7 @@ def _capacity_rps(d: Description, point: Point) -> float:
     tokens = PROMPT_WEIGHT * point.prompt_tokens + point.output_tokens
     if d.capacity_rps is None:
         return (1 + HALF_FULL) / (tokens * d.token_s)
-    prompt, output = (sorted(x)[(len(x) - 1) // 2] for x in (d.prompts, d.outputs))
+    prompt, output = median_low(d.prompts), median_low(d.outputs)
     return d.capacity_rps * (PROMPT_WEIGHT * prompt + output) / tokens
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, plural
 from bayes_sd.runs.vllm import PLACEHOLDER, short_name, speculative_config
 
 LARGEST_BATCH = 4096  # "any batch" in a schedule of draft tokens
@@ -147,7 +147,7 @@ class Plan:
     def __str__(self) -> str:
         runs = sum(map(len, self.points))
         start = "" if self.path is None else f"; start {self.path} where vLLM is"
-        servers = "1 server" if len(self.servers) == 1 else f"{len(self.servers)} servers"
+        servers = plural(len(self.servers), "server")
         return f"{servers}, {runs} runs, about {self.minutes:.0f} minutes{start}"
 
 

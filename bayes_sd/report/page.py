@@ -130,9 +130,8 @@ def report(
     page.globals |= {"SURE": answer.SURE, "CSV_ROWS": CSV_ROWS}
     page.globals |= {"fitted": partial(figures.fitted, fit)}
     page.globals |= {"collapse": partial(plot_collapse, fit)}
-    ask = {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
-    about = explorer(fit, lead, load)
-    html = page.get_template("page.html").render(**ask, **said, explorer=about)
+    said |= {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
+    html = page.get_template("page.html").render(said, explorer=explorer(fit, lead, load))
     return write_whole(path, html.encode())
 
 
