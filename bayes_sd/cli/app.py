@@ -2,20 +2,23 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
-from bayes_sd.cli import ask, show
+from bayes_sd.cli import ask
 from bayes_sd.cli import options as o
+from bayes_sd.cli.ask import Asked
 from bayes_sd.cli.reference import ask as ask_reference
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, one_of
 from bayes_sd.fit import LatencyModel, usual_prior
-from bayes_sd.model.file import writable
+from bayes_sd.model.file import writable, write_whole
+from bayes_sd.report.page import best_measured
 from bayes_sd.runs.read import corpus, read
 
 DEMO_FOLDER = Path("bayes-sd-demo")
@@ -23,6 +26,14 @@ DEMO_LENGTHS = (128.0, 64.0)  # prompt and output tokens of the demo's decisions
 BEFORE = ("Qwen3-32B", "H100", 2, "eagle3", "0.7", "1,8,64")  # asked before anything is measured
 SHARES = {8: 0, 48: 5, 95: 11}  # percent of plain capacity: rows of a comparison
 COMPILING = "compiling, ten seconds to a minute, then sampling ..."
+DRAWN: dict[str, Any] = {
+    "latency": ask.latency,
+    "compare": ask.compare,
+    "schedule": ask.schedule,
+    "next-runs": ask.next_runs,
+}
+KINDS = (*DRAWN, "collapse")  # of a picture
+FORMATS = (".svg", ".png", ".pdf")
 CHECKS = "recovery, runs, verifier, drafter, moe, highest_load, long_prompts, priors"
 
 
@@ -140,6 +151,44 @@ def decision(comparison: Any, even: Any) -> dict[str, Any]:
     }
 
 
+def report(
+    asked: Asked, page: Annotated[Path, o.option("Page to write, HTML.", "FILE", "-o", "--page")]
+) -> o.Reply:
+    """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
+    asks: dict[str, Any] = {"extrapolate": asked.extrapolate}
+    about = {f.name for f in fields(Asked) if getattr(asked, f.name) is not None}
+    loads = {"rps", "concurrency", "prompt", "output"}
+    if about - loads - {"file", "gpus", "extrapolate"}:
+        drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
+        asks |= {"baseline": asked.server(0), "servers": drafting}
+    if about & loads:
+        plain = asks.get("baseline") or best_measured(asked.fit)[1]
+        asks["load"] = asked.load_near(plain) if plain else asked.load()
+    path = str(asked.fit.report(page, **asks))
+    return o.Reply({"page": path}, [f"wrote {path}"])
+
+
+def plot(
+    asked: Asked,
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
+    picture: Annotated[Path, o.option("To write: .svg, .png or .pdf.", "FILE", "-o", "--picture")],
+) -> o.Reply:
+    """Draw an answer, or every run on one curve (collapse)."""
+    one_of("kind", kind, KINDS)
+    one_of("picture", picture.suffix, FORMATS)
+    writable(picture)
+    if kind == "collapse":
+        reply = o.Reply({"answer": (said := "Every run on one curve.")}, [said])
+        axes: Any = asked.fit.plot_collapse()
+    else:
+        reply = DRAWN[kind](asked)
+        axes = reply.answer.plot()
+    file = BytesIO()
+    axes.figure.savefig(file, format=picture.suffix[1:], dpi=160)
+    path = str(write_whole(picture, file.getvalue()))
+    return o.Reply(reply.data | {"picture": path}, [reply.shown[0], f"wrote {path}"])
+
+
 def compare_models(
     paths: o.Paths,
     source: o.Source,
@@ -187,7 +236,7 @@ PANELS = {
     "Before measuring": (ask_reference,),
     "Measure and fit": (check, fit, plan, demo),
     "Ask a fit": (ask.latency, ask.compare, ask.schedule, ask.capacity, ask.next_runs),
-    "Look at a fit": (show.report, show.plot),
+    "Look at a fit": (report, plot),
     "Doubt the model": (compare_models, validate),
 }
 app = typer.Typer(

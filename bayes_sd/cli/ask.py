@@ -98,9 +98,9 @@ class Asked:
                 return [int(v) for v in self.k.split(",")]
         verifier, drafter = self._models()
         ran = of_verifier(self.fit.servers, verifier)
-        own = ran["drafter"] == drafter if isinstance(drafter, str) else True
-        mine = (ran["draft_tokens"] == 0) | own
-        return sorted(int(n) for n in ran["draft_tokens"][mine].unique()) or [0]
+        if isinstance(drafter, str):
+            ran = ran[(ran["drafter"] == drafter) | (ran["draft_tokens"] == 0)]
+        return sorted(map(int, ran["draft_tokens"].unique())) or [0]
 
     def server(self, k: int, drafter_loaded: bool = False) -> Server:
         """The server with so many draft tokens, plain at 0; the fit's only one if none is named."""
@@ -185,11 +185,10 @@ def compare(
     )
     if len(drafting) > 1:
         title += "; best: no other k and not plain is faster"
-    reply = o.Reply.of(answer, title, of=of)
     rows = [even.table.to_dict("records")[0] | {"sentence": str(even)} for even in evens]
-    first, *shown = reply.shown
-    shown = [first, *(o.fill(str(even)) for even in evens), *shown]
-    return replace(reply, data=reply.data | {"break_even": rows}, shown=shown)
+    reply = o.Reply.of(answer, title, of=of, break_even=rows)
+    reply.shown[1:1] = [o.fill(str(even)) for even in evens]
+    return reply
 
 
 def schedule(

@@ -172,11 +172,8 @@ def _safe(value: Any) -> Any:
 
 def csv(table: pd.DataFrame) -> str:
     """The first rows of a table as the address of a file; no name in it becomes a formula."""
-
-    def safe(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return "'" * value.startswith(FORMULA) + shown(value)
-
-    text = table.head(CSV_ROWS).map(safe).to_csv(index=False, float_format="%.7g").encode()
+    rows = table.head(CSV_ROWS).map(
+        lambda x: "'" * x.startswith(FORMULA) + shown(x) if isinstance(x, str) else x
+    )
+    text = rows.to_csv(index=False, float_format="%.7g").encode()
     return f"data:text/csv;base64,{base64.b64encode(text).decode()}"

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 
 from bayes_sd.answers.compare import default_loads
 from bayes_sd.answers.servers import Server
-from bayes_sd.cli.app import PANELS, app
+from bayes_sd.cli.app import KINDS, PANELS, app
 from bayes_sd.cli.options import fill, show
-from bayes_sd.cli.show import KINDS
 from bayes_sd.errors import ConvergenceError
 from bayes_sd.fit import Fit, LatencyModel
 from bayes_sd.runs.read import corpus, read
