@@ -49,7 +49,7 @@ class _UserError(Exception):
     @property
     def message(self) -> str:
         """The message with its marks, to be said again elsewhere."""
-        return str(self.args[0]) if self.args else ""
+        return str(self.args[0])
 
 
 class InputError(_UserError, ValueError):

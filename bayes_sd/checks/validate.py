@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -230,16 +229,16 @@ def validate(
         jobs = [Job(fold, model, runs, seed, sampling, part) for part in parts.items()]
         return jobs, lambda results: judge(LeftOut.of(results))
 
+    say = progress or (lambda sentence: None)
     jobs, judges, checks = {}, {}, {}
     for name in names:
         try:
             jobs[name], judges[name] = refits(name)
         except EvidenceError as error:
             checks[name] = [CheckResult(name, False, float("nan"), "evidence", str(error))]
-    done = ((name, judges[name](results)) for name, results in finished(jobs, executor, keep))
-    for name, results in chain(list(checks.items()), done):
-        checks[name] = results
-        if progress is not None:
-            for result in results:
-                progress(str(result))
+            say(str(checks[name][0]))
+    for name, results in finished(jobs, executor, keep):
+        checks[name] = judges[name](results)
+        for result in checks[name]:
+            say(str(result))
     return [result for name in names for result in checks[name]]

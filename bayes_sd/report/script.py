@@ -80,17 +80,17 @@ class Tape:
         known = [None if isinstance(a, Value) else float(a) for a in args]
         if None not in known:
             return getattr(np, name)(*known)
-        if name == "where" and known[0] is not None:
-            return args[1] if known[0] else args[2]
-        unit = {"add": 0.0, "multiply": 1.0}.get(name)
-        if unit in known and unit is not None:
-            return args[1 - known.index(unit)]
-        if (name == "multiply" and 0.0 in known) or (name == "divide" and known[0] == 0):
-            return 0.0
-        if name == "subtract" and known[1] == 0:
-            return args[0]
-        if name == "greater" and known[1] == np.inf:  # captured graphs, where all passes have one
-            return 0.0
+        match [name, *known]:
+            case ["where", float(holds), *_]:
+                return args[1] if holds else args[2]
+            case ["add", 0.0, _] | ["multiply", 1.0, _]:
+                return args[1]
+            case ["add" | "subtract", _, 0.0] | ["multiply", _, 1.0]:
+                return args[0]
+            case ["multiply", 0.0, _] | ["multiply", _, 0.0] | ["divide", 0.0, _]:
+                return 0.0
+            case ["greater", _, np.inf]:  # captured graphs, where all passes have one
+                return 0.0
         texts = [
             a.name if k is None else f"({k!r})".replace("inf", "Infinity")
             for a, k in zip(args, known, strict=True)
