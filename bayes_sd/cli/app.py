@@ -56,15 +56,14 @@ class Refits:
         return {**sampler, "keep": self.keep, "progress": o.say, **at_once}
 
 
-def check(paths: o.Paths, source: o.Source) -> o.Reply:
+def check(source: o.Source) -> o.Reply:
     """Say what result files hold, what was set aside and why, and what is missing."""
-    result = source.read(paths).check()
+    result = source.read().check()
     shown = [o.fill(part) if isinstance(part, str) else part for part in result.parts]
     return o.Reply(result.to_dict(), shown, result.passed)
 
 
 def fit(
-    paths: o.Paths,
     output: Annotated[Path, o.option("File to write.", "FILE", "-o", "--output")],
     source: o.Source,
     seed: o.Seed = 1,
@@ -83,7 +82,7 @@ def fit(
 ) -> o.Reply:
     """Fit the latency model to result files and save it; an unconverged fit is not saved."""
     writable(output)
-    runs = source.read(paths)
+    runs = source.read()
     if public and runs.table["gb_per_s"].isna().any():
         raise InputError("--reference needs the machine of all runs: --set machine=NAME.")
     prior = usual_prior(runs, public)
@@ -190,7 +189,6 @@ def plot(
 
 
 def compare_models(
-    paths: o.Paths,
     source: o.Source,
     refits: Refits,
     by: Annotated[str, o.option("Left out: verifier, drafter, run, fifth.", "NAME")] = "verifier",
@@ -205,13 +203,12 @@ def compare_models(
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"No model is called {unknown[0]!r}; known: {', '.join(known)}.")
     chosen = {name: known[name] for name in names}
-    result = run(source.read(paths), chosen, by=by, **refits.how())
+    result = run(source.read(), chosen, by=by, **refits.how())
     title = f"Leaving out by {by}: log density of left-out mean latencies"
     return o.Reply.of(result, title, by=by)
 
 
 def validate(
-    paths: o.Paths,
     source: o.Source,
     refits: Refits,
     only: Annotated[o.Text, o.option(f"Of {CHECKS}.", "LIST")] = None,
@@ -221,7 +218,7 @@ def validate(
     from bayes_sd.checks.validate import validate as run
 
     names = None if only is None else [name.strip() for name in only.split(",")]
-    results = run(source.read(paths), only=names, **refits.how())
+    results = run(source.read(), only=names, **refits.how())
     if tables is not None:
         tables.mkdir(parents=True, exist_ok=True)
         for result in results:

@@ -44,7 +44,6 @@ file_option, load_option, server_option, sampling_option = (
     functools.partial(option, panel=panel) for panel in ("Files", "Load", "Server", "Sampling")
 )
 AsJson = Annotated[bool, option("Print JSON instead of tables.", None, "--json")]
-Paths = Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
 Seed = Annotated[int, sampling_option("Equal seeds give equal draws.", "N")]
 Draws = Annotated[int, sampling_option("Kept draws of each of 4 chains.", "N")]
 Tune = Annotated[int, sampling_option("Discarded draws of each chain.", "N")]
@@ -111,6 +110,7 @@ def command(verb: Callable[..., Reply]) -> Callable[..., None]:
 class Source:
     """Where runs come from."""
 
+    paths: Annotated[list[str], typer.Argument(help="Result files, folders or globs.")]
     config: Annotated[File, file_option("YAML or CSV: which file is which server.", "FILE")] = None
     environment: Annotated[Text, file_option("Hardware and engine of all files.", "TEXT")] = None
     settings: Annotated[
@@ -119,12 +119,12 @@ class Source:
     columns: Annotated[Text, file_option("Other headers of a table.", "OURS=THEIRS")] = None
     window: Annotated[float, file_option("Seconds of metrics in a run.", "S")] = 300.0
 
-    def read(self, paths: list[str]) -> Runs:
+    def read(self) -> Runs:
         """The runs of these files."""
         settings = pairs(",".join(self.settings or []), "--set")
         columns = pairs(self.columns, "--columns") or None
         how: dict[str, Any] = {"config": self.config, "environment": self.environment}
-        return read(paths, **how, columns=columns, window_s=self.window, **settings)
+        return read(self.paths, **how, columns=columns, window_s=self.window, **settings)
 
 
 @contextmanager
