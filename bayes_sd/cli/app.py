@@ -162,7 +162,7 @@ def report(
         asks |= {"baseline": asked.server(0), "servers": drafting}
     if about & loads:
         plain = asks.get("baseline") or best_measured(asked.fit)[1]
-        asks["load"] = asked.load_near(plain) if plain else asked.load()
+        asks["load"] = asked.load(plain)
     path = str(asked.fit.report(page, **asks))
     return o.Reply({"page": path}, [f"wrote {path}"])
 

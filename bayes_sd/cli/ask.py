@@ -1,6 +1,6 @@
 """``bayes-sd latency``, ``compare``, ``schedule``, ``capacity``, ``next-runs``: a fit's methods."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,20 +61,18 @@ class Asked:
         """The fit in the file."""
         return Fit.load(self.file)
 
-    def load(self, default: Callable[[tuple[Any, Any]], Load] | None = None) -> Load:
-        """The load; without rates or concurrencies the `default` at these lengths."""
+    def load(self, near: Server | None = None, in_flight: float | None = None) -> Load:
+        """The load; without rates or concurrencies what `near` can take, or so many `in_flight`."""
         lengths = self._lengths()
         given = {"rps": self.rps, "concurrency": self.concurrency}
-        axis = {n: o.numbers(text, f"--{n}") for n, text in given.items() if text is not None}
-        if not axis and default is not None:
-            return default(lengths)
+        axis: Any = {n: o.numbers(text, f"--{n}") for n, text in given.items() if text is not None}
+        if not axis and near is not None:
+            return default_loads(self.fit, near, lengths)
+        if not axis and in_flight is not None:
+            axis["concurrency"] = in_flight
         if len(axis) != 1:
             raise BadParameter("give exactly one of --rps and --concurrency.")
         return Load(**axis, prompt=lengths[0], output=lengths[1])
-
-    def load_near(self, server: Server) -> Load:
-        """The load; without rates or concurrencies what this server can take."""
-        return self.load(lambda lengths: default_loads(self.fit, server, lengths))
 
     def _lengths(self) -> tuple[Any, Any]:
         """Prompt and output tokens; by default those of all runs, where they are alike."""
@@ -105,7 +103,12 @@ class Asked:
     def server(self, k: int, drafter_loaded: bool = False) -> Server:
         """The server with so many draft tokens, plain at 0; the fit's only one if none is named."""
         verifier, drafter = self._models()
-        where, structure = self._place(), o.structure_of(self.structure)
+        where: str | Machine | None = self.environment
+        if self.machine is not None:
+            if where:
+                raise BadParameter("name a measured --environment or a --machine, not both.")
+            where = o.machine_of(self.machine, self.gpus)
+        structure = o.structure_of(self.structure)
         plain = Server(verifier, environment=where, structure=structure, workload=self.workload)
         if k <= 0 and not drafter_loaded:
             return plain
@@ -115,14 +118,6 @@ class Asked:
             drafter = only("drafter", known, f"of {verifier} the fit knows")
         accepted = o.amount(self.acceptance, "--acceptance")
         return replace(plain, drafter=drafter, k=k, acceptance=accepted)
-
-    def _place(self) -> str | Machine | None:
-        """Where it runs: a measured environment, or a machine by its data sheet."""
-        if self.machine is None:
-            return self.environment
-        if self.environment:
-            raise BadParameter("name a measured --environment or a --machine, not both.")
-        return o.machine_of(self.machine, self.gpus)
 
     @property
     def servers(self) -> list[Server]:
@@ -158,7 +153,7 @@ def latency(
 ) -> o.Reply:
     """Predict latency over loads: the mean, one run, request percentiles, P(saturated)."""
     servers, far = asked.servers, asked.extrapolate
-    wanted = asked.load_near(servers[0])
+    wanted = asked.load(servers[0])
     answer = asked.fit.latency(wanted, servers, metric=metric, requests=requests, extrapolate=far)
     of_run = f"one run of {answer.draws['run_s'].attrs['requests']} requests"
     title = f"{metric} latency, seconds: medians and 90% intervals of the mean and of {of_run}"
@@ -176,7 +171,7 @@ def compare(
     if not drafting:
         raise BadParameter("-k must name a draft length above 0 to compare with plain.")
     plain = asked.server(0)
-    wanted = asked.load_near(plain)
+    wanted = asked.load(plain)
     answer = fit.compare(wanted, drafting, plain, of=of, requests=requests, extrapolate=far)
     evens = [fit.break_even(wanted, each, plain, extrapolate=far) for each in drafting]
     title = (
@@ -202,7 +197,7 @@ def schedule(
 ) -> o.Reply:
     """Choose the draft length for every batch size, as the table that vLLM takes."""
     ks = asked.draft_lengths
-    wanted = asked.load(lambda at: Load(concurrency=1.0, prompt=at[0], output=at[1]))
+    wanted = asked.load(in_flight=1.0)
     how: dict[str, Any] = {"loss": loss, "slo_s": slo, "confidence": confidence}
     how |= {"max_batch": max_batch, "extrapolate": asked.extrapolate}
     server = asked.server(max(ks), drafter_loaded=True)
@@ -304,7 +299,7 @@ def next_runs(
     from bayes_sd.plan.design import plan_next
 
     servers, far = asked.servers, asked.extrapolate
-    load = asked.load_near(servers[0])
+    load = asked.load(servers[0])
     takes: dict[str, Any] = {"run_seconds": run_seconds, "server_seconds": server_seconds}
     answer = asked.fit.next_runs(load, servers, runs=runs, server=choice, extrapolate=far, **takes)
     path, choices = None, answer.choices.to_dict("records")
