@@ -188,13 +188,10 @@ def validate(
         Of "recovery" (of coefficients from data that the model made), "runs" (random fifths left
         out), "verifier", "drafter", "moe", "highest_load", "long_prompts" (left out) and "priors"
         (sensitivity); all by default.
-    seed : int
-    executor, keep
-        Runs refits side by side, and keeps them in a folder, as in :func:`compare_models`.
+    seed, executor, keep, **sampling
+        Of the refits, as in :func:`compare_models`.
     progress : callable, optional
         Called with the sentence of each check.
-    **sampling
-        ``draws``, ``tune``, ``chains``, ``cores`` of each refit.
 
     Returns
     -------
