@@ -178,7 +178,7 @@ def pairs(left_out: pd.DataFrame, drawn_s: np.ndarray) -> pd.DataFrame:
     `drawn_s` are predictive draws (draws, runs) of the runs in `left_out`. A row a pair: ``faster``
     (SD was), ``prob_faster``, ``call`` (0 or 1, by the medians), and the mean latencies.
     """
-    own = left_out.reset_index(drop=True).reset_index(names="i").rename(columns={"e2e_mean_s": "s"})
+    own = left_out.assign(i=np.arange(len(left_out)), s=left_out["e2e_mean_s"])
     same = ["environment", "verifier", "prompt_tokens", "output_tokens"]
     plain, drafting = own[own["arm"] == "plain"], own[own["draft_tokens"] > 0]
     both = plain.merge(drafting, on=same, suffixes=("_plain", "_sd"))
