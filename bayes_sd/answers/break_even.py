@@ -1,6 +1,7 @@
 """One server against another: the loads at which it is faster, and where their order changes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,12 +83,12 @@ class BreakEven(answer.Answer):
     def table(self) -> pd.DataFrame:
         """One row: quantiles of the load up to which it is faster, the probability of each outcome,
         and at which loads it is faster more likely than not."""
-        unit = "rps" if self.axis == "rate_rps" else "concurrency"
-        values = self.quantile([0.05, 0.5, 0.95]).values
-        row = {f"{n}_{unit}": float(v) for n, v in zip(("p05", "p50", "p95"), values, strict=True)}
+        unit, quantiles = self.axis.removeprefix("rate_"), self.quantile([0.05, 0.5, 0.95]).values
+        row: dict[str, Any] = {"server": self.server}
+        row |= {f"{n}_{unit}": v for n, v in zip(("p05", "p50", "p95"), quantiles, strict=True)}
         row |= {f"prob_{o}": self.prob(o) for o in OUTCOMES}
-        named = {"server": self.server, **row, "likely_faster": self._stretches()}
-        return pd.DataFrame([named | {"support": self.support}])
+        row |= {"likely_faster": self._stretches(), "support": self.support}
+        return pd.DataFrame([row])
 
     def _stretches(self) -> str:
         """The loads at which it is faster more likely than not, in words."""
@@ -103,30 +104,27 @@ class BreakEven(answer.Answer):
         ]
         return " and ".join(said) or "nowhere"
 
-    def _end(self, end: str, outcome: str) -> str:
-        """Where the first stretch begins or ends in the draws of an outcome: 2.7 (90%: 2 to 3)."""
-        of = self.ends(end).values[self.draws["outcome"].values == outcome]
-        low, middle, high = np.quantile(of, [0.05, 0.5, 0.95], method="inverted_cdf")
-        return f"{middle:.3g} (90%: {low:.3g} to {high:.3g})"
-
     def __str__(self) -> str:
         likely, unit = max(OUTCOMES, key=self.prob), answer.UNITS[self.axis]
+        alike = self.draws["outcome"].values == likely
+
+        def end(which: str) -> str:
+            """Where the first stretch begins or ends in draws of that outcome."""
+            of = self.ends(which).values[alike]
+            low, middle, high = np.quantile(of, [0.05, 0.5, 0.95], method="inverted_cdf")
+            return f"{middle:.3g} (90%: {low:.3g} to {high:.3g})"
+
         sustained = "that either sustains" if np.isnan(self.top) else f"up to {self.top:.3g} {unit}"
+        values = self.quantile([0.05, 0.5, 0.95]).values
+        low, middle, high = (f"{v:.3g}" if np.isfinite(v) else "no limit" for v in values)
         text = {
-            "never": "is slower at every load " + sustained,
-            "always": "is faster at every load " + sustained,
-            "above": "is slower at low loads and faster from",
-            "between": "is faster from",
-            "below": "is faster up to a break-even load",
+            "never": f"is slower at every load {sustained}",
+            "always": f"is faster at every load {sustained}",
+            "above": f"is slower at low loads and faster from {end('from')} {unit} on",
+            "between": f"is faster from {end('from')} to {end('to')} {unit}",
+            "below": f"is faster up to a break-even load of {middle} {unit} (90%: {low} to {high})",
             "several": "is faster in several stretches of loads",
         }[likely]
-        if likely == "below":
-            values = self.quantile([0.05, 0.5, 0.95]).values
-            low, middle, high = (f"{v:.3g}" if np.isfinite(v) else "no limit" for v in values)
-            text += f" of {middle} {unit} (90%: {low} to {high})"
-        elif likely in ("above", "between"):
-            to = f"to {self._end('to', likely)} {unit}" if likely == "between" else f"{unit} on"
-            text += f" {self._end('from', likely)} {to}"
         about = f"{self.lengths[0]:g} + {self.lengths[1]:g} tokens, {self.support}"
         sure = f"with probability {self.prob(likely):.2f}, against {self.baseline}"
         said = f"{self.server} {text} {sure} ({about})."
@@ -173,8 +171,8 @@ def break_even(
 
     def gain(value: np.ndarray) -> np.ndarray:
         """Requests a second that one place in the batch serves more at a load: (draws, loads)."""
-        served = [1 / arm.outcome(value)[0].e2e_s for arm in arms]
-        return np.asarray(served[0] - served[1])
+        own, other = (1 / arm.outcome(value)[0].e2e_s for arm in arms)
+        return np.asarray(own - other)
 
     shape = (fit.draws, 1)
     if closed:
@@ -193,8 +191,8 @@ def break_even(
     more = turns(grid, gained)
     grid, gained = np.hstack([grid, more]), np.hstack([gained, gain(more)])
     order = np.argsort(grid, axis=1, kind="stable")
-    grid = np.take_along_axis(grid, order, axis=1)
-    wins = np.take_along_axis(gained, order, axis=1) > 0
+    grid, gained = (np.take_along_axis(x, order, axis=1) for x in (grid, gained))
+    wins = gained > 0
     changed = wins[:, 1:] != wins[:, :-1]
     count = changed.sum(axis=1)
 
@@ -212,11 +210,10 @@ def break_even(
         edges.append(root)
     ordered = np.sort(np.hstack(edges), axis=1)  # missing ones last
     pairs = ordered[:, : 2 * (ordered.shape[1] // 2)].reshape(*fit.shape, -1, 2)
-    at_rest, at_top = wins[:, 0], wins[:, -1]
-    single = np.where(at_rest, "below", np.where(at_top, "above", "between"))
-    unchanged = np.where(at_rest, "always", "never")
+    at_rest, at_top, unchanged = wins[:, 0], wins[:, -1], count == 0
     several = count > 2 - at_rest - at_top
-    outcome = np.where(count == 0, unchanged, np.where(several, "several", single))
+    cases = [unchanged & at_rest, unchanged, several, at_rest, at_top]
+    outcome = np.select(cases, ["always", "never", "several", "below", "above"], "between")
     typical = float(np.nanmedian(edges[2]) if len(edges) > 2 else np.median(high) / 2)
     there = load.with_axis([max(typical, 1.0) if closed else typical])
     at_typical = [arm_of(fit, each, there, seed, extrapolate=True) for each in both]
