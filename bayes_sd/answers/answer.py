@@ -1,6 +1,6 @@
 """What answers have in common: draws, tables, plots of one style, and support."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,12 @@ def quantile(draws: xr.DataArray, q: Any) -> xr.DataArray:
     return draws.quantile(probs, dim=SAMPLE, method="inverted_cdf")
 
 
+def percentiles(draws: xr.DataArray, probs: Sequence[float], column: str) -> dict[str, Any]:
+    """Quantiles over draws by the names of their columns: of "mean_{}_s" as "mean_p05_s"."""
+    values = zip(probs, quantile(draws, probs), strict=True)
+    return {column.format(f"p{100 * p:02.0f}"): x.drop_vars("quantile") for p, x in values}
+
+
 def best_of(losses: np.ndarray, able: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """P(best), ties shared, and expected regret of each; the chance that all are infinite."""
     prob, regret = np.where(able, 0.0, np.nan), np.full(len(losses), np.nan)
@@ -128,12 +134,17 @@ def axes_of(ax: "Axes | None") -> "Axes":
     return Figure(figsize=(5.6, 3.8), layout="constrained").subplots()
 
 
+def line_style(number: int) -> dict[str, Any]:
+    """Colour, dashes and width of the line of this number."""
+    color, dashes = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
+    return {"color": color, "ls": dashes, "lw": 1.6}
+
+
 def band(ax: "Axes", x: Any, values: np.ndarray, number: int, label: str) -> None:
     """A line with its band (low, middle, high), in the style of this number."""
-    color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
     low, middle, high = (np.where(np.isfinite(v), v, np.nan) for v in values)
-    ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
-    ax.plot(x, middle, color=color, ls=style, lw=1.6, label=label)
+    (line,) = ax.plot(x, middle, label=label, **line_style(number))
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, lw=0)
 
 
 def points(ax: "Axes", x: Any, y: Any, number: int, label: str | None = None) -> None:
@@ -203,10 +214,7 @@ def far_outside(fit: Posterior, resolved: Resolved, cells: Any) -> str:
     A rate has no such bound: past capacity it saturates.
     """
     runs, sizes, server = fit.runs, resolved.sizes, resolved.server
-    checks: list[tuple[str, Any, Any]] = [
-        ("prompt tokens", cells["prompt_tokens"], runs["prompt_tokens"]),
-        ("output tokens", cells["output_tokens"], runs["output_tokens"]),
-    ]
+    checks = [(name.replace("_", " "), cells[name], runs[name]) for name in LENGTHS]
     if "concurrency" in cells:
         most = runs["in_flight"].max()
         checks.append(("concurrency", np.maximum(cells["concurrency"], most), runs["in_flight"]))
@@ -233,7 +241,7 @@ def far_outside(fit: Posterior, resolved: Resolved, cells: Any) -> str:
     here |= isinstance(server.environment, Machine)
     undrafted = of_verifier(table[(table["draft_tokens"] == 0) & here], server.verifier)
     own = isinstance(server.drafter, str)
-    drafting = table[table["drafter"] == server.drafter if own else table["drafter"] != NONE]
+    drafting = table[table["drafter"] == server.drafter] if own else table
     lengths = sorted(drafting["draft_tokens"][drafting["draft_tokens"] > 0].unique())
     # Between no drafting and the shortest draft length that ran is between two measured ones.
     lengths = [0] * bool(len(undrafted)) + lengths if lengths else []
@@ -274,16 +282,15 @@ def support(fit: Posterior, resolved: Resolved, cells: Any, said: Outcome, far: 
     own = runs.iloc[:0]
     if resolved.measured.any():
         own = runs[runs["server"] == fit.servers["server"][resolved.measured].iloc[0]]
-    measured = inside(own, *(n for n in cells if n in runs)) & (
-        share <= own["utilization"].max() * 1.05
-    )
-    near = (share <= runs["utilization"].max()) & (resolved.server.k <= runs["draft_tokens"].max())
-    counted = resolved.positions is None or resolved.server.k <= resolved.positions
-    near = near & inside(runs, *LENGTHS) & ~far
-    near = near & (counted and _size_inside(fit, resolved))
-    reach = np.where(measured, 4, np.where(near, 3, 2))
-    reach = np.where(isinstance(resolved.server.environment, Machine), 1, reach)
-    reach = np.where(resolved.place is not None, 0, reach)
+    bracketed = inside(own, *(n for n in cells if n in runs))
+    measured = bracketed & (share <= own["utilization"].max() * 1.05)
+    k, positions = resolved.server.k, resolved.positions
+    known = k <= min(runs["draft_tokens"].max(), k if positions is None else positions)
+    known = known and _size_inside(fit, resolved)
+    near = (share <= runs["utilization"].max()) & inside(runs, *LENGTHS) & ~far & known
+    elsewhere = isinstance(resolved.server.environment, Machine)
+    cases = [resolved.place is not None, elsewhere, measured, near]
+    reach = np.select(np.broadcast_arrays(*cases), [0, 1, 4, 3], 2)
     return np.broadcast_to(LABELS[reach], np.shape(cells["prompt_tokens"]))
 
 
@@ -293,14 +300,11 @@ def farthest(labels: Iterable[Any]) -> str:
 
 
 def _size_inside(fit: Posterior, resolved: Resolved) -> bool:
-    """Whether a new model's sizes lie between measured ones of its family."""
-    inside, sizes, server = True, resolved.sizes, resolved.server
+    """Whether sizes of new models lie between measured ones, a verifier's of its family."""
+    sizes, server, known = resolved.sizes, resolved.server, list[pd.DataFrame]()
     if isinstance(server.verifier, Size):
         family = fit.verifiers[fit.verifiers["moe"] == sizes["moe"]]
-        inside = len(family) > 0 and all(
-            family[n].min() <= sizes[n] <= family[n].max() for n in ("active", "shared", "expert")
-        )
+        known.append(family[["active", "shared", "expert"]])
     if isinstance(server.drafter, Size):
-        known = fit.drafters.rename(columns={"drafter_params": "drafter"})
-        inside &= all(known[n].min() <= sizes[n] <= known[n].max() for n in map(str, known))
-    return inside
+        known.append(fit.drafters.rename(columns={"drafter_params": "drafter"}))
+    return all(own.min() <= sizes[str(n)] <= own.max() for each in known for n, own in each.items())

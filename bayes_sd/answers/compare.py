@@ -56,16 +56,13 @@ class Comparison(answer.Answer):
         all have the rest; median and 90% interval of the speedup; support."""
         faster, both = self.draws["faster"], self.draws["both_saturated"]
         parts = {"prob_faster": faster, "prob_slower": ~(faster | both)}
-        parts |= {"prob_both_saturated": both, "prob_best": self.draws["best"]}
-        if len(self.servers) == 1:
-            del parts["prob_best"]
-        parts = {name: which.mean(answer.SAMPLE) for name, which in parts.items()}
-        q = answer.quantile(self.draws["speedup"].fillna(1.0), [0.05, 0.5, 0.95])
-        q = q.where(parts["prob_both_saturated"] < 1)
-        for i, name in enumerate(("speedup_p05", "speedup_p50", "speedup_p95")):
-            parts[name] = q.isel(quantile=i, drop=True)
-        parts["support"] = self.draws["support"]
-        return xr.Dataset(parts).to_dataframe().reset_index()
+        parts |= {"prob_both_saturated": both}
+        parts |= {"prob_best": self.draws["best"]} if len(self.servers) > 1 else {}
+        means = xr.Dataset(parts).mean(answer.SAMPLE)
+        speedup = self.draws["speedup"].fillna(1.0)
+        q = xr.Dataset(answer.percentiles(speedup, [0.05, 0.5, 0.95], "speedup_{}"))
+        q = q.where(means["prob_both_saturated"] < 1).assign(support=self.draws["support"])
+        return means.assign(q).to_dataframe().reset_index()
 
     def __str__(self) -> str:
         table, axis = self.table, self.axis
@@ -152,8 +149,8 @@ def compare(
     one_of("of", of, OF)
     asked = [each for each in listed(servers) if each != baseline]
     both = listed([*asked, baseline], fewest=2)
-    how: dict[str, Any] = {"requests": requests, "extrapolate": extrapolate, "seed": seed}
-    draws = latency(fit, load, both, **how).draws
+    said = latency(fit, load, both, requests=requests, extrapolate=extrapolate, seed=seed)
+    draws = said.draws
     value, stuck, labels = draws[f"{of}_s"], draws["saturated"], draws["support"]
     plain, lowest = value.isel(server=-1, drop=True), value.min("server")
     ties = (value == lowest) & np.isfinite(lowest)

@@ -1,6 +1,6 @@
 """Posterior predictive latency of servers over loads, and what every answer looks like."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,20 @@ def cells_of(load: Load) -> dict[str, np.ndarray]:
 
 def by_draws(function: Callable[..., Outcome], draws: int, *given: Any) -> Outcome:
     """What a function says of arrays (draws, cells), block by block."""
-    arrays = [x for x in _leaves(given) if isinstance(x, np.ndarray) and x.ndim]
-    drawn = any(_drawn(x, draws) for x in arrays)  # not where the page traces the law
-    size = max(BLOCK // max(x.shape[-1] for x in arrays), 2) if drawn else draws
+    shapes = set[tuple[int, ...]]()
+
+    def cut(x: Any, part: slice) -> Any:
+        if not isinstance(x, np.ndarray) or not x.ndim:
+            return x
+        shapes.add(x.shape)
+        return x[part] if x.ndim == 2 and len(x) == draws else x
+
+    _changed(given, cut, slice(0))  # only to see what shapes there are
+    size = draws
+    if any(len(shape) == 2 and shape[0] == draws for shape in shapes):  # else the page traces it
+        size = max(BLOCK // max(shape[-1] for shape in shapes), 2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        parts = (_cut(given, draws, slice(i, i + size)) for i in range(0, draws, size))
+        parts = (_changed(given, cut, slice(i, i + size)) for i in range(0, draws, size))
         blocks = [function(*part) for part in parts]
     if len(blocks) == 1:
         return blocks[0]
@@ -49,28 +58,14 @@ def by_draws(function: Callable[..., Outcome], draws: int, *given: Any) -> Outco
     return Outcome(*(np.concatenate(x) if whole else x[0] for x, whole in full))
 
 
-def _leaves(given: Any) -> Iterator[Any]:
-    """All numbers and arrays in tuples and dictionaries."""
-    if isinstance(given, dict | tuple | list):
-        for each in given.values() if isinstance(given, dict) else given:
-            yield from _leaves(each)
-    else:
-        yield given
-
-
-def _cut(given: Any, draws: int, part: slice) -> Any:
-    """A part of the draws of all arrays that have them."""
+def _changed(given: Any, change: Callable[..., Any], *how: Any) -> Any:
+    """Tuples, lists and dictionaries with a change to each number and array in them."""
     if isinstance(given, dict):
-        return {name: _cut(each, draws, part) for name, each in given.items()}
+        return {name: _changed(each, change, *how) for name, each in given.items()}
     if isinstance(given, tuple | list):
-        each = [_cut(one, draws, part) for one in given]
+        each = [_changed(one, change, *how) for one in given]
         return type(given)(*each) if hasattr(given, "_fields") else each
-    return given[part] if _drawn(given, draws) else given
-
-
-def _drawn(given: Any, draws: int) -> bool:
-    """Whether it is an array (draws, cells)."""
-    return isinstance(given, np.ndarray) and given.ndim == 2 and len(given) == draws
+    return change(given, *how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +156,7 @@ def arm_of(
     why = answer.far_outside(fit, resolved, cells)
     if why and not extrapolate:
         raise EvidenceError(why)
-    each = [{n: v[i] for n, v in cells.items()} for i in range(cells["prompt_tokens"].size)]
+    each = (dict(zip(cells, one, strict=True)) for one in zip(*cells.values(), strict=True))
     far = [bool(why and answer.far_outside(fit, resolved, cell)) for cell in each]
     return Arm(fit, resolved, cells, np.array(far))
 
@@ -204,12 +199,10 @@ class Latency(answer.Answer):
     def table(self) -> pd.DataFrame:
         """A row a server and load: median and 90% interval of the long-run mean and of one run,
         request percentiles, P(saturated), support."""
-        parts: dict[str, Any] = {}
         wanted = {"mean": (0.05, 0.5, 0.95), "run": (0.05, 0.95), "request": (0.5, 0.95, 0.99)}
+        parts: dict[str, Any] = {}
         for of, probs in wanted.items():
-            values = self.quantile(probs, of)
-            for i, p in enumerate(probs):
-                parts[f"{of}_p{100 * p:02.0f}_s"] = values.isel(quantile=i, drop=True)
+            parts |= answer.percentiles(self.draws[f"{of}_s"], probs, of + "_{}_s")
         parts |= {"prob_saturated": self.prob_saturated, "support": self.draws["support"]}
         return xr.Dataset(parts).to_dataframe().reset_index()
 
@@ -265,33 +258,28 @@ def observable(
     with np.errstate(invalid="ignore"):
         request = noise.draw_requests(noise.draw_runs(mean_s, scale, t), variance, z)
     values = {
-        "mean_s": mean_s,
-        "run_s": np.where(saturated, np.inf, shown),
-        "request_s": np.where(saturated, np.inf, request),
-        "saturated": saturated,
+        "mean_s": (mean_s, {"units": "s"}),
+        "run_s": (np.where(saturated, np.inf, shown), {"units": "s", "requests": requests}),
+        "request_s": (np.where(saturated, np.inf, request), {"units": "s"}),
+        "saturated": (saturated, {}),
     }
-    like = load.cells["prompt_tokens"].broadcast_like(load.cells)
-    parts: dict[str, Any] = {}
-    for name, value in values.items():
-        array = np.broadcast_to(value, shape).reshape(*fit.shape, *like.shape)
-        attrs = {} if name == "saturated" else {"units": "s"}
-        parts[name] = ((*answer.SAMPLE, *like.dims), array, attrs)
+    like = load.cells["prompt_tokens"].broadcast_like(load.cells).expand_dims(server=[server])
+    dims, each = (*answer.SAMPLE, *like.dims), (*fit.shape, *like.shape)
+    parts: dict[str, Any] = {
+        name: (dims, np.broadcast_to(value, shape).reshape(each), attrs)
+        for name, (value, attrs) in values.items()
+    }
     parts["support"] = (like.dims, labels.astype(object).reshape(like.shape))
-    data = xr.Dataset(parts, like.coords).expand_dims(server=[server])
-    data["run_s"].attrs["requests"] = requests
-    return data.transpose(*answer.SAMPLE, "server", ...)
+    return xr.Dataset(parts, like.coords)
 
 
-def measured_points(fit: Posterior, arms: Sequence[Arm], metric: str) -> pd.DataFrame:
-    """Runs of the servers asked about at the lengths asked about."""
+def measured_runs(fit: Posterior, arm: Arm, metric: str) -> pd.DataFrame:
+    """Runs of a server at the lengths asked about."""
     runs = fit.runs.rename(columns={f"{metric}_mean_s": "mean_s"})
-    rows = []
-    for arm in arms:
-        own = runs["server"].isin(fit.servers["server"][arm.resolved.measured])
-        for name in LENGTHS:
-            own &= runs[name].isin(arm.cells[name])
-        rows.append(runs[own][[*MEASURED]].assign(server=str(arm.resolved.server)))
-    return pd.concat(rows, ignore_index=True)
+    own = runs["server"].isin(fit.servers["server"][arm.resolved.measured])
+    for name in LENGTHS:
+        own &= runs[name].isin(arm.cells[name])
+    return runs[own][[*MEASURED]].assign(server=str(arm.resolved.server))
 
 
 def latency(
@@ -335,9 +323,9 @@ def latency(
     whole("requests", requests, 1)
     each = tuple(listed(servers))
     arms = [arm_of(fit, server, load, seed, extrapolate) for server in each]
-    if metric == "tpot" and any((arm.cells["output_tokens"] <= 1).any() for arm in arms):
+    if metric == "tpot" and (arms[0].cells["output_tokens"] <= 1).any():
         raise InputError("Time per output token needs answers of more than one token.")
-    parts = []
+    parts, measured = [], []
     for arm in arms:
         said, inputs = arm.outcome()
         saturated = said.utilization >= 1
@@ -345,5 +333,6 @@ def latency(
         drawn = (mean, saturated, *scatter(fit, said, inputs, metric, requests))
         label, reach = str(arm.resolved.server), arm.support(said)
         parts.append(observable(fit, load, label, drawn, reach, requests, seed))
-    draws = xr.concat(parts, dim="server")
-    return Latency(draws, metric, measured_points(fit, arms, metric), each)
+        measured.append(measured_runs(fit, arm, metric))
+    points = pd.concat(measured, ignore_index=True)
+    return Latency(xr.concat(parts, dim="server"), metric, points, each)

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from bayes_sd.answers import answer
-from bayes_sd.answers.latency import Arm, Latency, arm_of, measured_points, observable, scatter
+from bayes_sd.answers.latency import Arm, Latency, arm_of, measured_runs, observable, scatter
 from bayes_sd.answers.servers import Server, draft_lengths, name_of
 from bayes_sd.errors import EvidenceError, InputError, require, whole
 from bayes_sd.model.posterior import Posterior
@@ -135,12 +135,9 @@ def draw_schedules(
         edges, ks = [*one.rows["lo"], one.rows["hi"].iloc[-1] + 1], one.rows["k"].to_numpy(float)
         # Apart by a hair, so that equal tables do not hide each other.
         ks = np.append(ks, ks[-1]) + 0.04 * (number - 1)
-        color = answer.COLORS[number % len(answer.COLORS)]
-        style = answer.STYLES[number % len(answer.STYLES)]
-        ax.step(edges, ks, where="post", color=color, ls=style, lw=1.6, label=name)
+        ax.step(edges, ks, where="post", label=name, **answer.line_style(number))
         ax.set_yticks(one.candidates)
-    unit = answer.UNITS["concurrency"]
-    return answer.finish(ax, unit, "draft tokens per cycle", title=title)
+    return answer.finish(ax, answer.UNITS["concurrency"], "draft tokens per cycle", title=title)
 
 
 def schedule(
@@ -229,22 +226,28 @@ def schedule(
         plain = _loss(thin, *arm_at(bare).outcome(), loss, slo_s)
     pick = np.take_along_axis(losses, chosen[None, None, :], axis=0)[0]
     best, at = losses.min(axis=0), np.arange(top)
+    batch, drafted, reach = at + 1, np.array(ks)[chosen], labels[chosen, at]
     lost, unit = ("regret_ms", 1e3) if slo_s is None else ("regret_prob", 1.0)
-    cells = {
-        "batch": at + 1,
-        "k": np.array(ks)[chosen],
-        "prob_best": (pick <= best).mean(axis=0),
-        lost: unit * (pick - best).mean(axis=0),
-        "prob_within_slo": 1 - pick.mean(axis=0),
-        "prob_faster_than_plain": np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0),
-        "support": labels[chosen, at],
+    faster = np.where(np.isnan(plain), np.nan, pick < plain).mean(axis=0)
+    cells: dict[str, tuple[np.ndarray, Any]] = {  # and what a row has of its batch sizes
+        "lo": (batch, "min"),
+        "hi": (batch, "max"),
+        "k": (drafted, "min"),
+        "prob_best": ((pick <= best).mean(axis=0), "mean"),
+        lost: (unit * (pick - best).mean(axis=0), "mean"),
+        "prob_faster_than_plain_lo": (faster, "first"),
+        "prob_faster_than_plain_hi": (faster, "last"),
+        **({} if slo_s is None else {"prob_within_slo": (1 - pick.mean(axis=0), "min")}),
+        "support": (reach, answer.farthest),
     }
-    rows = _rows(pd.DataFrame(cells), lost)
+    table = pd.DataFrame({name: values for name, (values, _) in cells.items()})
+    neighbours = table.groupby((table["k"] != table["k"].shift()).cumsum())
+    rows = neighbours.agg({name: how for name, (_, how) in cells.items()}).reset_index(drop=True)
     told = [np.broadcast_to(explained("e2e", *one), mean_s[0].shape) for one in said]
-    along = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T, labels[chosen, at]
-    followed = _followed(load, arms[0], *along, seed)
+    along = mean_s[chosen, :, at].T, np.stack(told)[chosen, :, at].T
+    followed = _followed(load, arms[0], *along, reach, seed)
     captured = np.array([arm.resolved.sizes["captured"] for arm in arms])[chosen]
-    past = (at + 1) * (np.array(ks)[chosen] + 1) > captured
+    past = batch * (drafted + 1) > captured
     beyond = int(past.argmax()) + 1 if past.any() else 0
     facts = name_of(server.drafter), tuple(ks), losses.mean(axis=1), *_recorded(fit, server)
     return Schedule(rows, followed, *facts, beyond)
@@ -274,19 +277,6 @@ def _choose(losses: np.ndarray, confidence: float) -> np.ndarray:
     best = losses.mean(axis=1).argmin(axis=0)
     beaten = np.take_along_axis(losses, best[None, None, :], axis=0) < losses
     return np.asarray((beaten.mean(axis=1) < confidence).argmax(axis=0))
-
-
-def _rows(cells: pd.DataFrame, lost: str) -> pd.DataFrame:
-    """Neighbouring batch sizes of one k joined; the label of a row is its farthest."""
-    columns: dict[str, Any] = {"lo": ("batch", "min"), "hi": ("batch", "max"), "k": ("k", "min")}
-    columns |= {name: (name, "mean") for name in ("prob_best", lost)}
-    for end, which in (("lo", "first"), ("hi", "last")):
-        columns[f"prob_faster_than_plain_{end}"] = ("prob_faster_than_plain", which)
-    if lost == "regret_prob":  # of an SLO
-        columns["prob_within_slo"] = ("prob_within_slo", "min")
-    columns["support"] = ("support", answer.farthest)
-    group = (cells["k"] != cells["k"].shift()).cumsum()
-    return cells.groupby(group).agg(**columns).reset_index(drop=True)
 
 
 def _recorded(fit: Posterior, server: Server) -> tuple[str, str]:
@@ -324,22 +314,22 @@ def _followed(
         p = occupancy(by_batch, values)
         with np.errstate(invalid="ignore"):
             mean = mean_in_flight(p, by_batch, values) / values
+        busy = p[..., 1:]
         # Requests see the server at the batch sizes at which they spend their time.
-        seen = p[..., 1:] * np.arange(1.0, top + 1)
+        seen = busy * np.arange(1.0, top + 1)
         seen = seen / seen.sum(axis=-1, keepdims=True)
         typical = (seen * by_batch).sum(axis=-1)
-        crowd = p[..., 1:] / np.maximum(p[..., 1:].sum(axis=-1, keepdims=True), 1e-300)
+        crowd = busy / np.maximum(busy.sum(axis=-1, keepdims=True), 1e-300)
         centre = (crowd * by_batch).sum(axis=-1, keepdims=True)
         crowding = (crowd * (by_batch - centre) ** 2).sum(axis=-1) / typical**2
         explained_at = (seen * lengths[:, None, :]).sum(axis=-1)
         stuck = ~np.isfinite(mean)
         growth = np.maximum(np.where(stuck, 0.0, mean / mean_s[:, :1] - 1), 0.0)
-        reached = (p.mean(axis=0) > REACHED)[:, 1:]
+        reached = busy.mean(axis=0) > REACHED
         farthest = [answer.farthest(labels[r] if r.any() else labels[:1]) for r in reached]
         reach = np.array(farthest, object)
     variance, requests = spread("e2e", fit.noise, crowding, explained_at), fit.run_requests
     label = f"{name_of(arm.resolved.server.verifier)}, scheduled"
     drawn = (mean, stuck, run_scale("e2e", fit.noise, growth, requests), variance)
     data = observable(fit, load, label, drawn, reach, requests, seed)
-    none = measured_points(fit, [arm], "e2e").iloc[:0]
-    return Latency(data, "e2e", none, (arm.resolved.server,))
+    return Latency(data, "e2e", measured_runs(fit, arm, "e2e").iloc[:0], (arm.resolved.server,))
