@@ -169,12 +169,10 @@ def _ran(fit: Posterior, server: Server, column: str) -> list[str]:
 def environment_of(fit: Posterior, server: Server) -> str | Machine:
     """Where a server runs."""
     asked, known = server.environment, fit.environments
-    if isinstance(asked, Machine):
+    if isinstance(asked, Machine) or asked in known:
         return asked
     if asked is not None:
-        if asked not in known:
-            raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
-        return asked
+        raise InputError(f"The fit has no environment {asked!r}; it knows {'; '.join(known)}.")
     own = _ran(fit, server, "environment") or known
     if len(own) > 1:
         raise InputError(
@@ -190,10 +188,8 @@ def workload_of(fit: Posterior, server: Server) -> str:
         return server.workload or ""
     known = _ran(fit, server, "workload")
     if len(known) > 1:
-        raise InputError(
-            f"{server.verifier} ran with workloads {', '.join(known)}; choose one with "
-            "<<workload>>."
-        )
+        several = f"{server.verifier} ran with workloads {', '.join(known)}"
+        raise InputError(f"{several}; choose one with <<workload>>.")
     return known[0] if known else ""
 
 
@@ -205,16 +201,14 @@ def find_pair(fit: Posterior, server: Server) -> dict[str, Any] | None:
     pair: dict[str, Any] = {"verifier": v, "drafter": d, "workload": workload_of(fit, server)}
     ran = fit.server_columns
     rates = ran["acceptance_imposed"][same_key(ran, [*pair], pair) & (ran["draft_tokens"] > 0)]
-    imposed = sorted({float(rate) for rate in rates[~np.isnan(rates)]})
     if np.isnan(rates).any():
         return pair | {"acceptance_imposed": np.nan}
-    if isinstance(given, float):
-        return pair | {"acceptance_imposed": given} if given in imposed else None
-    if given is None and len(imposed) > 1:
+    imposed = sorted({rate for rate in rates.tolist() if given in (None, rate)})
+    if len(imposed) > 1:
         several = ", ".join(f"{a:g}" for a in imposed)
         measured = f"{v} + {d} was measured at acceptance {several}"
         raise InputError(f"{measured}; choose one with <<acceptance>>.")
-    return pair | {"acceptance_imposed": imposed[0]} if given is None and imposed else None
+    return pair | {"acceptance_imposed": imposed[0]} if imposed else None
 
 
 def machine_facts(
@@ -295,19 +289,19 @@ def resolve(
     else:
         where = fit.site_of(environment)
     key = {
-        "verifier": v if isinstance(v, str) else "",
-        "drafter": name_of(d) if d is None or isinstance(d, str) else "",
+        "verifier": name_of(v),
+        "drafter": name_of(d),
         "acceptance_imposed": pair["acceptance_imposed"] if pair else np.nan,
         "workload": workload_of(fit, server),
         "draft_tokens": server.k,
         "environment": str(environment),
     }
-    known = same_key(table, design.SERVER, key) & (pair is not None or server.k == 0)
+    measurable = pair or (server.k == 0 and not isinstance(v, Size) and not isinstance(d, Size))
+    known = same_key(table, design.SERVER, key) & bool(measurable)
     index = int(np.flatnonzero(known)[0]) if known.any() and started_anew is None else None
     label = f"{started_anew} of {name_of(v)}"
     if started_anew is None:
-        names = {**key, "verifier": name_of(v), "drafter": name_of(d), "acceptance_imposed": np.nan}
-        label = design.server_label(names, len(fit.environments) > 1)
+        label = design.server_label(key | {"acceptance_imposed": np.nan}, len(fit.environments) > 1)
     site_i = fit.sites.index(where) if where in fit.sites else None
     drafter = [1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
     slowness, *rest = fit.factors("server", index, label, seed)
@@ -336,11 +330,10 @@ def _acceptance(
     # A single rate may only say which measured pair is meant; that pair's counts then tell it.
     chooses = pair is not None and isinstance(given, float) and given == pair["acceptance_imposed"]
     if given is not None and not chooses:
-        if isinstance(given, float):
-            return [given] * k, None
-        if len(given) < k:
-            raise InputError(f"k = {k} needs {k} acceptance rates, {len(given)} given.")
-        return list(given[:k]), None
+        rates = [given] * k if isinstance(given, float) else [*given[:k]]
+        if len(rates) < k:
+            raise InputError(f"k = {k} needs {k} acceptance rates, {len(rates)} given.")
+        return rates, None
     known = None if pair is None else fit.acceptance(pair, k, seed)
     if known is None:
         raise EvidenceError(
