@@ -1,6 +1,5 @@
 """The law at measured runs: fitted values and predictions; and tables of what was learned."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,12 @@ from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model import design
 from bayes_sd.model.posterior import LEVELS, Posterior
-from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS
+from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS, in_plain_words
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
 from bayes_sd.runs.check import place
+from bayes_sd.runs.config import finite_or_none
 from bayes_sd.runs.machine import Machine, site
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
@@ -34,24 +34,20 @@ def _server_of(row: pd.Series, fit: Posterior) -> Server:
     verifier: str | Size = str(row["verifier"])
     if verifier not in fit.verifiers.index:
         total, active, experts, chosen, *others = row[[*design.SIZES, "weight_bits"]]
-        known = [None if np.isnan(x) else float(x) for x in others]
-        verifier = Size(total, active, int(experts), int(chosen), *known)  # type: ignore[arg-type]
+        known = map(finite_or_none, others)
+        verifier = Size(total, active, int(experts), int(chosen), *known)
     drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in fit.drafters.index:
-        layers = row["drafter_layers"]
-        drafter = Size(row["drafter_params"], layers=None if np.isnan(layers) else layers)
-    imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
+        drafter = Size(row["drafter_params"], layers=finite_or_none(row["drafter_layers"]))
+    acceptance, k = finite_or_none(row["acceptance_imposed"]), int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
-    pair = {n: row[n] for n in design.PAIR}
-    if k and np.isnan(imposed) and fit.acceptance(pair, 1) is None:
-        imposed = 0.0
-    acceptance = None if np.isnan(imposed) else float(imposed)
+    if k and acceptance is None and fit.acceptance({n: row[n] for n in design.PAIR}, 1) is None:
+        acceptance = 0.0
     name, gpus = str(row["environment"]), int(row["gpus"])
-    asked = Server(verifier, drafter, k, acceptance, name, workload=str(row["workload"]))
-    if name in fit.environments:
-        return asked
-    one = {"gb_per_s": row["gb_per_s"] / gpus, "tflops": row["tflops"] / gpus}
-    return replace(asked, environment=Machine(name, gpus, **one))
+    where: str | Machine = name
+    if name not in fit.environments:
+        where = Machine(name, gpus, gb_per_s=row["gb_per_s"] / gpus, tflops=row["tflops"] / gpus)
+    return Server(verifier, drafter, k, acceptance, where, workload=str(row["workload"]))
 
 
 def run_outcome(
@@ -64,12 +60,10 @@ def run_outcome(
     (scale) of the log mean, sampling error of the run's requests included, and the variance of log
     latencies of its requests.
     """
-    table = table.reset_index(drop=True)
-    known = fit.environments
+    table, known = table.reset_index(drop=True), fit.environments
     unknown = table[["gb_per_s", "tflops"]].isna().any(axis=1)
     unknown |= bool(fit.servers["gb_per_s"].isna().all())
-    foreign = sorted(set(table["environment"][unknown].astype(str)) - set(known))
-    if foreign:
+    if foreign := sorted(set(table["environment"][unknown].astype(str)) - set(known)):
         raise EvidenceError(
             f"Runs of environment {foreign[0]!r} cannot be predicted: the fit knows "
             f"{'; '.join(known)}; fit some runs of the other one too, or give the <<machine>> of "
@@ -94,9 +88,8 @@ def run_outcome(
         if held_out:  # at a rate, from the latency that is to be predicted
             del inputs["pass_tokens"]
         terms, law = resolved.coefficients, fit.law
-        stages = law.stages(terms, sizes, inputs)
         of = partial(outcome, softness=SOFTNESS, law=law)
-        said = by_draws(of, fit.draws, stages, sizes, inputs)
+        said = by_draws(of, fit.draws, law.stages(terms, sizes, inputs), sizes, inputs)
         requests = rows["requests"].to_numpy(float)
         own, variance = scatter(fit, said, inputs, metric, requests)
         each = (*said, observed_scale(own, variance, requests), variance)
@@ -108,25 +101,19 @@ def run_outcome(
 def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Of each fitted run: medians of mean latency and TTFT, C1, C2 (s) and utilization; and whether
     its measured means lie within the 99% intervals of a run like it."""
-    thin = fit.thin(FITTED_DRAWS)
-    said, scale, _ = run_outcome(thin, table)
+    thin, inside = fit.thin(FITTED_DRAWS), dict[str, np.ndarray]()
+    for metric in ("e2e", "ttft"):
+        log = np.log(table[f"{metric}_mean_s"].to_numpy(float))
+        if not np.isnan(log).all():
+            said, scale, _ = run_outcome(thin, table, metric)
+        log_mean = np.log(getattr(said, f"{metric}_s"))
+        t = np.random.default_rng(0).standard_t(NU, (T_DRAWS, *log_mean.shape))
+        low, high = np.quantile(log_mean + scale * t, [0.005, 0.995], axis=(0, 1))
+        outside = ~table["saturated"].to_numpy(bool) & ((log < low) | (log > high))
+        inside[f"{metric}_inside_99"] = ~outside  # as is what was not measured
     names = {f"fitted_{n}_s": getattr(said, f"{n}_s") for n in ("e2e", "ttft", "c1", "c2")}
     names["utilization"] = said.others_share
-    columns = {name: np.median(values, axis=0) for name, values in names.items()}
-    cut = table["saturated"].to_numpy(bool)
-    columns["e2e_inside_99"] = cut | _inside(table["e2e_mean_s"], said.e2e_s, scale)
-    if table["ttft_mean_s"].notna().any():
-        said, scale, _ = run_outcome(thin, table, "ttft")
-    columns["ttft_inside_99"] = cut | _inside(table["ttft_mean_s"], said.ttft_s, scale)
-    return columns
-
-
-def _inside(measured_s: pd.Series, mean_s: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Whether measured means lie within 99% intervals; so does what was not measured."""
-    t = np.random.default_rng(0).standard_t(NU, (T_DRAWS, *mean_s.shape))
-    low, high = np.quantile(np.log(mean_s) + scale * t, [0.005, 0.995], axis=(0, 1))
-    log = np.log(measured_s.to_numpy(float))
-    return np.asarray(np.isnan(log) | (log >= low) & (log <= high))
+    return {name: np.median(values, axis=0) for name, values in names.items()} | inside
 
 
 def misfits(fit: Posterior) -> list[str]:
@@ -134,21 +121,19 @@ def misfits(fit: Posterior) -> list[str]:
     runs, said = fit.runs, []
     for metric, name in (("e2e", "latency"), ("ttft", "TTFT")):
         outside = runs[~runs[f"{metric}_inside_99"].astype(bool)]
-        if outside.empty:
-            continue
         named = ", ".join(
             f"{place(str(r['source']).rsplit('/', 1)[-1], int(r['row']))} "
             f"({r[f'{metric}_mean_s']:.3g} s measured, {r[f'fitted_{metric}_s']:.3g} s fitted)"
             for r in outside.head(3).to_dict("records")
         )
         more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
-        said.append(
-            f"The mean {name} of {len(outside)} of {len(runs)} runs lies outside its 99% "
-            f"interval: {named}{more}."
-        )
+        if named:
+            said.append(
+                f"The mean {name} of {len(outside)} of {len(runs)} runs lies outside its 99% "
+                f"interval: {named}{more}."
+            )
     scatter_max = next(p for p in ALL if p.name == "run_sd").interval()[1]
-    mean_error = accuracy(fit)["mean_error"]
-    if mean_error > scatter_max:
+    if (mean_error := accuracy(fit)["mean_error"]) > scatter_max:
         said.append(
             f"The fitted means are off by {mean_error:.0%} on average; runs repeated differ by "
             f"{scatter_max:.0%} at most, so that the law does not describe these."
@@ -180,13 +165,12 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
         If a run is of an environment that the fit does not know, and data sheets do not tell.
     """
     require("runs", type(runs).__name__, isinstance(runs, Runs), "from bayes_sd.read(...)")
-    answer.probability("prob", prob)
+    ends = _interval(prob)
     table = design.build_design(runs, censored=False).table
     said, scale, _ = run_outcome(fit, table, seed=seed, held_out=True)
     log_mean = np.log(said.e2e_s)
     drawn = log_mean + scale * np.random.default_rng(seed).standard_t(NU, log_mean.shape)
-    tail = (1 - prob) / 2
-    low, middle, high = np.exp(np.quantile(drawn, [tail, 0.5, 1 - tail], axis=0))
+    low, middle, high = np.exp(np.quantile(drawn, ends, axis=0))
     observed = table["e2e_mean_s"].to_numpy()
     density = log_density(np.log(observed), log_mean, scale)
     known = table["environment"].isin(fit.environments)
@@ -201,21 +185,22 @@ def predict(fit: Posterior, runs: Runs, *, prob: float = 0.9, seed: int = 0) -> 
     )
 
 
+def _interval(prob: float) -> list[float]:
+    """Probabilities of the lower end, the middle and the upper end of an equal-tailed interval."""
+    answer.probability("prob", prob)
+    return [(1 - prob) / 2, 0.5, (1 + prob) / 2]
+
+
 def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
-    answer.probability("prob", prob)
-    data, meaning, rows = fit.posterior, {p.name: p for p in ALL}, []
-    for group in ("law", "moe_effect", *(f"scatter_{level}" for level in LEVELS), "noise"):
-        if group not in data:
-            continue
-        named, dim = group in ("law", "noise"), data[group].dims[-1]
-        for term in data[dim].values:
-            draws = data[group].sel({dim: term}).values
-            prior = meaning[str(term) if named else group]
-            low, middle, high = np.quantile(draws, [(1 - prob) / 2, 0.5, (1 + prob) / 2])
-            name = str(term) if named else f"{group}[{term}]"
-            what = prior.meaning + ("" if named else f": {EFFECT_MEANINGS[str(term)]}")
-            rows.append((name, middle, low, high, prior.unit, what))
+    data, units, rows, ends = fit.posterior, {p.name: p.unit for p in ALL}, [], _interval(prob)
+    groups = ("law", "moe_effect", *(f"scatter_{level}" for level in LEVELS), "noise")
+    for group in (name for name in groups if name in data):
+        dim = data[group].dims[-1]
+        for term in map(str, data[dim].values):
+            low, middle, high = np.quantile(data[group].sel({dim: term}).values, ends)
+            name, known = (f"{group}[{term}]", group) if group in units else (term, term)
+            rows.append((name, middle, low, high, units[known], in_plain_words(group, (term,))))
     return pd.DataFrame(rows, columns=["name", "median", "low", "high", "unit", "meaning"])
 
 
@@ -234,31 +219,28 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     EvidenceError
         If one of the families was not measured.
     """
-    answer.probability("prob", prob)
-    known = fit.verifiers
+    ends, known, rows = _interval(prob), fit.verifiers, []
     moe = known["moe"].to_numpy() > 0
     if moe.all() or not moe.any():
         raise EvidenceError(
             f"Every verifier is {'a mixture of experts' if moe.all() else 'dense'}; "
             "a comparison of families needs both."
         )
-    terms = design.coefficients(fit.law_terms)
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
-    mean = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean()
-    inputs = {"k": mean["draft_tokens"], **mean.to_dict()}
-    inputs["cycles"] = design.run_workload(fit.runs)["cycles"].mean()
     sizes |= design.UNDRAFTED | design.machine(**fit.servers[list(design.MACHINE)].mean())
-    stages = whole(fit.law.stages(terms, sizes, inputs))
-    tail, rows = (1 - prob) / 2, []
+    inputs = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean().to_dict()
+    inputs |= {"k": inputs["draft_tokens"]}
+    inputs |= {"cycles": design.run_workload(fit.runs)["cycles"].mean()}
+    stages = whole(fit.law.stages(design.coefficients(fit.law_terms), sizes, inputs))
     for i, name in enumerate(VERIFIER_COSTS):
         ratio = np.exp(fit.moe_effect[:, i])
         dense_ms = 1e3 * np.ravel(getattr(stages, name))
-        difference = np.quantile(dense_ms * (ratio - 1), [0.5, tail, 1 - tail])
-        medians = np.median(dense_ms), np.median(dense_ms * ratio)
-        about = (*difference, np.median(ratio), (ratio > 1).mean())
-        rows.append((EFFECT_MEANINGS[name], *medians, *about))
-    names = "cost dense_ms moe_ms difference_ms low_ms high_ms ratio prob_slower"
-    return pd.DataFrame(rows, columns=names.split())
+        low, middle, high = np.quantile(dense_ms * (ratio - 1), ends)
+        row = {"cost": EFFECT_MEANINGS[name], "dense_ms": np.median(dense_ms)}
+        row |= {"moe_ms": np.median(dense_ms * ratio), "difference_ms": middle}
+        row |= {"low_ms": low, "high_ms": high}
+        rows.append(row | {"ratio": np.median(ratio), "prob_slower": (ratio > 1).mean()})
+    return pd.DataFrame(rows)
 
 
 def accuracy(fit: Posterior) -> dict[str, float]:
