@@ -54,12 +54,10 @@ class Contexts(answer.Answer):
 
     def __str__(self) -> str:
         best = self.one_for_all
-        rows: Any = self.loses.to_dict("index")
-        lost = {at: x for at, x in rows[best].items() if at != best}
-        far = {at: x for at, x in lost.items() if x > ALIKE}
-        said = f"The table of {best} tokens"
-        if not far:
-            most = max(lost.values(), default=0.0)
+        lost: Any = self.loses.loc[best].drop(best)
+        far, said = lost[lost > ALIKE], f"The table of {best} tokens"
+        if far.empty:
+            most = max(lost, default=0.0)
             return f"{said} does for all lengths asked about: at most {most:.1%} slower."
         places = ", ".join(f"{at} ({x:.1%} slower)" for at, x in far.items())
         return f"{said} stops being right at {places}; those need tables of their own."
@@ -95,23 +93,19 @@ def contexts(
     """
     if load.is_traffic:
         raise InputError("Schedules by length are for lists of lengths, not for traffic over time.")
-    values = load.cells
-    axis = {str(load.axis).replace("rate_rps", "rps"): np.atleast_1d(values[load.axis]).tolist()}
-    prompts, outputs = (np.atleast_1d(values[name]).tolist() for name in LENGTHS)
+    axis, cells = load.axis.removeprefix("rate_"), load.cells
+    values, prompts, outputs = (np.atleast_1d(cells[n]).tolist() for n in (load.axis, *LENGTHS))
     made = {
-        (p, o): schedule(fit, Load(**axis, prompt=p, output=o), server, k=k, **how)
+        (p, o): schedule(fit, Load(**{axis: values}, prompt=p, output=o), server, k=k, **how)
         for p in prompts
         for o in outputs
     }
-    names = [f"{p:g} + {o:g}" for p, o in made]
     chosen = [
-        np.concatenate([[one.candidates.index(n)] * (hi - lo + 1) for lo, hi, n in one.to_vllm()])
+        np.repeat(one.rows["k"].map(one.candidates.index), one.rows["hi"] - one.rows["lo"] + 1)
         for one in made.values()
     ]
-    top, loses = min(map(len, chosen)), np.zeros((len(made), len(made)))
-    for at, (there, own) in enumerate(zip(made.values(), chosen, strict=True)):
-        batch = np.arange(top)
-        best = there.losses[own[:top], batch]
-        for which, ks in enumerate(chosen):
-            loses[which, at] = (there.losses[ks[:top], batch] / best - 1).max()
-    return Contexts(made, pd.DataFrame(loses, names, names))
+    top, names = min(map(len, chosen)), [f"{p:g} + {o:g}" for p, o in made]
+    tables = np.stack([ks[:top] for ks in chosen])
+    lost = [there.losses[tables, np.arange(top)] for there in made.values()]
+    loses = [(each / each[at] - 1).max(axis=1) for at, each in enumerate(lost)]
+    return Contexts(made, pd.DataFrame(np.transpose(loses), names, names))
