@@ -46,17 +46,12 @@ class Preposterior:
     """
 
     def __init__(self, losses: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
-        apart, decisions = [np.zeros((0, losses.shape[-1]))], list[int]()
-        for decision, options in enumerate(losses):
-            real = options[np.isfinite(options).all(axis=1)]
-            if not len(real):
-                continue
-            best = int(real.mean(axis=1).argmin())
-            others = np.delete(real, best, axis=0) - real[best]
-            apart.append(others)
-            decisions += [decision] * len(others)
-        self._decision = np.array(decisions, int)
-        difference, shown = _bulk(np.concatenate(apart)), _bulk(mean)
+        real = np.isfinite(losses).all(axis=-1)
+        now = np.where(real, losses.mean(axis=-1), np.inf).argmin(axis=1)  # chosen without runs
+        others = real & (np.arange(losses.shape[1]) != now[:, None])
+        self._decision = np.nonzero(others)[0]
+        apart = losses[others] - losses[self._decision, now[self._decision]]
+        difference, shown = _bulk(apart), _bulk(mean)
         self._mu = np.abs(difference.mean(axis=1))
         centred = [x - x.mean(axis=1, keepdims=True) for x in (difference, shown)]
         draws = losses.shape[-1]
@@ -150,19 +145,18 @@ class NextRuns(answer.Answer):
         left = [self.regret_ms, *self.rows["regret_left_ms"]]
         ax.step(minutes, left, where="post", color=answer.COLORS[1], marker="o")
         ax.set_ylim(0, None)
-        label = "expected regret, ms a request"
-        return answer.finish(ax, "minutes of measuring", label)
+        return answer.finish(ax, "minutes of measuring", "expected regret, ms a request")
 
     def points(self) -> list[tuple[Server, list[dict[str, Any]]]]:
         """The proposed runs by server: rate_rps or concurrency, and lengths."""
         axis, (prompt, output) = self.load.axis, self.load.lengths
         lengths = {"prompt": int(prompt), "output": int(output)}
-        grouped = []
-        for server in self.servers:
-            values = self.rows.loc[self.rows["server"] == str(server), axis]
-            if len(values):
-                grouped.append((server, [{axis: float(v)} | lengths for v in values]))
-        return grouped
+        values = {name: own[axis].tolist() for name, own in self.rows.groupby("server")}
+        return [
+            (server, [{axis: value} | lengths for value in values[str(server)]])
+            for server in self.servers
+            if str(server) in values
+        ]
 
 
 def next_runs(
@@ -234,18 +228,14 @@ def next_runs(
     typical = np.array([np.median(row) if row.size else 1.0 for row in served])[:, None, None]
     cost = np.minimum(latency_s, answer.WORST * np.minimum(least[:, None, :], typical))
     names = [str(one) for one in each]
-    served_by_any = np.isfinite(latency_s).any(axis=1)
+    served_by_any = np.isfinite(least)
     pick = cost.mean(axis=-1).argmin(axis=1)
     chosen, best = cost[np.arange(len(values)), pick], cost.min(axis=1)
-    choices = pd.DataFrame(
-        {
-            load.axis: values,
-            "server": np.array(names, object)[pick],
-            "prob_best": ((chosen <= best) & served_by_any).mean(axis=-1),
-            "prob_all_saturated": (~served_by_any).mean(axis=-1),
-            "regret_ms": 1e3 * (chosen - best).mean(axis=-1),
-            "support": [answer.farthest(labels) for labels in zip(*reach, strict=True)],
-        }
+    choices = pd.DataFrame({load.axis: values, "server": np.array(names, object)[pick]}).assign(
+        prob_best=((chosen <= best) & served_by_any).mean(axis=-1),
+        prob_all_saturated=(~served_by_any).mean(axis=-1),
+        regret_ms=1e3 * (chosen - best).mean(axis=-1),
+        support=[answer.farthest(labels) for labels in zip(*reach, strict=True)],
     )
     every = np.concatenate(means)
     usable = np.flatnonzero(np.isnan(every).mean(axis=1) < LIKELY_FULL)
@@ -271,7 +261,7 @@ def _greedy(
     `candidates` are servers and loads, `minutes` those of a run and of a server's start.
     """
     share, begun, chosen, rows = 0.0, set[str](), list[int](), []
-    while len(chosen) < min(runs, len(candidates)):
+    while len(chosen) < runs:
         saves = known.worth(chosen) - share
         options = []
         for i in set(np.flatnonzero(saves > NEGLIGIBLE).tolist()) - set(chosen):
