@@ -109,12 +109,11 @@ class Capacity(answer.Answer):
         """Median and 90% interval of what a server sustains."""
         ax = answer.axes_of(ax)
         values = self.draws["scale"] * _amount(self.load)
-        q = answer.quantile(values, [0.05, 0.5, 0.95]).values
-        y = np.arange(q.shape[1])
-        ax.errorbar(q[1], y, xerr=np.abs(q[[0, 2]] - q[1]), fmt="o", color=answer.COLORS[1])
-        ax.set_yticks(y, [str(name) for name in self.draws["server"].values])
-        label = f"{answer.UNITS[self.load.axis]} with {self.target}"
-        return answer.finish(ax, label, "")
+        low, middle, high = answer.quantile(values, [0.05, 0.5, 0.95]).values
+        y, bars = np.arange(middle.size), (middle - low, high - middle)
+        ax.errorbar(middle, y, xerr=bars, fmt="o", color=answer.COLORS[1])
+        ax.set_yticks(y, self.draws["server"].values)
+        return answer.finish(ax, f"{answer.UNITS[self.load.axis]} with {self.target}", "")
 
 
 def capacity(
@@ -178,13 +177,12 @@ def capacity(
         whole("replicas", replicas, 1)
     named = dict(servers) if isinstance(servers, Mapping) else {str(s): s for s in listed(servers)}
     listed(list(named.values()))
-    prices = _prices(price_per_hour, list(named))
+    prices = {} if price_per_hour is None else _prices(price_per_hour, list(named))
     if not load.is_traffic and load.cells.sizes and max(load.cells.sizes.values()) > 1:
         raise InputError("Capacity is asked for one load, or a traffic over time; give one.")
     few = load.thin(WINDOWS) if load.is_traffic else load
     thin, share = fit.thin(DRAWS), percentile / 100
-    unit = "rps" if load.axis == "rate_rps" else "concurrency"
-    rows, drawn = [], []
+    unit, rows, drawn = load.axis.removeprefix("rate_"), [], []
     for name, server in named.items():
         try:
             windows = _Windows(arm_of(thin, server, few, seed, extrapolate), few)
@@ -203,7 +201,7 @@ def capacity(
         }
         rows.append(row | about | {"needed": needed} | at_rest | {"support": windows.label(count)})
         with np.errstate(divide="ignore"):
-            wanted = np.ceil(1 / scale) if replicas is None else np.full(scale.size, count)
+            wanted = np.ceil(1 / scale) if replicas is None else np.full_like(scale, count)
         drawn.append((scale, mean, wanted * prices.get(name, math.nan)))
     table, names = pd.DataFrame(rows), list(named)
     scales, every, bills = (np.stack(values) for values in zip(*drawn, strict=True))
@@ -219,11 +217,10 @@ def capacity(
     table["support"] = table.pop("support")  # last
     dims, shape = (*answer.SAMPLE, "server"), (*thin.shape, len(names))
     values = {"scale": (dims, scales.T.reshape(shape)), "mean_s": (dims, every.T.reshape(shape))}
-    draws = xr.Dataset(values, {"server": names})
     both_able = able[:, None] & able[None] & ~np.eye(len(names), dtype=bool)
     faster = np.where(both_able, (every[:, None] < every[None]).mean(axis=-1), np.nan)
-    beats = pd.DataFrame(faster, names, names)
-    return Capacity(draws, table, beats, none, load, slo_s, percentile, confidence)
+    told = xr.Dataset(values, {"server": names}), table, pd.DataFrame(faster, names, names)
+    return Capacity(*told, none, load, slo_s, percentile, confidence)
 
 
 class _Windows:
@@ -276,15 +273,14 @@ class _Windows:
     def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
         """What so many replicas do, and draws of their mean latency (s)."""
         draws = self.arm.fit.draws
+        mean, values = np.full(draws, np.nan), [math.nan] * 5
+        if not math.isnan(count):
+            said, variance = self.at(np.full((draws, 1), 1 / count))
+            mean = (said.e2e_s * self.shares).sum(axis=1)
+            kept = (self.within(said, variance, slo_s) >= share).mean()
+            interval = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
+            values = [kept, *interval, (said.utilization >= 1).any(axis=1).mean()]
         names = ("prob_kept", "mean_p05_s", "mean_p50_s", "mean_p95_s", "prob_saturated")
-        if math.isnan(count):
-            return {"replicas": count} | dict.fromkeys(names, count), np.full(draws, np.nan)
-        said, variance = self.at(np.full((draws, 1), 1 / count))
-        mean = (said.e2e_s * self.shares).sum(axis=1)
-        kept = (self.within(said, variance, slo_s) >= share).mean()
-        interval = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
-        saturated = (said.utilization >= 1).any(axis=1).mean()
-        values = map(float, (kept, *interval, saturated))
         return {"replicas": count} | dict(zip(names, values, strict=True)), mean
 
     def label(self, count: float) -> str:
@@ -294,9 +290,7 @@ class _Windows:
         return answer.farthest(arm.support(arm.outcome()[0]).ravel())
 
 
-def _prices(given: Prices | None, names: list[str]) -> dict[str, float]:
-    if given is None:
-        return {}
+def _prices(given: Prices, names: list[str]) -> dict[str, float]:
     prices = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
     for name in (*sorted({*names} - {*prices}), *sorted({*prices} - {*names})):
         raise InputError(
