@@ -50,7 +50,7 @@ def to_datatree(fit: Posterior, *, prior_draws: int = 500, seed: int = 0) -> xr.
     whole("prior_draws", prior_draws, 0)
     design = build_design(Runs(fit._frame("runs").astype({"saturated": bool}), pd.DataFrame()))
     table = design.table[[*KNOWN]].rename_axis("run").to_xarray()
-    seen = _dataset(design, {name: design.data[of] for name, (of, _) in _variables(design).items()})
+    seen = _dataset(design, design.data)
     observed = [name for name in seen if name != CENSORED]
     predicted, density = _of_runs(fit, design, seed)
     groups: dict[str, xr.Dataset] = {
@@ -72,40 +72,36 @@ def to_datatree(fit: Posterior, *, prior_draws: int = 500, seed: int = 0) -> xr.
     return xr.DataTree.from_dict(groups)
 
 
-def _variables(design: Design) -> dict[str, tuple[str, str]]:
-    """Variables of the likelihood, where their values stand, and of which runs."""
-    named = {CENSORED: ("log_e2e", "censored_rows")}
-    for metric, spread in SPREADS.items():
-        named[metric] = f"log_{metric}", f"{metric}_rows"
-        named[spread] = f"log_var_{metric}", f"{metric}_spread_rows"
-    return {name: of for name, of in named.items() if len(design.data[of[1]])}
-
-
 def _of_runs(fit: Posterior, design: Design, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     """What draws predict for runs, and the log likelihood of what was seen."""
     data, spread_sd, density = design.data, fit.noise["spread_sd"], {}
     run = noise.run_terms(SPREADS, fit.noise, run_outcome(fit, design.table)[0], design.inputs)
     made = noise.replicate(run, spread_sd, data, np.random.default_rng(seed))
-    for metric, spread in SPREADS.items():
+    for metric in SPREADS:
         log_mean, seen = np.log(run[f"run_mean_{metric}"]), data[f"log_{metric}"]
         sd = np.hypot(run[f"run_scale_{metric}"], data[f"se_{metric}"])
-        density[metric] = noise.log_density(seen, log_mean, sd)
+        density[f"log_{metric}"] = noise.log_density(seen, log_mean, sd)
         if metric == "e2e":
-            density[CENSORED] = np.log(noise.t_cdf((log_mean - seen) / sd, np.arctan) + noise.TINY)
+            cut = ..., data["censored_rows"]
+            slower = noise.t_cdf(((log_mean - seen) / sd)[cut], np.arctan)
+            density["log_e2e"][cut] = np.log(slower + noise.TINY)
         error = noise.spread_error(data[f"n_eff_{metric}"], spread_sd)
         z = (data[f"log_var_{metric}"] - np.log(run[f"run_variance_{metric}"])) / error
-        density[spread] = -(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2
-    predicted = {name: made[of] for name, (of, _) in _variables(design).items()}
-    return _dataset(design, predicted, fit.shape), _dataset(design, density, fit.shape)
+        density[f"log_var_{metric}"] = -(z**2) / 2 - np.log(error) - np.log(2 * np.pi) / 2
+    return _dataset(design, made, fit.shape), _dataset(design, density, fit.shape)
 
 
 def _dataset(design: Design, values: dict[str, np.ndarray], shape: tuple = ()) -> xr.Dataset:
     """Values of all runs (..., runs): each variable has a dimension of the runs that have it."""
-    arrays = {}
-    for name, (_, of) in _variables(design).items():
-        rows, dim = design.data[of], of.replace("_rows", "_run")
-        value = values[name][..., rows].reshape(*shape, len(rows))
-        arrays[name] = xr.DataArray(value, {dim: rows}, (*SAMPLE[: len(shape)], dim))
+    places, arrays = {CENSORED: ("log_e2e", "censored")}, {}
+    for metric, spread in SPREADS.items():
+        places[metric] = f"log_{metric}", metric
+        places[spread] = f"log_var_{metric}", f"{metric}_spread"
+    for name, (key, of) in places.items():
+        rows, dim = design.data[f"{of}_rows"], f"{of}_run"
+        if rows.size:
+            value = values[key][..., rows].reshape(*shape, rows.size)
+            arrays[name] = xr.DataArray(value, {dim: rows}, (*SAMPLE[: len(shape)], dim))
     return xr.Dataset(arrays)
 
 
@@ -117,8 +113,7 @@ def _prior(fit: Posterior, design: Design, draws: int, seed: int) -> Posterior:
 
     spec = fit.spec
     priors = tuple(Prior(**p | {"dims": tuple(p["dims"])}) for p in spec["priors"])
-    how = (priors, tuple(spec["server_effects"]), fit.law, spec["pooling"])
-    graph = build(design, *how)
+    graph = build(design, priors, tuple(spec["server_effects"]), fit.law, spec["pooling"])
     names = [name for name in (*SAMPLED, *FACTORS) if name in graph.named_vars]
     # Not sample_prior_predictive, which warns of the potential: a likelihood, of censored runs.
     values = pm.draw([graph[n] for n in names], draws, random_seed=seed, mode="FAST_COMPILE")
