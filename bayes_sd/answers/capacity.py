@@ -193,13 +193,13 @@ def capacity(
         # So many servers share the load that each one sustains its part.
         needed = float(math.ceil(1 / sustained - 1e-9)) if sustained > 0 else math.nan
         count = needed if replicas is None else float(replicas)
-        about, mean = windows.with_replicas(count, slo_s, share)
+        about, mean, support = windows.with_replicas(count, slo_s, share)
         row = {
             "server": name,
             f"max_{unit}": sustained * _amount(load) if sustained > 0 else math.nan,
             f"median_{unit}": float(np.median(scale)) * _amount(load),
         }
-        rows.append(row | about | {"needed": needed} | at_rest | {"support": windows.label(count)})
+        rows.append(row | about | {"needed": needed} | at_rest | {"support": support})
         with np.errstate(divide="ignore"):
             wanted = np.ceil(1 / scale) if replicas is None else np.full_like(scale, count)
         drawn.append((scale, mean, wanted * prices.get(name, math.nan)))
@@ -270,24 +270,24 @@ class _Windows:
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         return scale, {"prob_possible": rows.size / draws, "idle_s": float(np.median(high))}
 
-    def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, np.ndarray]:
-        """What so many replicas do, and draws of their mean latency (s)."""
-        draws = self.arm.fit.draws
-        mean, values = np.full(draws, np.nan), [math.nan] * 5
-        if not math.isnan(count):
-            said, variance = self.at(np.full((draws, 1), 1 / count))
-            mean = (said.e2e_s * self.shares).sum(axis=1)
-            kept = (self.within(said, variance, slo_s) >= share).mean()
-            interval = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
-            values = [kept, *interval, (said.utilization >= 1).any(axis=1).mean()]
-        names = ("prob_kept", "mean_p05_s", "mean_p50_s", "mean_p95_s", "prob_saturated")
-        return {"replicas": count} | dict(zip(names, values, strict=True)), mean
+    def with_replicas(self, count: float, slo_s: float, share: float) -> tuple[dict, Any, str]:
+        """What so many replicas do, draws of their mean latency (s), and their farthest support.
 
-    def label(self, count: float) -> str:
-        """Support of the window farthest from the data, with the load split among replicas."""
-        values = self.scaled(0.0 if math.isnan(count) else 1 / count)
+        Where no number of them would do, all is missing but the support of one at rest.
+        """
+        none = math.isnan(count)
+        values = self.scaled(0.0 if none else 1 / count)
         arm = replace(self.arm, cells=self.arm.cells | {self.axis: values})
-        return answer.farthest(arm.support(arm.outcome()[0]).ravel())
+        said, inputs = arm.outcome()
+        mean = (said.e2e_s * self.shares).sum(axis=1)
+        kept = self.within(said, scatter(arm.fit, said, inputs)[1], slo_s) >= share
+        low, middle, high = np.quantile(mean, [0.05, 0.5, 0.95], method="inverted_cdf")
+        row = {"replicas": count, "prob_kept": kept.mean()}
+        row |= {"mean_p05_s": low, "mean_p50_s": middle, "mean_p95_s": high}
+        row |= {"prob_saturated": (said.utilization >= 1).any(axis=1).mean()}
+        if none:
+            row, mean = dict.fromkeys(row, math.nan), np.full_like(mean, np.nan)
+        return row, mean, answer.farthest(arm.support(said).ravel())
 
 
 def _prices(given: Prices, names: list[str]) -> dict[str, float]:
