@@ -175,8 +175,7 @@ def finish(ax: "Axes", xlabel: str, ylabel: str, log: bool = False, title: str =
 
 
 def _name_lines(ax: "Axes") -> None:
-    """Names at the right, each tied to the end of its line and as near as they fit; where a line
-    ends before, beside its end."""
+    """Names at the right, tied to the ends of lines; beside the end where a line ends before."""
     for old in [text for text in ax.texts if text.get_gid() == "line"]:
         old.remove()
     (low, high), ends = ax.get_ylim(), []

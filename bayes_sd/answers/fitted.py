@@ -56,9 +56,8 @@ def run_outcome(
     """What the law says of every run: arrays (draws, runs).
 
     A verifier, drafter or server that the fit has not seen is drawn from its population, given its
-    size. Acceptance is the run's own, as it is in the likelihood. Beside the outcome: the scatter
-    (scale) of the log mean, sampling error of the run's requests included, and the variance of log
-    latencies of its requests.
+    size. Acceptance is the run's own, as it is in the likelihood. Beside the outcome: the scale of
+    the log mean's scatter, sampling error included, and the variance of requests' log latencies.
     """
     table, known = table.reset_index(drop=True), fit.environments
     unknown = table[["gb_per_s", "tflops"]].isna().any(axis=1)

@@ -161,9 +161,9 @@ def of_verifier(table: pd.DataFrame, verifier: str | Size) -> pd.DataFrame:
 
 
 def _ran(fit: Posterior, server: Server, column: str) -> list[str]:
-    """What a column says of the servers of this verifier; of all servers for a new one."""
-    own, new = fit.server_columns["verifier"] == server.verifier, isinstance(server.verifier, Size)
-    return sorted({str(x) for x in fit.server_columns[column][own | new]})
+    """What a column says of the servers of this verifier."""
+    own = fit.server_columns["verifier"] == server.verifier
+    return sorted({str(x) for x in fit.server_columns[column][own]})
 
 
 def environment_of(fit: Posterior, server: Server) -> str | Machine:
@@ -184,9 +184,7 @@ def environment_of(fit: Posterior, server: Server) -> str | Machine:
 
 def workload_of(fit: Posterior, server: Server) -> str:
     """What requests a server is asked for; "" where its runs name none."""
-    if server.workload is not None or not isinstance(server.verifier, str):
-        return server.workload or ""
-    known = _ran(fit, server, "workload")
+    known = _ran(fit, server, "workload") if server.workload is None else [server.workload]
     if len(known) > 1:
         several = f"{server.verifier} ran with workloads {', '.join(known)}"
         raise InputError(f"{several}; choose one with <<workload>>.")
@@ -303,13 +301,12 @@ def resolve(
     if started_anew is None:
         label = design.server_label(key | {"acceptance_imposed": np.nan}, len(fit.environments) > 1)
     site_i = fit.sites.index(where) if where in fit.sites else None
-    drafter = [1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed)
     slowness, *rest = fit.factors("server", index, label, seed)
     slowness = slowness * fit.elsewhere_factor(name_of(v), str(environment), seed)
     terms = design.coefficients(
         fit.law_terms,
         verifier=fit.factors("verifier", verifier_i, name_of(v), seed, sizes["moe"]),
-        drafter=drafter,
+        drafter=[1.0] if d is None else fit.factors("drafter", drafter_i, name_of(d), seed),
         server=[slowness, *rest],
         environment=fit.factors("environment", site_i, where, seed),
     )
