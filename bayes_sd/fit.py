@@ -231,8 +231,7 @@ class LatencyModel:
         """PyMC model of a design; `keep_runs` keeps what the law says of every run."""
         from bayes_sd.model.graph import build
 
-        how = (self.priors, self.server_effects, self.law, self.pooling, keep_runs)
-        return build(design, *how)
+        return build(design, self.priors, self.server_effects, self.law, self.pooling, keep_runs)
 
     def build(self, runs: Runs) -> "pm.Model":
         """PyMC model of the steady runs, for those who want to look inside."""
@@ -314,10 +313,9 @@ class LatencyModel:
         how = Sampling(draws, tune, chains, target_accept)
         design = self.design(runs)
         self._warn(design)
-        initial = {"log_law": self._start(design)}
-        graph, systems = self.graph(design), systems_of(design.data)
+        initial, systems = {"log_law": self._start(design)}, systems_of(design.data)
         sampled, convergence, used = sample(
-            graph, how, seed, progress, initial, max_minutes, systems
+            self.graph(design), how, seed, progress, initial, max_minutes, systems
         )
         steady = design.table[~design.table["saturated"]]
         provenance = {

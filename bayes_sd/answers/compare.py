@@ -33,8 +33,7 @@ class Comparison(answer.Answer):
         Dims (chain, draw, server, load): ``speedup``, baseline over server latency (infinite where
         only the baseline is saturated, 0 where only the server is, NaN where both are);
         ``faster``, ``both_saturated``; ``best``, whether no other server nor the baseline is
-        faster, ties shared; ``support`` (server, load), of the server or the baseline, whichever
-        is farther from the data.
+        faster, ties shared; ``support`` (server, load), the farther one's of server and baseline.
     servers, baseline, of, requests
         As asked: what is compared is the "mean", a "run" of so many requests, or a "request".
     least_loss : xarray.DataArray
@@ -82,10 +81,10 @@ class Comparison(answer.Answer):
     def _choice(self, rows: pd.DataFrame, short: Mapping[str, str]) -> str:
         """The server to choose at one load: of those surely faster the likeliest best, or the
         baseline if it surely is faster than all."""
+        rows = rows.set_index("server")
         faster, both = rows["prob_faster"], rows["prob_both_saturated"]
         if (sure := faster >= answer.SURE).any():
-            ranks = rows.get("prob_best", faster)[sure].to_numpy()
-            return short[str(rows["server"][sure].iloc[int(ranks.argmax())])]
+            return short[str(rows.get("prob_best", faster)[sure].idxmax())]
         if (both >= 0.5).all():
             return "all saturated"
         return short[str(self.baseline)] if (faster <= 1 - answer.SURE).all() else "unclear"
@@ -200,4 +199,4 @@ def default_loads(fit: Posterior, baseline: Server, lengths: tuple[float, float]
     load = Load(rps=0.0, prompt=lengths[0], output=lengths[1])
     arm = arm_of(fit, baseline, load, extrapolate=True)
     top = RATES_TOP * float(np.median(arm.capacity_rps))
-    return load.with_axis(np.linspace(top / RATES, top, RATES).tolist())
+    return load.with_axis(np.linspace(top / RATES, top, RATES))
