@@ -35,18 +35,16 @@ def cells_of(load: Load) -> dict[str, np.ndarray]:
 
 def by_draws(function: Callable[..., Outcome], draws: int, *given: Any) -> Outcome:
     """What a function says of arrays (draws, cells), block by block."""
-    shapes = set[tuple[int, ...]]()
+    every = list[Any]()
+    _changed(given, every.append)
+    arrays = [x for x in every if isinstance(x, np.ndarray) and x.ndim]
+    # None where the page traces the law.
+    drawn = {id(x) for x in arrays if x.ndim == 2 and len(x) == draws}
+    size = max(BLOCK // max(x.shape[-1] for x in arrays), 2) if drawn else draws
 
     def cut(x: Any, part: slice) -> Any:
-        if not isinstance(x, np.ndarray) or not x.ndim:
-            return x
-        shapes.add(x.shape)
-        return x[part] if x.ndim == 2 and len(x) == draws else x
+        return x[part] if id(x) in drawn else x
 
-    _changed(given, cut, slice(0))  # only to see what shapes there are
-    size = draws
-    if any(len(shape) == 2 and shape[0] == draws for shape in shapes):  # else the page traces it
-        size = max(BLOCK // max(shape[-1] for shape in shapes), 2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         parts = (_changed(given, cut, slice(i, i + size)) for i in range(0, draws, size))
         blocks = [function(*part) for part in parts]
