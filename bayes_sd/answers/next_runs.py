@@ -258,20 +258,17 @@ def _greedy(
 
     `candidates` are servers and loads, `minutes` those of a run and of a server's start.
     """
-    share, begun, chosen, rows = 0.0, set[str](), list[int](), []
+    share, chosen, rows = 0.0, list[int](), []
     while len(chosen) < runs:
-        saves = known.worth(chosen) - share
-        options = []
+        saves, begun, options = known.worth(chosen) - share, {candidates[i][0] for i in chosen}, []
         for i in set(np.flatnonzero(saves > NEGLIGIBLE).tolist()) - set(chosen):
             takes = minutes[0] + (0.0 if candidates[i][0] in begun else minutes[1])
             options.append((perfect_ms * saves[i] / takes, takes, i))
         if not options:
             break
         rate, takes, best = max(options)
-        name, value = candidates[best]
         chosen.append(best)
-        begun.add(name)
         share += float(saves[best])
-        rows.append((name, value, takes, rate * takes, rate, perfect_ms * (1 - share)))
+        rows.append((*candidates[best], takes, rate * takes, rate, perfect_ms * (1 - share)))
     columns = ["server", axis, "minutes", "saves_ms", "saves_ms_per_minute", "regret_left_ms"]
     return pd.DataFrame(rows, columns=columns)

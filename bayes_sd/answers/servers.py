@@ -325,7 +325,7 @@ def _acceptance(
     if k == 0:
         return [], None
     # A single rate may only say which measured pair is meant; that pair's counts then tell it.
-    chooses = pair is not None and isinstance(given, float) and given == pair["acceptance_imposed"]
+    chooses = pair is not None and given == pair["acceptance_imposed"]
     if given is not None and not chooses:
         rates = [given] * k if isinstance(given, float) else [*given[:k]]
         if len(rates) < k:
