@@ -101,6 +101,7 @@ def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]
     """Of each fitted run: medians of mean latency and TTFT, C1, C2 (s) and utilization; and whether
     its measured means lie within the 99% intervals of a run like it."""
     thin, inside = fit.thin(FITTED_DRAWS), dict[str, np.ndarray]()
+    cut = table["saturated"].to_numpy(bool)
     for metric in ("e2e", "ttft"):
         log = np.log(table[f"{metric}_mean_s"].to_numpy(float))
         if not np.isnan(log).all():
@@ -108,8 +109,7 @@ def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]
         log_mean = np.log(getattr(said, f"{metric}_s"))
         t = np.random.default_rng(0).standard_t(NU, (T_DRAWS, *log_mean.shape))
         low, high = np.quantile(log_mean + scale * t, [0.005, 0.995], axis=(0, 1))
-        outside = ~table["saturated"].to_numpy(bool) & ((log < low) | (log > high))
-        inside[f"{metric}_inside_99"] = ~outside  # as is what was not measured
+        inside[f"{metric}_inside_99"] = cut | np.isnan(log) | (log >= low) & (log <= high)
     names = {f"fitted_{n}_s": getattr(said, f"{n}_s") for n in ("e2e", "ttft", "c1", "c2")}
     names["utilization"] = said.others_share
     return {name: np.median(values, axis=0) for name, values in names.items()} | inside
