@@ -19,20 +19,26 @@ from bayes_sd.model.priors import population
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import Law
 
-# Coefficients by the stage that they are a cost of. `CostShares` joins those of one line first.
-STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "verify_alone": (
-        ("read_weights",),
-        ("overhead_verify_alone", "overhead_pass", "overhead_experts", "overhead_parallel"),
-        ("host_verify_alone",),
+# Coefficients whose costs add up, those of inner sums first: of a request alone, of each other one.
+# Overheads of a token verified and of a sequence drafted are seldom told apart.
+SUMS: dict[str, tuple] = {
+    "alone": (
+        (
+            "read_weights",
+            ("overhead_verify_alone", "overhead_pass", "overhead_experts", "overhead_parallel"),
+            "host_verify_alone",
+        ),
+        ("overhead_prefill_alone", "host_prefill_alone", ("pace_dense", "pace_experts")),
+        "overhead_draft_alone",
     ),
-    "prefill_alone": (("overhead_prefill_alone", "host_prefill_alone"),),
-    "pace": (("pace_dense", "pace_experts"),),
-    "draft_alone": (("overhead_draft_alone",),),
-    "prefill_others": (("prefill_token", "overhead_prefill_others", "host_prefill_others"),),
-    "verify_others": (("overhead_token", "read_keys", "host_verify_others", "decode_token_ratio"),),
-    "draft_others": (("overhead_draft_others",),),
+    "others": (
+        ("prefill_token", "overhead_prefill_others", "host_prefill_others"),
+        ("read_keys", "host_verify_others", "decode_token_ratio"),
+        ("overhead_token", "overhead_draft_others"),
+    ),
 }
+STAGES = ("prefill", "verify", "draft")
+PACES = ("pace_dense", "pace_experts")
 FEW = 0.05  # share of runs that decode beyond graphs: only prompts tell what launches them
 WEIGHTLESS = 1e-3  # 1e9 parameters
 RATIOS = ("decode_token_ratio",)  # to prefill_token
@@ -65,22 +71,24 @@ class Centred(Transform):
 
 
 class Sum(NamedTuple):
-    """Costs, or sums of them, that add up; of the power 2 as the sides of a triangle do."""
+    """Costs, or sums of them, that add up."""
 
     parts: "tuple[Sum | str, ...]"
-    power: float = 1.0
 
     @classmethod
-    def of(cls, parts: "Iterable[Sum | str]", power: float = 1.0) -> "Sum":
+    def of(cls, parts: "Iterable[Sum | str]") -> "Sum":
         """Without sums of nothing."""
-        return cls(tuple(p for p in parts if isinstance(p, str) or p.parts), power)
+        return cls(tuple(p for p in parts if isinstance(p, str) or p.parts))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Coefficients in it."""
+        inner = ((p,) if isinstance(p, str) else p.terms for p in self.parts)
+        return tuple(term for terms in inner for term in terms)
 
     def total(self, logs: list[Any]) -> Any:
         """Log of the sum."""
-        if len(logs) == 1:
-            return logs[0]
-        total: Any = ps.log(sum(ps.exp(self.power * x) for x in logs))
-        return total / self.power
+        return logs[0] if len(logs) == 1 else ps.log(sum(ps.exp(x) for x in logs))
 
     def ratios(self, logs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Log of the sum, and of each part over the first by the part's first cost, of all sums."""
@@ -135,27 +143,27 @@ class CostShares(Transform):
         self.times["draft"] = cycles * max(passes, 1.0)
         beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
         launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
-        of = {
-            stage: Sum.of(Sum.of(t for t in line if t in self.terms) for line in lines)
-            for stage, lines in STAGES.items()
-        }
-        if launched and of["pace"].parts:
-            of["prefill_others"] = Sum.of((of["prefill_others"], of["pace"]), 2.0)
-        del of["pace"]
-        whose = ("alone", "others")
-        self.sums = [Sum.of(of[stage] for stage in of if stage.endswith(each)) for each in whose]
+        # Where passes with prompts, and no others, are launched, pace is a cost of prompts.
+        self.summed = set(self.terms).difference(() if launched else PACES)
+        self.sums = [self._sum(parts) for parts in SUMS.values()]
+
+    def _sum(self, parts: tuple) -> Sum:
+        inner: list[Sum | str] = [self._sum(p) if isinstance(p, tuple) else p for p in parts]
+        return Sum.of(p for p in inner if isinstance(p, Sum) or p in self.summed)
 
     def _log_unit_costs(self, logs: dict[str, Any], at: Any) -> dict[str, Any]:
         """Log of what a coefficient of 1 costs a request, of those that are a cost."""
         curves = {n: ps.exp(logs[n]) for n in CURVES if n in logs}
         found: dict[str, Any] = {}
-        for stage, lines in STAGES.items():
-            for term in (t for line in lines for t in line if t in logs):
+        for whose, one in zip(SUMS, self.sums, strict=True):
+            stages = ("pace", *(f"{stage}_{whose}" for stage in STAGES))
+            for term in one.terms:
                 ones = dict.fromkeys(self.terms, 0.0) | curves | {term: 1.0}
                 if term in RATIOS:
                     ones["prefill_token"] = 1.0
                 costs = whole(self.law.stages(coefficients(self.design.all_terms(ones)), at, at))
-                found[term] = ps.log(getattr(costs, stage) * at[stage.split("_")[0]])
+                each = (getattr(costs, stage) * at[stage.split("_")[0]] for stage in stages)
+                found[term] = ps.log(sum(each))
         return found
 
     def _axes(self, values: dict[str, Any], at: Any) -> dict[str, Any]:
