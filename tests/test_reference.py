@@ -128,3 +128,11 @@ def test_ask_takes_drafters_of_every_kind(drafter: str) -> None:
 def test_ask_refuses_in_the_users_words(arguments: list[str], says: str) -> None:
     result = CliRunner().invoke(app, ["ask", "--verifier", "Qwen3-8B", *arguments])
     assert result.exit_code in (1, 2) and says in result.output.replace("\n", " "), os.linesep
+
+
+@pytest.mark.parametrize(
+    "about", ["families", "accuracy", "misfits", "plot_collapse", "to_datatree"]
+)
+def test_what_is_said_of_runs_is_not_said_of_the_reference(about: str) -> None:
+    with pytest.raises(bsd.errors.EvidenceError, match="holds no measured run"):
+        getattr(bsd.reference(), about)()

@@ -48,6 +48,7 @@ def to_datatree(fit: Posterior, *, prior_draws: int = 500, seed: int = 0) -> xr.
     >>> az.plot_trace_dist(tree, var_names="law")  # doctest: +SKIP
     """
     whole("prior_draws", prior_draws, 0)
+    fit.require_runs()
     design = build_design(Runs(fit._frame("runs").astype({"saturated": bool}), pd.DataFrame()))
     table = design.table[[*KNOWN]].rename_axis("run").to_xarray()
     seen = _dataset(design, design.data)

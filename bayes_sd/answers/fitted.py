@@ -39,10 +39,9 @@ def _server_of(row: pd.Series, fit: Posterior) -> Server:
     drafter: str | Size | None = None if row["drafter"] == design.NONE else str(row["drafter"])
     if isinstance(drafter, str) and drafter not in fit.drafters.index:
         drafter = Size(row["drafter_params"], layers=finite_or_none(row["drafter_layers"]))
-    acceptance, k = finite_or_none(row["acceptance_imposed"]), int(row["draft_tokens"])
     # A run's own acceptance is in its workload; that of its server only tells which one it was.
-    if k and acceptance is None and fit.acceptance({n: row[n] for n in design.PAIR}, 1) is None:
-        acceptance = 0.0
+    imposed, k = row["acceptance_imposed"], int(row["draft_tokens"])
+    acceptance = 0.0 if np.isnan(imposed) else float(imposed)
     name, gpus = str(row["environment"]), int(row["gpus"])
     where: str | Machine = name
     if name not in fit.environments:
@@ -117,6 +116,7 @@ def fitted_columns(fit: Posterior, table: pd.DataFrame) -> dict[str, np.ndarray]
 
 def misfits(fit: Posterior) -> list[str]:
     """What the law does not say of the fitted runs as they were measured, a sentence each."""
+    fit.require_runs()
     runs, said = fit.runs, []
     for metric, name in (("e2e", "latency"), ("ttft", "TTFT")):
         outside = runs[~runs[f"{metric}_inside_99"].astype(bool)]
@@ -216,9 +216,10 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     Raises
     ------
     EvidenceError
-        If one of the families was not measured.
+        If one of the families was not measured, or the fit holds no runs.
     """
-    ends, known, rows = _interval(prob), fit.verifiers, []
+    fit.require_runs()
+    ends, known, runs, rows = _interval(prob), fit.verifiers, fit.runs, []
     moe = known["moe"].to_numpy() > 0
     if moe.all() or not moe.any():
         raise EvidenceError(
@@ -227,9 +228,8 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
         )
     sizes: dict[str, Any] = {str(n): float(v) for n, v in known[moe].mean().items()}
     sizes |= design.UNDRAFTED | design.machine(**fit.servers[list(design.MACHINE)].mean())
-    inputs = fit.runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean().to_dict()
-    inputs |= {"k": inputs["draft_tokens"]}
-    inputs |= {"cycles": design.run_workload(fit.runs)["cycles"].mean()}
+    inputs = runs[["draft_tokens", "prompt_tokens", "output_tokens"]].mean().to_dict()
+    inputs |= {"k": inputs["draft_tokens"], "cycles": design.run_workload(runs)["cycles"].mean()}
     stages = whole(fit.law.stages(design.coefficients(fit.law_terms), sizes, inputs))
     for i, name in enumerate(VERIFIER_COSTS):
         ratio = np.exp(fit.moe_effect[:, i])
@@ -244,6 +244,7 @@ def families(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
 
 def accuracy(fit: Posterior) -> dict[str, float]:
     """R^2 (log scale) by family and mean relative error of the fitted run means."""
+    fit.require_runs()
     table = fit.runs
     observed, fitted = np.log(table["e2e_mean_s"]), np.log(table["fitted_e2e_s"])
     result: dict[str, float] = {}
@@ -275,6 +276,7 @@ def decisions(
 
 def plot_collapse(fit: Posterior, ax: "answer.Axes | None" = None) -> "answer.Axes":
     """Every run on one curve: latency over C1 against utilization x, and ``1 / (1 - x)``."""
+    fit.require_runs()
     ax, runs, x = answer.axes_of(ax), fit.runs, np.linspace(0, 0.97, 300)
     ax.plot(x, 1 / (1 - x), color="black", lw=1.2, label="1 / (1 - x)")
     for i, ((family, arm), own) in enumerate(runs.groupby(["family", "arm"])):

@@ -1,7 +1,7 @@
 """Posterior predictive latency of servers over loads, and what every answer looks like."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -329,8 +329,10 @@ def latency(
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
         drawn = (mean, saturated, *scatter(fit, said, inputs, metric, requests))
-        label, reach = str(arm.resolved.server), arm.support(said)
-        parts.append(observable(fit, load, label, drawn, reach, requests, seed))
+        # Assumed elsewhere, a server meets the same chance.
+        server, here = arm.resolved.server, str(replace(arm.resolved.server, structure=None))
+        part = observable(fit, load, here, drawn, arm.support(said), requests, seed)
+        parts.append(part.assign_coords(server=[str(server)]))
         measured.append(measured_runs(fit, arm, metric))
     points = pd.concat(measured, ignore_index=True)
     return Latency(xr.concat(parts, dim="server"), metric, points, each)

@@ -86,7 +86,8 @@ class Server:
             rates = () if self.acceptance is None else np.atleast_1d(self.acceptance)
             at = " @ " * bool(len(rates)) + ", ".join(f"{rate:g}" for rate in rates)
             words += f" + {name_of(self.drafter)}{at}, k = {self.k}"
-        return ", ".join([words, *(str(x) for x in (self.environment, self.workload) if x)])
+        where = (self.environment, self.structure, self.workload)
+        return ", ".join([words, *(str(x) for x in where if x)])
 
     def with_k(self, k: int) -> "Server":
         """The same server with another draft length, its drafter loaded."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayes_sd.errors import plural, whole
+from bayes_sd.errors import EvidenceError, plural, whole
 from bayes_sd.model import priors as known
 from bayes_sd.model.acceptance import acceptance_draws, at_positions, generator, new_one
 from bayes_sd.model.design import Design, sites_of
@@ -55,6 +55,11 @@ class Posterior:
     def runs(self) -> pd.DataFrame:
         """The fitted steady runs, with fitted latency (s) and utilization."""
         return self._runs(saturated=False)
+
+    def require_runs(self) -> None:
+        """Refuse a fit that holds no runs, as the reference."""
+        if "fitted_e2e_s" not in self.runs:
+            raise EvidenceError("This fit holds no measured run; ask a fit of runs.")
 
     @property
     def run_requests(self) -> int:

@@ -77,6 +77,11 @@ class Structure:
                 raise InputError(f"{term} = {value!r}: the interval is reversed.")
             object.__setattr__(self, name, low if low == high else (low, high))
 
+    def __str__(self) -> str:
+        terms = {name: np.ravel(getattr(self, name)) for name in self._kinds()}
+        said = (f"{name}={'..'.join(f'{x:g}' for x in ends)}" for name, ends in terms.items())
+        return f"{type(self).__name__.lower()}:{','.join(said)}"
+
     def _kinds(self) -> dict[str, _Kind]:
         return {f.name: get_args(f.type)[1] for f in fields(self)}
 

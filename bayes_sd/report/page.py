@@ -43,13 +43,12 @@ RUN_COLUMNS = (
 def best_measured(fit: Posterior) -> tuple[list[Server], Server | None, Load]:
     """All servers of the verifier with most runs, of those that ran plain and drafting: those that
     draft, the plain one if it ran, and a load of the lengths of most runs."""
+    fit.require_runs()
     systems = measured_systems(fit)
     systems.sort(key=lambda one: (one[2] and bool(one[1]), len(one[3])))
     plain, drafting, ran_plain, runs = systems[-1]
     lengths = runs[[*LENGTHS]]
     usual = lengths.value_counts()
-    if usual.empty:
-        raise EvidenceError("The fit holds no measured run, so there is nothing to report.")
     prompt, output = usual.index[0] if usual.iloc[0] > 1 else lengths.median().round()
     baseline = plain if ran_plain or not drafting else None
     load = default_loads(fit, baseline or drafting[0], (float(prompt), float(output)))

@@ -152,6 +152,14 @@ def test_an_environment_that_only_saturated_keeps_its_factors(fit: Fit) -> None:
 # --- structures -----------------------------------------------------------------------------
 
 
+def test_a_server_in_a_structure_has_a_name_of_its_own(fit: Fit) -> None:
+    far = replace(SD, structure=Edge((0.01, 0.02)))
+    assert str(far) == f"{SD}, edge:round_trip_s=0.01..0.02,slowdown=1,offloaded=1"
+    answer = fit.latency(rps(0.5, 1.0), [SD, far])
+    assert answer.draws.sizes["server"] == len(set(answer.table["server"])) == 2
+    answer.plot()
+
+
 def test_a_plain_server_is_changed_by_a_prefill_pool_only(fit: Fit) -> None:
     for structure, label in ((Edge(0.02), "measured"), (Disaggregated(0.01), "assumed structure")):
         placed = replace(PLAIN, structure=structure)
