@@ -105,24 +105,10 @@ function law(server, state, loads) {
   return into;
 }
 
-/** The value with so many others below it; orders the array in part, between two places. */
-function select(a, place, low = 0, high = a.length - 1) {
-  while (low < high) {
-    const pivot = a[(low + high) >> 1];
-    let i = low, j = high;
-    while (i <= j) {
-      while (a[i] < pivot) i++;
-      while (a[j] > pivot) j--;
-      if (i <= j) { const t = a[i]; a[i++] = a[j]; a[j--] = t; }
-    }
-    if (place <= j) high = j; else if (place >= i) low = i; else break;
-  }
-  return a[place];
-}
-/** Quantiles that are observed values, as in Python. */
+/** Quantiles that are observed values, as in Python; of a copy, as a place in `a` is a draw. */
 function quantiles(a) {
-  const [low, middle, high] = QUANTILES.map((q) => Math.max(Math.ceil(n * q - 1), 0)), half = select(a, middle);
-  return [select(a, low, 0, middle), half, select(a, high, middle)];
+  const sorted = Float64Array.from(a).sort();
+  return QUANTILES.map((q) => sorted[Math.max(Math.ceil(n * q - 1), 0)]);
 }
 
 /** System and pair of a state: as measured, or with servers that nobody measured. */
@@ -166,7 +152,7 @@ function range(state) {
   if (state.axis === "concurrency") return [1, Math.max(16, 2 ** Math.ceil(Math.log2(FACTOR * data.ranges.in_flight[1])))];
   const [system, pair] = servers(state);
   const most = [law(system.plain, { ...state, a: null }, [0.001]), law(pair.servers[state.k], state, [0.001])]
-    .map((said) => 1 / select(said[PLACE.c2], n >> 1));
+    .map((said) => 1 / quantiles(said[PLACE.c2])[1]);
   // A round number, so that curves are known still when it moves a little.
   const top = 1.04 * Math.max(...most), ten = 10 ** Math.floor(Math.log10(top));
   const round = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((x) => x * ten >= top) * ten;
@@ -192,6 +178,7 @@ function sane(asked) {
   const pair = pairs.find((x) => x.name === s.d) || pairs[0];
   s.d = pair.name;
   // A machine by its data sheet, or of a known model the environment of this number.
+  if (!model && systems.get(s.v).asked) s.w = ""; // it is asked where it is
   if (!machines.has(s.w)) s.w = model ? (fresh.places[Number(String(s.w).slice(1))] && s.w ? s.w : "@0") : "";
   s.n = machines.has(s.w) ? Math.round(number(s.n, 1, 1024, 1)) : 1;
   const ks = lengthsOf(pair);
@@ -293,15 +280,17 @@ function cautions(pair, system) {
     found.push(`nobody measured ${model.name}: this is by its sizes${far.length ? ` (${far.join("; ")})` : ""}`);
     found.push(state.a === pair.rate ? "the acceptance is what is usual of such a drafter" : "the acceptance is yours");
   }
-  if (!model && !sheet && !system.plain.points.length) found.push("its plain server never ran");
+  if (system.asked) found.push(`nobody measured ${state.v}`);
+  else if (pair.asked) found.push("nobody measured this drafter with this acceptance here");
+  if (!model && !sheet && !system.asked && !system.plain.points.length) found.push("its plain server never ran");
   if (pair.measured && !pair.measured.includes(state.k)) found.push(`k = ${state.k} was not measured with this drafter (${pair.measured.join(", ")} was)`);
   for (const [name, key, words] of TOKENS) {
     const [low, high] = data.ranges[name], value = state[key];
     if (value < low / 1.001 || value > high * 1.001) found.push(`${words} of ${said(value)} tokens lie outside the measured ${said(low)} to ${said(high)}`);
   }
   if (state.axis === "concurrency" && state.x > data.ranges.in_flight[1]) found.push(`no run had more than ${said(data.ranges.in_flight[1])} requests in flight`);
-  if (state.a !== null && !model) found.push("the acceptance is yours, not measured");
-  if (sheet || model) return ` ${sheet ? "Data sheet" : "Extrapolated"}, not measured: ${found.join("; ")}.`;
+  if (state.a !== null && !model) found.push(`the acceptance of ${said(state.a)} is yours, not measured`);
+  if (sheet || model || system.asked) return ` ${sheet ? "Data sheet" : system.asked || "Extrapolated"}, not measured: ${found.join("; ")}.`;
   return found.length ? ` Beyond the runs: ${found.join("; ")}.` : "";
 }
 function sentence(row) {
@@ -323,8 +312,8 @@ function show() {
   if (by("x-system").value !== state.v || !by("x-system").length)
     by("x-system").replaceChildren(group("Measured", same(systems.keys()), state.v), group("By its sizes", same(models.keys()), state.v));
   by("x-pair").replaceChildren(...options(same((model || systems.get(state.v)).pairs.map((p) => p.name)), state.d));
-  const ran = model ? fresh.places.map((place, i) => [`@${i}`, place.name]) : [["", "where it ran"]];
-  by("x-where").replaceChildren(...(machines.size ? [group("Measured", ran, state.w), group("By its data sheet", same(machines.keys()), state.w)] : options(ran, state.w)));
+  const ran = model ? fresh.places.map((place, i) => [`@${i}`, place.name]) : [["", system.asked ? "as asked" : "where it ran"]];
+  by("x-where").replaceChildren(...(machines.size && !system.asked ? [group("Measured", ran, state.w), group("By its data sheet", same(machines.keys()), state.w)] : options(ran, state.w)));
   by("x-gpus").hidden = !machines.has(state.w);
   by("x-measured").disabled = pair.rate !== undefined;
   const set = (id, value, text) => { if (document.activeElement !== by(id)) by(id).value = value; if (text) by(id).setAttribute("aria-valuetext", text); };

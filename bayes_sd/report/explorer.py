@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from bayes_sd.answers.latency import Arm
-from bayes_sd.answers.servers import Resolved, Server, machine_facts, name_of, resolve, shared_name
+from bayes_sd.answers.servers import (
+    Resolved,
+    Server,
+    machine_facts,
+    name_of,
+    resolve,
+    shared_name,
+    workload_of,
+)
 from bayes_sd.model import design
 from bayes_sd.model.acceptance import normal_quantiles
 from bayes_sd.model.posterior import LEVELS, Posterior
@@ -62,24 +70,33 @@ def law_source(fit: Posterior, axis: str, resolved: Resolved, k_most: int, name:
 def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     """Servers that the fit knows, with thinned draws, and the law; None where none drafts.
 
-    The page begins with `lead` at the middle of `load`.
+    The page begins with `lead`, who need not have run, at the middle of `load`.
     """
+    beyond = ["The structure assumed above is left out here."] * (lead.structure is not None)
+    beyond += [f"It goes to {K_MOST} draft tokens at most."] * (lead.k > K_MOST)
+    lead = as_known(fit, lead)
     ran, runs = fit.servers, fit.runs
     drafting = ran.assign(runs=ran["server"].map(runs["server"].value_counts()).fillna(0))
     drafting = drafting[drafting["draft_tokens"] > 0]
     if drafting.empty:
         return None
-    most = drafting.groupby("drafter")["draft_tokens"].max().clip(upper=K_MOST)
-    k_most = int(most.max())
+    most = drafting.groupby("drafter")["draft_tokens"].max()
+    k_most = int(min(max(most.max(), lead.k), K_MOST))
     found = drafting.groupby([*design.PAIR, "environment"], dropna=False, sort=True)
     pairs: Any = found.agg(runs=("runs", "sum"), ks=("draft_tokens", sorted)).reset_index()
+    ran_lead = _ran(pairs, lead, len(fit.environments) > 1)
+    pairs["lead"] = pairs.index == ran_lead
+    pairs["most"] = np.fmax(most[pairs["drafter"]].to_numpy(), lead.k * pairs["lead"])
+    pairs["most"] = pairs["most"].clip(upper=K_MOST).astype(int)
     # About four columns a draft length: two factors, as measured and with a given acceptance.
-    pairs["columns"] = 8 + 4 * most[pairs["drafter"]].to_numpy()
-    order = pairs.sort_values("runs", ascending=False, kind="stable")
-    fits = COLUMNS + order["columns"].cumsum() <= BYTES / 8 / FEWEST
+    pairs["columns"] = 8 + 4 * pairs["most"]
+    order = pairs.sort_values(["lead", "runs"], ascending=False, kind="stable")
+    asked = [] if ran_lead is not None or lead.drafter is None else _lengths(lead, k_most)
+    least = COLUMNS + 8 * bool(asked) + 4 * len(asked)
+    fits = least + order["columns"].cumsum() <= BYTES / 8 / FEWEST
     shown = order[fits | (order.index == order.index[0])].sort_index()
     enough = MOST_MOE if fit.verifiers["moe"].any() else MOST
-    thin = fit.thin(int(np.clip(BYTES / 8 / (COLUMNS + shown["columns"].sum()), FEWEST, enough)))
+    thin = fit.thin(int(np.clip(BYTES / 8 / (least + shown["columns"].sum()), FEWEST, enough)))
     points = {
         name: own[MEASURED].head(POINTS).to_numpy(float).round(7).tolist()
         for name, own in runs.groupby("server")
@@ -112,28 +129,45 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
             "points": points.get(own.iloc[0], []) if len(own) else [],
         }
 
+    def system_of(plain: Server, about: dict[str, Any]) -> dict[str, Any]:
+        name = shared_name([plain])[0]
+        return systems.setdefault(plain, {"name": name, "plain": told(plain), "pairs": []} | about)
+
     for row in shown.to_dict("records"):
         where = row["environment"] if len(fit.environments) > 1 else None
         plain = Server(row["verifier"], environment=where, workload=row["workload"])
         own = None if np.isnan(row["acceptance_imposed"]) else row["acceptance_imposed"]
         servers = {}
-        for k in range(1, int(most[row["drafter"]]) + 1):
+        for k in range(1, row["most"] + 1):
             server = replace(plain, drafter=row["drafter"], k=k, acceptance=own)
             servers[k] = told(server)
             if k in row["ks"]:  # that very server is another one's with an acceptance not its own
                 server = replace(server, acceptance=GIVEN)
                 servers[k] = servers[k] | {"given": told(server)["terms"]}
-        about = {"name": shared_name([plain])[0], "plain": told(plain), "pairs": []}
-        system = systems.setdefault(plain, about | {n: row[n] for n in ("verifier", "workload")})
+        system = system_of(plain, {n: row[n] for n in ("verifier", "workload")})
         name = _drafter(replace(server, acceptance=own))
         pair = {"name": name, "drafter": row["drafter"], "measured": row["ks"], "servers": servers}
         system["pairs"].append(pair)
+    if asked:
+        plain = replace(lead, drafter=None, k=0, acceptance=None)
+        kind = "Data sheet" if isinstance(lead.environment, Machine) else "Extrapolated"
+        about = {"verifier": name_of(lead.verifier), "workload": lead.workload, "asked": kind}
+        own = {"drafter": name_of(lead.drafter), "asked": True}
+        own |= {"rate": lead.acceptance} if isinstance(lead.acceptance, float) else {}
+        own["servers"] = {k: told(lead.with_k(k)) for k in asked}
+        system_of(plain, about)["pairs"].append({"name": _drafter(lead)} | own)
     new = unmeasured(thin, place, k_most)
+    names = {system["name"] for system in systems.values()}
+    new["models"] = [model for model in new["models"] if model["name"] not in names]
     for example in examples(thin):
         law_of(example)
     axis, middle = str(load.axis), np.ravel(load.cells[load.axis].values)
     where = shared_name([replace(lead, drafter=None, k=0)])[0]
     start = {"v": where, "d": _drafter(lead), "k": lead.k, "a": None, "m": METRICS[0]}
+    if ran_lead is not None:
+        own = None if np.isnan(imposed := pairs["acceptance_imposed"][ran_lead]) else imposed
+        start["d"] = _drafter(replace(lead, acceptance=own))
+        start["a"] = lead.acceptance if lead.acceptance != own else None
     start |= {"w": "", "n": 1, "axis": axis, "x": float(f"{middle[(len(middle) - 1) // 2]:.3g}")}
     data = {
         "systems": [*systems.values()],
@@ -148,11 +182,41 @@ def explorer(fit: Posterior, lead: Server, load: Load) -> dict[str, Any] | None:
     }
     source = [code for code, _ in laws.values()] + [f"const LAWS = {{{', '.join(laws)}}};"]
     left_out = len(pairs) - len(shown)
-    return {"source": "\n".join(source), "left_out": left_out, "data": finite_or_none(data)}
+    told_of = {"left_out": left_out, "beyond": " ".join(beyond)}
+    return {"source": "\n".join(source), "data": finite_or_none(data), **told_of}
+
+
+def as_known(fit: Posterior, server: Server) -> Server:
+    """A server with its models, place and workload called as the fit's own are."""
+    found = resolve(fit, replace(server, structure=None))
+    where: Any = server.environment
+    if not isinstance(where, Machine):
+        where = found.environment if len(fit.environments) > 1 else None
+    return replace(found.server, environment=where, workload=workload_of(fit, found.server))
+
+
+def _ran(pairs: Any, server: Server, several_environments: bool) -> Any:
+    """Which of the pairs that ran this server is of, at any acceptance that is one number."""
+    names = ["verifier", "drafter", "workload", *["environment"] * several_environments]
+    own: dict[str, Any] = {name: getattr(server, name) for name in names}
+    new = (server.verifier, server.drafter, server.environment, server.acceptance)
+    if any(isinstance(value, Size | Machine | tuple) for value in new):
+        return None
+    imposed = pairs["acceptance_imposed"][design.same_key(pairs, names, own)]
+    if imposed.empty:
+        return None
+    return imposed.index[np.lexsort([imposed != server.acceptance, imposed.notna()])[0]]
+
+
+def _lengths(server: Server, most: int) -> list[int]:
+    """Draft lengths that a server nobody measured can be asked about."""
+    given = server.acceptance
+    return [*range(1, min(most, len(given) if isinstance(given, tuple) else most) + 1)]
 
 
 def _drafter(server: Server) -> str:
-    at = "" if server.acceptance is None else f" @ {server.acceptance:g}"
+    rates = () if server.acceptance is None else np.atleast_1d(server.acceptance)
+    at = " @ " * bool(len(rates)) + ", ".join(f"{rate:g}" for rate in rates)
     return f"{name_of(server.drafter)}{at}"
 
 

@@ -1,6 +1,7 @@
 """The explorer in a real browser: it loads alone, computes what Python does, and can be used."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,83 @@ def check_numbers(
         heard = [float(v) for v in said["speedup"]]
         own_table = table[["speedup_p05", "speedup_p50", "speedup_p95"]].to_numpy(float)
         np.testing.assert_allclose(heard, own_table, rtol=1e-6, err_msg=f"{asked}")
+
+
+def test_numbers_stay_those_of_python_when_asked_again(
+    opened: Callable[..., Any], fit: Fit
+) -> None:
+    page = opened()
+    asked, again = page.tab.evaluate("[explorer.state, { ...explorer.state, k: 1 }]")
+    thin, drafter = fit.thin(page.tab.evaluate(DATA)["draws"]), asked["d"].partition(" @ ")[0]
+    loads = "Array.from({ length: 100 }, (_, i) => 0.05 * (i + 1))"  # so many are kept
+    for state in (asked, again, asked):
+        page.tab.evaluate(f"(state) => {{ explorer.answer(state, {loads}); }}", state)
+    said = page.tab.evaluate(f"(state) => explorer.answer(state, {loads})[49]", again)
+    load = bsd.Load(rps=2.5, prompt=asked["p"], output=asked["g"])
+    server = bsd.Server(asked["v"], drafter, 1, 0.9)
+    row = thin.compare(load, server, bsd.Server(asked["v"]), extrapolate=True).table.iloc[0]
+    assert said["faster"] == pytest.approx(row["prob_faster"], abs=1e-9)
+    assert said["speedup"][1] == pytest.approx(row["speedup_p50"], rel=1e-6)
+    assert said["speedup"][0] == pytest.approx(row["speedup_p05"], rel=1e-6)
+
+
+SIZED = bsd.Server(bsd.Size(1e8), bsd.Size(5e6), 3, 0.7)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        SIZED,
+        bsd.Server("Qwen3-8B", "eagle3", 3, 0.7),
+        bsd.Server("dense-60m", bsd.Size(5e6), 2, 0.7),
+        bsd.Server("dense-60m", "draft-3m", 2, (0.8, 0.6)),
+        bsd.Server("dense-60m", "draft-3m", 2, 0.6),
+        bsd.Server("dense-60m", "draft-12m", 9),
+        replace(SIZED, environment=bsd.Machine("H100")),
+    ],
+    ids=str,
+)
+def test_it_begins_with_the_server_that_was_asked_about(
+    opened: Callable[..., Any], with_sheet: Fit, tmp_path: Path, server: bsd.Server
+) -> None:
+    plain = replace(server, drafter=None, k=0, acceptance=None)
+    load = bsd.Load(rps=[0.01, 0.02, 0.03], prompt=128, output=64)
+    how: dict[str, Any] = {"load": load, "extrapolate": True}
+    path = with_sheet.report(tmp_path / "p.html", servers=server, baseline=plain, **how)
+    page = opened(path=path)
+    assert page.complaints == [] and f"k = {server.k} is faster than plain" in page.text(ANSWER)
+    assert "measured" in page.text(ANSWER)  # it says that this very server was not
+    thin = with_sheet.thin(page.tab.evaluate(DATA)["draws"])
+    check_numbers(page, thin, page.tab.evaluate("explorer.state"), plain, server)
+
+
+def test_it_begins_with_the_server_asked_about_where_few_fit(
+    opened: Callable[..., Any], fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bayes_sd.report.explorer.BYTES", 200_000)
+    here = fit.environments[0]
+    for verifier, drafter, acceptance in (
+        ("dense-25m", "draft-3m", 0.7),
+        ("dense-200m", "draft-3m", 0.8),
+    ):
+        plain = bsd.Server(verifier, environment=here)
+        server = replace(plain, drafter=drafter, k=1, acceptance=acceptance)
+        load = bsd.Load(rps=[0.1, 0.2], prompt=128, output=64)
+        path = fit.report(tmp_path / "p.html", load=load, servers=server, baseline=plain)
+        page = opened(path=path)
+        name = f"{drafter} @ {acceptance}"
+        assert page.complaints == [] and f"{name}, k = 1 is faster" in page.text(ANSWER)
+        assert "left out for size" in page.text("#explore")
+
+
+def test_it_says_what_it_leaves_out(opened: Callable[..., Any], fit: Fit, tmp_path: Path) -> None:
+    edge, load = bsd.structures.Edge(round_trip_s=0.03), bsd.Load(rps=[1, 2], prompt=128, output=64)
+    how: dict[str, Any] = {"load": load, "baseline": bsd.Server("dense-60m"), "extrapolate": True}
+    server = bsd.Server("dense-60m", "draft-12m", 20, structure=edge)
+    page = opened(path=fit.report(tmp_path / "p.html", servers=server, **how))
+    assert page.complaints == [] and page.tab.evaluate("explorer.state.k") == 16
+    said = page.text("#explore")
+    assert "structure assumed above is left out here. It goes to 16 draft tokens at most." in said
 
 
 def random_load(rng: np.random.Generator) -> dict[str, Any]:
