@@ -94,6 +94,9 @@ class ConvergenceError(EvidenceError):
         self.fit = fit
         self.table = table
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.fit, self.table)
+
 
 class EvidenceWarning(UserWarning):
     """A fit goes on with less than was given, or rests on a prior where runs say nothing."""

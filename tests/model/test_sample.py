@@ -1,5 +1,6 @@
 """Where sampling starts, the gate a fit must pass, the compiled gradient, and refits."""
 
+import pickle
 import re
 import warnings
 from dataclasses import replace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from tables import table
@@ -272,6 +274,13 @@ def test_a_fit_that_did_not_converge_is_refused_and_handed_over(
     assert "log_law[read_weights]" in error.table.index
     assert "\n" not in str(error) and "log_law" not in str(error)
     assert "Needed are " in str(error)
+
+
+def test_a_refusal_reaches_another_process_with_its_fit(fit: Fit) -> None:
+    error = ConvergenceError("Try <<tune>>.", fit, pd.DataFrame({"rhat": [1.2]}))
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, ConvergenceError) and str(again) == "Try tune=."
+    assert again.fit.shape == fit.shape and again.table.equals(error.table)
 
 
 @pytest.mark.parametrize(
