@@ -87,9 +87,11 @@ def fold(refitter: Refitter, seed: int, name: str, ids: Collection[str], **sampl
     """Columns of ``rows`` and ``pairs`` of one of the :func:`folds` without which was refitted."""
     table = refitter.table
     mask = table["run_id"].isin(ids).to_numpy()
+    rows = np.flatnonzero(mask & ~table["saturated"].to_numpy(bool))
+    if not len(rows):
+        raise EvidenceError(f"Leaving out {name} leaves no steady run of this model to predict.")
     own_seed = crc32(f"{seed} {name}".encode())  # whichever fold comes first
     refit = refitter.refit(mask, seed=own_seed, **sampling)
-    rows = np.flatnonzero(mask & ~table["saturated"].to_numpy(bool))
     left_out = table.iloc[rows]
     mean_s = refit.of_runs("run_mean_e2e", rows)
     t = np.random.default_rng(own_seed).standard_t(noise.NU, mean_s.shape)
@@ -173,13 +175,13 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def pairs(left_out: pd.DataFrame, drawn_s: np.ndarray) -> pd.DataFrame:
-    """Every plain and SD run of one verifier and one pair of lengths, each at its own load.
+    """Every plain and SD run of one verifier, workload and pair of lengths, each at its own load.
 
     `drawn_s` are predictive draws (draws, runs) of the runs in `left_out`. A row a pair: ``faster``
     (SD was), ``prob_faster``, ``call`` (0 or 1, by the medians), and the mean latencies.
     """
     own = left_out.assign(i=np.arange(len(left_out)), s=left_out["e2e_mean_s"])
-    same = ["environment", "verifier", "prompt_tokens", "output_tokens"]
+    same = ["environment", "verifier", "workload", "prompt_tokens", "output_tokens"]
     plain, drafting = own[own["arm"] == "plain"], own[own["draft_tokens"] > 0]
     both = plain.merge(drafting, on=same, suffixes=("_plain", "_sd"))
     of_plain, of_sd = drawn_s[:, both["i_plain"]], drawn_s[:, both["i_sd"]]

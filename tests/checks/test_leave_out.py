@@ -112,6 +112,16 @@ def test_folds_by_position_would_differ_between_models(many: Runs) -> None:
     assert steady != set(ids[0]["fifth 1"]) & set(build_design(many, False).table["run_id"])
 
 
+@pytest.mark.parametrize("censored", [True, False])
+def test_a_fold_without_a_steady_run_is_refused_before_its_refit(
+    many: Runs, stand_in: Any, censored: bool
+) -> None:
+    refitter, table = stand_in(build_design(many, censored)), build_design(many).table
+    with pytest.raises(EvidenceError, match=r"^Leaving out mine leaves no steady run of this"):
+        fold(refitter, 1, "mine", table["run_id"][table["saturated"]])
+    assert refitter.masks == []
+
+
 def test_a_fold_is_reported_with_its_refit(few: Runs, stand_in: Any) -> None:
     table = build_design(few).table
     refitter = stand_in(build_design(few), factor=1.5)
@@ -168,6 +178,7 @@ def two_pairs() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "environment": "here",
+            "workload": "",
             "verifier": ["a", "a", "b", "b", "b"],
             "prompt_tokens": [64, 64, 64, 64, 128],
             "output_tokens": 64,
@@ -187,6 +198,8 @@ def test_pairs_are_of_one_verifier_and_one_workload() -> None:
     assert table["call"].tolist() == [1.0, 0.0]
     elsewhere = two_pairs().assign(environment=["here", "there"] * 2 + ["here"])
     assert pairs(elsewhere, drawn).empty
+    other = two_pairs().assign(workload=["chat", "code"] * 2 + ["chat"])
+    assert pairs(other, drawn).empty
 
 
 def test_brier_scores_and_regrets_by_hand() -> None:
