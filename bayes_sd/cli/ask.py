@@ -92,8 +92,7 @@ class Asked:
     def draft_lengths(self) -> list[int]:
         """Draft lengths asked about; by default those that this verifier ran with, 0 included."""
         if self.k is not None:
-            with o.written(f"-k {self.k!r}: write whole numbers with commas."):
-                return [int(v) for v in self.k.split(",")]
+            return o.draft_lengths(self.k)
         verifier, drafter = self._models()
         ran = of_verifier(self.fit.servers, verifier)
         if isinstance(drafter, str):
@@ -110,7 +109,7 @@ class Asked:
             where = o.machine_of(self.machine, self.gpus)
         structure = o.structure_of(self.structure)
         plain = Server(verifier, environment=where, structure=structure, workload=self.workload)
-        if k <= 0 and not drafter_loaded:
+        if k == 0 and not drafter_loaded:
             return plain
         if drafter is None:
             runs = self.fit.runs

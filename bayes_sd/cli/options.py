@@ -24,13 +24,18 @@ from bayes_sd.answers.answer import cell
 from bayes_sd.errors import EvidenceError, InputError, in_words
 from bayes_sd.physics.structures import NAMES, Structure
 from bayes_sd.runs.checkpoint import is_head
-from bayes_sd.runs.config import finite_or_none
+from bayes_sd.runs.config import KNOWN, finite_or_none
 from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
 
 COUNT_MAX = 10_000  # values of START:STOP:COUNT
+NOT_SET = {  # arguments of `read` that are no configuration of a server, and how they are given
+    **{name: f"write --{name} instead" for name in ("config", "environment", "columns")},
+    "window_s": "write --window instead",
+    "paths": "files are named without a flag",
+}
 File = Path | None
 Text = str | None
 
@@ -122,6 +127,11 @@ class Source:
     def read(self) -> Runs:
         """The runs of these files."""
         settings = pairs(",".join(self.settings or []), "--set")
+        for name in (name for name in settings if name in NOT_SET):
+            takes = ", ".join(known for known in KNOWN if known not in NOT_SET)
+            raise typer.BadParameter(
+                f"--set {name}={settings[name]}: {NOT_SET[name]}; --set takes {takes}."
+            )
         columns = pairs(self.columns, "--columns") or None
         how: dict[str, Any] = {"config": self.config, "environment": self.environment}
         return read(self.paths, **how, columns=columns, window_s=self.window, **settings)
@@ -148,6 +158,15 @@ def numbers(text: str, flag: str) -> list[float]:
         if int(count) > COUNT_MAX:
             raise ValueError
         return np.linspace(float(start), float(stop), int(count)).tolist()
+
+
+def draft_lengths(text: str) -> list[int]:
+    """``0,3`` as draft lengths."""
+    with written(f"-k {text!r}: write whole numbers of at least 0, with commas."):
+        lengths = [int(v) for v in text.split(",")]
+        if min(lengths) < 0:
+            raise ValueError
+        return lengths
 
 
 def amount(text: str | None, flag: str) -> float | list[float] | None:
@@ -197,7 +216,7 @@ def machine_of(text: str, gpus: int) -> Machine:
         return Machine(text, gpus)
     given = pairs(text, "--machine")
     name = given.pop("name", "")
-    allowed = "a name, or numbers as gb_per_s=1000,tflops=200,memory_gb=48"
+    allowed = "a name, or numbers as name=mine,gb_per_s=1000,tflops=200,memory_gb=48"
     with written(f"--machine {text}: write {allowed}."):
         terms = {term: float(number) for term, number in given.items()}
         if not (name or "gb_per_s" in terms):

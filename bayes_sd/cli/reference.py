@@ -36,7 +36,7 @@ def ask(
     if accepted is None:
         accepted = usual_rate(drafter, 0.0 if drafter.lower() in WEIGHTLESS else small.params)
         assumed = " (usual of its kind; --acceptance says yours)"
-    lengths = [int(x) for x in o.numbers(k, "-k") if x > 0]
+    lengths = [x for x in o.draft_lengths(k) if x > 0]
     if not lengths:
         raise InputError("-k must name a draft length above 0 to compare with plain.")
     plain = Server(size, environment=where)

@@ -327,6 +327,7 @@ def test_a_new_head_is_named_by_its_method(fit_path: Path) -> None:
         (["--rps", "-1", *PAIR], 1, "0"),
         (["--concurrency", "4", "--rps", "1", *PAIR], 2, "exactly one"),
         (["--rps", "1", "-k", "2.5", *PAIR], 2, "whole numbers"),
+        (["--rps", "1", "-k", "0,-3", *PAIR], 2, "-k '0,-3': write whole numbers of at least 0"),
         (["--rps", "1", "-k", "9", *PAIR], 3, "--extrapolate"),
         (["--rps", "1", *PAIR, "--new-verifier", "params=1e9"], 2, "not both"),
         (["--rps", "1", *PAIR, "--structure", "moon"], 2, "edge"),
@@ -367,6 +368,35 @@ def test_demo_prints_tables_and_writes_its_page(
     assert all(
         (tmp_path / "out" / name).stat().st_size > 10_000 for name in ("fit.nc", "report.html")
     )
+
+
+@pytest.mark.parametrize("k", ["-3", "-3,3", "2.5", ""])
+def test_draft_lengths_that_are_none_are_refused_by_name(fit_path: Path, k: str) -> None:
+    public = ["--verifier", "Qwen3-8B", "--machine", "H100", "-k", k]
+    for result in (run("ask", *public), ask("compare", fit_path, "-k", k)):
+        assert result.exit_code == 2 and f"-k '{k}': write whole numbers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("config=a", "write --config instead"),
+        ("environment=a", "write --environment instead"),
+        ("columns=a", "write --columns instead"),
+        ("window_s=3", "write --window instead"),
+        ("paths=3", "files are named without a flag"),
+    ],
+)
+def test_what_is_no_configuration_is_not_set(one_run: Path, setting: str, says: str) -> None:
+    result = run("check", str(one_run), "--set", setting)
+    sentence = " ".join(re.sub("[╭╮╰╯─│]", " ", result.stderr).split())
+    assert result.exit_code == 2 and f"--set {setting}: {says}; --set takes verifier," in sentence
+
+
+def test_a_machine_by_its_numbers_may_have_a_name() -> None:
+    words = ["ask", "--verifier", "Qwen3-8B", "-k", "3", "--machine"]
+    assert "name=mine,gb_per_s=" in run(*words, "speed=3").stderr
+    assert "of mine" in run(*words, "name=mine,gb_per_s=1000,tflops=200").stdout
 
 
 def test_metrics_of_a_server_are_checked_without_a_benchmark(tmp_path: Path) -> None:
