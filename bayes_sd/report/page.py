@@ -21,7 +21,7 @@ from bayes_sd.answers.fitted import accuracy, coefficient_table, families, misfi
 from bayes_sd.answers.latency import latency
 from bayes_sd.answers.next_runs import next_runs
 from bayes_sd.answers.schedule import DRAWS, schedule
-from bayes_sd.answers.servers import Server, listed, of_verifier
+from bayes_sd.answers.servers import Server, listed, name_of, of_verifier
 from bayes_sd.errors import EvidenceError, InputError, shown
 from bayes_sd.model.file import writable, write_whole
 from bayes_sd.model.posterior import Posterior
@@ -130,6 +130,7 @@ def report(
     page.globals |= {"fitted": partial(figures.fitted, fit)}
     page.globals |= {"collapse": partial(plot_collapse, fit)}
     said |= {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
+    said["model"] = name_of(lead.verifier)
     html = page.get_template("page.html").render(said, explorer=explorer(fit, lead, load))
     return write_whole(path, html.encode())
 

@@ -10,6 +10,7 @@ import pytest
 
 import bayes_sd as bsd
 from bayes_sd.answers.answer import quantile
+from bayes_sd.answers.servers import name_of
 from bayes_sd.fit import Fit
 
 pytestmark = pytest.mark.browser
@@ -92,6 +93,7 @@ def test_it_begins_with_the_server_that_was_asked_about(
     path = with_sheet.report(tmp_path / "p.html", servers=server, baseline=plain, **how)
     page = opened(path=path)
     assert page.complaints == [] and f"k = {server.k} is faster than plain" in page.text(ANSWER)
+    assert page.text(".over") == f"Is speculative decoding worth it for {name_of(server.verifier)}?"
     assert "measured" in page.text(ANSWER)  # it says that this very server was not
     thin = with_sheet.thin(page.tab.evaluate(DATA)["draws"])
     check_numbers(page, thin, page.tab.evaluate("explorer.state"), plain, server)

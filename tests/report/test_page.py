@@ -38,6 +38,7 @@ def test_it_says_the_verdict_first_and_gives_a_schedule_to_paste(page: Path, fit
     compared = fit.compare(load, servers, plain)
     assert text.index("<h1>Yes") < text.index("Break-even") < text.index("<svg")
     assert str(compared) in text
+    assert "1.00 or more" not in text and "with probability above 0.99;" in text
     assert "--speculative-config" in text and "num_speculative_tokens" in text
 
 
