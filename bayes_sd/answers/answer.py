@@ -117,7 +117,7 @@ class Answer:
 
     def axis_to_plot(self) -> str:
         """The axis, without which there is nothing to plot."""
-        if self.axis is None:
+        if self.axis is None or self.draws.sizes[self.axis] < 2:
             raise InputError("A plot needs several rates or concurrencies.")
         return self.axis
 

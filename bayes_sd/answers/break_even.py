@@ -101,6 +101,7 @@ class BreakEven(answer.Answer):
         said = [
             f"from {low:.3g} " * (low > lowest) + f"up to {np.fmin(high, self.top):.3g}"
             for low, high in joined
+            if f"{low:.3g}" != f"{high:.3g}"
         ]
         return " and ".join(said) or "nowhere"
 

@@ -130,7 +130,7 @@ class NextRuns(answer.Answer):
         if self.rows.empty:
             return f"{said}; no run would pay."
         first, axis = self.rows.iloc[0], str(self.load.axis)
-        load = answer.with_unit(f"{first[axis]:g}", axis)
+        load = answer.with_unit(f"{first[axis]:.4g}", axis)
         return (
             f"{said}; measure first {first['server']} at {load}, which saves "
             f"{first['saves_ms']:.3g} ms of it in {first['minutes']:.3g} minutes."

@@ -230,8 +230,8 @@ def machine_facts(
         tflops = environment.tflops_at(WEIGHT_BITS if np.isnan(bits) else bits)
         if tflops is None:
             raise EvidenceError(
-                f"The arithmetic of {environment} is unknown; give its tflops "
-                f"(name={environment.name},tflops=...)."
+                f"The arithmetic of {environment} is unknown; give its tflops as well, as in "
+                "gb_per_s=1000,tflops=200."
             )
         return design.machine(environment.gb_per_s, tflops, environment.dies, captured(k), bits)
     same, captured_tokens = own & (ran["draft_tokens"] == k), ran["captured_tokens"]

@@ -180,11 +180,18 @@ def test_a_server_that_wins_between_two_loads_only_is_said_to(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"), [(94.001, "up to 120"), (95.0, "up to 94 and from 95 up to 120")]
+    ("second", "last", "said"),
+    [
+        (94.001, 120.0, "up to 120"),
+        (95.0, 120.0, "up to 94 and from 95 up to 120"),
+        (95.0, 95.001, "up to 94"),
+    ],
 )
-def test_gaps_between_stretches_are_said_where_a_digit_shows_them(second: float, said: str) -> None:
+def test_stretches_and_gaps_between_them_are_said_where_a_digit_shows_them(
+    second: float, last: float, said: str
+) -> None:
     """Of two draws one is faster below 94 requests/s, the other from there on."""
-    stretches = np.array([[[[0.0, 94.0]], [[second, 120.0]]]])
+    stretches = np.array([[[[0.0, 94.0]], [[second, last]]]])
     dims = ("chain", "draw", "stretch", "end")
     draws = xr.Dataset({"rate_rps": (dims, stretches)}, {"end": ["from", "to"]})
     draws["outcome"] = (dims[:2], np.array([["below", "between"]], object))
