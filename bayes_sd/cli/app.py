@@ -2,7 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -155,12 +155,10 @@ def report(
 ) -> o.Reply:
     """Write a page that shows a fit: verdict, why, how sure, and other questions to ask it."""
     asks: dict[str, Any] = {"extrapolate": asked.extrapolate}
-    about = {f.name for f in fields(Asked) if getattr(asked, f.name) is not None}
-    loads = {"rps", "concurrency", "prompt", "output"}
-    if about - loads - {"file", "gpus", "extrapolate"}:
-        drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
-        asks |= {"baseline": asked.server(0), "servers": drafting}
-    if about & loads:
+    about = {*asked.given} - {"extrapolate"}
+    if about - ask.LOADS:
+        asks |= {"baseline": asked.server(0), "servers": asked.drafting}
+    if about & ask.LOADS:
         plain = asks.get("baseline") or best_measured(asked.fit)[1]
         asks["load"] = asked.load(plain)
     path = str(asked.fit.report(page, **asks))
@@ -177,6 +175,7 @@ def plot(
     one_of("picture", picture.suffix, FORMATS)
     writable(picture)
     if kind == "collapse":
+        o.unused(asked.given, "collapse shows every run of the fit, whatever else is asked")
         reply = o.Reply({"answer": (said := "Every run on one curve.")}, [said])
         axes: Any = asked.fit.plot_collapse()
     else:

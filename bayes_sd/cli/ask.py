@@ -10,9 +10,10 @@ from typer import Argument, BadParameter
 
 from bayes_sd.answers.answer import with_unit
 from bayes_sd.answers.compare import default_loads
+from bayes_sd.answers.schedule import Schedule
 from bayes_sd.answers.servers import Server, of_verifier
 from bayes_sd.cli import options as o
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, one_of
 from bayes_sd.fit import Fit
 from bayes_sd.physics.structures import NAMES
 from bayes_sd.runs.load import Load
@@ -21,6 +22,7 @@ from bayes_sd.runs.read import load_yaml
 from bayes_sd.runs.sizes import Size
 from bayes_sd.runs.table import LENGTHS
 
+LOADS = {"rps", "concurrency", "prompt", "output"}
 LENGTHS_ALIKE = 1.1  # longest over shortest, of runs that have one length
 SIZE = (
     "Unmeasured: a config.json, a known name (Qwen3-32B), or params=8e9, with commas "
@@ -55,6 +57,16 @@ class Asked:
     k: Annotated[
         o.Text, o.option("Draft tokens, as 0,3; 0 is plain. Default: those measured.", "LIST", "-k")
     ] = None
+
+    def __post_init__(self) -> None:
+        several = ["gpus"] * (self.gpus != 1 and self.machine is None)
+        o.unused(several, "of which machine is said by --machine")
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given, whose values are not those that they have by default."""
+        options = [f for f in fields(self) if f.name != "file"]
+        return [f.name for f in options if getattr(self, f.name) != f.default]
 
     @cached_property
     def fit(self) -> Fit:
@@ -123,6 +135,14 @@ class Asked:
         """A server for each draft length asked about."""
         return [self.server(k) for k in self.draft_lengths]
 
+    @property
+    def drafting(self) -> list[Server]:
+        """Those that draft, at least one."""
+        drafting = [self.server(k) for k in self.draft_lengths if k > 0]
+        if not drafting:
+            raise BadParameter("-k must name a draft length above 0 to compare with plain.")
+        return drafting
+
     def _models(self) -> tuple[str | Size, str | Size | None]:
         """The verifier, the fit's only one if none is named, and the drafter if one is."""
         if (self.verifier and self.new_verifier) or (self.drafter and self.new_drafter):
@@ -165,10 +185,8 @@ def compare(
     requests: o.Requests = None,
 ) -> o.Reply:
     """Say with what probability SD beats plain decoding, and up to which load."""
-    fit, far = asked.fit, asked.extrapolate
-    drafting = [asked.server(k) for k in asked.draft_lengths if k > 0]
-    if not drafting:
-        raise BadParameter("-k must name a draft length above 0 to compare with plain.")
+    o.unused(["requests"] * (requests is not None and of != "run"), "goes with --of run")
+    fit, far, drafting = asked.fit, asked.extrapolate, asked.drafting
     plain = asked.server(0)
     wanted = asked.load(plain)
     answer = fit.compare(wanted, drafting, plain, of=of, requests=requests, extrapolate=far)
@@ -199,16 +217,18 @@ def schedule(
     wanted = asked.load(in_flight=1.0)
     how: dict[str, Any] = {"loss": loss, "slo_s": slo, "confidence": confidence}
     how |= {"max_batch": max_batch, "extrapolate": asked.extrapolate}
+    keys = {"method": method, "model": draft_model}
     server = asked.server(max(ks), drafter_loaded=True)
     if any(wanted.cells[name].size > 1 for name in LENGTHS):
         several = asked.fit.contexts(wanted, server, k=ks, **how)
+        each = dict(zip(several.loses, several.schedules.values(), strict=True))
+        lines = [f"{at} tokens: {pasted(one, **keys)[1]}" for at, one in each.items()]
+        told: dict[str, Any] = {"loses": several.loses.to_dict("index")}
+        told["speculative_config"] = {at: pasted(one, **keys)[0] for at, one in each.items()}
         title = "Draft tokens by lengths and requests in flight"
-        return o.Reply.of(several, title, loses=several.loses.to_dict("index"))
+        return o.Reply.of(several, title, *lines, **told)
     answer = asked.fit.schedule(wanted, server, k=ks, **how)
-    keys = {"method": method, "model": draft_model}
-    config, line = None, "Serve without --speculative-config."
-    if answer.pays:
-        config, line = answer.speculative_config(**keys), answer.command_line(**keys)
+    config, line = pasted(answer, **keys)
     table = answer.latency.table
     title = (
         f"Draft tokens by requests in flight, of k = {', '.join(map(str, ks))}; best: no other k "
@@ -220,6 +240,13 @@ def schedule(
     return o.Reply.of(answer, title, *shown, line, **told)
 
 
+def pasted(answer: Schedule, **keys: Any) -> tuple[dict[str, Any] | None, str]:
+    """What vLLM takes of a schedule, and how that is written behind ``vllm serve``."""
+    if not answer.pays:
+        return None, "Serve without --speculative-config."
+    return answer.speculative_config(**keys), answer.command_line(**keys)
+
+
 def capacity(
     asked: Asked,
     slo: Annotated[float, o.option("Target of the percentile, s.", "S")],
@@ -229,21 +256,26 @@ def capacity(
     replicas: Annotated[int | None, o.option("So many of each, not the fewest.", "N")] = None,
     price: Annotated[float | None, o.option("Of a replica, per hour.", "X")] = None,
     traffic: Annotated[o.File, o.load_option("CSV of windows or requests.", "FILE")] = None,
-    window: Annotated[float, o.load_option("Seconds of a window of requests.", "S")] = 60.0,
+    window: Annotated[float | None, o.load_option("Seconds of its windows; 60.", "S")] = None,
     columns: Annotated[o.Text, o.load_option("Other headers of it.", "OURS=THEIRS")] = None,
 ) -> o.Reply:
     """Find the largest load within a latency target, the replicas, the price, who wins."""
     fit = asked.fit  # a file that is no fit is said first
     if traffic is None:
+        of_file = {"window": window, "columns": columns}
+        o.unused((n for n, x in of_file.items() if x is not None), "goes with --traffic")
         wanted = asked.load()
     else:
-        own = (asked.rps, asked.concurrency, asked.prompt, asked.output)
-        if any(given is not None for given in own):
-            raise BadParameter("a traffic file has its own rates and lengths.")
-        wanted = Load.read(traffic, window, o.pairs(columns, "--columns"))
+        own = [name for name in asked.given if name in LOADS]
+        o.unused(own, "a traffic file has its own rates and lengths")
+        seconds = 60.0 if window is None else window
+        wanted = Load.read(traffic, seconds, o.pairs(columns, "--columns"))
         o.say(str(wanted))
     if servers is not None:
+        own = [name for name in asked.given if name not in {*LOADS, "extrapolate"}]
+        o.unused(own, "the servers are those of the --servers file")
         named, prices = read_servers(servers)
+        o.unused(["price"] * bool(prices and price is not None), "the --servers file has prices")
     else:
         named, prices = {str(each): each for each in asked.servers}, {}
     how: dict[str, Any] = {"slo_s": slo, "percentile": percentile, "confidence": confidence}
@@ -252,10 +284,9 @@ def capacity(
     beats = [("P(row is faster than column)", answer.beats.reset_index(names=""))]
     told: dict[str, Any] = {"beats": answer.beats.to_dict("index")}
     told["prob_all_saturated"] = answer.prob_all_saturated
-    title = (
-        f"P({answer.target}) >= {confidence:g}; best and the chance that all saturate "
-        f"({answer.prob_all_saturated:.2g}) sum to 1"
-    )
+    title, full = f"P({answer.target}) >= {confidence:g}", answer.prob_all_saturated
+    if full >= 0:  # and not unknown, as where no server keeps the target
+        title += f"; best and the chance that all saturate ({full:.2g}) sum to 1"
     return o.Reply.of(answer, title, *beats * (len(named) > 1), **told)
 
 
@@ -297,7 +328,10 @@ def next_runs(
     """Say what choosing now may cost, and which runs would lower that most per minute."""
     from bayes_sd.plan.design import plan_next
 
+    one_of("<<choice>>", choice, ("measured", "next"))
     servers, far = asked.servers, asked.extrapolate
+    if len({*servers}) < 2:
+        raise BadParameter("-k must name at least two draft lengths to choose from, 0 for plain.")
     load = asked.load(servers[0])
     takes: dict[str, Any] = {"run_seconds": run_seconds, "server_seconds": server_seconds}
     answer = asked.fit.next_runs(load, servers, runs=runs, server=choice, extrapolate=far, **takes)

@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from bayes_sd.runs.machine import Machine
 from bayes_sd.runs.read import read
 from bayes_sd.runs.schema import Runs
 from bayes_sd.runs.sizes import Size
+from bayes_sd.runs.table import INPUTS, POSITIONS
 
 COUNT_MAX = 10_000  # values of START:STOP:COUNT
 NOT_SET = {  # arguments of `read` that are no configuration of a server, and how they are given
@@ -127,11 +128,12 @@ class Source:
     def read(self) -> Runs:
         """The runs of these files."""
         settings = pairs(",".join(self.settings or []), "--set")
-        for name in (name for name in settings if name in NOT_SET):
-            takes = ", ".join(known for known in KNOWN if known not in NOT_SET)
-            raise typer.BadParameter(
-                f"--set {name}={settings[name]}: {NOT_SET[name]}; --set takes {takes}."
-            )
+        for name in settings:
+            if name in NOT_SET or name not in (*KNOWN, *INPUTS, *POSITIONS):
+                why = NOT_SET.get(name, "nothing is called so")
+                takes = ", ".join(known for known in KNOWN if known not in NOT_SET)
+                text = f"--set {name}={settings[name]}: {why}; --set takes {takes}."
+                raise typer.BadParameter(text)
         columns = pairs(self.columns, "--columns") or None
         how: dict[str, Any] = {"config": self.config, "environment": self.environment}
         return read(self.paths, **how, columns=columns, window_s=self.window, **settings)
@@ -158,6 +160,12 @@ def numbers(text: str, flag: str) -> list[float]:
         if int(count) > COUNT_MAX:
             raise ValueError
         return np.linspace(float(start), float(stop), int(count)).tolist()
+
+
+def unused(names: Iterable[str], why: str) -> None:
+    """Refuse options that a command would ignore."""
+    if flags := [in_words(f"<<{name}>>", shell=True) for name in names]:
+        raise typer.BadParameter(f"{', '.join(flags)}: {why}.")
 
 
 def draft_lengths(text: str) -> list[int]:
@@ -191,7 +199,8 @@ def structure_of(text: str | None) -> Structure | None:
     kind, _, terms = text.partition(":")
     if kind.strip() not in NAMES:
         raise typer.BadParameter(f"--structure {text!r}: known are {', '.join(NAMES)}.")
-    return built(NAMES[kind.strip()], pairs(terms, "--structure"), "--structure")
+    where = f"--structure {kind.strip()}:"
+    return built(NAMES[kind.strip()], pairs(terms, where), where)
 
 
 def size_of(text: str, flag: str) -> Size:
@@ -230,7 +239,7 @@ def built[Kind: (Size, Structure)](kind: type[Kind], given: Mapping[str, Any], w
     form = "NAME=NUMBER" if kind is Size else "NAME=NUMBER or NAME=LOW..HIGH"
     said = ",".join(f"{name}={value}" for name, value in given.items())
     names = f"with names {', '.join(known)}, {known[0]} at least."
-    with written(f"{where} {said}: write {form} {names}"):
+    with written(f"{where} {said or 'says nothing'}: write {form} {names}"):
         terms: dict[str, Any] = {}
         for name, value in given.items():
             ends = str(value).split("..", 1)

@@ -41,10 +41,11 @@ def ask(
         raise InputError("-k must name a draft length above 0 to compare with plain.")
     plain = Server(size, environment=where)
     drafting = [Server(size, small, n, accepted, where) for n in lengths]
-    if concurrency and rps:
+    if None not in (concurrency, rps):
         raise InputError("Give one of <<concurrency>> and <<rps>>.")
-    in_flight = None if rps else o.numbers(concurrency or IN_FLIGHT, "--concurrency")
-    rates_rps = o.numbers(rps, "--rps") if rps else None
+    rates_rps = None if rps is None else o.numbers(rps, "--rps")
+    asked = IN_FLIGHT if concurrency is None else concurrency
+    in_flight = o.numbers(asked, "--concurrency") if rps is None else None
     load = Load(concurrency=in_flight, rps=rates_rps, prompt=prompt, output=output)
     known = reference(where.name)
     answer = known.compare(load, drafting, plain, extrapolate=True)

@@ -385,6 +385,7 @@ def test_draft_lengths_that_are_none_are_refused_by_name(fit_path: Path, k: str)
         ("columns=a", "write --columns instead"),
         ("window_s=3", "write --window instead"),
         ("paths=3", "files are named without a flag"),
+        ("foo=3", "nothing is called so"),
     ],
 )
 def test_what_is_no_configuration_is_not_set(one_run: Path, setting: str, says: str) -> None:
@@ -393,9 +394,69 @@ def test_what_is_no_configuration_is_not_set(one_run: Path, setting: str, says: 
     assert result.exit_code == 2 and f"--set {setting}: {says}; --set takes verifier," in sentence
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["latency", "--rps", "1", "--gpus", "4"], "--gpus: of which machine is said by --machine"),
+        (["report", "-o", "p.html", "--gpus", "4"], "--gpus: of which machine"),
+        (["report", "-o", "p.html", "-k", "0"], "-k must name a draft length above 0"),
+        (["compare", "--rps", "1", "--requests", "9"], "--requests: goes with --of run"),
+        (
+            ["plot", "collapse", "-o", "a.svg"],
+            "--prompt, --output, --verifier, --drafter, --accept",
+        ),
+        (
+            ["capacity", "--slo", "2", "--rps", "1", "--window", "60"],
+            "--window: goes with --traffic",
+        ),
+        (["capacity", "--slo", "2", "--rps", "1", "--columns", "a=b"], "--columns: goes with"),
+        (
+            ["capacity", "--slo", "2", "--traffic", "t.csv"],
+            "--prompt, --output: a traffic file has",
+        ),
+        (["capacity", "--slo", "2", "--rps", "1", "--servers", "s.yaml"], "--verifier, --drafter,"),
+        (["next-runs", "--rps", "1", "-k", "2"], "-k must name at least two draft lengths"),
+        (["next-runs", "--rps", "1", "--choice", "a"], "--choice = 'a': must be one of measured,"),
+        (["latency", "--rps", "1", "--structure", "edge"], "--structure edge: says nothing: write"),
+    ],
+)
+def test_an_option_is_used_or_refused_by_its_name(
+    fit_path: Path, words: list[str], says: str
+) -> None:
+    result = run(words[0], str(fit_path), *words[1:], *PAIR, *WORK)
+    sentence = " ".join(re.sub("[╭╮╰╯─│]", " ", result.stderr).split())
+    assert result.exit_code in (1, 2) and says in sentence
+
+
+def test_prices_are_given_once(fit_path: Path, tmp_path: Path) -> None:
+    servers = tmp_path / "servers.yaml"
+    servers.write_text("plain: {verifier: dense-60m, price_per_hour: 1}\n")
+    words = ["--slo", "2", "--rps", "10", *WORK, "--servers", str(servers), "--price", "3"]
+    assert "the --servers file has prices" in run("capacity", str(fit_path), *words).stderr
+
+
+def test_a_target_that_none_keeps_has_no_chance_to_sum(fit_path: Path) -> None:
+    said = ask("capacity", fit_path, "--slo", "0.001", "--rps", "1", "-k", "0,5")
+    assert said.exit_code == 0 and "nan" not in said.stdout
+
+
+def test_several_lengths_have_each_their_own_line_to_paste(fit_path: Path) -> None:
+    lengths = ["--prompt", "64,128", "--output", "64"]
+    words = [*PAIR, *lengths, "-k", "0,2", "--method", "draft_model", "--draft-model", "org/small"]
+    said = run("schedule", str(fit_path), *words)
+    assert said.exit_code == 0, said.output
+    for at in ("64 + 64", "128 + 64"):
+        assert f"{at} tokens: --speculative-config '{{" in said.stdout
+    data = json.loads(run("schedule", str(fit_path), *words, "--json").stdout)
+    configs = data["speculative_config"]
+    assert [*configs] == ["64 + 64", "128 + 64"]
+    assert all(config["model"] == "org/small" for config in configs.values())
+
+
 def test_a_machine_by_its_numbers_may_have_a_name() -> None:
     words = ["ask", "--verifier", "Qwen3-8B", "-k", "3", "--machine"]
     assert "name=mine,gb_per_s=" in run(*words, "speed=3").stderr
+    assert "give its tflops as well, as in gb_per_s=" in run(*words, "gb_per_s=1000").stderr
     assert "of mine" in run(*words, "name=mine,gb_per_s=1000,tflops=200").stdout
 
 
@@ -415,7 +476,8 @@ def test_plot_draws_every_kind(kind: str, fit_path: Path, tmp_path: Path) -> Non
     asked = QUESTIONS.get(kind, [])
     if kind == "compare":
         asked = ["-k", "2,5", "--rps", "2,4,6"]
-    reply = run("plot", str(fit_path), kind, *PAIR, *WORK, *asked, "-o", str(tmp_path / "a.svg"))
+    asked = [] if kind == "collapse" else [*PAIR, *WORK, *asked]
+    reply = run("plot", str(fit_path), kind, *asked, "-o", str(tmp_path / "a.svg"))
     assert reply.exit_code == 0, reply.output
     text = (tmp_path / "a.svg").read_text()
     assert text.startswith("<?xml") and f"wrote {tmp_path / 'a.svg'}" in reply.stdout
@@ -427,8 +489,10 @@ def test_plot_refuses_what_it_cannot_draw_or_write(fit_path: Path, tmp_path: Pat
         ("capacity", path, "must be one of latency, compare, schedule, next-runs, collapse"),
         ("collapse", tmp_path / "a.txt", "must be one of .svg, .png, .pdf"),
         ("collapse", tmp_path / "no" / "a.svg", "does not exist"),
+        ("latency", path, "A plot needs several rates"),
     ]:
-        reply = run("plot", str(fit_path), kind, "-o", str(file))
+        words = [*PAIR, *WORK, "--rps", "2"] if kind == "latency" else []
+        reply = run("plot", str(fit_path), kind, "-o", str(file), *words)
         assert reply.exit_code == 1 and says in reply.stderr
     assert not path.exists()
 
