@@ -3,6 +3,7 @@ const data = JSON.parse(document.getElementById("x-data").textContent);
 const n = data.draws, POINTS = 100, FACTOR = 4;
 const by = (id) => document.getElementById(id);
 const UNIT = { rate_rps: "requests/s", concurrency: "requests in flight" };
+const withUnit = (x, axis) => `${said(x)} ${said(x) === "1" ? UNIT[axis].replace("requests", "request") : UNIT[axis]}`;
 const METRIC = { e2e: "Mean latency, s", ttft: "Mean time to first token, s", tpot: "Mean time per output token, s" };
 const TOKENS = [["prompt_tokens", "p", "prompts"], ["output_tokens", "g", "answers"]];
 const PLACE = { e2e: 0, ttft: 1, tpot: 2, c2: 3 };
@@ -189,7 +190,7 @@ function sane(asked) {
   s.m = METRIC[s.m] ? s.m : "e2e";
   s.p = number(s.p, 1, 1e7, start.p);
   s.g = number(s.g, s.m === "tpot" ? 2 : 1, 1e7, start.g);
-  s.x = number(s.x, s.axis === "concurrency" ? 1 : 1e-9, 1e9, s.axis === start.axis ? start.x : 8);
+  s.x = number(s.x, s.axis === "concurrency" ? 1 : 0, 1e9, s.axis === start.axis ? start.x : 8);
   return s;
 }
 function fromAddress() {
@@ -299,8 +300,9 @@ function sentence(row) {
   const name = `${state.d}, k = ${state.k}`;
   const metric = METRIC[state.m].replace(", s", "").toLowerCase();
   const both = row.faster + row.slower < 0.005;
-  const first = both ? `At ${said(state.x)} ${UNIT[state.axis]} both are saturated.`
-    : `At ${said(state.x)} ${UNIT[state.axis]} ${name} is faster than plain with probability ${chance(row.faster)}; speedup ${times(row.speedup)}.`;
+  const at = `At ${withUnit(state.x, state.axis)}`;
+  if (both) return `${at} both are saturated.${cautions(pair, system)}`;
+  const first = `${at} ${name} is faster than plain with probability ${chance(row.faster)}; speedup ${times(row.speedup)}.`;
   return `${first} ${metric[0].toUpperCase()}${metric.slice(1)}: plain ${times(row.plain)} s, drafting ${times(row.sd)} s.${cautions(pair, system)}`;
 }
 let speaking = 0;
@@ -322,7 +324,7 @@ function show() {
   by("x-measured").checked = state.a === null;
   const typical = pair.servers[state.k].acceptance.length ? columns[pair.servers[state.k].acceptance[0]][0] : 0.7;
   for (const id of ["r-a", "x-a"]) set(id, round(state.a ?? typical));
-  set("r-load", share(now.range, state.x, state.axis === "concurrency"), `${said(state.x)} ${UNIT[state.axis]}`);
+  set("r-load", share(now.range, state.x, state.axis === "concurrency"), withUnit(state.x, state.axis));
   set("x-load", round(state.x)); set("x-axis", state.axis); set("x-metric", state.m);
   for (const [name, key] of TOKENS) {
     set(`r-${key}`, share(lengths(name), state[key], true), `${said(state[key])} tokens`);

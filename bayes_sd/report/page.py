@@ -112,6 +112,8 @@ def report(
     if drafting:
         own_k = of_verifier(fit.servers, lead.verifier)
         ks = {0, lead.k, *own_k["draft_tokens"][own_k["drafter"] == lead.drafter]}
+        if isinstance(lead.acceptance, tuple):  # of so many positions
+            ks = {k for k in ks if k <= len(lead.acceptance)}
         batches = Load(concurrency=1.0, prompt=load.lengths[0], output=load.lengths[1])
         said["schedule"] = attempt(lambda: schedule(fit, batches, lead, k=[*map(int, ks)], **far))
     if len(named) > 1:
@@ -130,7 +132,8 @@ def report(
     page.globals |= {"fitted": partial(figures.fitted, fit)}
     page.globals |= {"collapse": partial(plot_collapse, fit)}
     said |= {"fit": fit, "load": load, "lead": lead, "plain": plain, "compared": compared}
-    said["model"] = name_of(lead.verifier)
+    said |= {"model": name_of(lead.verifier), "asked": servers is not None}
+    page.filters["load_of"] = partial(answer.with_unit, axis=str(load.axis))
     html = page.get_template("page.html").render(said, explorer=explorer(fit, lead, load))
     return write_whole(path, html.encode())
 

@@ -1,5 +1,6 @@
 """The explorer in a real browser: it loads alone, computes what Python does, and can be used."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,16 @@ def test_the_address_restores_the_state(opened: Callable[..., Any]) -> None:
     again = opened(address)
     assert again.tab.evaluate("explorer.state") == page.tab.evaluate("explorer.state")
     assert again.text(ANSWER) == page.text(ANSWER)
+
+
+def test_a_load_is_said_as_python_says_it(opened: Callable[..., Any]) -> None:
+    page = opened("#axis=concurrency&x=1&v=dense-60m")
+    assert page.text(ANSWER).startswith("At 1 request in flight ")
+    page = opened("#axis=rate_rps&x=0&v=dense-60m")
+    assert page.text(ANSWER).startswith("At 0 requests/s ") and "NaN" not in page.text(ANSWER)
+    page = opened("#axis=rate_rps&x=900&v=dense-60m")
+    assert re.match(r"At 900 requests/s both are saturated\.( Beyond.*)?$", page.text(ANSWER))
+    assert page.complaints == []
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,50 @@ def test_a_concurrency_is_a_load_too(fit: Fit, tmp_path: Path) -> None:
     assert "requests in flight" in text_of(path)
 
 
+def heading(text: str) -> str:
+    """The verdict, and the sentence below it."""
+    parts = re.findall(r'<h1>(.*?)</h1>|<p class="lead">(.*?)</p>', text, re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", " ".join(map("".join, parts))))
+
+
+@pytest.mark.parametrize(
+    ("loads", "says"),
+    [
+        ({"concurrency": [1.0, 8.0]}, r"Yes, up to 1 request in flight\. .* plain at 1 request in"),
+        ({"rps": 1.0}, r"Yes\. .* with probability above 0.99, by a factor of 1"),
+        ({"rps": [1.0]}, r"Yes\. .* at 1 request/s with probability above 0.99, by a factor of 1"),
+        (
+            {"rps": [90.0, 99.0]},
+            r"Both are saturated\. Neither .* keeps up at 90 to 99 requests/s: ",
+        ),
+    ],
+)
+def test_the_verdict_says_loads_as_they_are(
+    fit: Fit, tmp_path: Path, loads: dict[str, Any], says: str
+) -> None:
+    load = bsd.Load(**loads, prompt=128, output=64)
+    plain, sd = bsd.Server("dense-60m"), bsd.Server("dense-60m", "draft-12m", 5)
+    path = fit.report(tmp_path / "page.html", load=load, servers=sd, baseline=plain)
+    assert re.match(says, heading(text_of(path)))
+
+
+@pytest.mark.parametrize(("drafter", "k"), [(None, 0), ("draft-12m", 5)])
+def test_servers_without_a_baseline_are_compared_with_nothing(
+    fit: Fit, tmp_path: Path, drafter: str | None, k: int
+) -> None:
+    load = bsd.Load(rps=[1.0, 2.0], prompt=128, output=64)
+    server = bsd.Server("dense-60m", drafter, k)
+    text = text_of(fit.report(tmp_path / "page.html", load=load, servers=server))
+    assert "No baseline was given beside" in heading(text) and "was fitted, so" not in heading(text)
+
+
+def test_acceptances_of_two_positions_have_a_schedule_of_two(fit: Fit, tmp_path: Path) -> None:
+    load = bsd.Load(rps=[1.0, 2.0], prompt=128, output=64)
+    plain, sd = bsd.Server("dense-60m"), bsd.Server("dense-60m", "draft-3m", 2, (0.6, 0.4))
+    text = text_of(fit.report(tmp_path / "page.html", load=load, servers=sd, baseline=plain))
+    assert '<pre id="paste">' in text and "acceptance rates" not in text
+
+
 def test_one_load_has_no_figure_and_says_why(fit: Fit, tmp_path: Path) -> None:
     load = bsd.Load(rps=2.0, prompt=128, output=64)
     plain, sd = bsd.Server("dense-60m"), bsd.Server("dense-60m", "draft-12m", 5)
