@@ -222,10 +222,10 @@ def schedule(
     if any(wanted.cells[name].size > 1 for name in LENGTHS):
         several = asked.fit.contexts(wanted, server, k=ks, **how)
         each = dict(zip(several.loses, several.schedules.values(), strict=True))
-        lines = [f"{at} tokens: {pasted(one, **keys)[1]}" for at, one in each.items()]
-        told: dict[str, Any] = {"loses": several.loses.to_dict("index")}
-        told["speculative_config"] = {at: pasted(one, **keys)[0] for at, one in each.items()}
+        paste = {at: pasted(one, **keys)[1] for at, one in each.items()}
+        lines = [f"{at} tokens: {line}" for at, line in paste.items()]
         title = "Draft tokens by lengths and requests in flight"
+        told: dict[str, Any] = {"loses": several.loses.to_dict("index"), "paste": paste}
         return o.Reply.of(several, title, *lines, **told)
     answer = asked.fit.schedule(wanted, server, k=ks, **how)
     config, line = pasted(answer, **keys)
