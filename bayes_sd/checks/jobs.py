@@ -33,7 +33,8 @@ _compiled: dict[str, Refitter] = {}  # the last one of this process
 def _model_key(model: LatencyModel, runs: Runs) -> str:
     code = [path.read_bytes() for path in sorted(CODE.rglob("*.py"))]
     made_of = {"code": code, "versions": [version(name) for name in PACKAGES]}
-    return fingerprint({**made_of, "model": asdict(model), "runs": runs.table.to_dict("list")})
+    rows = [fingerprint(row) for row in runs.table.to_dict("records")]
+    return fingerprint({**made_of, "model": asdict(model), "runs": rows})
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
 from bayes_sd.runs import log_files, logs
 from bayes_sd.runs.read import find_files
-from bayes_sd.runs.table import LENGTHS, TRAFFIC, Source, checked, read_windows, require
+from bayes_sd.runs.table import LENGTHS, Mapped, Source, checked, factors_of, read_windows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,7 +72,7 @@ class Load:
 
     @classmethod
     def read(
-        cls, source: Source, window_s: float = 60.0, columns: Mapping[str, str] | None = None
+        cls, source: Source, window_s: float = 60.0, columns: Mapping[str, Mapped] | None = None
     ) -> "Load":
         """Read traffic from a table of windows or a log of requests.
 
@@ -90,7 +90,7 @@ class Load:
         window_s : float
             Seconds of the windows a log is cut into; the load is taken to be steady in each.
         columns : mapping, optional
-            Our column name to theirs.
+            Our column name to theirs, or to (theirs, unit) as in :func:`bayes_sd.read`.
 
         Examples
         --------
@@ -104,14 +104,13 @@ class Load:
         """
         if not (isinstance(window_s, Real) and 0 < window_s <= LARGEST):
             raise InputError(f"window_s must be a positive number of seconds, got {window_s!r}")
-        sources, name, columns = [source], "table", columns or {}
+        sources, name, mapping = [source], "table", factors_of(columns)
         if isinstance(source, str | Path):
             sources, name = find_files(source), shown(str(source))
         there = log_files.columns_of(sources[0])
-        require(columns, (*TRAFFIC, *log_files.INPUTS[:-1]), there or columns.values())
-        if not there or "rate_rps" in (*there, *columns):
-            return cls._traffic(name, read_windows(source, name, columns))
-        log = logs.Log(name, sources, columns)
+        if not there or "rate_rps" in (*there, *mapping):
+            return cls._traffic(name, read_windows(source, name, mapping))
+        log = logs.Log(name, sources, mapping)
         return cls._traffic(name, checked(log.traffic(window_s), name))
 
     @classmethod

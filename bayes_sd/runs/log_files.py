@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.table import LENGTHS
+from bayes_sd.runs.table import LENGTHS, Columns
 
 LOG = ("timestamp", *LENGTHS)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
@@ -45,7 +45,7 @@ def is_parquet(source: Any) -> bool:
     return isinstance(source, Path) and _head(source).startswith(b"PAR1")
 
 
-def is_log(source: Any, mapping: Mapping[str, Any]) -> bool:
+def is_log(source: Any, mapping: Columns) -> bool:
     """Whether a source of runs has a request a row."""
     if is_lazy(source) or is_parquet(source):
         return True
@@ -74,11 +74,11 @@ def _head(path: Path) -> bytes:
         return file.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
-def names_of(columns: Sequence[str], mapping: Mapping[str, Any]) -> dict[str, str]:
+def names_of(columns: Sequence[str], mapping: Columns) -> dict[str, str]:
     """Our columns of a log to theirs, those of public logs among them."""
     public = next((names for names in PUBLIC if {*names} <= {*columns}), LOG)
     names = dict(zip(LOG, public, strict=True)) | {k: k for k in INPUTS if k in columns}
-    names |= {k: v if isinstance(v, str) else v[0] for k, v in mapping.items() if k in INPUTS}
+    names |= {k: header for k, (header, _) in mapping.items() if k in INPUTS}
     return {k: v for k, v in names.items() if v in columns}
 
 

@@ -21,7 +21,7 @@ from bayes_sd.runs import log_files as f
 from bayes_sd.runs.consistency import QUANTILES
 from bayes_sd.runs.drafting import Drafting
 from bayes_sd.runs.rows import FAILED_SHARE, METRICS, Latency, Rows, rows_of, run_id, run_row
-from bayes_sd.runs.table import LENGTHS, UNITS, WINDOW, has
+from bayes_sd.runs.table import LENGTHS, UNITS, WINDOW, Columns, has, require
 from bayes_sd.runs.windows import QUARTERS, check_steady
 
 LEAST = {"timestamp": -LARGEST, **dict.fromkeys(LENGTHS, 1.0), "e2e_s": 1e-9, "ttft_s": 1e-9}
@@ -46,21 +46,20 @@ class Log:
     `aside` has source, first row, number and reason of each kind of fault.
     """
 
-    def __init__(
-        self, name: str, sources: Sequence[Any], mapping: Mapping[str, Any], *needed: str
-    ) -> None:
+    def __init__(self, name: str, sources: Sequence[Any], mapping: Columns, *needed: str) -> None:
         columns = f.columns_of(sources[0])
+        require(mapping, f.INPUTS, columns)
         self.name, names = name, f.names_of(columns, mapping)
         if missing := [k for k in (*f.LOG, *needed) if k not in names]:
             rule = f"a log of requests has {', '.join((*f.LOG, *needed))}"
             rule += "" if needed else f", a table of windows {', '.join(WINDOW)}"
             raise InputError(f"{name}: no column {', '.join(missing)}; {rule}; {has(columns)}")
         self.aside: list[dict[str, Any]] = []
-        units = {k: v[1] for k, v in mapping.items() if not isinstance(v, str)}
+        factors = {k: factor for k, (_, factor) in mapping.items() if factor is not None}
         kept = f.is_lazy(sources[0])
         self._own, self._engine = not kept, sources[0].get_backend() if kept else f.duckdb()
         with f.in_words(name):
-            self._rows = _checked(f.read(self._engine, name, sources, names), names, units)
+            self._rows = _checked(f.read(self._engine, name, sources, names), names, factors)
             if not (kept or f.is_parquet(sources[0])):  # texts are parsed once
                 self._rows = self._engine.create_table("requests", self._rows, temp=True)
             self._survey = self._engine.execute(_survey(self._rows)).sort_values(["file", "row"])
@@ -69,7 +68,7 @@ class Log:
         size = self._survey.loc[self._survey["kind"].isin(REQUESTS), "size"].max()
         unit = next((unit for most, unit in EPOCHS.items() if size < most), "s")
         unit = "ms" if "hash_ids" in columns else str(named[1]) if named else unit  # Mooncake's
-        self._unit_s = UNITS[units.get("timestamp", unit)]
+        self._unit_s = factors.get("timestamp", UNITS[unit])
         if len(late := self._survey[self._survey["late"] > 0]):
             n, back_s = late["late"].sum(), late["back"].max() * self._unit_s
             file, row = late[["file", "late_row"]].iloc[0]
@@ -218,14 +217,14 @@ def _time(column: Any) -> Any:
     return _number(column)
 
 
-def _checked(raw: Any, names: Mapping[str, str], units: Mapping[str, str]) -> Any:
+def _checked(raw: Any, names: Mapping[str, str], factors: Mapping[str, float]) -> Any:
     """Rows in our columns and units; `kind` says what each is, `given` what its fault is."""
     import ibis
 
     given = {k: raw[names[k]] for k in f.INPUTS if k in names}
     blank = {k: x.isnull() for k, x in given.items()}
     blank |= {k: blank[k] | x.isnan() for k, x in given.items() if x.type().is_floating()}
-    value = {k: _number(x) * UNITS[units.get(k, "s")] for k, x in given.items() if k in f.NUMBERS}
+    value = {k: _number(x) * factors.get(k, 1.0) for k, x in given.items() if k in f.NUMBERS}
     value["timestamp"] = _time(given["timestamp"])
     open_ = blank.get("e2e_s", ibis.literal(False))
     fits = {k: x.between(LEAST.get(k, 0.0), LARGEST) for k, x in value.items()}

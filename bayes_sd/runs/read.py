@@ -78,7 +78,8 @@ def read(
         Name of hardware and engine for all files, instead of what they state.
     columns : mapping, optional
         For tables and logs: our column name to theirs, or to (theirs, unit) with unit "s", "ms",
-        "us", "%" or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or
+        "us",
+        "ns", "%" or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or
         ``e2e_log_mean``; ``output_tokens_per_s`` at a concurrency stands in for the latency,
         ``acceptance_length`` (bonus token included) for counts of drafts.
     window_s : float
@@ -106,6 +107,7 @@ def read(
         if name not in (*KNOWN, *table.INPUTS, *table.POSITIONS):
             raise InputError(f"unknown argument {name!r}; known are {', '.join(KNOWN)}")
     for_tables = {k: v for k, v in constants.items() if k not in KNOWN}
+    mapping = table.factors_of(columns)
     is_table = isinstance(paths, pd.DataFrame) or log_files.is_lazy(paths)
     sources = [paths] if is_table else find_files(paths, leave_out=config)
     sidecar = [] if config is None else read_sidecar(config, sources)
@@ -116,13 +118,13 @@ def read(
         path = Path("table") if is_table else source
         name = shown(str(path))
         try:
-            kinds[name], contents = _content(source, name, columns or {})
+            kinds[name], contents = _content(source, name, mapping)
             if kinds[name] in ("metrics", "log"):
                 suffix = path.suffix if kinds[name] == "log" else ""
                 records.setdefault((kinds[name], suffix), {})[path] = contents[0]
             elif kinds[name] == "table":
                 values = reader.configuration(path, {}) | for_tables
-                reader.add(name, table.runs_of(contents[0], columns or {}, values))
+                reader.add(name, table.runs_of(contents[0], mapping, values))
             else:
                 for i, data in enumerate(contents):
                     runs = reader.runs_of(TOOLS[kinds[name]], data, path)
@@ -137,7 +139,7 @@ def read(
             if kind == "metrics":
                 reader.add(name, metrics.runs_of(parts, values, window_s))
             else:
-                log = logs.Log(name, list(parts.values()), columns or {}, "e2e_s")
+                log = logs.Log(name, list(parts.values()), mapping, "e2e_s")
                 reader.add(name, log.runs(values, window_s))
                 reader.aside.extend(log.aside)
         except InputError as error:
@@ -196,7 +198,7 @@ class _Reader:
         self.aside.append({"source": source, "row": row, "reason": reason})
 
 
-def _content(source: Any, name: str, columns: Mapping[str, Any]) -> tuple[str, list[Any]]:
+def _content(source: Any, name: str, columns: table.Columns) -> tuple[str, list[Any]]:
     """Kind of a source and what is in it; of a log, which may be large, the source itself."""
     if log_files.is_log(source, columns):
         return "log", [source]
@@ -214,7 +216,7 @@ def _content(source: Any, name: str, columns: Mapping[str, Any]) -> tuple[str, l
         known = {"metrics": metrics.is_answer} | {n: tool.is_result for n, tool in TOOLS.items()}
         if kind := next((kind for kind, fits in known.items() if fits(data[0])), ""):
             return kind, data
-        theirs = {each if isinstance(each, str) else each[0] for each in columns.values()}
+        theirs = {header for header, _ in columns.values()}
         if data[0].keys() & {"e2e_mean_s", table.THROUGHPUT, *theirs}:
             return "table", [table.load_table(source, name)]
         keys = ", ".join(str(key)[:40] for key in list(data[0])[:5])

@@ -308,9 +308,14 @@ def _flags(row: c.Values) -> frozenset[str]:
     return frozenset(name for name, up in raised.items() if up)
 
 
-def fingerprint(values: c.Values) -> str:
-    """Short hash of values, so that a run given twice is recognised."""
-    content = sorted((k, repr(v)) for k, v in values.items())
+def fingerprint(values: Mapping[Any, Any]) -> str:
+    """Short hash of values, so that a run given twice is recognised.
+
+    Of numbers, in 8 digits: an engine adds in any order, and the last ones differ each time.
+    """
+    content = sorted(
+        (k, f"{v:.8g}" if isinstance(v, float) else repr(v)) for k, v in values.items()
+    )
     return hashlib.sha1(json.dumps(content).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
@@ -322,7 +327,7 @@ def run_id(row: c.Values, start_s: float | None = None) -> str:
     measured = (*(f"{m}_" for m in METRICS), "accepted_", "prompt_tokens", "output_tokens")
     exact = ("duration_s", "requests", "failed")
     run = fingerprint({k: v for k, v in row.items() if k.startswith(measured) or k in exact})
-    return run if start_s is None else fingerprint({"run": run, "start_s": start_s})
+    return run if start_s is None else fingerprint({"run": run, "start_s": f"{start_s:.3f}"})
 
 
 def rows_of[T](items: Iterable[tuple[int, T]], row_of: Callable[[T], dict[str, Any]]) -> Rows:

@@ -1,6 +1,7 @@
 """Tables, CSV or JSON lines: one run a row, and windows or single requests of traffic."""
 
 import json
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, THROUGHPUT, "saturated")
 REQUIRED = ("verifier", "draft_tokens", *LENGTHS, "requests")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 Mapped = str | tuple[str, str]
+Columns = Mapping[str, tuple[str, float | None]]  # ours to theirs, and to a factor to our unit
 
 WINDOW = ("rate_rps", *LENGTHS)
 TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds")
@@ -76,14 +78,31 @@ def json_objects(text: str) -> list[dict[str, Any]]:
     return values
 
 
-def require(columns: Mapping[str, Mapped], known: Sequence[str], there: Iterable[Any]) -> None:
+def factors_of(columns: Mapping[str, Mapped] | None) -> Columns:
+    """What a caller says of columns, with factors to our units where a unit is given."""
+    found: dict[str, tuple[str, float | None]] = {}
+    for ours, given in (columns or {}).items():
+        pair = (given,) if isinstance(given, str) else given
+        if not isinstance(pair, list | tuple) or len(pair) not in (1, 2):
+            raise InputError(f"columns: {ours} is {given!r}; allowed are a name or (name, unit)")
+        header, *unit = pair
+        units = ["1", "%"] if ours == "acceptance_imposed" else ["1"]
+        if ours in ("timestamp", "seconds") or re.search("(?<!_per)_s$", ours):
+            units = ["s", "ms", "us", "ns"]
+        if unit and unit[0] not in units:
+            rule = f"allowed are {', '.join(units)}"
+            raise InputError(f"columns: {ours} has unit {unit[0]!r}; {rule}")
+        found[ours] = header, UNITS[unit[0]] if unit else None
+    return found
+
+
+def require(columns: Columns, known: Sequence[str], there: Iterable[Any]) -> None:
     """Refuse entries of `columns` whose name is not ours, or whose header is not there."""
     there = list(there)
-    for ours, given in columns.items():
+    for ours, (header, _) in columns.items():
         if ours not in known:
             names = [name for name in known if name not in POSITIONS[1:]]
             raise InputError(f"columns has the unknown name {ours!r}; known are {', '.join(names)}")
-        header = given if isinstance(given, str) else given[0]
         if header not in there:
             raise InputError(f"columns: {ours} names {header!r}, but {has(there)}")
 
@@ -93,7 +112,7 @@ def has(columns: Iterable[Any]) -> str:
     return f"the table has {', '.join(map(str, columns))}"
 
 
-def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values) -> Rows:
+def runs_of(table: pd.DataFrame, columns: Columns, constants: Values) -> Rows:
     """Run of each row, or why it has none; `constants` hold in all rows, in our units."""
     headers, factors = _mapping(table, columns, constants)
     given = {*headers, *constants}
@@ -112,24 +131,19 @@ def runs_of(table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Value
 
 
 def _mapping(
-    table: pd.DataFrame, columns: Mapping[str, Mapped], constants: Values
+    table: pd.DataFrame, columns: Columns, constants: Values
 ) -> tuple[dict[str, Hashable], dict[str, float]]:
     """Our columns to theirs, and to the factors to our units where a unit is given."""
     known = (*INPUTS, *POSITIONS)
     headers: dict[str, Hashable] = {c: c for c in table if c in known and c not in constants}
     factors: dict[str, float] = {}
     require(columns, known, table)
-    for name, given in columns.items():
-        header, unit = (given, None) if isinstance(given, str) else given
+    for name, (header, factor) in columns.items():
         if name in constants:
             raise InputError(f"{name} is given in columns and as an argument; give it once")
-        units = ["s", "ms", "us"] if name.endswith("_s") else ["1"]
-        units += ["%"] if name == "acceptance_imposed" else []
-        if unit not in (None, *units):
-            raise InputError(f"columns: {name} has unit {unit!r}; allowed are {', '.join(units)}")
         headers[name] = header
-        if unit is not None:
-            factors[name] = UNITS[unit]
+        if factor is not None:
+            factors[name] = factor
     return headers, factors
 
 
@@ -137,7 +151,7 @@ def _row(
     cells: Mapping[Any, Any], factors: Mapping[str, float], constants: Values
 ) -> dict[str, Any]:
     values = {name: cell for name, cell in cells.items() if not absent(cell)}
-    for name in factors.keys() & values:
+    for name in (name for name in factors if name in values):
         try:
             values[name] = number(values[name]) * factors[name]
         except ValueError as error:
@@ -187,17 +201,20 @@ def _of_throughput(values: Values) -> dict[str, Any]:
     return {"e2e_mean_s": mean_s, "achieved_rps": rate_rps, "loop": "closed", **values}
 
 
-def read_windows(source: Source, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_windows(source: Source, name: str, columns: Columns) -> pd.DataFrame:
     """Checked windows of a table of them, see `Load.read`."""
     table = load_table(source, name)
-    headers = {c: c for c in TRAFFIC} | dict(columns)
+    require(columns, TRAFFIC, table)
+    headers = {c: c for c in TRAFFIC} | {c: header for c, (header, _) in columns.items()}
     renamed = pd.DataFrame({c: table[header] for c, header in headers.items() if header in table})
     if missing := [c for c in WINDOW if c not in renamed]:
         needed = f"a table of windows has {', '.join(WINDOW)}"
         raise InputError(f"{name}: no column {', '.join(missing)}; {needed}; {has(table)}")
     if renamed.empty:
         raise InputError(f"{name}: has no rows; a window or two requests at least are needed")
-    return checked(renamed, name)
+    _, factor = columns.get("seconds", ("", None))
+    windows = checked(renamed, name)
+    return windows.assign(seconds=windows["seconds"] * (factor or 1.0))
 
 
 def _numbers(

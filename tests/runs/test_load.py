@@ -190,7 +190,10 @@ def test_a_csv_reads_as_the_table_does(tmp_path: Path) -> None:
 
 def test_other_names_are_mapped() -> None:
     theirs = WINDOWS.rename(columns={"rate_rps": "qps", "prompt_tokens": "in"})
-    found = Load.read(theirs, columns={"rate_rps": "qps", "prompt_tokens": "in"})
+    found = Load.read(
+        theirs.assign(ms=theirs["seconds"] * 1000).drop(columns="seconds"),
+        columns={"rate_rps": "qps", "prompt_tokens": "in", "seconds": ("ms", "ms")},
+    )
     pd.testing.assert_frame_equal(found.windows, Load.read(WINDOWS).windows)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import bayes_sd as bsd
+from bayes_sd.checks import jobs
 from bayes_sd.errors import EvidenceWarning, InputError
 from bayes_sd.runs import logs
 from bayes_sd.runs.rows import Requests, _latencies
@@ -110,6 +111,40 @@ def test_a_large_log_is_cut_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     expected = read(log, window_s=20)
     monkeypatch.setattr(logs, "AT_A_TIME", 150)
     same(read(log, window_s=20), expected)
+
+
+def test_a_log_read_again_has_the_same_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read(made())
+    row_of = logs.run_row
+
+    def other_order(*args: Any, **given: Any) -> dict[str, Any]:
+        row = row_of(*args, **given)
+        return {k: v * (1 + 2e-14) if isinstance(v, float) else v for k, v in row.items()}
+
+    monkeypatch.setattr(logs, "run_row", other_order)  # an engine that adds in another one
+    again = read(made())
+    assert not first.table["e2e_mean_s"].equals(again.table["e2e_mean_s"])
+    assert len(first + again) == len(first)
+    assert jobs._model_key(bsd.LatencyModel(), first) == jobs._model_key(bsd.LatencyModel(), again)
+
+
+@pytest.mark.parametrize("reader", [read, bsd.Load.read])
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"e2e_s": ("e2e_s", "min")}, "e2e_s has unit 'min'; allowed are s, ms, us, ns"),
+        ({"e2e_s": ("e2e_s", "%")}, "e2e_s has unit '%'; allowed are s, ms, us, ns"),
+        ({"timestamp": ("timestamp", "1")}, "timestamp has unit '1'; allowed are s, ms, us, ns"),
+        ({"output_tokens": ("output_tokens", "ms")}, "output_tokens has unit 'ms'; allowed are 1"),
+        ({"ttft_s": "ttft"}, "ttft_s names 'ttft', but the table has timestamp, prompt"),
+        ({"e2e": "e2e_s"}, "columns has the unknown name 'e2e'; known are timestamp, prompt"),
+        ({"ttft_s": ("ttft_s", "s", "ms")}, "ttft_s is .*; allowed are a name or .name, unit."),
+        ({"ttft_s": 5}, "columns: ttft_s is 5; allowed are a name or .name, unit."),
+    ],
+)
+def test_what_is_said_of_columns_is_checked(reader: Any, columns: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        reader(made(), columns=columns)
 
 
 def test_counts_of_drafts_are_summed() -> None:

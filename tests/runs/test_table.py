@@ -45,6 +45,14 @@ def test_bad_cell_sets_the_row_aside(column: str, value: Any, message: str) -> N
     assert pd.Series(runs.set_aside.reason).str.contains(message).all(), runs.set_aside.reason[0]
 
 
+def test_the_first_bad_cell_of_a_row_is_named() -> None:
+    columns = {f"{m}_p{q}_s": (f"{m}{q}", "ms") for m in ("e2e", "ttft") for q in (50, 90, 95, 99)}
+    table = TABLE.assign(**{header: "slow" for header, _ in columns.values()})
+    for order in (list(columns), [*columns][::-1]):
+        with pytest.raises(InputError, match=f"row 0: {order[0]} must be a number, got 'slow'"):
+            read_table(table, {name: columns[name] for name in order}, without=("e2e_std_s",))
+
+
 @pytest.mark.parametrize(
     ("columns", "constants", "message"),
     [
@@ -56,6 +64,7 @@ def test_bad_cell_sets_the_row_aside(column: str, value: Any, message: str) -> N
         ({"e2e_p50_s": "p50"}, {}, "e2e_p50_s names 'p50', but the table has model, rps"),
         ({"e2e_mean_s": ("lat_ms", "h")}, {}, "e2e_mean_s has unit 'h'; allowed are s, ms, us"),
         ({"requests": ("n", "ms")}, {}, "requests has unit 'ms'; allowed are 1"),
+        ({"output_tokens_per_s": ("n", "ms")}, {}, "output_tokens_per_s has unit 'ms'; .* 1$"),
         ({"prompt_tokens": "n"}, {}, "prompt_tokens is given in columns and as an argument"),
         ({}, {"loop": "half"}, "none of 2 runs can be used: table row 0: loop: input should be"),
         ({}, {"loop": "closed"}, "concurrency is missing; a closed loop needs"),
