@@ -1,6 +1,7 @@
 """How large a checkpoint or a drafting head is: from its config.json or a known model's name."""
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -114,7 +115,8 @@ def drafter_of(verifier: Any, method: str) -> dict[str, Any]:
     if sparse:  # published heads are dense and 5 to 8 times as wide inside
         block["intermediate_size"] = 6 * c["hidden_size"]
     if c.get("kv_lora_rank"):  # and have plain attention
-        heads = {"num_attention_heads": c["hidden_size"] // 128, "num_key_value_heads": 8}
+        n = c["hidden_size"] // 128
+        heads = {"num_attention_heads": n, "num_key_value_heads": math.gcd(n, 8)}
         block |= heads | {"head_dim": 128}
     return sizes_of(block | ({"draft_vocab_size": EAGLE3_TOKENS} if method == "eagle3" else {}))
 

@@ -71,6 +71,7 @@ def test_equal_loads_are_equal_and_do_not_change() -> None:
         load != Load(rps=[1, 3], prompt=5, output=6) != Load(concurrency=[1, 3], prompt=5, output=6)
     )
     assert Load.read(WINDOWS) == Load.read(WINDOWS) != Load.read(WINDOWS.assign(seconds=1.0))
+    assert load != str(load) and load not in (None, Load.read(WINDOWS))
     load.cells["prompt_tokens"].values[()] = 9
     traffic = Load.read(WINDOWS)
     windows = traffic.windows
@@ -158,6 +159,17 @@ def test_requests_without_output_are_left_out_and_said() -> None:
         assert Load.read(log, 50) == Load.read(LOG, 50)
     with pytest.raises(InputError, match="output_tokens is 0 in every row"):
         Load.read(LOG.assign(output_tokens=0))
+
+
+def test_a_twentieth_of_no_requests_is_left_out_and_said() -> None:
+    log = pd.DataFrame({"timestamp": np.arange(100.0), "prompt_tokens": 9.0, "output_tokens": 9})
+    log.loc[[7, 9], "prompt_tokens"] = [-3.0, np.nan]
+    reason = "prompt_tokens in row 7 is -3.0; .*; 2 rows are like this"
+    with pytest.warns(EvidenceWarning, match=f"^table: 2 of 100 rows are left out: {reason}$"):
+        assert Load.read(log, 100).requests == pytest.approx(98)
+    log.loc[:3, "prompt_tokens"] = 0.0
+    with pytest.raises(InputError, match="^table: prompt_tokens in row 0 is 0.0; .*; 6 rows are"):
+        Load.read(log, 100)
 
 
 def test_requests_in_another_order_are_counted_at_their_own_time_and_said() -> None:

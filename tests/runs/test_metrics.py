@@ -366,10 +366,23 @@ def test_an_impossible_position_leaves_the_totals(
     assert math.isnan(run["accepted_1"])
 
 
-@pytest.mark.parametrize("bound", ["-Inf", "-0.5", "0"])
-def test_impossible_bounds_are_refused(bound: str, steady: Scrapes, tmp_path: Path) -> None:
-    ttft = "vllm:time_to_first_token_seconds_bucket"
-    changed = [(t, re.sub(rf'({ttft}.*le=")0.25"', rf'\g<1>{bound}"', b)) for t, b in steady]
+TTFT = "vllm:time_to_first_token_seconds"
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "says"),
+    [
+        *(
+            (rf'({TTFT}_bucket.*le=")0.25"', rf'\g<1>{bound}"', "buckets of .* impossible bounds")
+            for bound in ("-Inf", "-0.5", "0")
+        ),
+        (rf"({TTFT}_sum.*) (.*)", r"\1 \g<2>e3", f"{TTFT} sums to .* s, but its buckets allow"),
+    ],
+)
+def test_impossible_histograms_are_refused(
+    *, line: str, instead: str, says: str, steady: Scrapes, tmp_path: Path
+) -> None:
+    changed = [(t, re.sub(line, instead, body)) for t, body in steady]
     assert changed != steady
-    with pytest.raises(InputError, match="buckets of .* have impossible bounds"):
+    with pytest.raises(InputError, match=says):
         read(write(tmp_path / "m.txt", changed), window_s=90, **SD)

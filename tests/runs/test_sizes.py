@@ -462,6 +462,18 @@ def test_a_head_of_a_folder(tmp_path: Path) -> None:
     assert Size.drafter("mtp", "Nemotron-Nano-9B-v2").experts == 0
 
 
+@pytest.mark.parametrize(("hidden", "kv_heads"), [(7168, 8), (2560, 4)])  # DeepSeek's, MiniCPM3's
+def test_a_head_for_latent_attention_has_plain_attention(
+    tmp_path: Path, hidden: int, kv_heads: int
+) -> None:
+    latent = {"kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
+    verifier = LLAMA_8B | latent | {"hidden_size": hidden, "vocab_size": 32000}
+    head = Size.drafter("eagle", config(tmp_path, verifier))
+    attention = 2 * hidden * (hidden + 128 * kv_heads)
+    assert head.params == attention + hidden * (3 * 14336 + 2 * hidden + 32000)
+    assert head.kv_bytes == 2 * 2 * 128 * kv_heads
+
+
 @pytest.mark.parametrize("method", ["ngram", "draft_model", "medusa"])
 def test_methods_without_a_head_are_refused(method: str) -> None:
     allowed = "allowed: eagle, eagle2, eagle3, mtp .without weights has drafter_params 0"

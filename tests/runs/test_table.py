@@ -72,6 +72,11 @@ def test_the_first_bad_cell_of_a_row_is_named() -> None:
         ({}, {"saturated": "perhaps"}, "saturated must be true or false, got 'perhaps'"),
         ({}, {"drafter": "none"}, "draft_tokens is 3 but there is no drafter"),
         ({"accepted_4": "n", "drafts": "n"}, {}, "accepted_1 .. accepted_k are incomplete"),
+        (
+            {},
+            {"loop": "burst", "concurrency": 4, "without": ("rate_rps",)},
+            "concurrency is given in a burst loop; call the loop closed",
+        ),
     ],
 )
 def test_bad_table_call(columns: dict[str, Any], constants: dict[str, Any], message: str) -> None:
@@ -123,6 +128,15 @@ def test_totals_without_positions_stay_totals() -> None:
     many = read_table(TABLE.assign(drafts=93_800, accepted_tokens=178_220)).table
     assert many.tokens_per_cycle[0] == pytest.approx(2.90, abs=1e-3)
     assert not runs["flags"].str.contains("no-counts").any()
+
+
+def test_positions_alone_add_up_to_the_accepted_tokens() -> None:
+    positions = {f"accepted_{j}": f"a{j}" for j in (1, 2, 3)}
+    table = TABLE.assign(drafts=1000, a1=900, a2=700, a3=500)
+    runs = read_table(table, {"drafts": "drafts", **positions}).table
+    assert runs.accepted_tokens.tolist() == [2100, 2100]
+    assert runs.tokens_per_cycle.tolist() == pytest.approx([3.1, 3.1])
+    assert set(runs.acceptance_from) == {"positions"}
 
 
 def test_a_drafter_says_how_it_drafts_and_where_it_is() -> None:

@@ -338,6 +338,7 @@ BAD_FIELDS = [
     ("all-failed", PLAIN, {"errors": ["gone"] * 29}, "no request succeeded; at least one"),
     ("none-done", PLAIN, {"completed": 0}, "no request succeeded; at least one"),
     ("starts", PLAIN, first("start_times", NAN), r"start_times\[0\] must be a finite number"),
+    ("starts-in-ms", PLAIN, first("start_times", 9e3), "start_times spread over .* of 20.4255 s"),
     (
         "lists-in-ms",
         PLAIN,

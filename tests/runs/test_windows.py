@@ -61,3 +61,17 @@ def test_a_window_in_which_requests_pile_up_is_not_steady() -> None:
     check_steady(times, finished, 20 + 6 * np.sin(times))
     with pytest.raises(InputError, match="requests in flight went from 9 to 32"):
         check_steady(times, finished, np.linspace(5, 35, len(times)))
+
+
+@pytest.mark.parametrize(
+    ("times", "finished", "says"),
+    [
+        (np.arange(0.0, 65.0, 5.0), np.full(13, 7.0), "window of 60 s from 0: no request finished"),
+        (np.arange(0.0, 80.0, 20.0), np.arange(4.0), "has 4 readings; a steady load needs 5"),
+    ],
+)
+def test_a_window_with_too_little_in_it_is_refused(
+    times: np.ndarray, finished: np.ndarray, says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        check_steady(times, finished, np.zeros(len(times)))
