@@ -2,10 +2,11 @@
 
 import csv
 import json
+import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.table import LENGTHS, Columns
+from bayes_sd.runs.table import LENGTHS, Columns, opened, packed
 
 LOG = ("timestamp", *LENGTHS)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
@@ -28,10 +29,12 @@ PUBLIC = (
 )
 MEMORY = "500MB"  # of DuckDB, which goes on on disk
 HEAD = 1 << 16  # bytes that show what is in a file
+QUOTED = re.compile(rb'(^|,)"([^"\r\n]|"")*"(,|\r?$)', re.MULTILINE)
 CSV = {"header": True, "delim": ",", "auto_detect": False, "null_padding": True, "parallel": False}
 CSV |= {"ignore_errors": True, "store_rejects": True}
 PLACES: dict[str, Any] = {"filename": True, "file_row_number": True, "union_by_name": True}
 HAS_REJECTED = "FROM duckdb_tables() WHERE table_name = 'reject_errors'"
+SCHEMA = "SELECT file_name, name FROM parquet_schema(?)"
 REJECTED = "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) ORDER BY line"
 
 
@@ -42,7 +45,7 @@ def is_lazy(source: Any) -> bool:
 
 def is_parquet(source: Any) -> bool:
     """Whether it is a Parquet file."""
-    return isinstance(source, Path) and _head(source).startswith(b"PAR1")
+    return isinstance(source, Path) and _format(source) == "Parquet"
 
 
 def is_log(source: Any, mapping: Columns) -> bool:
@@ -70,7 +73,7 @@ def columns_of(source: Any) -> list[str]:
 
 
 def _head(path: Path) -> bytes:
-    with in_words(str(path)), path.open("rb") as file:
+    with in_words(str(path)), opened(path) as file:
         return file.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
@@ -80,6 +83,32 @@ def names_of(columns: Sequence[str], mapping: Columns) -> dict[str, str]:
     names = dict(zip(LOG, public, strict=True)) | {k: k for k in INPUTS if k in columns}
     names |= {k: header for k, (header, _) in mapping.items() if k in INPUTS}
     return {k: v for k, v in names.items() if v in columns}
+
+
+def need_alike(engine: Any, sources: Sequence[Any], needed: Collection[str]) -> None:
+    """Refuse a file of another format than the first, or a table without what it must have."""
+    first, rest = sources[0], list(map(str, sources[1:]))
+    for path in rest:
+        if (ours := _format(Path(path))) != (theirs := _format(first)):
+            raise InputError(f"{path}: is {ours} but {first} is {theirs}; read them apart")
+    columns = {path: set[str]() for path in rest}
+    if rest and is_parquet(first):
+        for path, column in engine.con.execute(SCHEMA, [rest]).fetchall():
+            columns[path].add(column)
+    elif rest and _format(first) == "CSV":  # JSON leaves out what is missing
+        columns = {path: {*columns_of(Path(path))} for path in rest}
+    else:
+        return
+    for path, there in columns.items():
+        if lost := [name for name in needed if name not in there]:
+            raise InputError(f"{path}: no column {', '.join(lost)}, which {first} has")
+
+
+def _format(path: Path) -> str:
+    head = _head(path)
+    if not head:
+        return "empty"
+    return "Parquet" if head[:4] == b"PAR1" else "JSON" if head[:1] in (b"{", b"[") else "CSV"
 
 
 @contextmanager
@@ -126,21 +155,25 @@ def read(engine: Any, name: str, sources: Sequence[Any], names: Mapping[str, str
         return first.mutate(file=ibis.literal(name), row=ibis.null("int64"))
     if isinstance(first, pd.DataFrame):
         ours = first[list(used)].assign(file=name, row=np.arange(len(first)))
-        return ibis.memtable(ours.astype(dict.fromkeys(ours.columns[ours.dtypes == "O"], "string")))
+        ours = ours.astype(dict.fromkeys(ours.columns[ours.dtypes == "O"], "string"))
+        dates = ours.select_dtypes(["datetime", "datetimetz"])  # an engine refuses nanoseconds
+        return ibis.memtable(ours.assign(**dates.apply(lambda x: x.dt.as_unit("us"))))
     if is_parquet(first):
         found = engine.read_parquet(list(map(str, sources)), **PLACES)
         return found.mutate(file=found.filename, row=found.file_row_number)
-    head, tables = _head(first), []
-    kind = "array" if head[:1] == b"[" else "newline_delimited"
-    # Where the first lines have no quotes, a stray one is part of a cell and swallows no lines.
-    quote = '"' if b'"' in b"".join(head.splitlines()[:2]) else ""
+    tables = []
     for path in map(str, sources):
+        head = _head(Path(path))
+        how: dict[str, Any] = {"compression": "gzip" if packed(Path(path)) else "none"}
         if head[:1] in b"{[":
-            skip = kind != "array"
-            found = engine.read_json(path, columns=used, format=kind, ignore_errors=skip)
+            kind = "array" if head[:1] == b"[" else "newline_delimited"
+            how |= {"columns": used, "format": kind, "ignore_errors": kind != "array"}
+            found = engine.read_json(path, **how)
         else:
-            types = dict.fromkeys(columns_of(Path(path)), "VARCHAR")
-            found = engine.read_csv(path, columns=types, quote=quote, escape=quote, **CSV)
+            # Where no first cell has quotes, a stray one is part of it and swallows no lines.
+            how |= dict.fromkeys(("quote", "escape"), '"' if QUOTED.search(head) else "")
+            how |= {"columns": dict.fromkeys(columns_of(Path(path)), "VARCHAR")}
+            found = engine.read_csv(path, **how, **CSV)
         cells = {k: found[k] if k in found.columns else ibis.null("string") for k in used}
         tables.append(found.select(**cells, file=ibis.literal(path), row=ibis.row_number()))
     return ibis.union(*tables) if len(tables) > 1 else tables[0]

@@ -20,8 +20,17 @@ from bayes_sd.runs import config as c
 from bayes_sd.runs import log_files as f
 from bayes_sd.runs.consistency import QUANTILES
 from bayes_sd.runs.drafting import Drafting
-from bayes_sd.runs.rows import FAILED_SHARE, METRICS, Latency, Rows, rows_of, run_id, run_row
-from bayes_sd.runs.table import LENGTHS, UNITS, WINDOW, Columns, has, require
+from bayes_sd.runs.rows import (
+    FAILED_SHARE,
+    METRICS,
+    Latency,
+    Rows,
+    counted,
+    rows_of,
+    run_id,
+    run_row,
+)
+from bayes_sd.runs.table import LENGTHS, UNITS, WINDOW, Columns, differ, has, require
 from bayes_sd.runs.windows import QUARTERS, check_steady
 
 LEAST = {"timestamp": -LARGEST, **dict.fromkeys(LENGTHS, 1.0), "e2e_s": 1e-9, "ttft_s": 1e-9}
@@ -48,6 +57,7 @@ class Log:
 
     def __init__(self, name: str, sources: Sequence[Any], mapping: Columns, *needed: str) -> None:
         columns = f.columns_of(sources[0])
+        differ(columns, name)
         require(mapping, f.INPUTS, columns)
         self.name, names = name, f.names_of(columns, mapping)
         if missing := [k for k in (*f.LOG, *needed) if k not in names]:
@@ -59,6 +69,8 @@ class Log:
         kept = f.is_lazy(sources[0])
         self._own, self._engine = not kept, sources[0].get_backend() if kept else f.duckdb()
         with f.in_words(name):
+            must = [names[k] for k in (*f.LOG, "e2e_s") if k in names]
+            f.need_alike(self._engine, sources, must)
             self._rows = _checked(f.read(self._engine, name, sources, names), names, factors)
             if not (kept or f.is_parquet(sources[0])):  # texts are parsed once
                 self._rows = self._engine.create_table("requests", self._rows, temp=True)
@@ -108,12 +120,18 @@ class Log:
         n = self._survey.groupby("kind")["n"].sum()
         if DONE not in n and EMPTY in n:
             raise InputError(f"{self.name}: output_tokens is 0 in every row; answers have tokens")
+        if DONE not in n and OPEN in n:
+            raise InputError(f"{self.name}: e2e_s is missing in every row; answers have a latency")
         for bad in self.aside:
             if DONE not in n or bad["n"] > FAILED_SHARE * n.sum():
                 raise InputError(f"{bad['source']}: {bad['reason']}")
         windows = self.windows(window_s, (DONE, OPEN))
+        busy, last = windows[windows["requests"] > 0], windows["requests"] == 0
+        for k in LENGTHS:  # where no request has an answer yet
+            windows.loc[last, k] = np.average(busy[k], weights=busy["requests"])
         for bad in self.aside:
-            _warn(f"{bad['source']}: {bad['n']} of {n.sum()} rows are left out: {bad['reason']}")
+            what = f"{bad['n']} of {n.sum()} rows are left out: " if bad["n"] else ""
+            _warn(f"{bad['source']}: {what}{bad['reason']}")
         for kind, how in ((EMPTY, "no output tokens and are left out"), (OPEN, "no answer yet")):
             if kind in n:
                 _warn(f"{self.name}: {n[kind]} of {n.sum()} requests have {how}")
@@ -121,6 +139,11 @@ class Log:
 
     def runs(self, configuration: c.Values, window_s: float) -> Rows:
         """Run of each steady window, or why it has none."""
+        faults = sum(bad["n"] for bad in self.aside)
+        n = int(self._survey["n"].sum() + self._lines["n"].sum())
+        if faults > FAILED_SHARE * n:
+            yield -1, InputError(f"{faults} of {n} rows are no requests; its rates are not known")
+            return
         windows = self.windows(window_s, REQUESTS)
         if len(idle := windows["start_s"][windows["n"].isna()]):
             first = f"the first from {idle.iloc[0]:.0f}"
@@ -136,13 +159,15 @@ class Log:
         n, unit_s = int(survey["n"].sum()), self._unit_s
         first_s, last_s = survey["first"].min() * unit_s, survey["last"].max() * unit_s
         if n < 2 or last_s == first_s:
-            what = "all timestamps are equal" if n else "it has no rows"
+            few = {0: "it has no requests", 1: "it has one request"}
+            what = few.get(n, "all timestamps are equal")
             raise InputError(f"{self.name}: {what}; a rate needs at least two times")
         # The first request opens the log, so that n of them bound only n - 1 of the n gaps.
         span_s = (last_s - first_s) * n / (n - 1)
         if span_s > WINDOWS_MAX * window_s:
-            what = f"{span_s:.4g} s are more than {WINDOWS_MAX} windows of {window_s:g} s"
-            raise InputError(f"{self.name}: {what}; are the timestamps in seconds?")
+            what = f"timestamps from {first_s:.10g} to {last_s:.10g} s"
+            what += f" are more than {WINDOWS_MAX} windows of {window_s:g} s"
+            raise InputError(f"{self.name}: {what}; are they all in seconds?")
         count = max(1, round(span_s / window_s))
         width_s = span_s / count
         rows = self._rows.filter(self._rows.kind.isin(kinds))
@@ -204,6 +229,10 @@ def _number(column: Any) -> Any:
     return column.try_cast("float64") if column.type().is_string() else column.cast("float64")
 
 
+def _may_be_nan(kind: Any) -> bool:
+    return kind.is_floating() or kind.is_string()
+
+
 def _time(column: Any) -> Any:
     """Seconds of dates; numbers as they are; of texts, whichever they hold."""
     import ibis
@@ -211,7 +240,7 @@ def _time(column: Any) -> Any:
     kind = column.type()
     if kind.is_string():
         return _number(column).coalesce(_time(column.try_cast("timestamp('UTC')")))
-    if kind.is_timestamp() or kind.is_date():
+    if kind.is_timestamp() or kind.is_date() or kind.is_unknown():  # nanoseconds with a zone
         since = column.cast("timestamp").delta(ibis.timestamp("1970-01-01"), unit="microsecond")
         return since / 1e6
     return _number(column)
@@ -223,7 +252,9 @@ def _checked(raw: Any, names: Mapping[str, str], factors: Mapping[str, float]) -
 
     given = {k: raw[names[k]] for k in f.INPUTS if k in names}
     blank = {k: x.isnull() for k, x in given.items()}
-    blank |= {k: blank[k] | x.isnan() for k, x in given.items() if x.type().is_floating()}
+    numbers = {k: x for k, x in given.items() if k in f.NUMBERS[1:]}  # Python writes NaN as text
+    numbers = {k: _number(x) for k, x in numbers.items() if _may_be_nan(x.type())}
+    blank |= {k: blank[k] | x.isnan().fill_null(False) for k, x in numbers.items()}
     value = {k: _number(x) * factors.get(k, 1.0) for k, x in given.items() if k in f.NUMBERS}
     value["timestamp"] = _time(given["timestamp"])
     open_ = blank.get("e2e_s", ibis.literal(False))
@@ -298,10 +329,9 @@ def _run(w: Mapping[Any, Any], configuration: c.Values) -> dict[str, Any]:
         if not c.absent(known["mean_s"]):
             known |= dict(zip(QUANTILES, w[f"{m}_at"], strict=True))
         latencies[m] = c.record(Latency, {k: x for k, x in known.items() if not c.absent(x)})
-    load = {k: w[k] for k in (*LENGTHS, "failed", "incomplete")}
+    load = counted(n, w["failed"], width_s) | {k: w[k] for k in (*LENGTHS, "incomplete")}
     load |= {f"{k}_sd": w[f"{k}_sd"] * (1 - 1 / n) ** 0.5 for k in LENGTHS if n > 1}
-    load |= {"loop": "open", "rate_rps": w["n"] / width_s, "requests": n}
-    load |= dict.fromkeys(("span_s", "duration_s"), width_s)
+    load |= {"loop": "open", "rate_rps": w["n"] / width_s, "span_s": width_s}
     drafting = c.record(Drafting, {k: w[k] for k in f.COUNTS if not c.absent(w.get(k))})
     row = run_row(configuration, load, latencies, drafting=drafting) | {"detail": True}
     return row | {"run_id": run_id(row, start_s)}

@@ -120,7 +120,7 @@ def read(
         try:
             kinds[name], contents = _content(source, name, mapping)
             if kinds[name] in ("metrics", "log"):
-                suffix = path.suffix if kinds[name] == "log" else ""
+                suffix = Path(path.name.removesuffix(".gz")).suffix if kinds[name] == "log" else ""
                 records.setdefault((kinds[name], suffix), {})[path] = contents[0]
             elif kinds[name] == "table":
                 values = reader.configuration(path, {}) | for_tables
@@ -205,9 +205,10 @@ def _content(source: Any, name: str, columns: table.Columns) -> tuple[str, list[
     if isinstance(source, pd.DataFrame):
         return "table", [table.load_table(source, name)]
     try:
-        text = source.read_text(encoding="utf-8-sig").strip()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})") from None
+        with table.opened(source) as file:
+            text = file.read().decode("utf-8-sig").strip()
+    except table.BROKEN as error:
+        raise InputError(f"cannot be read ({table.why(error)})") from None
     except UnicodeDecodeError:
         raise InputError(f"is not text; {NEEDED}") from None
     header, what = text.partition("\n")[0], "of no known kind" if text else "empty"
@@ -246,7 +247,8 @@ def find_files(
         if path.is_dir():
             config = None if leave_out is None else Path(leave_out).resolve()
             below = [p for p in sorted(path.rglob("*")) if p.resolve() != config]
-            matches = [p for p in below if any(fnmatch(p.name, each) for each in PATTERNS)]
+            named = [(p, p.name.removesuffix(".gz")) for p in below]
+            matches = [p for p, name in named if any(fnmatch(name, each) for each in PATTERNS)]
             matches = [p for p in matches if not (vllm.companion(p) or aiperf.companion(p))]
             problem = f"the folder has no {', '.join(PATTERNS)} with runs"
         elif glob.has_magic(str(item)) and not path.exists():

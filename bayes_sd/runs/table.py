@@ -1,8 +1,11 @@
 """Tables, CSV or JSON lines: one run a row, and windows or single requests of traffic."""
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,28 @@ THROUGHPUT = "output_tokens_per_s"  # of all requests together, at a concurrency
 INPUTS = (*NAMES, *WORKLOAD, *LATENCIES, *COUNTS, THROUGHPUT, "saturated")
 REQUIRED = ("verifier", "draft_tokens", *LENGTHS, "requests")
 TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+BROKEN = (OSError, EOFError, zlib.error)
 Mapped = str | tuple[str, str]
 Columns = Mapping[str, tuple[str, float | None]]  # ours to theirs, and to a factor to our unit
 
 WINDOW = ("rate_rps", *LENGTHS)
 TRAFFIC = (*WINDOW, *(f"{name}_sd" for name in LENGTHS), "seconds")
+
+
+def packed(path: Path) -> bool:
+    """Whether a file is in gzip's format."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def opened(path: Path) -> gzip.GzipFile | BufferedReader:
+    """A file, unpacked as it is read."""
+    return gzip.open(path) if packed(path) else path.open("rb")
+
+
+def why(error: Exception) -> str:
+    """Why a file is :data:`BROKEN`."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def load_table(source: Source, name: str, **options: Any) -> pd.DataFrame:
@@ -42,21 +62,28 @@ def load_table(source: Source, name: str, **options: Any) -> pd.DataFrame:
         if not path.is_file():
             raise InputError(f"{name}: no such file; a CSV file or a table is needed")
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 is_json = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-            if is_json:
-                table = pd.DataFrame(json_objects(path.read_text(encoding="utf-8-sig")))
-            else:
-                table = pd.read_csv(path, low_memory=False, **options)
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+                file.seek(0)
+                if is_json:
+                    table = pd.DataFrame(json_objects(file.read().decode("utf-8-sig")))
+                else:
+                    table = pd.read_csv(file, low_memory=False, **options)
+        except BROKEN as error:
+            raise InputError(f"{name}: cannot be read ({why(error)})") from None
         except ValueError as error:
             reason = (str(error).strip().splitlines() or ["no table"])[0]
             raise InputError(f"{name}: is no table in CSV or JSON lines ({reason})") from None
-    if not table.columns.is_unique:
-        twice = ", ".join(map(str, table.columns[table.columns.duplicated()]))
-        raise InputError(f"{name}: two columns are called {twice}; names must differ")
+    differ(table.columns, name)
     return table
+
+
+def differ(columns: Iterable[Any], name: str) -> None:
+    """Refuse a table with two columns of one name."""
+    names = pd.Index(columns)
+    if not names.is_unique:
+        twice = ", ".join(map(str, names[names.duplicated()]))
+        raise InputError(f"{name}: two columns are called {twice}; names must differ")
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Logs of single requests to runs: in any format, with all that is wrong in real ones."""
 
 import csv
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -51,12 +52,12 @@ def same(runs: Runs, other: Runs) -> None:
 
 def written(log: pd.DataFrame, path: Path) -> Path:
     """The log in the format of the file's name."""
-    if path.suffix == ".csv":
-        log.to_csv(path, index=False)
-    elif path.suffix == ".parquet":
+    if path.suffix == ".parquet":
         log.to_parquet(path, index=False)
-    else:
-        path.write_text(log.to_json(orient="records", lines=True, double_precision=15))
+        return path
+    lines = log.to_json(orient="records", lines=True, double_precision=15)
+    content = (log.to_csv(index=False) if ".csv" in path.suffixes else lines).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 
@@ -79,7 +80,7 @@ def test_a_window_has_the_exact_statistics_of_its_requests() -> None:
     assert run["rate_rps"] == pytest.approx(len(inside) / span_s * 4)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz"])
 def test_files_of_every_format_and_parts_of_one_log_are_the_same(
     tmp_path: Path, suffix: str
 ) -> None:
@@ -151,6 +152,16 @@ def test_counts_of_drafts_are_summed() -> None:
     log = made().assign(drafts=10, drafted_tokens=30, accepted_tokens=15)
     run = read(log, drafter="d", drafter_params=1e9, draft_tokens=3).table.iloc[0]
     assert run["drafted_tokens"] == 30 * run["requests"] and run["acceptance_from"] == "totals"
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+def test_times_may_have_nanoseconds_and_a_zone(tmp_path: Path, zone: str | None) -> None:
+    log = made().round({"timestamp": 6})
+    times = pd.to_datetime(log["timestamp"], unit="s", utc=True).astype("datetime64[ns, UTC]")
+    dated = log.assign(timestamp=(times + pd.Timedelta(1, "ns")).dt.tz_convert(zone))
+    for source in (dated, written(dated, tmp_path / "a.parquet")):
+        found = read(source).table
+        assert found["requests"].tolist() == read(log).table["requests"].tolist()
 
 
 # --- what is wrong in real logs ------------------------------------------------------------------
@@ -260,9 +271,60 @@ def test_an_empty_part_and_a_broken_one_are_named(tmp_path: Path) -> None:
         read(tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_part_unlike_the_first_is_refused(tmp_path: Path, suffix: str) -> None:
+    log = made()
+    written(log, tmp_path / f"a{suffix}")
+    part = written(log.drop(columns="e2e_s"), tmp_path / f"b{suffix}")
+    for reader in (read, bsd.Load.read):
+        with pytest.raises(InputError, match=f"b{suffix}: no column e2e_s, which .*a{suffix} has"):
+            reader(tmp_path)
+    part.write_text("")
+    with pytest.raises(InputError, match=f"b{suffix}: is empty but .*a{suffix} is .*; read them"):
+        bsd.Load.read(tmp_path)
+
+
+def test_a_log_with_much_that_is_no_request_has_no_runs(tmp_path: Path) -> None:
+    path = written(made(), tmp_path / "a.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line + ",7" * (i % 3 == 1) for i, line in enumerate(lines)))
+    with pytest.raises(InputError, match="667 of 2000 rows are no requests; its rates are not"):
+        read(path)
+
+
+def test_a_cell_may_have_quotes_where_the_first_have_none(tmp_path: Path) -> None:
+    log = made().assign(model=["m"] * 5 + ["a, b"] * 1995)
+    same(read(written(log, tmp_path / "a.csv")), read(made()))
+
+
+def test_windows_without_an_answer_say_so_and_have_the_usual_lengths() -> None:
+    log = made()
+    log.loc[1400:, ["e2e_s", "ttft_s", "output_tokens"]] = np.nan
+    aside = read(log).set_aside
+    assert aside["reason"].tolist() == [
+        "no request succeeded; at least one successful request is needed"
+    ]
+    with pytest.warns(EvidenceWarning, match="600 of 2000 requests have no answer yet"):
+        load = bsd.Load.read(log, WINDOW_S)
+    assert load.requests == pytest.approx(2000)
+    usual = log["output_tokens"].mean()
+    assert load.windows["output_tokens"].iloc[-1] == pytest.approx(usual)
+
+
+def test_a_latency_that_python_wrote_as_nan_is_missing(tmp_path: Path) -> None:
+    log = made()
+    log.loc[1990:, ["e2e_s", "ttft_s"]] = np.nan
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in log.to_dict("records")))
+    assert read(path).table["incomplete"].tolist() == [0, 0, 0, 10]
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     path = written(made().drop(columns="output_tokens"), tmp_path / "a.csv")
     with pytest.raises(InputError, match="a.csv: no column output_tokens; a log of requests has"):
+        read(path)
+    path.write_text(path.read_text().replace("ttft_s", "e2e_s", 1))
+    with pytest.raises(InputError, match="a.csv: two columns are called e2e_s; names must differ"):
         read(path)
 
 
