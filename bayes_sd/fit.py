@@ -28,6 +28,7 @@ from bayes_sd.model.sample import MAX_MINUTES, Refitter, Sampling, sample
 from bayes_sd.model.start import start
 from bayes_sd.physics.law import FULL, Law
 from bayes_sd.report import page as _page
+from bayes_sd.runs.machine import Machine, sheet_of
 from bayes_sd.runs.schema import Runs
 
 if TYPE_CHECKING:
@@ -93,19 +94,18 @@ def usual_prior(runs: Runs, public: bool | None = None) -> Fit | None:
 
 
 @cache
-def reference(machine: str | None = None) -> Fit:
+def reference(machine: str | Machine | None = None) -> Fit:
     """The shipped reference posterior: what public runs of many machines say of any of them.
 
     Of a `machine` that was among them, with an engine of today (A100 80GB, H100, H200, GB200), it
-    says what its own runs do, of another host with another release. It answers about machines by
-    their data sheets (``Server(..., environment=Machine("H100"))``), and is a prior for runs of
-    one's own (``LatencyModel(prior=reference("H100"))``). Its ``provenance["card"]`` names what it
-    was fitted to; ``benchmarks/reference.py`` builds it again.
+    says what its own runs do, of another host with another release. It answers by data sheets
+    (``Server(..., environment=Machine("H100"))``) and is a prior for runs of one's own
+    (``LatencyModel(prior=reference("H100"))``). Its ``provenance["card"]`` names what it holds.
 
     Parameters
     ----------
-    machine : str, optional
-        As :class:`bayes_sd.Machine` names it; of one not among them it says what it does of any.
+    machine : str or Machine, optional
+        Of one not among them it says what it does of any, and warns of a name that is nearly one.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def reference(machine: str | None = None) -> Fit:
     >>> bsd.reference("H100").compare(load, eagle, plain).table["support"].unique().tolist()
     ['data sheet']
     """
-    return Fit.load(REFERENCE) if machine is None else reference().of_machine(machine)
+    return Fit.load(REFERENCE) if machine is None else reference().of_machine(sheet_of(machine))
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import bayes_sd as bsd
 from bayes_sd.cli.app import app
-from bayes_sd.errors import EvidenceError, InputError
+from bayes_sd.errors import EvidenceError, EvidenceWarning, InputError
 from bayes_sd.fit import REFERENCE
 from bayes_sd.model.file import TABLES
 
@@ -89,6 +89,15 @@ def test_a_machine_that_was_measured_speaks_for_itself_and_no_other_does() -> No
     spread = {fit: {p.name: p.b for p in bsd.LatencyModel(prior=fit).priors}
               for fit in (anyone, own)}  # fmt: skip
     assert spread[own]["pace_dense"] < 0.6 * spread[anyone]["pace_dense"]
+
+
+def test_a_machine_may_be_spelled_in_other_ways_and_a_misspelt_one_is_said() -> None:
+    own, plain = bsd.reference("H200"), servers(bsd.Machine("H200"))[0]
+    expected = own.latency(LOAD, plain).table
+    for name in ("nvidia h200", bsd.Machine("H200", gpus=2)):
+        assert bsd.reference(name).latency(LOAD, plain).table.equals(expected)
+    with pytest.warns(EvidenceWarning, match="'H2000' has no data sheet here .like it .* H200"):
+        assert bsd.reference("H2000") is bsd.reference()
 
 
 def ask(*arguments: str) -> str:

@@ -3,6 +3,7 @@
 import difflib
 import re
 import tomllib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from bayes_sd.errors import LARGEST, InputError, require
+from bayes_sd.errors import LARGEST, EvidenceWarning, InputError, require, shown
 
 GRAPH_TOKENS = 512  # of the largest graph that vLLM captures by default
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "fp4")
@@ -81,18 +82,32 @@ def machine_of(site: str) -> str:
     return site.partition(" / ")[0]
 
 
+def near(name: str, cutoff: float = 0.75) -> list[str]:
+    """Names of data sheets like this one, the most alike first."""
+    all_of = {each.casefold(): each for each in sheets()}
+    return [all_of[x] for x in difflib.get_close_matches(name.casefold(), all_of, 4, cutoff)]
+
+
 def one_named(name: str, gpus: int | None, by_numbers: bool) -> tuple[str, int | None]:
     """Like `named`, of a machine's own name; InputError if it has no data sheet nor numbers."""
     known, count = named(name)
     if not (known or by_numbers):
-        all_of = {each.casefold(): each for each in sheets()}
-        near = difflib.get_close_matches(name.casefold(), all_of, n=4, cutoff=0.5) or all_of
-        like = ", ".join(all_of[each] for each in list(near)[:4])
+        like = ", ".join((near(name, 0.5) or list(sheets()))[:4])
         hint = f"known are {like}, ...; of others give gb_per_s and, where known, tflops"
         raise InputError(f"machine {name!r} has no data sheet here; {hint}")
     if count and gpus and count != gpus:
         raise InputError(f"machine {name!r} says {count} accelerators but gpus is {gpus}")
     return known, count
+
+
+def sheet_of(machine: "Machine | str") -> str:
+    """The data sheet's name of a machine, or its own; a warning where that is nearly another's."""
+    name = machine.name if isinstance(machine, Machine) else machine
+    if not (known := named(name)[0]) and (alike := near(name)):
+        what = f"machine {name!r} has no data sheet here (like it are called {', '.join(alike)})"
+        text = f"{what}; the reference says of it what it does of any machine."
+        warnings.warn(shown(text), EvidenceWarning, stacklevel=3)
+    return known or name
 
 
 def so_many(name: str, gpus: int) -> str:
