@@ -37,8 +37,8 @@ class _Export(c.Record):
     benchmark_duration: _Time
     succeeded: c.Count = called("request_count.avg", default=...)
     failed: c.Count | None = called("error_request_count.avg")
-    prompt_tokens: c.Finite = called("input_sequence_length.avg", default=...)
-    output_tokens: c.Finite = called("output_sequence_length.avg", default=...)
+    prompt_tokens: c.NonNegative = called("input_sequence_length.avg", default=...)
+    output_tokens: c.NonNegative = called("output_sequence_length.avg", default=...)
     in_flight: c.Finite | None = called("effective_concurrency.avg")
 
 
@@ -54,8 +54,8 @@ class _Record(c.Record):
     start_ns: c.Count = called("metadata.request_start_ns", default=...)
     e2e: _Time = called("metrics.request_latency", default=...)
     ttft: _Time | None = called("metrics.time_to_first_token")
-    prompt: c.Finite = called("metrics.input_sequence_length.value", default=...)
-    output: c.Finite = called("metrics.output_sequence_length.value", default=...)
+    prompt: c.NonNegative = called("metrics.input_sequence_length.value", default=...)
+    output: c.NonNegative = called("metrics.output_sequence_length.value", default=...)
 
 
 def is_result(data: c.Values) -> bool:

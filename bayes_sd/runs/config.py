@@ -107,6 +107,8 @@ def sentence(error: ValidationError) -> str:
         return f"{field} is missing"
     if first["type"] == "too_short":
         return f"{field} is empty; give at least one"
+    if first["type"] == "model_type":
+        return f"{field} must be a JSON object, got {str(first['input'])[:40]!r}".strip()
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field} {message}".strip()

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import InputError
-from bayes_sd.runs.table import LENGTHS, Columns, opened, packed
+from bayes_sd.runs.table import BROKEN, LENGTHS, Columns, opened, packed, why
 
 LOG = ("timestamp", *LENGTHS)
 COUNTS = ("drafts", "drafted_tokens", "accepted_tokens")
@@ -120,8 +120,8 @@ def in_words(name: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
+    except BROKEN as error:
+        raise InputError(f"{name}: cannot be read ({why(error)})") from None
     except Exception as error:  # of DuckDB, Arrow, Ibis, Spark ...
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{name}: is no log of requests ({reason})") from None

@@ -70,7 +70,7 @@ def read(
         CSV, JSON lines, an Ibis table) with a request a row: ``timestamp`` of its arrival (as in
         :meth:`bayes_sd.Load.read`), ``prompt_tokens``, ``output_tokens``, ``e2e_s`` (missing: still
         in flight), if known ``ttft_s``, ``drafts``, ``drafted_tokens``, ``accepted_tokens``. A
-        folder means all that is below it.
+        folder means all that is below it; text files may be packed with gzip.
     config : path, optional
         YAML (file name or pattern to keys) or CSV (column ``file`` and one column a key) with
         the configuration of files that do not state it.

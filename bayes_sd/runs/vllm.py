@@ -99,11 +99,11 @@ def runs_of(data: c.Values, configuration: c.Values, path: Path) -> rows.Rows:
         raise InputError("is the warm-up of a sweep; the measured runs lie beside it")
     compilation = _nested(data, "compilation_config", "cc")
     r = c.record(BenchResult, {**compilation, **_parameters(data), **data})
-    latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     requests, n, sent = _requests(r), r.completed, r.num_prompts or 0
     flags: frozenset[str] = frozenset()
     failed = max(sent - n, 0) if r.failed is None else r.failed
     load = _load(r) | rows.counted(n, failed, r.duration)
+    latencies = {ours: _reported(data, theirs) for ours, theirs in METRICS.items()}
     load["incomplete"] = max(sent - n - failed, 0)
     load |= {"prompt_tokens": r.total_input_tokens / n, "output_tokens": r.total_output_tokens / n}
     if requests is not None:

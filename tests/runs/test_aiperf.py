@@ -153,6 +153,8 @@ BAD = [
         "h",
         "request_latency.unit: input should be 's', 'sec'",
     ),
+    ("v0.13-poisson", "benchmark_duration", 5, "benchmark_duration must be a JSON object, got '5'"),
+    ("v0.13-poisson", "output_sequence_length.avg", -1, "output_sequence_length.avg must be .* 0"),
     ("v0.13-poisson", "request_latency.avg", 1.2, "mean e2e is reported as 0.0012 s but"),
     ("v0.13-poisson", "request_count.avg", 30.0, "lists 24 successful requests but .* counts 30"),
     ("v0.13-poisson", "request_count.avg", 0.0, "no request succeeded"),

@@ -25,6 +25,11 @@ from bayes_sd.runs.read import load_yaml, read
         (b"time,latency\n1,2\n", "no column is given for verifier"),
         (b"a note\n", "is of no known kind; needed is"),
         (b"\xff\xfe\x00\x01", "is not text"),
+        (
+            gzip.compress(PLAIN.read_bytes())[:300],
+            "bad.json: cannot be read .Compressed file ended",
+        ),
+        (gzip.compress(b"{}")[:10] + b"noise", "bad.json: cannot be read .Error -3 while decompr"),
         (b"[" * 100_000, "is JSON of an absurd size or depth"),
         (b'{"duration": ' + b"1" * 5000 + b"}", "is JSON of an absurd size or depth"),
         (b"[1, 2]", "is not a JSON object or several"),
@@ -40,6 +45,8 @@ from bayes_sd.runs.read import load_yaml, read
         "csv",
         "note",
         "binary",
+        "half-packed",
+        "packed-noise",
         "deep",
         "long",
         "list",
@@ -120,7 +127,8 @@ def test_runs_far_below_a_folder_are_found(tmp_path: Path) -> None:
     deep = tmp_path / "a" / "b" / "c"
     deep.mkdir(parents=True)
     write(deep / "run.json", raw(PLAIN))
-    assert len(read(tmp_path)) == 1
+    (deep / "packed.json.gz").write_bytes(gzip.compress(SD.read_bytes()))
+    assert len(read(tmp_path)) == 2
 
 
 def test_nothing_readable_gives_the_first_reasons(tmp_path: Path) -> None:

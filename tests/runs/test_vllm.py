@@ -337,6 +337,12 @@ BAD_FIELDS = [
     ("errors", PLAIN, {"errors": [""] * 3}, "unequal lengths .*errors 3"),
     ("all-failed", PLAIN, {"errors": ["gone"] * 29}, "no request succeeded; at least one"),
     ("none-done", PLAIN, {"completed": 0}, "no request succeeded; at least one"),
+    (
+        "none-done-means",
+        PLAIN,
+        {"completed": 0, "mean_e2el_ms": 0, "mean_ttft_ms": 0},
+        "no request succeeded; at least one",
+    ),
     ("starts", PLAIN, first("start_times", NAN), r"start_times\[0\] must be a finite number"),
     ("starts-in-ms", PLAIN, first("start_times", 9e3), "start_times spread over .* of 20.4255 s"),
     (
