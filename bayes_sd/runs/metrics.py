@@ -147,9 +147,13 @@ def _scrapes(text: str, file: Path) -> Iterator[Sample]:
             time_s = None if stamp is None else float(stamp)
         except ValueError:
             raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
-        for s in samples(scrape):
-            stamp_s = time_s if s.timestamp is None else float(s.timestamp)
-            yield stamp_s, s.name, s.labels, s.value
+        try:
+            for s in samples(scrape):
+                stamp_s = time_s if s.timestamp is None else float(s.timestamp)
+                yield stamp_s, s.name, s.labels, s.value
+        except InputError as error:
+            of = "" if stamp is None or len(scrapes) == 1 else f"the scrape of '# time {stamp}' "
+            raise InputError(f"{of}{error}") from None
 
 
 def _gain(window: pd.DataFrame, name: str, label: str = "") -> float:

@@ -228,7 +228,9 @@ def _content(source: Any, name: str, columns: table.Columns) -> tuple[str, list[
         if all(sign in text for sign in signs):
             raise InputError(f"is a result of {other}, which is not read; {NEEDED}")
     if "," not in header:
-        raise InputError(f"is {what}; {NEEDED}")
+        other = next((x for x in ";\t|" if header.count(x) > 1), "")
+        rule = f"a table has commas between its cells, not {other!r}" if other else NEEDED
+        raise InputError(f"is {what}; {rule}")
     return "table", [table.load_table(source, name)]
 
 

@@ -1,5 +1,6 @@
 """Tables, CSV or JSON lines: one run a row, and windows or single requests of traffic."""
 
+import csv
 import gzip
 import json
 import re
@@ -55,6 +56,7 @@ def why(error: Exception) -> str:
 
 def load_table(source: Source, name: str, **options: Any) -> pd.DataFrame:
     """A table, which messages call by `name`, as it is given; options of read_csv."""
+    header: list[str] = []
     if isinstance(source, pd.DataFrame):
         table = source
     else:
@@ -68,19 +70,22 @@ def load_table(source: Source, name: str, **options: Any) -> pd.DataFrame:
                 if is_json:
                     table = pd.DataFrame(json_objects(file.read().decode("utf-8-sig")))
                 else:
+                    head = file.readline().decode("utf-8-sig")  # pandas renames the second of two
+                    header = [x for x in next(csv.reader([head]), []) if x]
+                    file.seek(0)
                     table = pd.read_csv(file, low_memory=False, **options)
         except BROKEN as error:
             raise InputError(f"{name}: cannot be read ({why(error)})") from None
         except ValueError as error:
             reason = (str(error).strip().splitlines() or ["no table"])[0]
             raise InputError(f"{name}: is no table in CSV or JSON lines ({reason})") from None
-    differ(table.columns, name)
+    differ(header or table.columns, name)
     return table
 
 
 def differ(columns: Iterable[Any], name: str) -> None:
     """Refuse a table with two columns of one name."""
-    names = pd.Index(columns)
+    names = pd.Index(list(columns))
     if not names.is_unique:
         twice = ", ".join(map(str, names[names.duplicated()]))
         raise InputError(f"{name}: two columns are called {twice}; names must differ")

@@ -323,6 +323,7 @@ METRIC = {"__name__": f"{E2E}_count"}
         ([{"metric": {"__name__": []}, "values": []}], r"data.result\[0\] lacks metric or values"),
         (f'# time 5\n{E2E}_count{{engine="0', "is cut off or no text of a metrics endpoint"),
         (f'# time 5\n{E2E}_count{{engine="0"}}', "is cut off or no text of a metrics endpoint"),
+        (f"# time 5\n{E2E}_count 1\n# time 6\n{E2E}_count x\n", "json: .*'# time 6' is cut off or"),
     ],
     ids=str,
 )

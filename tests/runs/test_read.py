@@ -24,6 +24,8 @@ from bayes_sd.runs.read import load_yaml, read
         (b"", "is empty; needed is a JSON result"),
         (b"time,latency\n1,2\n", "no column is given for verifier"),
         (b"a note\n", "is of no known kind; needed is"),
+        (b"verifier;requests;e2e_mean_s\n", "kind; a table has commas between its cells, not ';'"),
+        (b"verifier,e2e_mean_s,e2e_mean_s\n", "two columns are called e2e_mean_s; names must"),
         (b"\xff\xfe\x00\x01", "is not text"),
         (
             gzip.compress(PLAIN.read_bytes())[:300],
@@ -44,6 +46,8 @@ from bayes_sd.runs.read import load_yaml, read
         "empty",
         "csv",
         "note",
+        "semicolons",
+        "twice",
         "binary",
         "half-packed",
         "packed-noise",
