@@ -88,14 +88,15 @@ def names_of(columns: Sequence[str], mapping: Columns) -> dict[str, str]:
 def need_alike(engine: Any, sources: Sequence[Any], needed: Collection[str]) -> None:
     """Refuse a file of another format than the first, or a table without what it must have."""
     first, rest = sources[0], list(map(str, sources[1:]))
+    theirs = _format(first) if rest else ""
     for path in rest:
-        if (ours := _format(Path(path))) != (theirs := _format(first)):
+        if (ours := _format(Path(path))) != theirs:
             raise InputError(f"{path}: is {ours} but {first} is {theirs}; read them apart")
     columns = {path: set[str]() for path in rest}
-    if rest and is_parquet(first):
+    if theirs == "Parquet":
         for path, column in engine.con.execute(SCHEMA, [rest]).fetchall():
             columns[path].add(column)
-    elif rest and _format(first) == "CSV":  # JSON leaves out what is missing
+    elif theirs == "CSV":  # JSON leaves out what is missing
         columns = {path: {*columns_of(Path(path))} for path in rest}
     else:
         return

@@ -76,7 +76,7 @@ def load_table(source: Source, name: str, **options: Any) -> pd.DataFrame:
                     table = pd.read_csv(file, low_memory=False, **options)
         except BROKEN as error:
             raise InputError(f"{name}: cannot be read ({why(error)})") from None
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             reason = (str(error).strip().splitlines() or ["no table"])[0]
             raise InputError(f"{name}: is no table in CSV or JSON lines ({reason})") from None
     differ(header or table.columns, name)

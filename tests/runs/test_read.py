@@ -25,6 +25,7 @@ from bayes_sd.runs.read import load_yaml, read
         (b"time,latency\n1,2\n", "no column is given for verifier"),
         (b"a note\n", "is of no known kind; needed is"),
         (b"verifier;requests;e2e_mean_s\n", "kind; a table has commas between its cells, not ';'"),
+        (b"a," + b"x" * 200_000 + b"\n", "is no table in CSV or JSON lines .field larger than"),
         (b"verifier,e2e_mean_s,e2e_mean_s\n", "two columns are called e2e_mean_s; names must"),
         (b"\xff\xfe\x00\x01", "is not text"),
         (
@@ -47,6 +48,7 @@ from bayes_sd.runs.read import load_yaml, read
         "csv",
         "note",
         "semicolons",
+        "long-header",
         "twice",
         "binary",
         "half-packed",
