@@ -109,7 +109,10 @@ class Load:
             sources, name = find_files(source), shown(str(source))
         there = log_files.columns_of(sources[0])
         if not there or "rate_rps" in (*there, *mapping):
-            return cls._traffic(name, read_windows(source, name, mapping))
+            if there and len(sources) > 1:
+                raise InputError(f"{name}: has {len(sources)} files; a table of windows is one")
+            first = name if len(sources) == 1 else shown(str(sources[0]))
+            return cls._traffic(name, read_windows(sources[0], first, mapping))
         log = logs.Log(name, sources, mapping)
         return cls._traffic(name, checked(log.traffic(window_s), name))
 

@@ -66,10 +66,23 @@ def columns_of(source: Any) -> list[str]:
     text = _head(source).decode("utf-8", "replace")
     try:
         if text[:1] in ("{", "["):
-            return list(json.JSONDecoder().raw_decode(text, text.index("{"))[0])
+            return list(_keys(text))
         return [x or f"column {i}" for i, x in enumerate(next(csv.reader(text.splitlines())))]
     except (StopIteration, ValueError, RecursionError, csv.Error):
         return []  # whoever reads all of the file says what is wrong with it
+
+
+def _keys(text: str) -> dict[str, None]:
+    """Keys of the objects that a text begins with: one in flight may have no latency."""
+    decoder, keys, start = json.JSONDecoder(), dict[str, None](), text.index("{")
+    while start >= 0:
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except ValueError:
+            break  # cut off where the text ends, or malformed
+        keys |= dict.fromkeys(found)
+        start = text.find("{", end)
+    return keys
 
 
 def _head(path: Path) -> bytes:

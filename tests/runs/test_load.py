@@ -197,7 +197,14 @@ def test_a_table_is_what_it_says() -> None:
 def test_a_csv_reads_as_the_table_does(tmp_path: Path) -> None:
     path = tmp_path / "windows.csv"
     WINDOWS.to_csv(path, index=False)
-    pd.testing.assert_frame_equal(Load.read(path).windows, Load.read(WINDOWS).windows)
+    for source in (path, tmp_path, tmp_path / "*.csv"):
+        pd.testing.assert_frame_equal(Load.read(source).windows, Load.read(WINDOWS).windows)
+    (tmp_path / "z.csv").write_text(path.read_text())
+    with pytest.raises(InputError, match="has 2 files; a table of windows is one"):
+        Load.read(tmp_path)
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(InputError, match="a.csv: is no table in CSV or JSON lines"):
+        Load.read(tmp_path)
 
 
 def test_other_names_are_mapped() -> None:

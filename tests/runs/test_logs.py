@@ -319,6 +319,14 @@ def test_a_latency_that_python_wrote_as_nan_is_missing(tmp_path: Path) -> None:
     assert read(path).table["incomplete"].tolist() == [0, 0, 0, 10]
 
 
+def test_a_json_line_may_lack_what_another_has(tmp_path: Path) -> None:
+    log = made()
+    log.loc[[0, 7], ["e2e_s", "ttft_s", "output_tokens"]] = np.nan
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row.dropna().to_dict()) for _, row in log.iterrows()))
+    same(read(path), read(log))
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     path = written(made().drop(columns="output_tokens"), tmp_path / "a.csv")
     with pytest.raises(InputError, match="a.csv: no column output_tokens; a log of requests has"):
