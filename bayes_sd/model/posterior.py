@@ -58,7 +58,7 @@ class Posterior:
 
     def require_runs(self) -> None:
         """Refuse a fit that holds no runs, as the reference."""
-        if "fitted_e2e_s" not in self.runs:
+        if "tokens_per_cycle" not in self.runs:
             raise EvidenceError("This fit holds no measured run; ask a fit of runs.")
 
     @property

@@ -60,10 +60,9 @@ def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs, machine: 
     logs = np.log([p.a for p in priors])
     axes = shares.forward(pt.as_tensor(logs)).eval()
     terms = design.all_terms(dict(zip(shares.terms, np.exp(logs), strict=True)))
-    # Reading a drafter and the own sequence have the coefficients of other costs.
+    # The own sequence has the coefficients of those of others.
     terms |= {"overhead_token": 0.0, "read_keys": 0.0}
-    sizes = shares.sizes | {"drafter_bytes": 0.0}
-    stages = law.stages(coefficients(terms), sizes, shares.workload)
+    stages = law.stages(coefficients(terms), shares.sizes, shares.workload)
     total = (
         stages.prefill_alone
         + shares.times["verify"] * (stages.verify_alone + stages.fixed + stages.experts)
