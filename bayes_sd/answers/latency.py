@@ -329,7 +329,7 @@ def latency(
         saturated = said.utilization >= 1
         mean = np.where(saturated, np.inf, said.mean_s(metric, inputs["output_tokens"]))
         drawn = (mean, saturated, *scatter(fit, said, inputs, metric, requests))
-        # Assumed elsewhere, a server meets the same chance.
+        # A structure is a what-if of the same server, which has its random numbers.
         server, here = arm.resolved.server, str(replace(arm.resolved.server, structure=None))
         part = observable(fit, load, here, drawn, arm.support(said), requests, seed)
         parts.append(part.assign_coords(server=[str(server)]))

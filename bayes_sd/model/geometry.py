@@ -19,6 +19,7 @@ from bayes_sd.model.priors import population
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import Law
 
+PACES = ("pace_dense", "pace_experts")
 # Coefficients whose costs add up, those of inner sums first: of a request alone, of each other one.
 # Overheads of a token verified and of a sequence drafted are seldom told apart.
 SUMS: dict[str, tuple] = {
@@ -28,7 +29,7 @@ SUMS: dict[str, tuple] = {
             ("overhead_verify_alone", "overhead_pass", "overhead_experts", "overhead_parallel"),
             "host_verify_alone",
         ),
-        ("overhead_prefill_alone", "host_prefill_alone", ("pace_dense", "pace_experts")),
+        ("overhead_prefill_alone", "host_prefill_alone", PACES),
         "overhead_draft_alone",
     ),
     "others": (
@@ -38,7 +39,6 @@ SUMS: dict[str, tuple] = {
     ),
 }
 STAGES = ("prefill", "verify", "draft")
-PACES = ("pace_dense", "pace_experts")
 FEW = 0.05  # share of runs that decode beyond graphs: only prompts tell what launches them
 WEIGHTLESS = 1e-3  # 1e9 parameters
 RATIOS = ("decode_token_ratio",)  # to prefill_token

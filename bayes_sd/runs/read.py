@@ -78,8 +78,7 @@ def read(
         Name of hardware and engine for all files, instead of what they state.
     columns : mapping, optional
         For tables and logs: our column name to theirs, or to (theirs, unit) with unit "s", "ms",
-        "us",
-        "ns", "%" or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or
+        "us", "ns", "%" or "1". Ours are e.g. ``e2e_mean_s``, ``e2e_std_s``, ``ttft_p50_s`` or
         ``e2e_log_mean``; ``output_tokens_per_s`` at a concurrency stands in for the latency,
         ``acceptance_length`` (bonus token included) for counts of drafts.
     window_s : float
