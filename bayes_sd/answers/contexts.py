@@ -57,7 +57,7 @@ class Contexts(answer.Answer):
         lost: Any = self.loses.loc[best].drop(best)
         far, said = lost[lost > ALIKE], f"The table of {best} tokens"
         if far.empty:
-            most = max(lost, default=0.0)
+            most = max([0.0, *lost])
             return f"{said} does for all lengths asked about: at most {most:.1%} slower."
         places = ", ".join(f"{at} ({x:.1%} slower)" for at, x in far.items())
         return f"{said} stops being right at {places}; those need tables of their own."

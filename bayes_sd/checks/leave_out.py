@@ -31,7 +31,7 @@ def folds(table: pd.DataFrame, by: str) -> Folds:
     `table` has all usable runs, those past saturation included (``build_design(runs).table``), so
     that models which keep fewer of them still predict the same runs from the same folds.
     """
-    one_of("<<by>>", by, BY)
+    one_of("by", by, BY)
     steady = ~table["saturated"].astype(bool)
     if by == "moe":
         part = table["verifier"].where(table["family"] == by)

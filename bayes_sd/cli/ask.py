@@ -328,7 +328,7 @@ def next_runs(
     """Say what choosing now may cost, and which runs would lower that most per minute."""
     from bayes_sd.plan.design import plan_next
 
-    one_of("<<choice>>", choice, ("measured", "next"))
+    one_of("choice", choice, ("measured", "next"))
     servers, far = asked.servers, asked.extrapolate
     if len({*servers}) < 2:
         raise BadParameter("-k must name at least two draft lengths to choose from, 0 for plain.")

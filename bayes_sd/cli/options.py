@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from typer.models import OptionInfo
 
 from bayes_sd.answers.answer import cell
 from bayes_sd.errors import EvidenceError, InputError, in_words
@@ -93,8 +94,12 @@ def command(verb: Callable[..., Reply]) -> Callable[..., None]:
         try:
             reply = verb(**given)
         except (InputError, EvidenceError) as error:
-            bad = isinstance(error, InputError)
-            say(f"{'error' if bad else 'insufficient'}: {in_words(error.message, shell=True)}")
+            bad, said = isinstance(error, InputError), in_words(error.message, shell=True)
+            # An argument of Python that begins it is an option here.
+            name, equals, rest = said.partition(" = ")
+            flag = name.removesuffix("_s")
+            said = in_words(f"<<{flag}>> {rest}", True) if equals and flag in options else said
+            say(f"{'error' if bad else 'insufficient'}: {said}")
             raise typer.Exit(1 if bad else 3) from None
         if as_json:
             # What is missing or has no bound is null.
@@ -108,6 +113,11 @@ def command(verb: Callable[..., Reply]) -> Callable[..., None]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     flag = inspect.Parameter("as_json", keyword, default=False, annotation=AsJson)
     signature = inspect.Signature([*parameters(verb), flag])
+    options = {
+        one.name
+        for one in parameters(verb)
+        if isinstance(one.annotation.__metadata__[0], OptionInfo)
+    }
     wrapped.__signature__ = signature  # type: ignore[attr-defined]
     return wrapped
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import LARGEST, SMALLEST, InputError, shown
+from bayes_sd.errors import LARGEST, SMALLEST, InputError, require, shown
 from bayes_sd.runs import log_files, logs
 from bayes_sd.runs.read import find_files
 from bayes_sd.runs.table import LENGTHS, Mapped, Source, checked, factors_of, read_windows
@@ -253,11 +253,11 @@ def _axis(name: str, argument: str, values: Any, least: float) -> "xr.DataArray"
         array = np.empty(0)
     is_number = array.dtype.kind in "iuf" and array.ndim <= 1 and array.size > 0
     array = array.astype(float) if is_number else array
-    if not is_number or not np.isfinite(array).all() or (array < least).any():
-        raise InputError(f"{argument} must be finite numbers of at least {least:g}, got {values!r}")
-    if ((array > LARGEST) | (array < SMALLEST) & (array > 0)).any():
-        lowest = f"from {least:g}" if least else f"0 or from {SMALLEST:g}"
-        raise InputError(f"{argument} must be {lowest} to {LARGEST:g}, got {values!r}")
+    fine = is_number and bool(np.isfinite(array).all() and (array >= least).all())
+    require(argument, values, fine, f"finite numbers of at least {least:g}")
+    sized = bool(((array == 0) | (array >= SMALLEST) & (array <= LARGEST)).all())
+    lowest = f"from {least:g}" if least else f"0 or from {SMALLEST:g}"
+    require(argument, values, sized, f"{lowest} to {LARGEST:g}")
     return xr.DataArray(array) if array.ndim == 0 else xr.DataArray(array, {name: array}, [name])
 
 

@@ -41,9 +41,10 @@ WITHIN = {"le", "position", "finished_reason", "engine"}
 SCRAPE = re.compile(r"^(# (time|HELP|TYPE) |vllm:)", re.MULTILINE)
 TIME_LINE = re.compile(r"^# time (\S+)\s*$", re.MULTILINE)
 TIME_NAME = re.compile(r"(?<!\d)\d{10}(\.\d+)?(?!\d)")
+NEEDED = f"needed is {E2E}"
 HOW_TO = 'put a line "# time SECONDS" before it or name the file by them (date +%s)'
 
-Sample = tuple[float | None, str, Mapping[str, str], float]  # time_s, name, labels, value
+Sample = tuple[float, str, Mapping[str, str], float]  # time_s, name, labels, value
 Labels = tuple[tuple[str, str], ...]  # of a server
 
 
@@ -68,39 +69,39 @@ def samples(text: str) -> Iterator[Any]:
 
 def runs_of(contents: Mapping[Path, Any], configuration: c.Values, window_s: float) -> Rows:
     """Run of each window of all files together (texts, or JSON objects), or why it has none."""
-    servers = servers_of(contents).items()
-    windows = ((labels, each) for labels, x in servers for each in w.windows(x, window_s))
-    return rows_of(enumerate(windows), lambda found: _run(*found, configuration))
+    servers, faults = servers_of(contents)
+    windows = ((labels, each) for labels, x in servers.items() for each in w.windows(x, window_s))
+    found = enumerate([*(((), fault) for fault in faults), *windows])
+    return rows_of(found, lambda found: _run(*found, configuration))
 
 
-def servers_of(contents: Mapping[Path, Any]) -> dict[Labels, pd.DataFrame]:
-    """Readings of all files, a table (see `windows`) for each server, its engines together."""
+def servers_of(contents: Mapping[Path, Any]) -> tuple[dict[Labels, pd.DataFrame], list[InputError]]:
+    """Readings of all files, a table (see `windows`) for each server, its engines together; and
+    what is wrong with the scrapes that are not read."""
     servers: dict[Any, dict[tuple[str, str], dict[str, dict[float, float]]]] = {}
+    faults = list[InputError]()
     for file, content in contents.items():
-        try:
-            parsed = _scrapes(content, file) if isinstance(content, str) else _range(content)
-            for time_s, name, labels, value in parsed:
-                if time_s is None:
-                    raise InputError(f"does not say when it was scraped; {HOW_TO}")
-                if not (math.isfinite(time_s) and (value != value or 0 <= value <= c.LARGEST)):
-                    what = f"value {value!s:.40} of {name} at {time_s:g}"
-                    raise InputError(f"has an impossible {what}")
-                key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
-                engines = servers.setdefault(key, {}).setdefault((name, _own(name, labels)), {})
-                values = engines.setdefault(labels.get("engine", ""), {})
-                if values.setdefault(time_s, value) != value and not math.isnan(value):
-                    raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from None
+        parts = _scrapes(content, file) if isinstance(content, str) else [("", _range(content))]
+        for of, parsed in parts:
+            try:
+                for time_s, name, labels, value in list(parsed):
+                    key = tuple(sorted((k, v) for k, v in labels.items() if k not in WITHIN))
+                    column = name, _own(name, labels)
+                    engines = servers.setdefault(key, {}).setdefault(column, {})
+                    values = engines.setdefault(labels.get("engine", ""), {})
+                    if values.setdefault(time_s, value) != value and not math.isnan(value):
+                        raise InputError(f"has a second and other value of {name} at {time_s:.3f}")
+            except InputError as error:
+                faults.append(InputError(f"{file}: {of}{error}"))
     if not servers:
-        raise InputError(f"no metric of vLLM is in these files; needed is {E2E}")
+        raise faults[0] if faults else InputError(f"no metric of vLLM is in these files; {NEEDED}")
     tables = {}
     for key, metrics in sorted(servers.items()):
         # Where one engine was not read the sum is unknown: adding leaves NaN there.
         sums = {column: sum(map(pd.Series, each.values())) for column, each in metrics.items()}
         table = pd.DataFrame(sums).rename_axis(columns=["name", "label"])
         tables[key] = table.sort_index().sort_index(axis=1)
-    return tables
+    return tables, faults
 
 
 def _own(name: str, labels: Mapping[str, str]) -> str:
@@ -134,26 +135,36 @@ def _range(answer: c.Values) -> Iterator[Sample]:
         if (name := labels.pop("__name__", None)) is None:
             raise InputError(f"data.result[{i}] has no __name__; export the metric, not a rate()")
         if name in USED:
-            yield from ((t, name, labels, v) for t, v in values)
+            yield from (_possible(t, name, labels, v) for t, v in values)
 
 
-def _scrapes(text: str, file: Path) -> Iterator[Sample]:
-    """Samples of scrapes, one after the other, with the times they were made."""
+def _scrapes(text: str, file: Path) -> Iterator[tuple[str, Iterator[Sample]]]:
+    """The scrapes of a file, one after the other: which one, if several, and its samples."""
     parts = TIME_LINE.split(text)
     named = TIME_NAME.search(file.name)
     scrapes = list(zip(parts[1::2], parts[2::2], strict=True)) or [(named and named[0], text)]
     for stamp, scrape in scrapes:
-        try:
-            time_s = None if stamp is None else float(stamp)
-        except ValueError:
-            raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
-        try:
-            for s in samples(scrape):
-                stamp_s = time_s if s.timestamp is None else float(s.timestamp)
-                yield stamp_s, s.name, s.labels, s.value
-        except InputError as error:
-            of = "" if stamp is None or len(scrapes) == 1 else f"the scrape of '# time {stamp}' "
-            raise InputError(f"{of}{error}") from None
+        yield f"the scrape of '# time {stamp}' " * (len(scrapes) > 1), _scrape(stamp, scrape)
+
+
+def _scrape(stamp: str | None, text: str) -> Iterator[Sample]:
+    """Samples with the time they were made."""
+    try:
+        time_s = None if stamp is None else float(stamp)
+    except ValueError:
+        raise InputError(f"has a line '# time {stamp}'; seconds are needed") from None
+    for s in samples(text):
+        own = time_s if s.timestamp is None else float(s.timestamp)
+        yield _possible(own, s.name, s.labels, s.value)
+
+
+def _possible(time_s: float | None, name: str, labels: Mapping[str, str], value: float) -> Sample:
+    """A sample, checked."""
+    if time_s is None:
+        raise InputError(f"does not say when it was scraped; {HOW_TO}")
+    if not (math.isfinite(time_s) and (value != value or 0 <= value <= c.LARGEST)):
+        raise InputError(f"has an impossible value {value!s:.40} of {name} at {time_s:g}")
+    return time_s, name, labels, value
 
 
 def _gain(window: pd.DataFrame, name: str, label: str = "") -> float:

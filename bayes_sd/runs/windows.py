@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from bayes_sd.errors import InputError
+from bayes_sd.errors import InputError, plural
 
 HISTOGRAMS = {
     "e2e": "vllm:e2e_request_latency_seconds",
@@ -44,10 +44,14 @@ def windows(table: pd.DataFrame, window_s: float) -> Iterator[pd.DataFrame | Inp
 
     Readings have a row a time, a column a series (name, own label) or NaN.
     """
-    table = table[~np.isnan(series(table, f"{E2E}_count"))]
-    if table.empty:
+    lacks = np.isnan(series(table, f"{E2E}_count"))
+    if lacks.all():
         yield InputError(f"{E2E}_count is missing; it counts the requests")
         return
+    if lacks.any():
+        first = f"the first of {table.index[lacks][0]:.3f}"
+        yield InputError(f"{plural(int(lacks.sum()), 'scrape')} without {E2E}_count, {first}")
+    table = table[~lacks]
     times = table.index.to_numpy(float)
     interval_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     # A reading that comes half an interval early still ends a window.

@@ -93,7 +93,7 @@ def test_progress_is_told_after_each_model(many: Runs, stand_ins: dict) -> None:
     ("arguments", "error", "says"),
     [
         ({"models": {"one": bsd.LatencyModel()}}, InputError, "at least two models"),
-        ({"by": "colour"}, InputError, "by= = 'colour'"),
+        ({"by": "colour"}, InputError, "by = 'colour'"),
         ({"by": "drafter"}, EvidenceError, "at least two"),
     ],
 )  # fmt: skip

@@ -85,7 +85,7 @@ def test_highest_loads_of_closed_loop_runs_are_their_concurrencies(shipped: pd.D
 
 
 def test_what_cannot_be_left_out_is_refused(shipped: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="by= = 'colour'.*verifier, drafter"):
+    with pytest.raises(InputError, match="by = 'colour'.*verifier, drafter"):
         folds(shipped, "colour")
     with pytest.raises(EvidenceError, match="one drafter at a time needs at least two"):
         folds(shipped[shipped["drafter"] != "draft-3m"], "drafter")

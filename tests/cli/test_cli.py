@@ -324,7 +324,8 @@ def test_a_new_head_is_named_by_its_method(fit_path: Path) -> None:
         (["--rps", "1", "--verifier", "dense-60m", "-k", "2"], 1, "--drafter"),
         (["--rps", "one", *PAIR], 2, "START:STOP:COUNT"),
         (["--rps", "1:2:1000000000", *PAIR], 2, "at most 10000"),
-        (["--rps", "-1", *PAIR], 1, "0"),
+        (["--rps", "-1", *PAIR], 1, "--rps [-1.0]: must be finite numbers of at least 0"),
+        (["--rps", "1", "--requests", "0", *PAIR], 1, "--requests 0: must be a whole number"),
         (["--concurrency", "4", "--rps", "1", *PAIR], 2, "exactly one"),
         (["--rps", "1", "-k", "2.5", *PAIR], 2, "whole numbers"),
         (["--rps", "1", "-k", "0,-3", *PAIR], 2, "-k '0,-3': write whole numbers of at least 0"),
@@ -416,7 +417,7 @@ def test_what_is_no_configuration_is_not_set(one_run: Path, setting: str, says: 
         ),
         (["capacity", "--slo", "2", "--rps", "1", "--servers", "s.yaml"], "--verifier, --drafter,"),
         (["next-runs", "--rps", "1", "-k", "2"], "-k must name at least two draft lengths"),
-        (["next-runs", "--rps", "1", "--choice", "a"], "--choice = 'a': must be one of measured,"),
+        (["next-runs", "--rps", "1", "--choice", "a"], "--choice 'a': must be one of measured,"),
         (["latency", "--rps", "1", "--structure", "edge"], "--structure edge: says nothing: write"),
     ],
 )

@@ -161,7 +161,7 @@ def test_two_servers_are_two_records(steady: Scrapes, tmp_path: Path) -> None:
     export["data"]["result"] += other["data"]["result"]
     path = tmp_path / "range.json"
     path.write_text(json.dumps(export))
-    servers = servers_of({path: export})
+    servers, _ = servers_of({path: export})
     assert [dict(labels)["pod"] for labels in servers] == ["a", "b"]
     runs = read(path, window_s=120, **SD)
     # The second pod's numbers are the first one's: a run counts once.
@@ -259,6 +259,26 @@ def test_a_gap_ends_a_window(steady: Scrapes, tmp_path: Path) -> None:
     assert runs.table.duration_s.max() < 50
 
 
+def test_bad_scrapes_are_counted_and_the_others_read(
+    steady: Scrapes, run: pd.Series, tmp_path: Path
+) -> None:
+    scrapes = list(steady)
+    for i, mark in ((5, f"{E2E}_count"), (9, f"# TYPE {E2E}")):
+        t, body = scrapes[i]
+        scrapes[i] = (t, body[: body.index(mark) + 40 * (i == 5)])
+    write(tmp_path / "a.txt", scrapes)
+    (tmp_path / "untimed.txt").write_text(steady[0][1])
+    runs = read(tmp_path, window_s=120, **SD)
+    assert runs.table.requests.item() == run.requests
+    reasons = runs.set_aside.reason
+    for said in (
+        f"a.txt: the scrape of '# time {steady[5][0]:.3f}' is cut off",
+        "untimed.txt: does not say when it was scraped",
+        f"1 scrape without {E2E}_count, the first of {steady[9][0]:.3f}",
+    ):
+        assert reasons.str.contains(re.escape(said)).sum() == 1
+
+
 def without(scrapes: Scrapes, text: str) -> Scrapes:
     return [(t, "".join(x for x in body.splitlines(True) if text not in x)) for t, body in scrapes]
 
@@ -323,7 +343,7 @@ METRIC = {"__name__": f"{E2E}_count"}
         ([{"metric": {"__name__": []}, "values": []}], r"data.result\[0\] lacks metric or values"),
         (f'# time 5\n{E2E}_count{{engine="0', "is cut off or no text of a metrics endpoint"),
         (f'# time 5\n{E2E}_count{{engine="0"}}', "is cut off or no text of a metrics endpoint"),
-        (f"# time 5\n{E2E}_count 1\n# time 6\n{E2E}_count x\n", "json: .*'# time 6' is cut off or"),
+        (f"# time 5\n{E2E}_count 1\n# time 6\n{E2E}_count x\n", "json.*'# time 6' is cut off or"),
     ],
     ids=str,
 )
