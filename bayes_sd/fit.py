@@ -237,16 +237,19 @@ class LatencyModel:
         """PyMC model of the steady runs, for those who want to look inside."""
         return self.graph(self.design(runs))
 
-    def _start(self, design: Design) -> np.ndarray:
-        """Where chains start, logs of the law's coefficients."""
+    def initial(self, design: Design) -> dict[str, np.ndarray]:
+        """Where chains start: logs of the law's coefficients, and of those of each machine."""
         own = tuple(p for p in self.priors if p.name in self.law.terms)
-        return start(design, design.told(own), self.law)
+        logs = [start(design, design.told(own, rows), self.law, rows) for rows in design.of_sites]
+        each = np.stack(logs, axis=1)
+        alone = {"log_law": each.mean(axis=1)}
+        return alone if len(logs) == 1 else alone | {"log_environment": each}
 
     def refitter(self, runs: Runs) -> Refitter:
         """The model compiled so that refits without some runs cost sampling only."""
         design = self.design(runs)
         graph = self.graph(design, keep_runs=True)
-        return Refitter.of(graph, design, {"log_law": self._start(design)})
+        return Refitter.of(graph, design, self.initial(design))
 
     def _warn(self, design: Design) -> None:
         """Say what stays at its prior: acceptances of runs, and effects."""
@@ -313,7 +316,7 @@ class LatencyModel:
         how = Sampling(draws, tune, chains, target_accept)
         design = self.design(runs)
         self._warn(design)
-        initial, systems = {"log_law": self._start(design)}, systems_of(design.data)
+        initial, systems = self.initial(design), systems_of(design.data)
         sampled, convergence, used = sample(
             self.graph(design), how, seed, progress, initial, max_minutes, systems
         )

@@ -75,7 +75,7 @@ def of_bayes_sd(verifier: str) -> dict[str, Any]:
     model, runs = model_and_runs(verifier)
     begun = time.perf_counter()
     design = model.design(runs)
-    initial = {"log_law": model._start(design)}
+    initial = model.initial(design)
     systems = systems_of(design.data)
     tree, convergence, used = sample(
         model.graph(design), Sampling(), 1, False, initial, systems=systems

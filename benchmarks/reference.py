@@ -28,7 +28,7 @@ import bayes_sd as bsd
 from bayes_sd.model.acceptance import acceptance_draws
 from bayes_sd.model.file import TABLES
 from bayes_sd.model.posterior import Posterior
-from bayes_sd.model.priors import ALL, EFFECTS, HARDWARE, NOISE, SAME_MACHINE_SD, correlation
+from bayes_sd.model.priors import ALL, EFFECTS, NOISE, SAME_MACHINE_SD, correlated
 from bayes_sd.physics.law import FULL
 from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
@@ -39,6 +39,11 @@ TOLD = 0.9  # posterior sd over prior sd, above which a machine does not tell a 
 SCATTER = (0.5, 0.4)  # of machines, log: median and log-sd
 AGE = 1.0  # log: sd of what engines of 2024 differ by
 TAIL = 3.0  # degrees of freedom: one machine of eleven computes prompts ten times as slowly
+SHARED = (  # beginnings of coefficients whose least scatter every machine is drawn anew with
+    ("host_", *(f"overhead_{letter}" for letter in "pvde")), ("overhead_token",),
+    ("read_weights",), ("read_keys",), ("prefill_token",),
+)  # fmt: skip
+HARDWARE = tuple(beginning for group in SHARED for beginning in group)
 DRAWS = 1000
 CAMPAIGNS = {"CPU": ["vllm-cpu"], "CPU eager": ["vllm-cpu-2"],
              "H200": ["vllm-h200", "vllm-h200-experts", "vllm-h200-rates"],
@@ -103,7 +108,7 @@ def quantities(fit: Posterior) -> dict[str, np.ndarray]:
     # One sweep, back to back, whose servers differ by less than those started again.
     at_once = (fit.runs["machine"] == "A100 80GB").any()
     for prior in EFFECTS:
-        other = prior.name == "scatter_environment" or (at_once and prior.name == "scatter_server")
+        other = prior.name == "scatter_machine" or (at_once and prior.name == "scatter_server")
         if prior.name in data and not other:
             dim = prior.dims[0]
             for n in data[dim].values:
@@ -119,7 +124,7 @@ def told(fit: Posterior) -> dict[str, tuple[float, float]]:
     out = {}
     for name, x in quantities(fit).items():
         prior = by_name[name.partition("[")[0]]
-        machine = any(name in members for members in HARDWARE.values()) or name.startswith("pace")
+        machine = name.startswith(("pace", *HARDWARE))
         a = prior["a"] if prior["kind"] == "normal" else np.log(prior["a"])
         sd = x.std()
         if (machine and not known) or sd > TOLD * prior["b"]:
@@ -178,17 +183,15 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
     mu, scatter = posterior["mu"], posterior["scatter"]
     rng = np.random.default_rng(1)
     terms = list(FULL.terms)
-    root = np.linalg.cholesky(correlation(tuple(terms)))
-    z = rng.standard_normal((*shape, len(terms))) @ root.T
+    z = rng.standard_normal((*shape, len(terms))) @ correlated(tuple(terms)).T
     z = z * np.sqrt(TAIL / rng.chisquare(TAIL, z.shape))
-    # What all members of a group scatter by is drawn for every machine anew, as in any fit.
+    # What all members of a group scatter by is drawn for every machine anew.
     own = np.array(scatter.sel(quantity=terms).values)
-    shared = np.zeros((*shape, len(HARDWARE)))
-    for g, members in enumerate(HARDWARE.values()):
-        inside = [terms.index(n) for n in members if n in terms]
-        shared[..., g] = own[..., inside].min(axis=-1)
-        rest = own[..., inside] ** 2 - shared[..., [g]] ** 2
-        own[..., inside] = np.sqrt(np.maximum(rest, 0.0))
+    shared = np.zeros_like(own)
+    for members in SHARED:
+        inside = [i for i, n in enumerate(terms) if n.startswith(members)]
+        shared[..., inside] = own[..., inside].min(axis=-1, keepdims=True)
+    own = np.sqrt(own**2 - shared**2)
     data = {"law": (("law_term",), terms, np.exp(mu.sel(quantity=terms).values + own * z))}
 
     def of(names: list[str]) -> np.ndarray:
@@ -199,8 +202,8 @@ def drawn(posterior: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
     noise = [p.name for p in NOISE]
     data["noise"] = ("noise_term",), noise, np.exp(of(noise))
     for prior in EFFECTS:
-        if prior.name == "scatter_environment":
-            data[prior.name] = prior.dims, list(HARDWARE), shared
+        if prior.name == "scatter_machine":
+            data["scatter_environment"] = ("law_term",), terms, shared
             continue
         cost = next(f.posterior[prior.dims[0]].values for f in fits.values()
                     if prior.dims[0] in f.posterior.dims)  # fmt: skip
@@ -224,8 +227,8 @@ def measured(draws: xr.Dataset, fits: dict[str, Posterior]) -> xr.Dataset:
         )
         values = law.to_series().unstack("law_term")
         values[terms] = own.sel(law_term=terms).to_series().unstack("law_term")
-        # What shares no factor of the hardware differs between hosts and releases likewise.
-        rest = [n for n in terms if not any(n in members for members in HARDWARE.values())]
+        # What is not drawn for every machine anew differs between hosts and releases likewise.
+        rest = [n for n in terms if not n.startswith(HARDWARE)]
         z = np.random.default_rng(2).standard_normal((len(values), len(rest)))
         values[rest] *= np.exp(SAME_MACHINE_SD * z)
         each[fit.runs["machine"].iloc[0]] = values.stack().to_xarray()

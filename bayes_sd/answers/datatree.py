@@ -119,7 +119,9 @@ def _prior(fit: Posterior, design: Design, draws: int, seed: int) -> Posterior:
     # Not sample_prior_predictive, which warns of the potential: a likelihood, of censored runs.
     values = pm.draw([graph[n] for n in names], draws, random_seed=seed, mode="FAST_COMPILE")
     drawn: Any = zip(names, values, strict=True)
-    variables = {n: ((*SAMPLE, *graph.named_vars_to_dims[n]), value[None]) for n, value in drawn}
+    variables = {
+        n: ((*SAMPLE, *graph.named_vars_to_dims.get(n, ())), value[None]) for n, value in drawn
+    }
     coords = {d: list(graph.coords[d]) for dims, _ in variables.values() for d in dims[2:]}
     sampled = xr.DataTree.from_dict({"posterior": xr.Dataset(variables, coords)})
     return assemble(sampled, design, spec, {}, seed)

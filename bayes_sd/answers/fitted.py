@@ -14,8 +14,8 @@ from bayes_sd.answers.latency import by_draws, scatter
 from bayes_sd.answers.servers import Server, resolve
 from bayes_sd.errors import EvidenceError, require
 from bayes_sd.model import design
-from bayes_sd.model.posterior import LEVELS, Posterior
-from bayes_sd.model.priors import ALL, EFFECT_MEANINGS, VERIFIER_COSTS, in_plain_words
+from bayes_sd.model.posterior import Posterior
+from bayes_sd.model.priors import ALL, EFFECT_DIMS, EFFECT_MEANINGS, VERIFIER_COSTS, in_plain_words
 from bayes_sd.physics.costs import whole
 from bayes_sd.physics.law import SOFTNESS, Outcome, outcome
 from bayes_sd.physics.noise import NU, log_density, observed_scale
@@ -193,13 +193,15 @@ def _interval(prob: float) -> list[float]:
 def coefficient_table(fit: Posterior, prob: float = 0.9) -> pd.DataFrame:
     """Fitted coefficients: median and equal-tailed interval, unit and meaning."""
     data, units, rows, ends = fit.posterior, {p.name: p.unit for p in ALL}, [], _interval(prob)
-    groups = ("law", "moe_effect", *(f"scatter_{level}" for level in LEVELS), "noise")
-    for group in (name for name in groups if name in data):
-        dim = data[group].dims[-1]
-        for term in map(str, data[dim].values):
-            low, middle, high = np.quantile(data[group].sel({dim: term}).values, ends)
-            name, known = (f"{group}[{term}]", group) if group in units else (term, term)
-            rows.append((name, middle, low, high, units[known], in_plain_words(group, (term,))))
+    scatters = (f"scatter_{level}" for level in (*EFFECT_DIMS, "machine"))
+    for group in (name for name in ("law", "moe_effect", *scatters, "noise") if name in data):
+        values, (_, _, *dims) = data[group], data[group].dims
+        for term in map(str, values[dims[0]].values) if dims else [""]:
+            draws = values.sel({dim: term for dim in dims}).values
+            low, middle, high = np.quantile(draws, ends)
+            labels, known = (term,) * bool(term), group if group in units else term
+            name = f"{group}[{term}]" if term and known == group else known
+            rows.append((name, middle, low, high, units[known], in_plain_words(group, labels)))
     return pd.DataFrame(rows, columns=["name", "median", "low", "high", "unit", "meaning"])
 
 

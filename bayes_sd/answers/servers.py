@@ -9,8 +9,8 @@ import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError, require, shares
 from bayes_sd.model import design
-from bayes_sd.model.acceptance import generator
-from bayes_sd.model.design import NONE, WEIGHT_BITS, same_key
+from bayes_sd.model.acceptance import generator, same_key
+from bayes_sd.model.design import NONE, WEIGHT_BITS
 from bayes_sd.model.posterior import Posterior
 from bayes_sd.physics.acceptance import DRAFT_TOKENS_MAX
 from bayes_sd.physics.structures import Placed, Structure

@@ -1,7 +1,8 @@
 """Acceptance of draft tokens: its own likelihood, solved exactly, and positions nobody measured."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import scipy
 import xarray as xr
 
 from bayes_sd.errors import InputError
-from bayes_sd.model.design import NONE, PAIR, observed_acceptance, same_key
+from bayes_sd.model.design import NONE, PAIR, observed_acceptance
 from bayes_sd.runs.drafting import usual_acceptance
 
 PRIOR_TRIALS = 10.0  # weight, in tokens, of a pair's mean rate on the rate of one position
@@ -26,6 +27,15 @@ def generator(seed: int, label: str) -> np.random.Generator:
     """Random numbers of one named thing, so that all answers about it share them."""
     check_seed(seed)
     return np.random.default_rng([seed, zlib.crc32(label.encode("utf-8", "replace"))])
+
+
+def same_key(table: Any, columns: Sequence[str], key: Mapping[str, Any]) -> np.ndarray:
+    """Rows of a table or dataset that equal a key; a missing value equals a missing one."""
+    equal = []
+    for name in columns:
+        values, value = np.asarray(table[name]), key[name]
+        equal.append(pd.isna(values) if pd.isna(value) else values == value)
+    return np.all(equal, axis=0)
 
 
 def normal_quantiles(draws: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bayes_sd.errors import EvidenceError, InputError
-from bayes_sd.model.priors import DRAFTER_COSTS, HARDWARE, VERIFIER_COSTS, Prior
+from bayes_sd.model.priors import DRAFTER_COSTS, VERIFIER_COSTS, Prior
 from bayes_sd.physics.acceptance import constant_acceptance, cycles, cycles_variance, share_together
 from bayes_sd.physics.costs import draft_passes
 from bayes_sd.physics.law import Law
@@ -27,7 +27,8 @@ SIZES = (
     *("verifier_params", "verifier_active_params", "experts", "experts_per_token"),
     *("verifier_layers", "verifier_kv_bytes", "verifier_queries_per_key"),
 )
-MACHINE = ("gb_per_s", "tflops", "dies", "captured_tokens", "weight_bits")
+SHEET = ("gb_per_s", "tflops")
+MACHINE = (*SHEET, "dies", "captured_tokens", "weight_bits")
 DRAFTER_SIZES = ("drafter_params", "drafter_layers")  # a head has one layer, if nothing is said
 UNDRAFTED = {"drafter": 0.0, "drafter_layers": 1.0}
 PAIR = ["verifier", "drafter", "acceptance_imposed", "workload"]
@@ -77,12 +78,11 @@ def coefficients(
     verifier: Sequence[Any] = (1.0,) * len(VERIFIER_COSTS),
     drafter: Sequence[Any] = (1.0,) * len(DRAFTER_COSTS),
     server: Sequence[Any] = (1.0,),  # slowness, and crowding if servers differ in it
-    environment: Sequence[Any] | None = None,
+    environment: Sequence[Any] = (),  # of each coefficient, in their order
 ) -> dict[str, Any]:
     """Coefficients of the law with the factors of a verifier, drafter, server and environment."""
-    combined = dict(law_terms)
-    for factor, members in zip(environment or (), HARDWARE.values(), strict=False):
-        combined |= {name: combined[name] * factor for name in members if name in combined}
+    own = zip(law_terms, environment, strict=False)
+    combined = dict(law_terms) | {name: law_terms[name] * factor for name, factor in own}
     names = (f"factor_{cost}" for cost in (*VERIFIER_COSTS, *DRAFTER_COSTS))
     combined |= dict(zip(names, (*verifier, *drafter), strict=True))
     crowding = server[1] if len(server) > 1 else 1.0
@@ -173,15 +173,6 @@ def server_label(server: Mapping[Any, Any], several_environments: bool) -> str:
     return f"{name} [{server['environment']}]" if several_environments else name
 
 
-def same_key(table: Any, columns: Sequence[str], key: Mapping[str, Any]) -> np.ndarray:
-    """Rows of a table or dataset that equal a key; a missing value equals a missing one."""
-    equal = []
-    for name in columns:
-        values, value = np.asarray(table[name]), key[name]
-        equal.append(pd.isna(values) if pd.isna(value) else values == value)
-    return np.all(equal, axis=0)
-
-
 @dataclass(frozen=True, eq=False)
 class Design:
     """Levels and arrays of one data set."""
@@ -232,18 +223,26 @@ class Design:
         return sorted(set(sites_of(self.table).values()))
 
     @property
+    def of_sites(self) -> list[np.ndarray]:
+        """Which runs are of each site."""
+        return [self.data["site_i"] == i for i in range(len(self.sites))]
+
+    @cached_property
     def untold(self) -> frozenset[str]:
         """Coefficients of the law that multiply nothing in these runs."""
-        moe, d = self.verifiers["moe"].to_numpy() > 0, self.data
+        return self.untold_in(np.full(len(self.table), True))
+
+    def untold_in(self, rows: np.ndarray) -> frozenset[str]:
+        """Coefficients that multiply nothing in some of them."""
+        d = {name: x[rows] for name, x in self.data.items() if len(x) == len(rows)}
+        moe = self.verifiers["moe"].to_numpy()[d["verifier_i"]] > 0
         prompts = d["prompt_tokens"] * (1 + d["closed"] * d["others"])
         past = (1 - d["together"]) * past_graphs(d, d, d["pass_tokens"] / (d["k"] + 1) - 1) > 0
         past |= np.maximum(d["pass_tokens"], prompts) > d["captured"]
-        paced = moe[d["verifier_i"][past]]
-        drafts = (f"overhead_{cost}" for cost in DRAFT)
-        nothing: dict[str, Any] = dict.fromkeys(drafts, self.drafters.empty)
-        nothing |= dict.fromkeys(("overhead_experts", "uneven_experts"), not self.moe)
-        nothing |= {"pace_experts": not paced.any(), "pace_dense": not (~paced).any()}
-        nothing |= {"overhead_parallel": (d["dies"] <= 1).all()}
+        nothing: dict[str, Any] = {"overhead_parallel": (d["dies"] <= 1).all()}
+        nothing |= dict.fromkeys((f"overhead_{cost}" for cost in DRAFT), not d["drafted"].any())
+        nothing |= dict.fromkeys(("overhead_experts", "uneven_experts"), not moe.any())
+        nothing |= {"pace_experts": not (past & moe).any(), "pace_dense": not (past & ~moe).any()}
         return frozenset(name for name, holds in nothing.items() if holds)
 
     @property
@@ -253,15 +252,16 @@ class Design:
         share = coverage(self.verifiers, np.exp(logs.to_numpy()), UNEVEN)[0]
         return self.verifiers.assign(expert=self.verifiers["expert"] * share)
 
-    def told(self, priors: tuple[Prior, ...]) -> tuple[Prior, ...]:
-        """Priors of what the runs can tell; wide where the numbers of a machine are unknown."""
-        known = {name: self.table[name].notna().all() for name in ("gb_per_s", "tflops")}
-        rows = []
+    def told(self, priors: tuple[Prior, ...], rows: np.ndarray | None = None) -> tuple[Prior, ...]:
+        """Priors of what the runs can tell; wide where no machine (of `rows`) has its numbers."""
+        sites = self.of_sites if rows is None else [rows]
+        known = {n: any(self.table[n][site].notna().all() for site in sites) for n in SHEET}
+        told = []
         for prior in (p for p in priors if p.name not in self.untold):
             sheet = known["tflops" if prior.name == "prefill_token" else "gb_per_s"]
             wide = prior.b if sheet else float(np.hypot(prior.b, prior.unknown))
-            rows.append(replace(prior, b=wide))
-        return tuple(rows)
+            told.append(replace(prior, b=wide))
+        return tuple(told)
 
     def all_terms(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Coefficients of the law, those that multiply nothing here as none."""

@@ -11,7 +11,7 @@ import xarray as xr
 from bayes_sd.errors import InputError
 
 KIND = "bayes_sd fit"  # of the file
-FORMAT = 15  # raised when a reader must know
+FORMAT = 16  # raised when a reader must know
 SEAL = b"bayes_sd sha256 "
 SEAL_BYTES = len(SEAL) + 64
 TABLES = ("runs", "verifiers", "drafters", "servers")

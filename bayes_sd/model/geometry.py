@@ -42,6 +42,7 @@ STAGES = ("prefill", "verify", "draft")
 FEW = 0.05  # share of runs that decode beyond graphs: only prompts tell what launches them
 WEIGHTLESS = 1e-3  # 1e9 parameters
 RATIOS = ("decode_token_ratio",)  # to prefill_token
+NOTHING = 1e-30  # s, of a request: has no weight in a sum, but a logarithm
 CURVES = ("attention_tokens",)  # what costs depend on otherwise than by a factor
 
 
@@ -121,31 +122,49 @@ class CostShares(Transform):
 
     With parts `A` of a cost (coefficients times sizes and workload, at the runs' means), each axis
     of the sampler is the log of a sum, or of one part of a sum over the first. All of that shifts
-    one log by others: the Jacobian is 1.
+    one log by others: the Jacobian is 1. Where several machines have coefficients of their own,
+    (term, machine), so it is on each; what its runs do not tell has the axis of its population.
     """
 
     name = "shares"
-    ndim_supp = 1
 
     def __init__(self, design: Design, law: Law) -> None:
         self.law, self.design = law, design
         self.terms = tuple(p.name for p in design.told(population(law)))
-        data, drafters = design.data, design.drafters
-        machine = {name: np.mean(x) for name, x in run_machine(design.table).items()}
-        self.sizes = design.touched.iloc[data["verifier_i"]].mean().to_dict() | machine
+        sites = design.of_sites
+        each = [self._usual(rows) for rows in sites]
+        self.at = {name: np.array([one[name] for one in each]) for name in each[0]}
+        self.summed = set(self.terms).difference(() if self.at["pace"].any() else PACES)
+        self.sums = [self._sum(parts) for parts in SUMS.values()]
+        self.several, self.ndim_supp = len(sites) > 1, 2 if len(sites) > 1 else 1
+        untold = [design.untold_in(rows) for rows in sites]
+        loose = [one - self._firsts(self.sums, one) for one in untold]
+        self.loose = np.array([[term in one for one in loose] for term in self.terms])
+
+    def _usual(self, rows: np.ndarray) -> dict[str, float]:
+        """Means of what the law takes of some runs; how often a request has each of its costs."""
+        design = self.design
+        data = {n: x[rows] for n, x in design.data.items() if len(x) == len(rows)}
+        machine = {name: np.mean(x[rows]) for name, x in run_machine(design.table).items()}
+        sizes = design.touched.iloc[data["verifier_i"]].mean().to_dict() | machine
+        used = np.unique(data["drafter_i"][data["drafted"] > 0])
         # A drafter without weights, or none, has no cost to take the log of.
-        params, layers = drafters.mean() if len(drafters) else (0.0, 1.0)
-        self.sizes |= {"drafter": max(float(params), WEIGHTLESS), "drafter_layers": float(layers)}
+        params, layers = design.drafters.iloc[used].mean() if len(used) else (0.0, 1.0)
+        sizes |= {"drafter": max(float(params), WEIGHTLESS), "drafter_layers": float(layers)}
         lengths = {n: float(data[n].mean()) for n in ("prompt_tokens", "output_tokens")}
         cycles, passes = float(data["cycles"].mean()), float(data["draft_passes"].mean())
-        self.workload = {"k": 0.0, "cycles": cycles, **lengths}
-        self.times = {"prefill": 1.0, "pace": 1.0, "verify": cycles}
-        self.times["draft"] = cycles * max(passes, 1.0)
         beyond = float(np.mean(data["pass_tokens"] > data["captured"]))
-        launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
         # Where passes with prompts, and no others, are launched, pace is a cost of prompts.
-        self.summed = set(self.terms).difference(() if launched else PACES)
-        self.sums = [self._sum(parts) for parts in SUMS.values()]
+        launched = lengths["prompt_tokens"] > machine["captured"] and beyond < FEW
+        times = {"prefill": 1.0, "pace": float(launched), "verify": cycles}
+        times["draft"] = cycles * max(passes, 1.0) * (len(used) > 0)
+        return {**sizes, "k": 0.0, "cycles": cycles, **lengths, **times}
+
+    def _firsts(self, sums: Iterable[Sum], untold: frozenset[str]) -> set[str]:
+        """Coefficients whose axes are those of sums that the runs tell something of."""
+        inner = [p for one in sums for p in one.parts if isinstance(p, Sum)]
+        found = self._firsts(inner, untold) if inner else set[str]()
+        return found | {_first(one) for one in sums if not untold.issuperset(one.terms)}
 
     def _sum(self, parts: tuple) -> Sum:
         inner: list[Sum | str] = [self._sum(p) if isinstance(p, tuple) else p for p in parts]
@@ -163,7 +182,7 @@ class CostShares(Transform):
                     ones["prefill_token"] = 1.0
                 costs = whole(self.law.stages(coefficients(self.design.all_terms(ones)), at, at))
                 each = (getattr(costs, stage) * at[stage.split("_")[0]] for stage in stages)
-                found[term] = ps.log(sum(each))
+                found[term] = ps.log(sum(each) + NOTHING)
         return found
 
     def _axes(self, values: dict[str, Any], at: Any) -> dict[str, Any]:
@@ -186,20 +205,27 @@ class CostShares(Transform):
         return {"logs": [logs[t] for t in self.terms]}
 
     def _mapped(self, function: Any, value: Any) -> Any:
-        known: dict[Any, float] = {**self.sizes, **self.workload, **self.times}
-        data = {name: np.array([x]) for name, x in known.items()}
-        groups = {"value": Group(self.terms, pt.as_tensor(value))}
-        (mapped,) = per_run(function, groups, data).values()
-        return mapped[:, 0]
+        level = np.arange(self.loose.shape[1]) if self.several else 0
+        groups = {"value": Group(self.terms, pt.as_tensor(value), level)}
+        (mapped,) = per_run(function, groups, self.at).values()
+        return mapped if self.several else mapped[:, 0]
 
     def forward(self, value: Any, *inputs: Any) -> Any:
         """The axes of the sampler."""
-        return self._mapped(self._axes, value)
+        if not self.loose.any():
+            return self._mapped(self._axes, value)
+        axes = self._mapped(self._axes, pt.where(self.loose, np.log(NOTHING), value))
+        return pt.where(self.loose, (value - inputs[1]) / inputs[2], axes)
 
     def backward(self, value: Any, *inputs: Any) -> Any:
         """The logs of the coefficients."""
-        return self._mapped(self._logs, value)
+        if not self.loose.any():
+            return self._mapped(self._logs, value)
+        logs = self._mapped(self._logs, pt.where(self.loose, np.log(NOTHING), value))
+        return pt.where(self.loose, inputs[1] + inputs[2] * value, logs)
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
-        """Zero: see above."""
-        return pt.zeros(value.shape[:-1])
+        """Zero, but for what moves with the scale of a population: see above."""
+        if not self.loose.any():
+            return pt.zeros(value.shape[: value.ndim - self.ndim_supp])
+        return pt.where(self.loose, pt.log(inputs[2]), 0.0).sum()

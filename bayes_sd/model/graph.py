@@ -29,15 +29,21 @@ def build(
 ) -> pm.Model:
     """PyMC model of run means and spreads; `keep_runs` keeps what the law says of every run."""
     by_name = {p.name: p for p in priors}
-    told = design.told(tuple(by_name[p.name] for p in population(law)))
+    every = tuple(by_name[p.name] for p in population(law))
+    told = design.told(every)
     with pm.Model(coords=_coords(design, server_effects, told)) as model:
         beside = design.data.keys() - design.inputs.keys()  # what likelihoods take beside the law
         named = [n for n in design.data if n in beside and not n.endswith("_i")]
         data = {name: pm.Data(name, design.data[name]) for name in named}
-        law_terms = _positive("law", told, CostShares(design, law))
+        names, axes = [p.name for p in told], CostShares(design, law)
+        if len(design.sites) == 1:
+            groups = {"law": Group(names, pt.exp(_law(told, axes)))}
+        else:
+            of_each = [design.told(every, rows) for rows in design.of_sites]
+            on_each = _machines(_law(told), of_each, by_name["scatter_machine"], axes)
+            groups = {"law": Group(names, pt.exp(on_each), design.data["site_i"])}
         noise_terms = [p.name for p in known.NOISE]
         noise = _positive("noise", tuple(by_name[name] for name in noise_terms))
-        groups = {"law": Group([p.name for p in told], law_terms)}
         typical = _typical_costs(design, groups, law)
         groups["noise"] = Group(noise_terms, noise)
         factors = _factors(design, typical, by_name, pooling)
@@ -46,9 +52,6 @@ def build(
                 pm.Deterministic(f"factor_{level}", values, dims=EFFECT_DIMS[level])
             names = model.coords[EFFECT_DIMS[level][0]]
             groups[level] = Group(names, values, design.data[f"{level}_i"])
-        if len(design.sites) > 1:
-            names, index = model.coords["hardware"], design.data["site_i"]
-            groups["environment"] = Group(names, _environments(by_name), index)
         said = per_run(partial(_of_run, law, design), groups, design.inputs)
         _likelihoods(said, noise[noise_terms.index("spread_sd")], data, design, keep_runs)
     return model
@@ -59,7 +62,6 @@ def _coords(design: Design, effects: tuple[str, ...], told: tuple[Prior, ...]) -
         "run": np.arange(len(design.table)),
         "verifier_cost": list(known.VERIFIER_COSTS),
         "server_effect": list(effects),
-        "hardware": list(known.HARDWARE),
         "law_term": [p.name for p in told],
         "noise_term": [p.name for p in known.NOISE],
         "verifier": design.verifiers.index.tolist(),
@@ -72,19 +74,47 @@ def _coords(design: Design, effects: tuple[str, ...], told: tuple[Prior, ...]) -
     return coords
 
 
-def _positive(name: str, priors: tuple[Prior, ...], transform: Any = None) -> Any:
+def _positive(name: str, priors: tuple[Prior, ...]) -> Any:
     """Positive scalars as one log-normal vector: a short graph compiles sooner."""
-    middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
-    dims = f"{name}_term"
-    if transform is None:
-        logs = pm.Normal(f"log_{name}", middle, sd, dims=dims)
-    else:
-        root = np.linalg.cholesky(known.correlation(tuple(p.name for p in priors)))
-        how: dict[str, Any] = {"logp": _normal, "dims": dims, "default_transform": transform}
-        how["dist"] = lambda middle, root, size: pm.MvNormal.dist(middle, chol=root, size=size)
-        how["signature"] = "(n),(n,n)->(n)"
-        logs = pm.CustomDist(f"log_{name}", middle, sd[:, None] * root, **how)
+    dims, sd = f"{name}_term", np.array([p.b for p in priors])
+    logs = pm.Normal(f"log_{name}", np.log([p.a for p in priors]), sd, dims=dims)
     return pm.Deterministic(name, pt.exp(logs), dims=dims)
+
+
+def _law(priors: tuple[Prior, ...], axes: Any = None) -> Any:
+    """Logs of the law's coefficients, sampled along some axes."""
+    root = known.correlated(tuple(p.name for p in priors))
+    root = np.array([p.b for p in priors])[:, None] * root
+    how: dict[str, Any] = {"logp": _normal, "dims": "law_term", "default_transform": axes}
+    how["dist"] = lambda middle, root, size: pm.MvNormal.dist(middle, chol=root, size=size)
+    how["signature"] = "(n),(n,n)->(n)"
+    logs = pm.CustomDist("log_law", np.log([p.a for p in priors]), root, **how)
+    pm.Deterministic("law", pt.exp(logs), dims="law_term")
+    return logs
+
+
+def _machines(law: Any, of_each: Any, scatter: Prior, axes: CostShares) -> Any:
+    """Logs of the coefficients of each machine, (term, machine): normal about those of the law.
+
+    As far apart as `scatter` says, in widths of the law's priors, and correlated as those are.
+    """
+    root, dims = known.correlated(axes.terms), ("law_term", "environment")
+    shape, back = axes.loose.shape, np.linalg.inv(root)
+
+    def random(mean: Any, sd: Any, size: Any) -> Any:
+        return mean + sd * (root[:, :, None] * pm.Normal.dist(size=(1, *shape))).sum(axis=1)
+
+    def density(value: Any, mean: Any, sd: Any) -> Any:
+        z = (back[:, :, None] * ((value - mean) / sd)[None, :, :]).sum(axis=1)
+        each = z**2 / 2 + pt.log(sd) + np.log(2 * np.pi) / 2 + np.log(np.diag(root))[:, None]
+        return -each.sum()
+
+    how: dict[str, Any] = {"dist": random, "logp": density, "dims": dims}
+    how |= {"default_transform": axes, "signature": "(n,s),(n,s)->(n,s)"}
+    apart, width = _random(scatter), np.array([[p.b for p in one] for one in of_each]).T
+    logs = pm.CustomDist("log_environment", law[:, None] * np.ones(shape), apart * width, **how)
+    pm.Deterministic("factor_environment", pt.exp(logs - law[:, None]), dims=dims)
+    return logs
 
 
 def _normal(value: Any, middle: Any, root: Any) -> Any:
@@ -95,24 +125,16 @@ def _normal(value: Any, middle: Any, root: Any) -> Any:
 
 def _random(prior: Prior) -> Any:
     """One prior as a random variable of the model in context."""
+    dims = prior.dims or None
     if prior.kind == "lognormal":
-        return pm.LogNormal(prior.name, np.log(prior.a), prior.b, dims=prior.dims)
-    return pm.Normal(prior.name, prior.a, prior.b, dims=prior.dims)
-
-
-def _environments(by_name: dict[str, Prior]) -> Any:
-    """Factors (hardware group, environment)."""
-    # Around the mean of the environments, which is what the size laws then describe. Many runs tell
-    # these factors, so they are sampled as they are.
-    scatter, dims = _random(by_name["scatter_environment"]), ("hardware", "environment")
-    logs = pm.ZeroSumNormal("log_environment", sigma=scatter[:, None], n_zerosum_axes=1, dims=dims)
-    return pm.Deterministic("factor_environment", pt.exp(logs), dims=dims)
+        return pm.LogNormal(prior.name, np.log(prior.a), prior.b, dims=dims)
+    return pm.Normal(prior.name, prior.a, prior.b, dims=dims)
 
 
 def _of_run(law: Law, design: Design, parameters: Any, values: Any) -> dict[str, Any]:
     """What likelihoods take of one run."""
     law = design.fitted_law(law)
-    levels = [level for level in (*EFFECT_DIMS, "environment") if level in parameters]
+    levels = [level for level in EFFECT_DIMS if level in parameters]
     effects: Any = {level: list(parameters[level].values()) for level in levels}
     terms, noise = coefficients(design.all_terms(parameters["law"]), **effects), parameters["noise"]
     values = {**values, **design.absent}
@@ -121,30 +143,35 @@ def _of_run(law: Law, design: Design, parameters: Any, values: Any) -> dict[str,
     return run_terms(SPREADS, noise, said, values)
 
 
-def _typical_costs(design: Design, group: dict[str, Group], law: Law) -> dict[str, Any]:
-    """Logs of the size laws' costs at the runs' mean workload: (effect, level) matrices."""
+def _typical_costs(design: Design, groups: dict[str, Group], law: Law) -> dict[str, Any]:
+    """Logs of the law's costs of each model at its runs' mean load and machine: (effect, level)."""
     sizes = ("active", "shared", "expert", "layers", "kv_gb", "drafter", "moe")
     absent = dict.fromkeys(sizes, 0.0) | {"drafter_layers": 1.0, "queries": 1.0}
-    machine = {name: np.mean(values) for name, values in run_machine(design.table).items()}
+    lengths = ("k", "cycles", "prompt_tokens", "output_tokens")
+    runs = pd.DataFrame(run_machine(design.table) | {n: design.data[n] for n in lengths})
 
-    def logs(names: tuple[str, ...], sizes: pd.DataFrame) -> Any:
+    def logs(level: str, names: tuple[str, ...], sizes: pd.DataFrame, rows: np.ndarray) -> Any:
         def costs(parameters: Any, values: Any) -> dict[str, Any]:
-            of_one = absent | dict(values)
             terms = coefficients(design.all_terms(parameters["law"]))
-            stages = whole(law.stages(terms, of_one, values))
+            stages = whole(law.stages(terms, absent | dict(values), values))
             return {"costs": [getattr(stages, name) for name in names]}
 
-        lengths = ("k", "cycles", "prompt_tokens", "output_tokens")
-        typical = {n: design.data[n].mean() for n in lengths} | machine
-        mean = {n: np.full(len(sizes), value) for n, value in typical.items()}
-        columns = {str(name): values.to_numpy(float) for name, values in sizes.items()}
-        return pt.log(per_run(costs, group, columns | mean)["costs"])
+        index = design.data[f"{level}_i"][rows]
+        mean = runs[rows].groupby(index).mean().set_axis(sizes.index)
+        where = pd.Series(design.data["site_i"][rows]).groupby(index).first().to_numpy()
+        group = groups["law"]
+        here = {"law": group._replace(level=where) if len(design.sites) > 1 else group}
+        columns = pd.concat([sizes, mean], axis=1)
+        data = {str(name): values.to_numpy(float) for name, values in columns.items()}
+        return pt.log(per_run(costs, here, data)["costs"])
 
-    verifiers = logs(known.VERIFIER_COSTS, design.touched)
+    every = np.full(len(runs), True)
+    verifiers = logs("verifier", known.VERIFIER_COSTS, design.touched, every)
     if not len(design.drafters):
         return {"verifier": verifiers}
     drafters = design.drafters.rename(columns={"drafter_params": "drafter"})
-    return {"verifier": verifiers, "drafter": logs(("draft_alone",), drafters)}
+    drafted = design.data["drafted"] > 0
+    return {"verifier": verifiers, "drafter": logs("drafter", ("draft_alone",), drafters, drafted)}
 
 
 def _factors(

@@ -22,7 +22,7 @@ from bayes_sd.runs.machine import machine_of
 
 REFERENCE = "runs of other machines"
 LEVELS = (*known.EFFECT_DIMS, "environment")
-SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{level}" for level in LEVELS))
+SAMPLED = ("law", "noise", "moe_effect", *(f"scatter_{level}" for level in (*LEVELS, "machine")))
 FACTORS = tuple(f"factor_{level}" for level in LEVELS)
 STATS = {  # kept of the sampler's, by the names that ArviZ gives them
     **{name: name for name in ("diverging", "energy", "n_steps", "step_size")},
@@ -194,36 +194,36 @@ class Posterior:
     def of_machine(self, name: str) -> Self:
         """What the fit of many machines says of one of them; of another what it says of any."""
         machines = self.tree["machines"].to_dataset() if "machines" in self.tree else {}
-        if "law" not in machines or name not in machines["machine"].values:
+        if name not in machines.get("machine", ()):
             return self
         tree, own = self.tree.copy(), machines["law"].sel(machine=name, drop=True)
         law, anew = self.posterior["law"], self.posterior["scatter_environment"]
         law = own.reindex_like(law).transpose(*law.dims).astype(float)
-        anew = xr.full_like(anew, known.SAME_MACHINE_SD)
+        anew = anew.where(anew == 0, known.SAME_MACHINE_SD)
         tree["posterior"] = xr.DataTree(self.posterior.assign(law=law, scatter_environment=anew))
         return type(self)(tree)
 
     def as_priors(self, priors: tuple[known.Prior, ...]) -> tuple[known.Prior, ...]:
         """These priors, with medians and scales as the fit says of a machine it has not seen."""
         logs = {n: np.log(x.ravel()) for n, x in (self.law_terms | self.noise).items()}
-        names, factors = [*known.HARDWARE.values()], self.factors("environment", None, "any", 0)
-        for members, factor in zip(names, factors, strict=True):
-            logs |= {n: logs[n] + np.log(factor.ravel()) for n in members if n in logs}
-        logs |= {n: np.log(self._values(n)) for n in SAMPLED if n.startswith("scatter")}
+        new = zip(self.law_terms, self.factors("environment", None, "any", 0), strict=True)
+        logs |= {name: logs[name] + np.log(factor.ravel()) for name, factor in new}
+        logs |= {n: np.log(self._values(n)) for n in (f"scatter_{x}" for x in known.EFFECT_DIMS)}
         # Machines have heavy tails, priors have not: theirs are as wide in the middle.
-        ends = {name: np.quantile(x, [0.16, 0.5, 0.84]) for name, x in logs.items()}
-        return tuple(
-            replace(p, a=float(np.exp(x[1])), b=float(x[2] - x[0]) / 2, reason=REFERENCE)
-            if (x := ends.get(p.name)) is not None and p.name != "scatter_environment"
-            else p
-            for p in priors
-        )
+        ends = {p: np.quantile(logs[p.name], [0.16, 0.5, 0.84]) for p in priors if p.name in logs}
+        told = {p: (float(np.exp(x[1])), float(x[2] - x[0]) / 2) for p, x in ends.items()}
+        like = {p: replace(p, a=a, b=b, reason=REFERENCE) for p, (a, b) in told.items()}
+        return tuple(like.get(p, p) for p in priors)
 
     def scatter(self, level: str) -> np.ndarray:
         """Draws (draws, effects) of how far levels lie off the size laws (log)."""
-        if f"scatter_{level}" in self.tree["posterior"]:
+        posterior, effects = self.tree["posterior"], self._effects(level)
+        if f"scatter_{level}" in posterior:
             return self._values(f"scatter_{level}")
-        effects = self._effects(level)
+        if level == "environment":  # in widths of the law's priors
+            name, widths = "scatter_machine", {p["name"]: p["b"] for p in self.spec["priors"]}
+            apart = self._values(name)[:, None] if name in posterior else self._from_prior(name, 1)
+            return apart * [widths[term] for term in self.law_terms]
         if self.spec["pooling"] == "none":
             return np.full((self.draws, effects), known.UNPOOLED_SD)
         return self._from_prior(f"scatter_{level}", effects)
@@ -241,12 +241,14 @@ class Posterior:
 
     def factors(self, level: str, index: int | None, label: str, seed: int, moe: float = 0) -> list:
         """Factors of a level: fitted, or with no `index` those of a new one called `label`."""
-        name = f"factor_{level}"
-        if index is not None and name in self.tree["posterior"]:
+        if index is not None and (name := f"factor_{level}") in self.tree["posterior"]:
             return _columns(self._values(name)[:, :, index])
         log = np.zeros((self.draws, self._effects(level)))
         if index is None:
-            log = self.scatter_of_new(level) * new_one(seed, label, *log.shape)
+            z = new_one(seed, label, *log.shape)
+            if level == "environment":
+                z = z @ known.correlated(tuple(self.law_terms)).T
+            log = self.scatter_of_new(level) * z
         if level == "verifier" and moe != self.family:
             log = log + (moe - self.family) * self.moe_effect
         return _columns(np.exp(log))
@@ -262,9 +264,8 @@ class Posterior:
 
     def _effects(self, level: str) -> int:
         """How many factors a member of a level has."""
-        server = self.spec["server_effects"]
-        effects = (known.VERIFIER_COSTS, known.DRAFTER_COSTS, server, known.HARDWARE)
-        return len(effects[LEVELS.index(level)])
+        costs, servers = (known.VERIFIER_COSTS, known.DRAFTER_COSTS), self.spec["server_effects"]
+        return len((*costs, servers, self.law_terms)[LEVELS.index(level)])
 
     @cached_property
     def _accepted(self) -> xr.Dataset:

@@ -9,23 +9,12 @@ import numpy as np
 
 from bayes_sd.errors import one_of, require
 from bayes_sd.physics.law import Law
-from bayes_sd.physics.structures import DRAFT, Z90
+from bayes_sd.physics.structures import Z90
 
 VERIFIER_COSTS = ("prefill_alone", "prefill_others", "verify_alone", "verify_others")
 DRAFTER_COSTS = ("draft",)  # all times of a drafter alike
 SERVER_EFFECTS = ("slowness", "crowding")
 TOLD = "told_"  # begins the names of shares that the runs tell of effects
-HARDWARE = {  # coefficients that share a factor of each environment
-    "overhead": (
-        *(f"host_{cost}" for cost in VERIFIER_COSTS),
-        *(f"overhead_{cost}" for cost in (*VERIFIER_COSTS[:3], *DRAFT)),
-        *(f"overhead_{each}" for each in ("pass", "experts", "parallel")),
-    ),
-    "token": ("overhead_token",),
-    "memory": ("read_weights",),
-    "cache": ("read_keys",),
-    "compute": ("prefill_token",),
-}
 EFFECT_DIMS = {
     "verifier": ("verifier_cost", "verifier"),
     "drafter": ("drafter_cost", "drafter"),
@@ -34,7 +23,7 @@ EFFECT_DIMS = {
 # Log-sd of how much a model is slower than the law says on another number of devices: 0.06 to 0.11
 # of those that vLLM 2024 served on one, two and four A100, MI250 and H100.
 ELSEWHERE_SD = 0.08
-# Log-sd of each hardware group of a machine against that of another host with another release, both
+# Log-sd of each coefficient of a machine against that of another host with another release, both
 # measured: releases move levels by 1.2 times in the median, starts of a server by 1 to 14%.
 SAME_MACHINE_SD = 0.15
 UNPOOLED_SD = 1.5  # log-sd of effects that share nothing: factors of 0.08 to 12
@@ -86,26 +75,26 @@ def population(law: Law) -> tuple[Prior, ...]:
     return tuple(p for p in POPULATION if p.name in law.terms)
 
 
-def correlation(terms: tuple[str, ...]) -> np.ndarray:
-    """Prior correlation of the logs of coefficients: a slow host or a slow chip is so in all."""
+def correlated(terms: tuple[str, ...]) -> np.ndarray:
+    """Root of the correlation of the logs of coefficients: a slow host or chip is so in all."""
     matrix = np.eye(len(terms))
     for group in TOGETHER.values():
         inside = np.array([t.startswith(tuple(group["names"])) for t in terms])
         pairs = np.outer(inside, inside) & ~np.eye(len(terms), dtype=bool)
         matrix[pairs] = group["correlation"]
-    return matrix
+    return np.linalg.cholesky(matrix)
 
 
 def in_plain_words(name: str, labels: tuple[str, ...] = ()) -> str:
     """What a sampled parameter is: ``("log_law", ("queue_cycles",))`` as its prior's meaning."""
     base = name.removeprefix("log_").removeprefix("factor_")
-    by_name = {p.name: p.meaning for p in ALL}
+    by_name = EFFECT_MEANINGS | {p.name: p.meaning for p in ALL}
     first, *rest = labels or ("",)
     if base in ("law", "noise"):
         return by_name[first]
     if base in by_name:
-        return f"{by_name[base]}: {EFFECT_MEANINGS[first]}"
-    return " of ".join([EFFECT_MEANINGS.get(first, base), *rest])
+        return f"{by_name[base]}: {by_name[first]}" if labels else by_name[base]
+    return " of ".join([by_name.get(first, base), *rest])
 
 
 def settled_by(name: str, labels: tuple[str, ...] = ()) -> str:

@@ -17,31 +17,35 @@ NUDGE = 0.1  # prior standard deviations
 METRICS = {"e2e": ERROR, "ttft": 2 * ERROR}
 
 
-def _outcome(design: Design, law: Law, terms: Mapping) -> Outcome:
-    """What the law says of every run with these coefficients."""
-    law, inputs = design.fitted_law(law), design.inputs
+def _outcome(design: Design, law: Law, terms: Mapping, rows: np.ndarray) -> Outcome:
+    """What the law says of some runs with these coefficients."""
+    law, inputs = design.fitted_law(law), {n: x[rows] for n, x in design.inputs.items()}
     stages = law.stages(coefficients(design.all_terms(terms)), inputs, inputs)
     return outcome(stages, inputs, inputs, SOFTNESS, law=law)
 
 
-def start(design: Design, priors: tuple[Prior, ...], law: Law = FULL) -> np.ndarray:
-    """Logs of the population coefficients by regularised least squares on the run means."""
+def start(
+    design: Design, priors: tuple[Prior, ...], law: Law = FULL, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Logs of the coefficients by regularised least squares on the means of (some) runs."""
     from scipy.optimize import least_squares
 
     middle, sd = np.log([p.a for p in priors]), np.array([p.b for p in priors])
     names, data = [p.name for p in priors], design.data
     alone = design.table.groupby(["server", "prompt_tokens", "output_tokens"])["e2e_mean_s"]
     crowding = (design.table["e2e_mean_s"] / alone.transform("min")).to_numpy()
+    taken = np.full(len(crowding), True) if rows is None else rows
+    has = {m: np.isin(np.flatnonzero(taken), data[f"{m}_rows"]) for m in METRICS}
 
     def errors(z: np.ndarray) -> np.ndarray:
-        said = _outcome(design, law, dict(zip(names, np.exp(middle + sd * z), strict=True)))
-        rows = [
-            ((np.log(said.mean_s(metric, 0.0)) - data[f"log_{metric}"]) / (error * crowding))[
-                data[f"{metric}_rows"]
-            ]
+        terms = dict(zip(names, np.exp(middle + sd * z), strict=True))
+        said = _outcome(design, law, terms, taken)
+        each = [
+            ((np.log(said.mean_s(metric, 0.0)) - data[f"log_{metric}"][taken]) / error)[has[metric]]
+            / crowding[taken][has[metric]]
             for metric, error in METRICS.items()
         ]
-        return np.concatenate([*rows, PRIOR_WEIGHT * z])
+        return np.concatenate([*each, PRIOR_WEIGHT * z])
 
     costs = [np.log1p(errors(np.full(len(priors), s)) ** 2).sum() for s in SHIFTS]
     best = SHIFTS[int(np.argmin(costs))]

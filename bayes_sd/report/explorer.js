@@ -42,9 +42,15 @@ function newOne(label, effect) {
   });
   return [...keys.keys()].sort((a, b) => keys[a] - keys[b]).map((at) => columns[fresh.normal][at]);
 }
+/** Of a new machine, whose coefficients go together. */
+function together(label, effect) {
+  const z = new Float64Array(n);
+  fresh.correlated[effect].forEach((root, other) => { if (root) newOne(label, other).forEach((x, i) => { z[i] += root * x; }); });
+  return z;
+}
 /** Factors of a new member of a level, as `Posterior.factors`; `family` counts in effects of experts. */
 const factors = (level, label, family = 0) => once(`${level} ${label} ${family}`, () => fresh.scatter[level].map((scatter, effect) => {
-  const z = newOne(label, effect), moe = family ? columns[fresh.moe[effect]] : null;
+  const z = level === "environment" ? together(label, effect) : newOne(label, effect), moe = family ? columns[fresh.moe[effect]] : null;
   return Float64Array.from(z, (x, i) => Math.exp(columns[scatter][i] * x + (moe ? family * moe[i] : 0)));
 }));
 /** Where a server runs that nobody measured there: numbers of a machine, and the law's terms on it. */
@@ -52,9 +58,7 @@ function site(state) {
   const sheet = machines.get(state.w), here = sheet || fresh.places[Number(state.w.slice(1))] || fresh.places[0], count = sheet ? state.n : 1;
   const terms = once(`law ${here.label}`, () => {
     const own = here.factors ? here.factors.map((place) => columns[place]) : factors("environment", here.label);
-    const all = Object.fromEntries(Object.entries(fresh.law).map(([name, place]) => [name, columns[place]]));
-    fresh.hardware.forEach((names, i) => names.forEach((name) => { if (all[name]) all[name] = all[name].map((x, j) => x * own[i][j]); }));
-    return all;
+    return Object.fromEntries(Object.entries(fresh.law).map(([name, place], i) => [name, own[i] ? columns[place].map((x, j) => x * own[i][j]) : columns[place]]));
   });
   const sizes = (bytes, k) => ({ dies: here.dies * count, gb_per_s: here.gb_per_s * count, captured: (sheet ? fresh.captured : here.captured)[k],
     tflops: sheet ? sheet.tflops[fresh.bits.indexOf(8 * bytes)] * count : here.tflops });

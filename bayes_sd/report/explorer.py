@@ -20,9 +20,9 @@ from bayes_sd.answers.servers import (
     workload_of,
 )
 from bayes_sd.model import design
-from bayes_sd.model.acceptance import normal_quantiles
+from bayes_sd.model.acceptance import normal_quantiles, same_key
 from bayes_sd.model.posterior import LEVELS, Posterior
-from bayes_sd.model.priors import DRAFTER_COSTS, ELSEWHERE_SD, HARDWARE, VERIFIER_COSTS
+from bayes_sd.model.priors import DRAFTER_COSTS, ELSEWHERE_SD, VERIFIER_COSTS, correlated
 from bayes_sd.physics.noise import METRICS
 from bayes_sd.report.script import DRAW, LOAD, QUESTION, Tape
 from bayes_sd.runs.checkpoint import known_models
@@ -202,7 +202,7 @@ def _ran(pairs: Any, server: Server, several_environments: bool) -> Any:
     new = (server.verifier, server.drafter, server.environment, server.acceptance)
     if any(isinstance(value, Size | Machine | tuple) for value in new):
         return None
-    imposed = pairs["acceptance_imposed"][design.same_key(pairs, names, own)]
+    imposed = pairs["acceptance_imposed"][same_key(pairs, names, own)]
     if imposed.empty:
         return None
     return imposed.index[np.lexsort([imposed != server.acceptance, imposed.notna()])[0]]
@@ -259,7 +259,7 @@ def unmeasured(fit: Posterior, place: Callable[[Any], int], k_most: int) -> dict
         "normal": place(normal_quantiles(fit.draws)),
         "moe": [*map(place, fit.moe_effect.T)],
         "family": fit.family,
-        "hardware": [*HARDWARE.values()],
+        "correlated": correlated(tuple(fit.law_terms)).tolist(),
         "costs": {"verifier": VERIFIER_COSTS, "drafter": DRAFTER_COSTS},
         "ranges": {name: [sizes[name].min(), sizes[name].max()] for name in ("active", "total")},
     }

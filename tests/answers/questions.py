@@ -10,7 +10,6 @@ import xarray as xr
 from bayes_sd.answers.latency import arm_of
 from bayes_sd.answers.servers import Server
 from bayes_sd.fit import Fit
-from bayes_sd.model.priors import HARDWARE
 from bayes_sd.physics.law import Outcome
 from bayes_sd.runs.load import Load
 from bayes_sd.runs.sizes import Size
@@ -90,8 +89,9 @@ def with_two_environments(fit: Fit, verifiers: Any = ("dense-60m", "dense-25m"))
         where = np.where(moved, ELSEWHERE, data["environment"].values.astype(str))
         data["environment"] = (data["environment"].dims, where.astype(object))
     here = fit.environments[0]
-    logs = np.random.default_rng(2).normal(0.4, 0.05, (*fit.shape, len(HARDWARE), 1))
+    shape = *fit.shape, fit.posterior.sizes["law_term"], 1
+    logs = np.random.default_rng(2).normal(0.4, 0.05, shape)
     factors = np.exp(np.concatenate([logs, -logs], axis=-1))
-    posterior = fit.posterior.assign_coords(hardware=list(HARDWARE), environment=[ELSEWHERE, here])
-    posterior["factor_environment"] = ((*SAMPLE, "hardware", "environment"), factors)
+    posterior = fit.posterior.assign_coords(environment=[ELSEWHERE, here])
+    posterior["factor_environment"] = ((*SAMPLE, "law_term", "environment"), factors)
     return changed(fit, servers=servers, runs=runs, posterior=posterior)

@@ -10,7 +10,7 @@ from questions import ELSEWHERE, with_two_environments, without_runs
 from bayes_sd.answers.fitted import run_outcome
 from bayes_sd.errors import EvidenceError
 from bayes_sd.fit import Fit
-from bayes_sd.model.priors import ALL, HARDWARE
+from bayes_sd.model.priors import ALL
 from bayes_sd.physics.noise import NU
 from bayes_sd.runs.schema import Runs
 
@@ -67,7 +67,7 @@ def test_coefficients_have_interval_unit_and_meaning(fit: Fit) -> None:
     known = {p.name for p in ALL}
     assert {name.split("[")[0] for name in table["name"]} <= known
     two = set(with_two_environments(fit).coefficients()["name"])
-    assert not {f"scatter_environment[{h}]" for h in HARDWARE} & two  # nothing was sampled of it
+    assert not any(name.startswith("scatter_environment") for name in two)  # nothing was sampled
 
 
 def test_families_differ_by_what_the_fit_says(fit: Fit) -> None:

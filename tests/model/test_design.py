@@ -10,6 +10,7 @@ from tables import DRAFTING, PLAIN, closed, table
 
 from bayes_sd.errors import EvidenceError, EvidenceWarning, InputError
 from bayes_sd.fit import LatencyModel
+from bayes_sd.model.acceptance import same_key
 from bayes_sd.model.design import (
     NONE,
     TYPICAL_GB_PER_S,
@@ -19,7 +20,6 @@ from bayes_sd.model.design import (
     coefficients,
     machine,
     run_machine,
-    same_key,
     server_label,
     sites_of,
     workload,

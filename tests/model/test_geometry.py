@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bayes_sd import Law
@@ -47,6 +48,39 @@ def test_axes_lead_back_and_have_unit_jacobian(
     assert abs(log_jacobian) < 1e-9
 
 
+def test_axes_of_several_machines_lead_back_with_the_jacobian_that_is_said(runs: Runs) -> None:
+    """On one of them nothing drafts and no expert is: those axes are of the population."""
+    import pytensor
+    import pytensor.tensor as pt
+    from pytensor.compile.mode import Mode
+
+    from bayes_sd.model.geometry import CostShares
+
+    table = runs.table
+    plain = table[(table["drafter"] == "none") & table["verifier"].str.startswith("dense")]
+    there = plain.assign(
+        environment="there", machine="", **MACHINE, verifier=plain["verifier"] + " there"
+    )
+    here = table.assign(gb_per_s=230.0, tflops=24.0)
+    design = build_design(replace(runs, table=pd.concat([here, there], ignore_index=True)))
+    axes = CostShares(design, Law())
+    untold = {t for t, loose in zip(axes.terms, axes.loose[:, 1], strict=True) if loose}
+    assert {"overhead_experts", "overhead_draft_alone", "overhead_draft_others"} <= untold
+    rng = np.random.default_rng(1)
+    mean, width = rng.normal(-7, 1, axes.loose.shape), rng.uniform(0.2, 2, axes.loose.shape)
+    inputs = (None, pt.as_tensor(mean), pt.as_tensor(width))
+    at = pt.dvector()
+    logs = axes.backward(at.reshape(axes.loose.shape), *inputs)
+    slope = pt.linalg.slogdet(pytensor.gradient.jacobian(logs.ravel(), at))[1]
+    outputs = [axes.forward(logs, *inputs), logs, slope, axes.log_jac_det(logs, *inputs)]
+    x = rng.normal(size=axes.loose.shape)
+    back, values, found, said = pytensor.function([at], outputs, mode=Mode("py", None))(x.ravel())
+    np.testing.assert_allclose(back, x, atol=1e-9)
+    assert found == pytest.approx(said) and abs(said) > 0.1
+    loose = (values - mean)[axes.loose] / width[axes.loose]
+    np.testing.assert_allclose(loose, x[axes.loose])
+
+
 @pytest.mark.parametrize("machine", [{}, PROMPTS], ids=["captured", "launched"])
 def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs, machine: dict) -> None:
     """At the runs' means, without others: the sum that the law itself gives."""
@@ -62,11 +96,12 @@ def test_the_first_axis_is_the_log_of_what_a_request_costs(runs: Runs, machine: 
     terms = design.all_terms(dict(zip(shares.terms, np.exp(logs), strict=True)))
     # The own sequence has the coefficients of those of others.
     terms |= {"overhead_token": 0.0, "read_keys": 0.0}
-    stages = law.stages(coefficients(terms), shares.sizes, shares.workload)
+    at = {name: float(x[0]) for name, x in shares.at.items()}
+    stages = law.stages(coefficients(terms), at, at)
     total = (
         stages.prefill_alone
-        + shares.times["verify"] * (stages.verify_alone + stages.fixed + stages.experts)
-        + shares.times["draft"] * stages.draft_alone
+        + at["verify"] * (stages.verify_alone + stages.fixed + stages.experts)
+        + at["draft"] * stages.draft_alone
         + (stages.pace if machine else 0.0)
     )
     assert np.exp(axes[shares.terms.index("read_weights")]) == pytest.approx(total)

@@ -128,7 +128,7 @@ def test_settings_choose_what_is_sampled(
     design = build_design(runs.select(verifier=["moe-e8k2", "dense-25m"]))
     free = {variable.name for variable in LatencyModel(**setting).graph(design).free_RVs}
     assert has | {"log_law", "log_noise"} <= free and not lacks & free
-    assert not {"log_environment", "scatter_environment"} & free
+    assert not {"log_environment", "scatter_machine"} & free
 
 
 @pytest.mark.sample

@@ -79,7 +79,7 @@ def truth(small_runs: Runs) -> Truth:
 def fit_of(graph: Any, design: Design, spec: dict, drawn: dict[str, np.ndarray]) -> Fit:
     """A fit that holds these values of the graph's variables."""
     variables = {
-        n: (("chain", "draw", *graph.named_vars_to_dims[n]), v[None])
+        n: (("chain", "draw", *graph.named_vars_to_dims.get(n, ())), v[None])
         for n, v in drawn.items()
         if not n.startswith("run_")
     }
