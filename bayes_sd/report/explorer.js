@@ -58,7 +58,7 @@ function site(state) {
   const sheet = machines.get(state.w), here = sheet || fresh.places[Number(state.w.slice(1))] || fresh.places[0], count = sheet ? state.n : 1;
   const terms = once(`law ${here.label}`, () => {
     const own = here.factors ? here.factors.map((place) => columns[place]) : factors("environment", here.label);
-    return Object.fromEntries(Object.entries(fresh.law).map(([name, place], i) => [name, own[i] ? columns[place].map((x, j) => x * own[i][j]) : columns[place]]));
+    return Object.fromEntries(fresh.law.map(([name, place], i) => [name, own[i] ? columns[place].map((x, j) => x * own[i][j]) : columns[place]]));
   });
   const sizes = (bytes, k) => ({ dies: here.dies * count, gb_per_s: here.gb_per_s * count, captured: (sheet ? fresh.captured : here.captured)[k],
     tflops: sheet ? sheet.tflops[fresh.bits.indexOf(8 * bytes)] * count : here.tflops });

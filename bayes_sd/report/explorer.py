@@ -253,7 +253,7 @@ def unmeasured(fit: Posterior, place: Callable[[Any], int], k_most: int) -> dict
         "machines": machines,
         "bits": bits,
         "captured": [float(one["captured"]) for one in drafts(ANY)] if machines else [],
-        "law": {name: place(values) for name, values in fit.law_terms.items()},
+        "law": [(name, place(values)) for name, values in fit.law_terms.items()],
         "scatter": {name: [*map(place, fit.scatter_of_new(name).T)] for name in LEVELS},
         "elsewhere_sd": ELSEWHERE_SD,
         "normal": place(normal_quantiles(fit.draws)),
