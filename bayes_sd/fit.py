@@ -241,9 +241,8 @@ class LatencyModel:
         """Where chains start: logs of the law's coefficients, and of those of each machine."""
         own = tuple(p for p in self.priors if p.name in self.law.terms)
         logs = [start(design, design.told(own, rows), self.law, rows) for rows in design.of_sites]
-        each = np.stack(logs, axis=1)
-        alone = {"log_law": each.mean(axis=1)}
-        return alone if len(logs) == 1 else alone | {"log_environment": each}
+        alone = {"log_law": np.mean(logs, axis=0)}
+        return alone if len(logs) == 1 else alone | {"log_environment": np.stack(logs, axis=1)}
 
     def refitter(self, runs: Runs) -> Refitter:
         """The model compiled so that refits without some runs cost sampling only."""

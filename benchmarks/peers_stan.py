@@ -156,7 +156,7 @@ def program(model: pm.Model, design: Design, priors: tuple[known.Prior, ...]) ->
     law = design.told(tuple(by_name[p.name] for p in known.population(FULL)))
     noise = [p.name for p in known.NOISE]
     middle, sd = (np.array([getattr(by_name[n], x) for n in noise]) for x in "ab")
-    root = np.linalg.cholesky(known.correlation(tuple(p.name for p in law)))
+    root = known.correlated(tuple(p.name for p in law))
     scatters = [by_name[f"scatter_{level}"] for level in ("verifier", "drafter", "server")]
     moe = design.verifiers["moe"].to_numpy(float)
     data: dict[str, Any] = {

@@ -35,7 +35,7 @@ from common import part
 
 import bayes_sd as bsd
 from bayes_sd.errors import ConvergenceError, EvidenceError
-from bayes_sd.model.design import same_key
+from bayes_sd.model.acceptance import same_key
 from bayes_sd.model.priors import TOGETHER
 from bayes_sd.runs.read import corpus
 from bayes_sd.runs.schema import Runs
